@@ -1,0 +1,68 @@
+"""One family of exceptions for everything a user can get wrong.
+
+Each message is one line that names the thing and the allowed values. The command line
+prints it without a traceback; in Python every member is caught as `SPPTransferError`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SPPTransferError(Exception):
+    """Base of every error that a user's input can cause."""
+
+
+class ConfigError(SPPTransferError, ValueError):
+    """A pipeline file, an option or a parameter is wrong."""
+
+
+class DatasetError(SPPTransferError):
+    """A dataset is missing, empty or not laid out as expected."""
+
+
+class ImageError(SPPTransferError):
+    """An image cannot be decoded within the limits."""
+
+
+class WeightsError(SPPTransferError):
+    """Weights are missing, damaged or belong to another network."""
+
+
+class CacheError(SPPTransferError):
+    """A feature cache is missing, damaged, foreign or held by somebody else."""
+
+
+class SpecMismatchError(CacheError):
+    """A cache was made with another feature spec than the one asked for."""
+
+
+class ModelError(SPPTransferError):
+    """A saved model cannot be read or does not fit what it is asked to score."""
+
+
+def suggestion(name: str, allowed: Iterable[str]) -> str:
+    """Say which allowed name a misspelt one probably meant.
+
+    Parameters
+    ----------
+    name : str
+        What the user wrote.
+    allowed : iterable of str
+        The names that exist.
+
+    Returns
+    -------
+    str
+        ``"did you mean 'x'? allowed: x, y"`` or, without a near name, ``"allowed: x, y"``.
+
+    Examples
+    --------
+    >>> suggestion("alexnt", ["alexnet", "vgg16"])
+    "did you mean 'alexnet'? allowed: alexnet, vgg16"
+    """
+    names = [str(item) for item in allowed]
+    near = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"{hint}allowed: {', '.join(names)}"
