@@ -21,7 +21,7 @@ _HOMES = {
 }
 _MODULES = ("backbones", "datasets", "metrics", "protocols", "pyramid")
 
-__all__ = ["__version__", *sorted(_HOMES), *_MODULES]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_HOMES), *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
