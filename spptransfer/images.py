@@ -1,0 +1,354 @@
+"""From the bytes of a file to an upright RGB array at a scale: the only place that does so.
+
+The definition, recorded in every feature spec by `description`: the first frame, turned upright
+by its EXIF orientation; 16-bit samples divided by 257; transparency composited onto white; then
+one antialiased bilinear resize in 8 bits to the size that the view asks for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+import warnings
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+from PIL import (  # importing a plugin registers its format
+    BmpImagePlugin,  # noqa: F401
+    GifImagePlugin,  # noqa: F401
+    Image,
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    PpmImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401
+    WebPImagePlugin,  # noqa: F401
+)
+
+from spptransfer.errors import ConfigError, ImageError
+
+View = Literal["full", "center_crop", "warp"]
+VIEWS: tuple[View, ...] = get_args(View)
+
+MAX_FILE_BYTES = 1 << 29
+MAX_PIXELS = 178_956_970  # Pillow's own hard limit against decompression bombs
+MAX_VIEW_PIXELS = 1 << 28
+
+# Raster formats only: Pillow would hand EPS to an outside interpreter.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPS_SIDES = {5, 6, 7, 8}
+
+# Sizes are checked below, with an error that becomes a failed row instead of a warning.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def description() -> dict[str, Any]:
+    """Everything about decoding and resizing that a feature's value depends on.
+
+    Examples
+    --------
+    >>> description()["resize"]
+    'bilinear, antialiased, 8 bits'
+    """
+    return {
+        "orientation": "exif",
+        "transparency": "composited onto white",
+        "deep samples": "16 bits divided by 257",
+        "resize": "bilinear, antialiased, 8 bits",
+    }
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Read an image file, refusing what is no regular file or beyond 512 MiB.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+
+    Returns
+    -------
+    bytes
+        Its content.
+
+    Raises
+    ------
+    ImageError
+        If it is missing, unreadable, empty, too large, a directory, a pipe or a device.
+    """
+    path = Path(path)
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "no regular file"
+            raise ImageError(f"cannot read the image: it is {kind}")
+        if status.st_size > MAX_FILE_BYTES:
+            raise ImageError(
+                f"the file has {status.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read"
+            )
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ImageError(f"cannot read the image: {reason}") from error
+    if not data:
+        raise ImageError("cannot read the image: the file is empty")
+    return data
+
+
+def content_digest(data: bytes) -> str:
+    """SHA-256 of a file's content, by which a changed image is recognised.
+
+    Examples
+    --------
+    >>> content_digest(b"")[:12]
+    'e3b0c44298fc'
+    """
+    return hashlib.sha256(data).hexdigest()
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Height and width in pixels after turning upright, read from the header alone.
+
+    Parameters
+    ----------
+    data : bytes
+        Content of an image file.
+
+    Returns
+    -------
+    (int, int)
+        Height, width.
+
+    Raises
+    ------
+    ImageError
+        If it is no image of a known format, or has more than `MAX_PIXELS` pixels.
+    """
+    image = _open(data)
+    swapped = _orientation(image) in _SWAPS_SIDES
+    return (image.width, image.height) if swapped else (image.height, image.width)
+
+
+def decode(data: bytes) -> Image.Image:
+    """Decode the content of an image file to an upright 8-bit RGB image.
+
+    Parameters
+    ----------
+    data : bytes
+        Content of a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM file, whatever its name said.
+
+    Returns
+    -------
+    PIL.Image.Image
+        In mode RGB.
+
+    Raises
+    ------
+    ImageError
+        If the content is truncated, damaged, of another format, or beyond `MAX_PIXELS`.
+
+    Examples
+    --------
+    >>> buffer = io.BytesIO()
+    >>> Image.new("L", (4, 3), 255).save(buffer, "PNG")
+    >>> image = decode(buffer.getvalue())
+    >>> image.mode, image.size
+    ('RGB', (4, 3))
+    """
+    image = _open(data)
+    orientation = _orientation(image)
+    try:
+        image.load()
+        rgb = _to_rgb(image)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files.
+        raise ImageError(f"cannot decode the image: {_one_line(error)}") from error
+    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+
+
+def from_array(array: npt.ArrayLike) -> Image.Image:
+    """Take an array as an image, with the same rules as for files.
+
+    Parameters
+    ----------
+    array : array-like of uint8, shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)
+        Grey, RGB or RGBA samples.
+
+    Returns
+    -------
+    PIL.Image.Image
+        In mode RGB.
+
+    Raises
+    ------
+    ImageError
+        If the shape or the dtype is another one.
+
+    Examples
+    --------
+    >>> from_array(np.zeros((2, 5), dtype=np.uint8)).size
+    (5, 2)
+    """
+    samples = np.asarray(array)
+    if samples.dtype != np.uint8:
+        raise ImageError(f"an image array must hold uint8, not {samples.dtype}")
+    if samples.ndim == 3 and samples.shape[2] == 1:
+        samples = samples[:, :, 0]
+    if samples.ndim not in (2, 3) or (samples.ndim == 3 and samples.shape[2] not in (3, 4)):
+        raise ImageError(f"an image array must be H x W, H x W x 3 or x 4, not {samples.shape}")
+    if min(samples.shape[:2]) < 1:
+        raise ImageError(f"an image array needs at least one pixel, not {samples.shape}")
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(samples)))
+
+
+def check_view(view: str) -> View:
+    """Validate the name of a view, ``"full"``, ``"center_crop"`` or ``"warp"``."""
+    for known in VIEWS:
+        if view == known:
+            return known
+    raise ConfigError(f"view: {view!r} is unknown; allowed: {', '.join(VIEWS)}")
+
+
+def view_size(height: int, width: int, scale: int, view: View = "full") -> tuple[int, int]:
+    """Size of a view in pixels: what an image has to match to share a batch with another.
+
+    Parameters
+    ----------
+    height, width : int
+        Size of the upright image.
+    scale : int
+        Length of the smaller side after the resize.
+    view : {"full", "center_crop", "warp"}
+        The whole image; the central ``scale`` x ``scale`` square of it; or the image squashed to
+        that square.
+
+    Returns
+    -------
+    (int, int)
+        Height, width. The longer side of the full view is rounded half up.
+
+    Raises
+    ------
+    ImageError
+        If the resized image would have more than `MAX_VIEW_PIXELS` pixels.
+
+    Examples
+    --------
+    >>> view_size(375, 500, 224)
+    (224, 299)
+    >>> view_size(375, 500, 224, "warp")
+    (224, 224)
+    """
+    if view == "warp":
+        return scale, scale
+    resized = _resized_size(height, width, scale)
+    return (scale, scale) if view == "center_crop" else resized
+
+
+def render(image: Image.Image, scale: int, view: View = "full") -> npt.NDArray[np.uint8]:
+    """Resize an RGB image to a view at a scale.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        Upright, in mode RGB.
+    scale : int
+        Length of the smaller side after the resize, in pixels.
+    view : {"full", "center_crop", "warp"}
+        See `view_size`.
+
+    Returns
+    -------
+    ndarray of uint8, shape (H, W, 3)
+        The view; its size is `view_size` of the image's.
+
+    Examples
+    --------
+    >>> render(Image.new("RGB", (500, 375)), 224).shape
+    (224, 299, 3)
+    """
+    height, width = view_size(image.height, image.width, scale, view)
+    if view == "center_crop":
+        return _center_crop(image, scale)
+    return np.array(image.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _resized_size(height: int, width: int, scale: int) -> tuple[int, int]:
+    """Bring the smaller side to `scale` and keep the aspect, rounding half up."""
+    shorter = min(height, width)
+    longer = (2 * max(height, width) * scale + shorter) // (2 * shorter)
+    if longer * scale > MAX_VIEW_PIXELS:
+        raise ImageError(
+            f"{height} x {width} pixels at scale {scale} become {scale} x {longer}; "
+            f"at most {MAX_VIEW_PIXELS:,} pixels are resized to"
+        )
+    return (scale, longer) if height <= width else (longer, scale)
+
+
+def _center_crop(image: Image.Image, scale: int) -> npt.NDArray[np.uint8]:
+    height, width = _resized_size(image.height, image.width, scale)
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - scale) // 2, (height - scale) // 2
+    return np.array(resized.crop((left, top, left + scale, top + scale)))
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"the image has more than {MAX_PIXELS:,} pixels") from error
+    except Exception as error:
+        raise ImageError(f"no image of a known format ({', '.join(FORMATS)})") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(f"the image has more than {MAX_PIXELS:,} pixels")
+    if min(image.size) < 1:
+        raise ImageError(f"the image has no pixels: {image.height} x {image.width}")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation from 1 to 8; 1 where there is none or the EXIF block is damaged."""
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    mode = image.mode
+    if mode == "RGB" and "transparency" not in image.info:
+        return image
+    if mode.startswith("I"):
+        return _sixteen_bits_to_rgb(image)
+    if mode == "F":
+        raise ImageError("floating-point samples have no defined white; convert to 8 or 16 bits")
+    if ("A" in mode.upper() and mode != "LAB") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _sixteen_bits_to_rgb(image: Image.Image) -> Image.Image:
+    samples = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+    return Image.fromarray(((samples + 128) // 257).astype(np.uint8)).convert("RGB")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
