@@ -1,0 +1,7 @@
+"""Rows of features in one HDF5 file that appears whole or not at all."""
+
+from __future__ import annotations
+
+from spptransfer.cache.reading import Column, FeatureCache
+
+__all__ = ["Column", "FeatureCache"]

@@ -1,0 +1,7 @@
+"""Images + backbone -> rows: grouping by size, batches, workers, parts."""
+
+from __future__ import annotations
+
+from spptransfer.extraction.engine import Extraction, Interrupted, extract
+
+__all__ = ["Extraction", "Interrupted", "extract"]

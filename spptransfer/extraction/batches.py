@@ -1,0 +1,103 @@
+"""Which images share a batch: those whose views have exactly one size, never padded."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from spptransfer import images
+from spptransfer.errors import ImageError
+from spptransfer.images import View
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What is known of an image before it is decoded.
+
+    `view_sizes` holds height and width at every scale; it is None where `error` says why.
+    """
+
+    size: int
+    modified: int
+    height: int = 0
+    width: int = 0
+    view_sizes: tuple[tuple[int, int], ...] | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A decoded image: digest of its very bytes and its view at every scale, or why not."""
+
+    digest: str = ""
+    views: tuple[npt.NDArray[np.uint8], ...] = ()
+    error: str = ""
+
+
+def probe(path: Path, scales: Sequence[int], view: View) -> Probe:
+    """Read the size of an image from its header; a broken image is no exception but a result."""
+    size = modified = 0
+    try:
+        status = path.stat()
+        size, modified = status.st_size, status.st_mtime_ns
+        height, width = images.upright_size(images.read_bytes(path))
+        sizes = tuple(images.view_size(height, width, scale, view) for scale in scales)
+    except ImageError as error:
+        return Probe(size, modified, error=str(error))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        return Probe(size, modified, error=f"cannot read the image: {reason}")
+    return Probe(size, modified, height, width, sizes)
+
+
+def load(path: Path, expected: Probe, scales: Sequence[int], view: View) -> Loaded:
+    """Read an image once and render it at every scale; a broken one is a result too."""
+    digest = ""
+    try:
+        data = images.read_bytes(path)
+        digest = images.content_digest(data)
+        image = images.decode(data)
+        if (image.height, image.width) != (expected.height, expected.width):
+            raise ImageError("the file changed while it was being read")
+        views = tuple(images.render(image, scale, view) for scale in scales)
+    except ImageError as error:
+        return Loaded(digest, error=str(error))
+    return Loaded(digest, views)
+
+
+def group(
+    keys: Sequence[Hashable | None], costs: Sequence[int], budget: int
+) -> Iterator[list[int]]:
+    """Cut positions into batches of equal keys, each within a budget.
+
+    Parameters
+    ----------
+    keys : sequence of hashable or None
+        Positions share a batch only if their keys are equal; those of None are left out.
+    costs : sequence of int
+        Cost of every position, equal for equal keys.
+    budget : int
+        A batch costs at most this, unless a single position already costs more.
+
+    Yields
+    ------
+    list of int
+        Positions, ascending; batches come in the order of their keys' first appearance.
+
+    Examples
+    --------
+    >>> list(group(["a", "b", "a", None, "a"], [4, 9, 4, 0, 4], budget=8))
+    [[0, 2], [4], [1]]
+    """
+    members: dict[Hashable, list[int]] = {}
+    for position, key in enumerate(keys):
+        if key is not None:
+            members.setdefault(key, []).append(position)
+    for positions in members.values():
+        size = max(1, budget // max(1, costs[positions[0]]))
+        for start in range(0, len(positions), size):
+            yield positions[start : start + size]

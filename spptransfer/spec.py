@@ -1,0 +1,191 @@
+"""The feature spec: everything that determines a feature's value, and its fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args
+
+from spptransfer.errors import CacheError, ConfigError
+from spptransfer.pyramid import check_levels, determining_levels, source_level
+from spptransfer.pyramid.bins import Pooling
+
+Precision = Literal["float32", "bfloat16", "float16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+Storage = Literal["float32", "float16"]
+STORAGES: tuple[Storage, ...] = get_args(Storage)
+
+# Raised whenever a release computes other values from the same inputs.
+NUMERICS_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """All that determines a feature's value, and nothing else.
+
+    Paths, batch size, device and number of workers are not part of it; two caches with the same
+    `fingerprint` hold interchangeable rows.
+
+    Parameters
+    ----------
+    backbone, layer : str
+        Names in `spptransfer.backbones`.
+    weights_sha256 : str
+        Hash of the weights' content.
+    levels : tuple of int
+        The determining levels of the pyramid, finest first; empty for fully connected layers.
+    pooling : {"max", "mean"}
+        Pooling in every bin.
+    scales : tuple of int
+        Lengths of the smaller side in pixels, ascending; each is stored on its own.
+    view : {"full", "center_crop", "warp"}
+        What of the image is looked at.
+    flip : bool
+        Whether features are averaged with those of the mirrored image.
+    precision : {"float32", "bfloat16", "float16"}
+        Arithmetic of the backbone.
+    storage : {"float32", "float16"}
+        Type of the stored numbers.
+    preprocessing : dict
+        Decoding and resizing as `spptransfer.images.description` has it, mean and std.
+    numerics : int
+        Version of this package's own arithmetic.
+
+    Examples
+    --------
+    >>> spec = FeatureSpec(backbone="alexnet", weights_sha256="e7811f10", layer="spp")
+    >>> spec.levels, spec.scales
+    ((6,), (224,))
+    >>> spec.fingerprint == dataclasses.replace(spec, flip=True).fingerprint
+    False
+    """
+
+    backbone: str
+    weights_sha256: str
+    layer: str
+    levels: tuple[int, ...] = (6,)
+    pooling: Pooling = "max"
+    scales: tuple[int, ...] = (224,)
+    view: str = "full"
+    flip: bool = False
+    precision: Precision = "float32"
+    storage: Storage = "float32"
+    preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    numerics: int = NUMERICS_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, in the order of the fields."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FeatureSpec:
+        """Rebuild a spec from `to_dict`'s values.
+
+        Raises
+        ------
+        CacheError
+            If a field is missing or unknown.
+        """
+        try:
+            spec = cls(**values)
+            return dataclasses.replace(spec, levels=tuple(spec.levels), scales=tuple(spec.scales))
+        except TypeError as error:
+            raise CacheError(f"not a feature spec this version knows: {error}") from error
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the canonical JSON of all fields."""
+        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def differences(self, other: FeatureSpec) -> list[str]:
+        """Say in words which fields differ, with both values.
+
+        Examples
+        --------
+        >>> spec = FeatureSpec(backbone="alexnet", weights_sha256="e7", layer="spp")
+        >>> spec.differences(dataclasses.replace(spec, scales=(392,)))
+        ['scales: [224] is not [392]']
+        """
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [
+            f"{name}: {_plain(mine[name])} is not {_plain(theirs[name])}"
+            for name in mine
+            if mine[name] != theirs[name]
+        ]
+
+    def covers(self, other: FeatureSpec) -> bool:
+        """Whether rows of this spec determine those of another exactly.
+
+        That is so if they differ at most in levels and scales, and every level and scale of the
+        other one is stored here or follows from what is stored.
+
+        Examples
+        --------
+        >>> spec = FeatureSpec(backbone="alexnet", weights_sha256="e7", layer="spp")
+        >>> spec.covers(dataclasses.replace(spec, levels=(3,)))
+        True
+        """
+        if dataclasses.replace(other, levels=self.levels, scales=self.scales) != self:
+            return False
+        if bool(self.levels) != bool(other.levels):
+            return False
+        levels = all(self.source_of(level) for level in other.levels)
+        return levels and set(other.scales) <= set(self.scales)
+
+    def source_of(self, level: int) -> int | None:
+        """Stored level from which `level` follows exactly, None where none does.
+
+        Examples
+        --------
+        >>> spec = FeatureSpec(backbone="alexnet", weights_sha256="e7", layer="spp", levels=(6,))
+        >>> spec.source_of(2), spec.source_of(4)
+        (6, None)
+        """
+        return source_level(level, self.levels, _derivation(self.pooling, self.flip))
+
+
+def stored_levels(
+    levels: Iterable[int], pooling: Pooling = "max", flip: bool = False
+) -> tuple[int, ...]:
+    """Validate a pyramid and reduce it to the levels that have to be stored.
+
+    Examples
+    --------
+    >>> stored_levels([6, 3, 2, 1]), stored_levels([6, 3, 2, 1], flip=True)
+    ((6,), (6, 3, 2, 1))
+    """
+    return determining_levels(check_levels(levels), _derivation(pooling, flip))
+
+
+def _derivation(pooling: Pooling, flip: bool) -> Pooling:
+    """Rule by which levels follow; a mean over mirror images behaves like mean pooling."""
+    return "mean" if flip else pooling
+
+
+def check_scales(scales: Iterable[int]) -> tuple[int, ...]:
+    """Validate scales and keep their order.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, one is not a whole number of at least 1, or one is given twice.
+
+    Examples
+    --------
+    >>> check_scales([224, 392])
+    (224, 392)
+    """
+    checked = tuple(scales)
+    if not checked or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in checked):
+        raise ConfigError(f"scales: {list(checked)} must be pixels of the smaller side, as [224]")
+    if len(set(checked)) < len(checked):
+        raise ConfigError(f"scales: {list(checked)} holds a scale twice")
+    return checked
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, dict) else str(value)
