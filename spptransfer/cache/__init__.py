@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from spptransfer.cache.reading import Column, FeatureCache
+from spptransfer.cache.assembly import Column
+from spptransfer.cache.reading import FeatureCache
 
 __all__ = ["Column", "FeatureCache"]

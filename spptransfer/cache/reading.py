@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
+from spptransfer.cache.assembly import Column, Combine, choose
 from spptransfer.cache.layout import (
     OK,
     Block,
@@ -27,26 +27,8 @@ from spptransfer.cache.layout import (
     read_text,
     row_blocks,
 )
-from spptransfer.errors import CacheError, SpecMismatchError, suggestion
-from spptransfer.pyramid import check_levels, derive_level
-from spptransfer.spec import FeatureSpec, check_scales
-
-Combine = Literal["concat", "mean", "max"]
-COMBINES: tuple[str, ...] = ("concat", "mean", "max")
-
-
-@dataclass(frozen=True)
-class Column:
-    """A run of columns of a feature matrix that belong to one level at one scale.
-
-    `level` is None for fully connected layers, `scale` None where scales were combined. Inside,
-    numbers are channel-major: channel, then bin row, then bin column.
-    """
-
-    scale: int | None
-    level: int | None
-    start: int
-    stop: int
+from spptransfer.errors import CacheError, SpecMismatchError
+from spptransfer.spec import FeatureSpec
 
 
 class FeatureCache:
@@ -224,15 +206,7 @@ class FeatureCache:
         CacheError
             If a level or scale does not follow from what is stored.
         """
-        chosen_levels, chosen_scales = self._choose(levels, scales, combine)
-        shown: Sequence[int | None] = chosen_scales if combine == "concat" else (None,)
-        columns, start = [], 0
-        for scale in shown:
-            for level in chosen_levels:
-                width = self.channels * (1 if level is None else level**2)
-                columns.append(Column(scale, level, start, start + width))
-                start += width
-        return tuple(columns)
+        return choose(self.spec, self.channels, levels, scales, combine).columns
 
     def matrix(
         self,
@@ -267,16 +241,11 @@ class FeatureCache:
             is stored.
         """
         positions = self._positions(ids)
-        chosen_levels, chosen_scales = self._choose(levels, scales, combine)
-        width = self.columns(levels, scales, combine)[-1].stop
-        matrix = np.empty((len(positions), width), dtype=np.float32)
+        assembly = choose(self.spec, self.channels, levels, scales, combine)
+        matrix = np.empty((len(positions), assembly.width), dtype=np.float32)
         for run in row_blocks(len(positions)):
-            vectors = [self._vectors(positions[run], s, chosen_levels) for s in chosen_scales]
-            if combine == "concat":
-                np.concatenate(vectors, axis=1, out=matrix[run])
-            else:
-                reduce = np.mean if combine == "mean" else np.max
-                reduce(np.stack(vectors), axis=0, out=matrix[run])
+            chosen = positions[run]
+            assembly.build(lambda block, rows=chosen: _take(self._maps[block], rows), matrix[run])
         return matrix
 
     def labels(self, ids: Iterable[str] | None = None) -> npt.NDArray[Any]:
@@ -315,40 +284,6 @@ class FeatureCache:
                 raise CacheError(f"row '{id}' has no features: {self._rows.error[position]}")
             positions.append(position)
         return np.array(positions, dtype=np.intp)
-
-    def _choose(
-        self, levels: Sequence[int] | None, scales: Sequence[int] | None, combine: str
-    ) -> tuple[tuple[int | None, ...], tuple[int, ...]]:
-        """Levels (None for a vector) and scales that were asked for, checked."""
-        if combine not in COMBINES:
-            raise CacheError(f"combine: {combine!r} is unknown; {suggestion(combine, COMBINES)}")
-        spec = self.spec
-        chosen_scales = spec.scales if scales is None else check_scales(scales)
-        for scale in chosen_scales:
-            if scale not in spec.scales:
-                raise CacheError(f"scale {scale} is not stored; allowed: {list(spec.scales)}")
-        if not spec.levels:
-            if levels:
-                raise CacheError(f"layer '{spec.layer}' is a vector; it has no levels")
-            return (None,), chosen_scales
-        chosen_levels = spec.levels if levels is None else check_levels(levels)
-        for level in chosen_levels:
-            if spec.source_of(level) is None:
-                raise CacheError(
-                    f"level {level} does not follow from the stored levels {list(spec.levels)}"
-                )
-        return chosen_levels, chosen_scales
-
-    def _vectors(
-        self, positions: npt.NDArray[np.intp], scale: int, levels: Sequence[int | None]
-    ) -> npt.NDArray[np.float32]:
-        """Features of some rows at one scale, level by level."""
-        parts = []
-        for level in levels:
-            source = level and self.spec.source_of(level)
-            rows = _take(self._maps[Block(scale, source, self.channels)], positions)
-            parts.append(rows if not level or not source else derive_level(rows, source, level))
-        return np.concatenate(parts, axis=1, dtype=np.float32)
 
 
 def _take(stored: npt.NDArray[Any], positions: npt.NDArray[np.intp]) -> npt.NDArray[Any]:

@@ -22,6 +22,29 @@ _PROBE_CELLS = 256
 Vectors = dict[int | None, npt.NDArray[np.float32]]
 
 
+def choose_device(name: str) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that is there.
+
+    Raises
+    ------
+    ConfigError
+        If the name is unknown or there is no such device.
+
+    Examples
+    --------
+    >>> choose_device("cpu")
+    device(type='cpu')
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or not (number.isdigit() or not number):
+        raise ConfigError(f"device: '{name}' is unknown; allowed: auto, cpu, cuda, cuda:N")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device: '{name}' is not on this machine; allowed: auto, cpu")
+    return torch.device(name)
+
+
 class FeatureComputer:
     """Run a backbone and its pooling on batches of views of one size.
 
@@ -32,7 +55,7 @@ class FeatureComputer:
     spec : FeatureSpec
         What to compute.
     device : str, default="cpu"
-        A torch device.
+        See `choose_device`.
 
     Notes
     -----
@@ -43,7 +66,7 @@ class FeatureComputer:
 
     def __init__(self, backbone: Backbone, spec: FeatureSpec, device: str = "cpu") -> None:
         self._spec = spec
-        self.device = torch.device(device)
+        self.device = choose_device(device)
         self._dtype: torch.dtype = getattr(torch, spec.precision)
         self._backbone = backbone.to(device=self.device, dtype=self._dtype)
         self._backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
