@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -244,8 +245,7 @@ class FeatureCache:
         assembly = choose(self.spec, self.channels, levels, scales, combine)
         matrix = np.empty((len(positions), assembly.width), dtype=np.float32)
         for run in row_blocks(len(positions)):
-            chosen = positions[run]
-            assembly.build(lambda block, rows=chosen: _take(self._maps[block], rows), matrix[run])
+            assembly.build(partial(self._stored_rows, positions[run]), matrix[run])
         return matrix
 
     def labels(self, ids: Iterable[str] | None = None) -> npt.NDArray[Any]:
@@ -271,6 +271,9 @@ class FeatureCache:
             raise CacheError(f"'{self.path}' holds no labels: the dataset has none")
         targets = self._targets[self._positions(ids)]
         return targets if targets.ndim == 2 else np.array(self.classes)[targets]
+
+    def _stored_rows(self, positions: npt.NDArray[np.intp], block: Block) -> npt.NDArray[Any]:
+        return _take(self._maps[block], positions)
 
     def _positions(self, ids: Iterable[str] | None) -> npt.NDArray[np.intp]:
         if ids is None:

@@ -14,6 +14,10 @@ from spptransfer.errors import ImageError
 from spptransfer.images import View
 
 
+# An image is given as a file or as its samples.
+Source = Path | npt.NDArray[np.uint8]
+
+
 @dataclass(frozen=True)
 class Probe:
     """What is known of an image before it is decoded.
@@ -38,13 +42,16 @@ class Loaded:
     error: str = ""
 
 
-def probe(path: Path, scales: Sequence[int], view: View) -> Probe:
+def probe(source: Source, scales: Sequence[int], view: View) -> Probe:
     """Read the size of an image from its header; a broken image is no exception but a result."""
     size = modified = 0
     try:
-        status = path.stat()
-        size, modified = status.st_size, status.st_mtime_ns
-        height, width = images.upright_size(images.read_bytes(path))
+        if isinstance(source, Path):
+            status = source.stat()
+            size, modified = status.st_size, status.st_mtime_ns
+            height, width = images.upright_size(images.read_bytes(source))
+        else:
+            height, width = images.from_array(source).size[::-1]
         sizes = tuple(images.view_size(height, width, scale, view) for scale in scales)
     except ImageError as error:
         return Probe(size, modified, error=str(error))
@@ -54,13 +61,13 @@ def probe(path: Path, scales: Sequence[int], view: View) -> Probe:
     return Probe(size, modified, height, width, sizes)
 
 
-def load(path: Path, expected: Probe, scales: Sequence[int], view: View) -> Loaded:
+def load(source: Source, expected: Probe, scales: Sequence[int], view: View) -> Loaded:
     """Read an image once and render it at every scale; a broken one is a result too."""
     digest = ""
     try:
-        data = images.read_bytes(path)
+        data = images.read_bytes(source) if isinstance(source, Path) else source.tobytes()
         digest = images.content_digest(data)
-        image = images.decode(data)
+        image = images.decode(data) if isinstance(source, Path) else images.from_array(source)
         if (image.height, image.width) != (expected.height, expected.width):
             raise ImageError("the file changed while it was being read")
         views = tuple(images.render(image, scale, view) for scale in scales)

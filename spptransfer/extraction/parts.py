@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from spptransfer.cache.layout import OK, Block, Rows, blocks_of
-from spptransfer.extraction.batches import Loaded, Probe, group, load, probe
+from spptransfer.extraction.batches import Loaded, Probe, Source, group, load, probe
 from spptransfer.extraction.compute import FeatureComputer
 from spptransfer.images import check_view
 from spptransfer.spec import FeatureSpec
@@ -121,21 +120,21 @@ class PartMaker:
         self._workers.shutdown(wait=True, cancel_futures=True)
         self._parts.shutdown(wait=True, cancel_futures=True)
 
-    def start(self, ids: Sequence[str], paths: Sequence[Path], bar: tqdm[Any]) -> Pending:
+    def start(self, ids: Sequence[str], sources: Sequence[Source], bar: tqdm[Any]) -> Pending:
         """Begin a part; its result is the table of rows and the features of every block."""
-        return self._parts.submit(self._make, ids, paths, bar)
+        return self._parts.submit(self._make, ids, sources, bar)
 
     def _make(
-        self, ids: Sequence[str], paths: Sequence[Path], bar: tqdm[Any]
+        self, ids: Sequence[str], sources: Sequence[Source], bar: tqdm[Any]
     ) -> tuple[Rows, PartFeatures]:
         rows = Rows.empty(ids)
         shape = len(ids)
         features = {b: np.full((shape, b.width), np.nan, self._spec.storage) for b in self._blocks}
-        probes = list(self._workers.map(self._probe, paths))
+        probes = list(self._workers.map(self._probe, sources))
         for position, found in enumerate(probes):
             _note_probe(rows, position, found)
         batches = [
-            self._workers.submit(self._compute, batch, paths, probes, rows, features)
+            self._workers.submit(self._compute, batch, sources, probes, rows, features)
             for batch in self._batches(probes)
         ]
         bar.update(sum(found.view_sizes is None for found in probes))
@@ -144,9 +143,9 @@ class PartMaker:
             bar.set_postfix_str(f"computing {self.clock.busy_share():.0%}", refresh=False)
         return rows, features
 
-    def _probe(self, path: Path) -> Probe:
+    def _probe(self, source: Source) -> Probe:
         with self.clock.measure("read"):
-            return probe(path, self._spec.scales, self._view)
+            return probe(source, self._spec.scales, self._view)
 
     def _batches(self, probes: Sequence[Probe]) -> Iterator[list[int]]:
         """Group by the views' sizes at all scales, which are then computed from one decoding."""
@@ -157,14 +156,14 @@ class PartMaker:
     def _compute(
         self,
         batch: Sequence[int],
-        paths: Sequence[Path],
+        sources: Sequence[Source],
         probes: Sequence[Probe],
         rows: Rows,
         features: PartFeatures,
     ) -> int:
         """Decode a batch, compute it at every scale, put the results in their rows."""
         with self.clock.measure("read"):
-            loaded = {i: load(paths[i], probes[i], self._spec.scales, self._view) for i in batch}
+            loaded = {i: load(sources[i], probes[i], self._spec.scales, self._view) for i in batch}
         for position, image in loaded.items():
             rows.digest[position] = image.digest.encode()
             rows.error[position] = image.error
