@@ -1,0 +1,26 @@
+"""Protocols: splits, choice of C and metric, so that numbers can be compared and quoted."""
+
+from __future__ import annotations
+
+from spptransfer.protocols.presets import PROTOCOLS, get
+from spptransfer.protocols.protocol import Protocol
+from spptransfer.protocols.splits import (
+    Split,
+    check_splits,
+    read_splits,
+    shared_content,
+    splits_checksum,
+    write_splits,
+)
+
+__all__ = [
+    "PROTOCOLS",
+    "Protocol",
+    "Split",
+    "check_splits",
+    "get",
+    "read_splits",
+    "shared_content",
+    "splits_checksum",
+    "write_splits",
+]

@@ -1,0 +1,141 @@
+"""A folder of class folders, as users keep their own images."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from spptransfer.datasets.base import UNLABELLED, Dataset
+from spptransfer.errors import DatasetError
+from spptransfer.images import SUFFIXES
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset(SUFFIXES)
+
+
+def read_folder(root: str | os.PathLike[str], *, name: str = "folder") -> Dataset:
+    """Read a folder whose subfolders are classes and hold images at any depth.
+
+    Hidden files, hidden folders and files without an image's suffix are skipped; a subfolder
+    without images is no class. Symbolic links are followed, except into a folder that contains
+    the link. Ids are the images' paths relative to `root`, with forward slashes, in the order
+    of their code points, which is the same on every machine.
+
+    A folder that holds images but no class folders is read as well, without labels: features
+    can be extracted from it, but nothing can be trained on it.
+
+    Parameters
+    ----------
+    root : path-like
+        The folder of class folders.
+    name : str, default="folder"
+        What the dataset calls itself.
+
+    Returns
+    -------
+    Dataset
+        With one label per image, or none.
+
+    Raises
+    ------
+    DatasetError
+        If `root` is no folder, holds no images, or a file name is not valid UTF-8.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for id in ("cat/b.JPG", "cat/kittens/a.png", "dog/a.jpg", "dog/notes.txt"):
+    ...         path = Path(folder, id)
+    ...         path.parent.mkdir(parents=True, exist_ok=True)
+    ...         path.touch()
+    ...     dataset = read_folder(folder)
+    >>> dataset.ids
+    ('cat/b.JPG', 'cat/kittens/a.png', 'dog/a.jpg')
+    >>> dataset.classes
+    ('cat', 'dog')
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DatasetError(f"dataset '{name}': {root} is not a folder")
+    ids = sorted(find_images(root))
+    if not ids:
+        raise DatasetError(
+            f"dataset '{name}': no images in {root}; "
+            f"looked for {', '.join(sorted(IMAGE_SUFFIXES))} in it and its subfolders"
+        )
+    labelled = [id for id in ids if "/" in id]
+    if not labelled:
+        logger.warning("%s holds images but no class folders: read without labels", root)
+        targets = np.full(len(ids), UNLABELLED, dtype=np.int32)
+        return Dataset(name, root, tuple(ids), (), targets)
+    if len(labelled) < len(ids):
+        stray = len(ids) - len(labelled)
+        logger.warning("%s: skipped %d images that lie in no class folder", root, stray)
+    names = [id.partition("/")[0] for id in labelled]
+    classes = sorted(set(names))
+    index = {label: position for position, label in enumerate(classes)}
+    targets = np.array([index[label] for label in names], dtype=np.int32)
+    return Dataset(name, root, tuple(labelled), tuple(classes), targets)
+
+
+def find_images(root: Path) -> Iterator[str]:
+    """Find the images below a folder.
+
+    Parameters
+    ----------
+    root : Path
+        Folder to search, at any depth.
+
+    Yields
+    ------
+    str
+        Path relative to `root` with forward slashes; in no particular order.
+
+    Raises
+    ------
+    DatasetError
+        If a folder cannot be listed or a name is not valid UTF-8.
+    """
+    pending: list[tuple[str, str, frozenset[tuple[int, int]]]] = [(str(root), "", frozenset())]
+    while pending:
+        folder, prefix, ancestors = pending.pop()
+        try:
+            identity = os.stat(folder)
+            with os.scandir(folder) as listing:
+                entries = [entry for entry in listing if not entry.name.startswith(".")]
+        except OSError as error:
+            raise DatasetError(f"cannot read the folder {folder}: {error.strerror}") from error
+        key = (identity.st_dev, identity.st_ino)
+        if key in ancestors:
+            logger.warning("%s: skipped, since this link leads into a folder that holds it", folder)
+            continue
+        for entry in entries:
+            if _is_folder(entry):
+                pending.append((entry.path, f"{prefix}{entry.name}/", ancestors | {key}))
+            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+                yield _storable(f"{prefix}{entry.name}")
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; a link to itself is neither."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _storable(id: str) -> str:
+    """Pass an id through, unless no JSON or HDF5 file could hold it."""
+    try:
+        id.encode("utf-8")
+    except UnicodeEncodeError:
+        raise DatasetError(
+            f"the file name {os.fsencode(id)!r} is not valid UTF-8; rename the file"
+        ) from None
+    return id

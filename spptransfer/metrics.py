@@ -1,0 +1,391 @@
+"""Average precision as the PASCAL VOC devkits define it, and accuracies.
+
+Three numbers go by the name of average precision, and on a ranking near 0.78 they differ by two
+or three points, so each is always called by its full name:
+
+``"11-point"``
+    VOC 2007: the mean over the recalls t = 0, 0.1, ..., 1 of the largest precision at a recall
+    of at least t.
+``"area"``
+    VOC 2010 and later: the area under the precision made monotone, each precision being
+    replaced by the largest one at no smaller recall.
+``"uninterpolated"``
+    The sum over the positives of the precision at each; scikit-learn's
+    ``average_precision_score``.
+
+What the devkit does at the edges is kept (``VOCevalcls.m`` of VOC 2007):
+
+* a target of 0 (only *difficult* objects) is neither right nor wrong: the image takes no part;
+* images of equal score keep the order in which they are given (the devkit's sort is stable),
+  for the 11-point and area numbers. The uninterpolated one takes tied images together, as
+  scikit-learn does, so that it does not depend on their order;
+* an image without a score, given as NaN, ranks after all others, as does minus infinity.
+
+Two things differ. The recalls t are exact tenths, where MATLAB's ``0:0.1:1`` holds a 0.3 that is
+one rounding error too large. A class without positives has no average precision (NaN), where the
+devkit's loop ends at 0; means leave such a class out.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from spptransfer.errors import ConfigError, suggestion
+
+Method = Literal["11-point", "area", "uninterpolated"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+MEAN_AVERAGE_PRECISION = {method: f"mean average precision ({method})" for method in METHODS}
+OVERALL_ACCURACY = "overall accuracy"
+MEAN_PER_CLASS_ACCURACY = "mean per-class accuracy"
+
+SINGLE_LABEL_METRICS = (OVERALL_ACCURACY, MEAN_PER_CLASS_ACCURACY)
+MULTI_LABEL_METRICS = tuple(MEAN_AVERAGE_PRECISION.values())
+
+_Floats = npt.NDArray[np.float64]
+_Counts = npt.NDArray[np.intp]
+_Bools = npt.NDArray[np.bool_]
+
+
+class PrecisionRecallCurve(NamedTuple):
+    """Precision and recall among the images scored at least as high as each threshold."""
+
+    precision: _Floats
+    recall: _Floats
+    thresholds: _Floats
+
+
+class _Ranking(NamedTuple):
+    """Images of each class by falling score; every array has the shape (n_images, n_classes)."""
+
+    positive: _Bools
+    true_positives: _Counts
+    false_positives: _Counts
+    scores: _Floats
+
+    @property
+    def precision(self) -> _Floats:
+        """Precision down to each image; 0 above the first image that takes part."""
+        ranked = self.true_positives + self.false_positives
+        return self.true_positives / np.maximum(ranked, 1)
+
+
+def average_precision(
+    y_true: npt.ArrayLike, scores: npt.ArrayLike, method: Method = "11-point"
+) -> float:
+    """Average precision of one class.
+
+    Parameters
+    ----------
+    y_true : array-like of int, shape (n_images,)
+        1 = the class is present, -1 = absent, 0 = ignored.
+    scores : array-like of float, shape (n_images,)
+        Higher means more likely; NaN means that the image was not scored.
+    method : {"11-point", "area", "uninterpolated"}, default="11-point"
+        Which of the three definitions (see the module's head).
+
+    Returns
+    -------
+    float
+        Between 0 and 1; NaN if no target is 1.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such method.
+    ValueError
+        If the shapes differ or a target is not 1, 0 or -1.
+
+    Examples
+    --------
+    >>> average_precision([1, -1, 1, 0], [0.9, 0.8, 0.7, 0.6], "uninterpolated")
+    0.8333333333333333
+    >>> average_precision([1, -1, 1, 0], [0.9, 0.8, 0.7, 0.6], "11-point")
+    0.8484848484848484
+    """
+    targets, values = np.asarray(y_true), np.asarray(scores)
+    if targets.ndim != 1:
+        raise ValueError(f"y_true must have the shape (n_images,), not {targets.shape}")
+    return mean_average_precision(targets[:, None], values[..., None], method)[0]
+
+
+def mean_average_precision(
+    Y: npt.ArrayLike, S: npt.ArrayLike, method: Method = "11-point"
+) -> tuple[float, _Floats]:
+    """Average precision of each class, and its mean.
+
+    Parameters
+    ----------
+    Y : array-like of int, shape (n_images, n_classes)
+        1 = the class is present, -1 = absent, 0 = ignored.
+    S : array-like of float, shape (n_images, n_classes)
+        Higher means more likely; NaN means that the image was not scored.
+    method : {"11-point", "area", "uninterpolated"}, default="11-point"
+        Which of the three definitions (see the module's head).
+
+    Returns
+    -------
+    mean : float
+        Over the classes that have a positive; NaN if none has.
+    per_class : ndarray of float64, shape (n_classes,)
+        NaN for a class without positives.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such method.
+    ValueError
+        If the shapes differ or a target is not 1, 0 or -1.
+
+    Examples
+    --------
+    >>> mean_average_precision([[1, -1], [-1, -1]], [[0.9, 0.1], [0.2, 0.3]], "area")
+    (1.0, array([ 1., nan]))
+    """
+    if method not in METHODS:
+        raise ConfigError(f"unknown method '{method}'; {suggestion(method, METHODS)}")
+    ranking = _rank(*_checked(Y, S))
+    n_positives = ranking.positive.sum(axis=0)
+    measure = {
+        "11-point": _eleven_point,
+        "area": _area,
+        "uninterpolated": _uninterpolated,
+    }[method]
+    scorable = n_positives > 0
+    per_class = np.where(scorable, measure(ranking, np.maximum(n_positives, 1)), np.nan)
+    mean = float(per_class[scorable].mean()) if scorable.any() else float("nan")
+    return mean, per_class
+
+
+def precision_recall_curve(y_true: npt.ArrayLike, scores: npt.ArrayLike) -> PrecisionRecallCurve:
+    """Precision and recall of one class down its ranking, for drawing.
+
+    Parameters
+    ----------
+    y_true : array-like of int, shape (n_images,)
+        1 = the class is present, -1 = absent, 0 = ignored.
+    scores : array-like of float, shape (n_images,)
+        Higher means more likely; NaN means that the image was not scored.
+
+    Returns
+    -------
+    PrecisionRecallCurve
+        Arrays with one point per image that is not ignored, by falling score; recalls are NaN
+        if no target is 1, thresholds are minus infinity for images without a score.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or a target is not 1, 0 or -1.
+
+    Examples
+    --------
+    >>> curve = precision_recall_curve([1, -1, 1, 0], [0.9, 0.8, 0.7, 0.6])
+    >>> curve.recall.tolist(), curve.thresholds.tolist()
+    ([0.5, 0.5, 1.0], [0.9, 0.8, 0.7])
+    """
+    targets, values = np.asarray(y_true), np.asarray(scores)
+    if targets.ndim != 1:
+        raise ValueError(f"y_true must have the shape (n_images,), not {targets.shape}")
+    targets, values = _checked(targets[:, None], values[..., None])
+    taking_part = targets[:, 0] != 0
+    ranking = _rank(targets[taking_part], values[taking_part])
+    n_positives = ranking.positive.sum()
+    recall = ranking.true_positives / (n_positives if n_positives else np.nan)
+    return PrecisionRecallCurve(ranking.precision[:, 0], recall[:, 0], ranking.scores[:, 0])
+
+
+def overall_accuracy(y_true: npt.ArrayLike, y_pred: npt.ArrayLike) -> float:
+    """Share of images whose class is predicted.
+
+    Parameters
+    ----------
+    y_true, y_pred : array-like of int, shape (n_images,)
+        Class indices.
+
+    Returns
+    -------
+    float
+        Between 0 and 1; NaN without images.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+
+    Examples
+    --------
+    >>> overall_accuracy([0, 0, 0, 1], [0, 0, 0, 0])
+    0.75
+    """
+    truth, predicted = _checked_classes(y_true, y_pred)
+    return float(np.mean(truth == predicted)) if truth.size else float("nan")
+
+
+def per_class_accuracy(y_true: npt.ArrayLike, y_pred: npt.ArrayLike, n_classes: int) -> _Floats:
+    """Share of each class's images that are predicted as that class.
+
+    Parameters
+    ----------
+    y_true, y_pred : array-like of int, shape (n_images,)
+        Class indices below `n_classes`.
+    n_classes : int
+        Number of classes.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_classes,)
+        NaN for a class that `y_true` does not hold.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or an index is out of range.
+
+    Examples
+    --------
+    >>> per_class_accuracy([0, 0, 0, 1], [0, 0, 1, 1], 3)
+    array([0.66666667, 1.        ,        nan])
+    """
+    confusion = confusion_matrix(y_true, y_pred, n_classes)
+    images = confusion.sum(axis=1)
+    return np.where(images > 0, confusion.diagonal() / np.maximum(images, 1), np.nan)
+
+
+def mean_per_class_accuracy(y_true: npt.ArrayLike, y_pred: npt.ArrayLike, n_classes: int) -> float:
+    """Mean of the classes' accuracies, each class counting the same.
+
+    Parameters
+    ----------
+    y_true, y_pred : array-like of int, shape (n_images,)
+        Class indices below `n_classes`.
+    n_classes : int
+        Number of classes.
+
+    Returns
+    -------
+    float
+        Over the classes that `y_true` holds; NaN without images.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or an index is out of range.
+
+    Examples
+    --------
+    >>> mean_per_class_accuracy([0, 0, 0, 1], [0, 0, 0, 0], 2)
+    0.5
+    """
+    accuracies = per_class_accuracy(y_true, y_pred, n_classes)
+    present = accuracies[~np.isnan(accuracies)]
+    return float(present.mean()) if present.size else float("nan")
+
+
+def confusion_matrix(
+    y_true: npt.ArrayLike, y_pred: npt.ArrayLike, n_classes: int
+) -> npt.NDArray[np.int64]:
+    """Count the images of each class that are predicted as each class.
+
+    Parameters
+    ----------
+    y_true, y_pred : array-like of int, shape (n_images,)
+        Class indices below `n_classes`.
+    n_classes : int
+        Number of classes.
+
+    Returns
+    -------
+    ndarray of int64, shape (n_classes, n_classes)
+        Rows are true classes, columns predicted ones.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or an index is out of range.
+
+    Examples
+    --------
+    >>> confusion_matrix([0, 0, 1], [0, 1, 1], 2)
+    array([[1, 1],
+           [0, 1]])
+    """
+    truth, predicted = _checked_classes(y_true, y_pred)
+    for indices in (truth, predicted):
+        if indices.size and not 0 <= indices.min() <= indices.max() < n_classes:
+            raise ValueError(f"class indices must lie from 0 to {n_classes - 1}")
+    cells = truth.astype(np.int64) * n_classes + predicted
+    return np.bincount(cells, minlength=n_classes * n_classes).reshape(n_classes, n_classes)
+
+
+def _checked(Y: npt.ArrayLike, S: npt.ArrayLike) -> tuple[npt.NDArray[np.int8], _Floats]:
+    """Targets and scores as arrays of one shape (n_images, n_classes)."""
+    targets, scores = np.asarray(Y), np.asarray(S, dtype=np.float64)
+    if targets.ndim != 2 or targets.shape != scores.shape:
+        raise ValueError(f"targets {targets.shape} and scores {scores.shape} differ in shape")
+    # A boolean False would silently become "ignored".
+    if targets.dtype == np.bool_ or not np.isin(targets, (-1, 0, 1)).all():
+        raise ValueError("targets must be 1 (present), -1 (absent) or 0 (ignored)")
+    return targets.astype(np.int8), scores
+
+
+def _checked_classes(
+    y_true: npt.ArrayLike, y_pred: npt.ArrayLike
+) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
+    """Class indices as two integer arrays of one length."""
+    truth, predicted = np.asarray(y_true), np.asarray(y_pred)
+    if truth.ndim != 1 or truth.shape != predicted.shape:
+        raise ValueError(f"y_true {truth.shape} and y_pred {predicted.shape} differ in shape")
+    if truth.size == 0:
+        return truth.astype(np.intp), predicted.astype(np.intp)
+    if not all(np.issubdtype(array.dtype, np.integer) for array in (truth, predicted)):
+        raise ValueError("y_true and y_pred must hold class indices")
+    return truth, predicted
+
+
+def _rank(targets: npt.NDArray[np.int8], scores: _Floats) -> _Ranking:
+    """Sort each class's images as the devkit does, ignored ones included.
+
+    An ignored image repeats the counts of the one before it, so that it adds no point to the
+    curve that was not there already.
+    """
+    scores = np.where(np.isnan(scores), -np.inf, scores)
+    order = np.argsort(-scores, axis=0, kind="stable")
+    targets = np.take_along_axis(targets, order, axis=0)
+    return _Ranking(
+        positive=targets == 1,
+        true_positives=np.cumsum(targets == 1, axis=0),
+        false_positives=np.cumsum(targets == -1, axis=0),
+        scores=np.take_along_axis(scores, order, axis=0),
+    )
+
+
+def _eleven_point(ranking: _Ranking, n_positives: _Counts) -> _Floats:
+    """Mean over eleven recalls of the best precision from there on."""
+    precision = ranking.precision
+    total = np.zeros(len(n_positives))
+    for tenths in range(11):
+        # In whole numbers: recall >= tenths / 10 without rounding.
+        reached = 10 * ranking.true_positives >= tenths * n_positives
+        total += np.max(precision, axis=0, where=reached, initial=0.0)
+    return total / 11
+
+
+def _area(ranking: _Ranking, n_positives: _Counts) -> _Floats:
+    """Area under the monotone envelope of the precision-recall curve."""
+    envelope = np.maximum.accumulate(ranking.precision[::-1], axis=0)[::-1]
+    return np.sum(envelope, axis=0, where=ranking.positive) / n_positives
+
+
+def _uninterpolated(ranking: _Ranking, n_positives: _Counts) -> _Floats:
+    """Mean over the positives of the precision at the end of their group of equal scores."""
+    n_images = len(ranking.scores)
+    ends = np.ones(ranking.scores.shape, dtype=bool)
+    ends[:-1] = ranking.scores[:-1] != ranking.scores[1:]
+    positions = np.where(ends, np.arange(n_images)[:, None], n_images)
+    group_end = np.minimum.accumulate(positions[::-1], axis=0)[::-1]
+    precision = np.take_along_axis(ranking.precision, group_end, axis=0)
+    return np.sum(precision, axis=0, where=ranking.positive) / n_positives

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spptransfer.datasets import Dataset
+from spptransfer.errors import DatasetError
+
+
+def single_label(**changes) -> Dataset:
+    parts = {
+        "name": "folder",
+        "root": Path("/images"),
+        "ids": ("b", "a", "c", "d"),
+        "classes": ("x", "y", "z"),
+        "targets": np.array([0, 1, 2, 1], dtype=np.int32),
+    }
+    return Dataset(**{**parts, **changes})
+
+
+def multi_label() -> Dataset:
+    targets = np.array([[1, -1], [0, 1], [-1, -1]], dtype=np.int8)
+    return Dataset("csv", Path("/images"), ("a", "b", "c"), ("x", "y"), targets)
+
+
+def test_targets_are_found_by_id_in_the_order_asked_for():
+    assert single_label().targets_of(["d", "b", "d"]).tolist() == [1, 0, 1]
+    assert multi_label().targets_of(("c", "b")).tolist() == [[-1, -1], [0, 1]]
+    assert single_label().targets_of([]).shape == (0,)
+    assert multi_label().targets_of([]).shape == (0, 2)
+
+
+def test_an_unknown_id_is_named():
+    for lookup in (single_label().path, lambda id: single_label().targets_of(["a", id])):
+        with pytest.raises(DatasetError, match=r"no image with the id 'nowhere\.jpg'"):
+            lookup("nowhere.jpg")
+
+
+def test_an_id_that_occurs_twice_is_named():
+    with pytest.raises(DatasetError, match="the id 'a' occurs more than once"):
+        single_label(ids=("a", "b", "a", "c"))
+
+
+@pytest.mark.parametrize("targets", [np.zeros(3, np.int32), np.zeros((4, 2), np.int8)])
+def test_targets_that_fit_neither_images_nor_classes_are_refused(targets):
+    with pytest.raises(DatasetError, match="do not fit 4 images and 3 classes"):
+        single_label(targets=targets)
+
+
+def test_paths_follow_the_template_even_if_an_id_holds_braces():
+    dataset = single_label(ids=("{0}", "{id}", "a/b.jpg", "{"), path_template="JPEG/{id}.jpg")
+    assert dataset.path("{0}") == Path("/images/JPEG/{0}.jpg")
+    assert [path.name for path in dataset.paths()] == ["{0}.jpg", "{id}.jpg", "b.jpg.jpg", "{.jpg"]
+
+
+def test_an_absolute_id_is_its_own_path():
+    dataset = single_label(ids=("/elsewhere/1.jpg", "a", "b", "c"))
+    assert dataset.path("/elsewhere/1.jpg") == Path("/elsewhere/1.jpg")
+
+
+def test_targets_cannot_be_changed():
+    with pytest.raises(ValueError, match="read-only"):
+        single_label().targets[0] = 2
+
+
+def test_it_says_how_many_labels_an_image_has():
+    assert not single_label().multi_label
+    assert multi_label().multi_label
+    assert single_label().labelled
+    assert not single_label(classes=(), targets=np.full(4, -1, np.int32)).labelled
+
+
+def test_without_a_class_the_others_are_renumbered():
+    dataset = single_label(official_splits={"train": ("a", "b"), "test": ("c", "d")})
+    smaller = dataset.without_class("y")
+    assert smaller.ids == ("b", "c")
+    assert smaller.classes == ("x", "z")
+    assert smaller.targets.tolist() == [0, 1]
+    assert smaller.targets.dtype == np.int32
+    assert smaller.official_splits == {"train": ("b",), "test": ("c",)}
+    assert smaller.targets_of(["c"]).tolist() == [1]
+
+
+def test_a_class_that_is_not_there_cannot_be_dropped():
+    with pytest.raises(DatasetError, match="allowed: x, y, z"):
+        single_label().without_class("w")
+    with pytest.raises(DatasetError, match="cannot drop"):
+        multi_label().without_class("x")
+
+
+def test_a_million_ids_are_no_burden():
+    n_images = 1_000_000
+    ids = tuple(f"class{number % 100:02d}/{number}.jpg" for number in range(n_images))
+    targets = np.arange(n_images, dtype=np.int32) % 100
+    dataset = Dataset("folder", Path("/i"), ids, tuple(f"{k:02d}" for k in range(100)), targets)
+    np.testing.assert_array_equal(dataset.targets_of(ids[::-1]), targets[::-1])
+
+
+def test_the_repr_says_what_it_is():
+    assert repr(single_label()) == "Dataset('folder', 4 images, 3 classes, root='/images')"

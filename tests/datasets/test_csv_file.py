@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from spptransfer.datasets.csv_file import find_csv, read_csv
+from spptransfer.errors import DatasetError
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Write a table, and an image for each of the names given."""
+
+    def write(text: str, images=("a.jpg", "b.jpg", "sub/c.png"), encoding="utf-8") -> Path:
+        for image in images:
+            (tmp_path / image).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / image).touch()
+        path = tmp_path / "labels.csv"
+        path.write_bytes(text.encode(encoding))
+        return path
+
+    return write
+
+
+def test_one_label_per_image(table):
+    dataset = read_csv(table("path,label\na.jpg,dog\nsub/c.png,cat\nb.jpg,dog\n"))
+    assert dataset.ids == ("a.jpg", "sub/c.png", "b.jpg")
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.targets.tolist() == [1, 0, 1]
+    assert dataset.official_splits == {}
+    assert dataset.path("sub/c.png").is_file()
+
+
+def test_several_labels_per_image_and_none(table):
+    dataset = read_csv(table("path,labels\na.jpg,dog; cat\nb.jpg,\nsub/c.png,cat;;cat;\n"))
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.targets.tolist() == [[1, 1], [-1, -1], [1, -1]]
+
+
+def test_the_separator_of_labels_is_an_option(table):
+    dataset = read_csv(table("path,labels\na.jpg,dog|cat;x\nb.jpg,dog\n"), separator="|")
+    assert dataset.classes == ("cat;x", "dog")
+
+
+def test_the_column_label_is_never_cut(table):
+    assert read_csv(table("path,label\na.jpg,x;y\nb.jpg,z\n")).classes == ("x;y", "z")
+
+
+def test_the_split_column_gives_official_splits(table):
+    text = "path,label,split\na.jpg,dog,train\nb.jpg,cat,\nsub/c.png,cat,test\n"
+    assert read_csv(table(text)).official_splits == {"train": ("a.jpg",), "test": ("sub/c.png",)}
+
+
+def test_columns_come_in_any_order_and_others_are_ignored(table):
+    dataset = read_csv(table("Split,author,LABEL,Path\ntrain,me,dog,a.jpg\ntest,you,cat,b.jpg\n"))
+    assert dataset.ids == ("a.jpg", "b.jpg")
+    assert dataset.targets.tolist() == [1, 0]
+    assert dataset.official_splits == {"train": ("a.jpg",), "test": ("b.jpg",)}
+
+
+def test_what_spreadsheets_write_is_read(table):
+    text = 'path,label\r\n"a.jpg","dog, small"\r\n\r\n b.jpg ,cat\r\n,\r\n'
+    dataset = read_csv(table(text, encoding="utf-8-sig"))
+    assert dataset.ids == ("a.jpg", "b.jpg")
+    assert dataset.classes == ("cat", "dog, small")
+
+
+def test_paths_may_be_absolute_or_climb(table, tmp_path):
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere.jpg"
+    elsewhere.touch()
+    text = f"path,label\n{elsewhere},dog\n../{elsewhere.name},cat\n"
+    dataset = read_csv(table(text))
+    assert dataset.path(str(elsewhere)) == elsewhere
+    assert dataset.path(f"../{elsewhere.name}").samefile(elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the header is ''; allowed: path,label or"),
+        ("a.jpg,dog\n", "the header is 'a.jpg,dog'"),
+        ("path;label\na.jpg;dog\n", "the header is 'path;label'"),
+        ("path,label,labels\n", "the header is"),
+        ("path,path,label\n", "the header is"),
+        ("path,label\n", "no rows"),
+        ("path,label\na.jpg,dog\nb.jpg\n", "row 3: 1 columns where the header has 2"),
+        ("path,label\na.jpg,dog\nb.jpg,cat,x\n", "row 3: 3 columns"),
+        ("path,label\na.jpg,\n", "row 2: the label is empty"),
+        ("path,label\n,dog\n", "row 2: the path is empty"),
+        ("path,label\na.jpg,dog\n\na.jpg,cat\n", "row 4: 'a.jpg' is already in row 2"),
+        ("path,label\na.jpg,dog\nno.jpg,cat\n", "row 3: no image at 'no.jpg'; paths are"),
+        ("path,label\nno.jpg,dog\nsub,cat\n", "row 2: .* 1 more missing"),
+        ("path,labels\na.jpg,\n", "no row has a label"),
+        ('path,label\n"a.jpg,dog\n', "row 2"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_row(table, text, message):
+    with pytest.raises(DatasetError, match=message):
+        read_csv(table(text))
+
+
+def test_another_encoding_is_refused(table):
+    with pytest.raises(DatasetError, match="is not UTF-8 text"):
+        read_csv(table("path,label\na.jpg,Füchse\n", encoding="latin-1"))
+
+
+def test_a_missing_table_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match=r"cannot read .*No such file"):
+        read_csv(tmp_path / "labels.csv")
+
+
+def test_the_only_table_of_a_folder_is_found(table, tmp_path):
+    path = table("path,label\na.jpg,dog\n")
+    assert find_csv(path) == path
+    assert find_csv(tmp_path) == path
+    (tmp_path / "more.csv").touch()
+    assert find_csv(tmp_path) is None
+    assert find_csv(tmp_path / "none") is None

@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import hashlib
+import http.server
+import io
+import tarfile
+import threading
+import zipfile
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from spptransfer.datasets import open_dataset
+from spptransfer.datasets.fetch import OFFICIAL, Archive, fetch
+from spptransfer.errors import ConfigError, DatasetError
+
+MAIN = "VOCdevkit/VOC2007/ImageSets/Main"
+
+
+def tar_bytes(files: dict[str, bytes], mode: str = "w") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def voc_tar(split: str, id: str) -> bytes:
+    return tar_bytes(
+        {
+            f"{MAIN}/{split}.txt": f"{id}\n".encode(),
+            f"{MAIN}/cat_{split}.txt": f"{id} 1\n".encode(),
+            f"{MAIN}/dog_{split}.txt": f"{id} -1\n".encode(),
+            f"VOCdevkit/VOC2007/JPEGImages/{id}.jpg": b"jpeg",
+        }
+    )
+
+
+def caltech_zip() -> bytes:
+    inner = tar_bytes(
+        {
+            "101_ObjectCategories/BACKGROUND_Google/tmp": b"",
+            "101_ObjectCategories/BACKGROUND_Google/image_0001.jpg": b"a",
+            "101_ObjectCategories/accordion/image_0001.jpg": b"b",
+            "._101_ObjectCategories": b"clutter",
+        },
+        mode="w:gz",
+    )
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("caltech-101/Annotations.tar", b"")
+        archive.writestr("caltech-101/101_ObjectCategories.tar.gz", inner)
+    return buffer.getvalue()
+
+
+class Server:
+    """A loopback server of a folder that remembers what it was asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: list[str] = []
+        asked = self.asked
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def log_message(self, *args):
+                asked.append(self.path)
+
+        handler = partial(Handler, directory=str(folder))
+        self.httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self.httpd.server_address[1]}"
+        threading.Thread(target=self.httpd.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def server(tmp_path):
+    (tmp_path / "served").mkdir()
+    server = Server(tmp_path / "served")
+    yield server
+    server.httpd.shutdown()
+    server.httpd.server_close()
+
+
+@pytest.fixture
+def official(server):
+    """Small archives under the official names, served from two mirrors."""
+
+    def archive(filename, content, marker, inner=None):
+        for mirror in ("first", "second"):
+            (server.folder / mirror).mkdir(exist_ok=True)
+            (server.folder / mirror / filename).write_bytes(content)
+        mirrors = tuple(f"{server.url}/{mirror}/{filename}" for mirror in ("first", "second"))
+        digest = hashlib.sha256(content).hexdigest()
+        return Archive(filename, digest, len(content), marker, mirrors, inner)
+
+    return {
+        "voc2007": (
+            archive("trainval.tar", voc_tar("trainval", "000005"), f"{MAIN}/trainval.txt"),
+            archive("test.tar", voc_tar("test", "000001"), f"{MAIN}/test.txt"),
+        ),
+        "caltech101": (
+            archive(
+                "caltech-101.zip",
+                caltech_zip(),
+                "101_ObjectCategories",
+                inner="101_ObjectCategories.tar.gz",
+            ),
+        ),
+    }
+
+
+def test_voc2007_is_fetched_from_both_archives_and_opens(tmp_path, official):
+    root = fetch("voc2007", tmp_path / "data", progress=False, official=official)
+    assert root == tmp_path / "data" / "voc2007"
+    dataset = open_dataset("voc2007", data_root=tmp_path / "data")
+    assert dataset.official_splits == {"trainval": ("000005",), "test": ("000001",)}
+    assert all(path.read_bytes() == b"jpeg" for path in dataset.paths())
+
+
+def test_caltech101_is_fetched_from_the_tar_inside_the_zip_and_opens(tmp_path, official):
+    fetch("caltech101", tmp_path, progress=False, official=official)
+    dataset = open_dataset("caltech101", data_root=tmp_path)
+    assert dataset.ids == ("BACKGROUND_Google/image_0001.jpg", "accordion/image_0001.jpg")
+
+
+def test_nothing_is_left_beside_the_dataset(tmp_path, official):
+    root = fetch("voc2007", tmp_path / "data", progress=False, official=official)
+    assert [path.name for path in root.iterdir()] == ["VOCdevkit"]
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["voc2007"]
+
+
+def test_what_is_there_is_not_fetched_again(tmp_path, official, server):
+    fetch("voc2007", tmp_path, progress=False, official=official)
+    asked = len(server.asked)
+    fetch("voc2007", tmp_path, progress=False, official=official)
+    assert len(server.asked) == asked
+
+
+def test_only_the_missing_archive_is_fetched_and_joins_the_other(tmp_path, official, server):
+    trainval = server.folder / "first" / "trainval.tar"
+    fetch("voc2007", tmp_path, from_file=trainval, official=official)
+    assert list(open_dataset("voc2007", data_root=tmp_path).official_splits) == ["trainval"]
+    assert server.asked == []
+    fetch("voc2007", tmp_path, progress=False, official=official)
+    assert not any("trainval" in request for request in server.asked)
+    assert len(open_dataset("voc2007", data_root=tmp_path)) == 2
+
+
+def test_a_dataset_that_lies_in_the_data_root_itself_is_completed_there(tmp_path, official, server):
+    fetch("voc2007", tmp_path, from_file=server.folder / "first" / "test.tar", official=official)
+    place = tmp_path / "voc2007"
+    assert fetch("voc2007", place, progress=False, official=official) == place
+    assert len(open_dataset("voc2007", data_root=place)) == 2
+
+
+def test_the_next_mirror_is_asked_when_one_fails_or_serves_something_else(
+    tmp_path, official, server
+):
+    (server.folder / "first" / "trainval.tar").unlink()
+    (server.folder / "first" / "test.tar").write_bytes(b"<html>moved</html>")
+    fetch("voc2007", tmp_path, progress=False, official=official)
+    assert len(open_dataset("voc2007", data_root=tmp_path)) == 2
+    assert [request for request in server.asked if "second" in request] == [
+        "/second/trainval.tar",
+        "/second/test.tar",
+    ]
+
+
+def test_when_no_mirror_helps_each_is_named_and_nothing_is_left(tmp_path, official, server):
+    (server.folder / "first" / "caltech-101.zip").unlink()
+    (server.folder / "second" / "caltech-101.zip").write_bytes(b"damaged")
+    with pytest.raises(DatasetError) as caught:
+        fetch("caltech101", tmp_path, progress=False, official=official)
+    message = str(caught.value)
+    assert "could not fetch caltech-101.zip" in message
+    assert "/first/" in message
+    assert "/second/" in message
+    assert "--from" in message
+    assert "\n" not in message
+    assert not (tmp_path / "caltech101").exists()
+    with pytest.raises(DatasetError, match="not found"):
+        open_dataset("caltech101", data_root=tmp_path)
+
+
+def test_a_mirror_that_cannot_be_reached_is_a_reason_in_one_line(tmp_path, official):
+    (archive,) = official["caltech101"]
+    unreachable = replace(archive, mirrors=("http://127.0.0.1:9/caltech-101.zip",))
+    with pytest.raises(DatasetError, match=r"127\.0\.0\.1:9/caltech-101\.zip \(.*refused"):
+        fetch("caltech101", tmp_path, progress=False, official={"caltech101": (unreachable,)})
+
+
+def test_files_are_recognised_by_content_under_any_name(tmp_path, official, server):
+    files = []
+    for number, name in enumerate(("test.tar", "trainval.tar")):
+        content = (server.folder / "first" / name).read_bytes()
+        files.append(tmp_path / f"download ({number})")
+        files[-1].write_bytes(content)
+    fetch("voc2007", tmp_path, from_file=files, official=official)
+    assert len(open_dataset("voc2007", data_root=tmp_path)) == 2
+    assert server.asked == []
+    assert all(file.is_file() for file in files)
+
+
+def test_a_file_of_other_content_is_refused(tmp_path, official):
+    stranger = tmp_path / "trainval.tar"
+    stranger.write_bytes(voc_tar("trainval", "999999"))
+    with pytest.raises(DatasetError, match=r"none of the official archives: trainval\.tar"):
+        fetch("voc2007", tmp_path, from_file=stranger, official=official)
+    assert not (tmp_path / "voc2007").exists()
+
+
+def test_a_missing_file_is_named(tmp_path, official):
+    with pytest.raises(DatasetError, match=r"cannot read .*gone\.tar: No such file"):
+        fetch("voc2007", tmp_path, from_file=tmp_path / "gone.tar", official=official)
+
+
+def test_an_archive_that_fails_halfway_leaves_no_dataset(tmp_path, official):
+    evil = tmp_path / "evil.tar"
+    evil.write_bytes(tar_bytes({f"{MAIN}/trainval.txt": b"x", "../evil": b"x"}))
+    known = Archive(
+        "evil.tar",
+        hashlib.sha256(evil.read_bytes()).hexdigest(),
+        evil.stat().st_size,
+        f"{MAIN}/trainval.txt",
+    )
+    with pytest.raises(DatasetError, match="outside its folder"):
+        fetch("voc2007", tmp_path, from_file=evil, official={"voc2007": (known,)})
+    assert list((tmp_path / "voc2007").iterdir()) == []
+
+
+def test_an_archive_without_what_it_should_hold_is_refused(tmp_path, official):
+    empty = tmp_path / "empty.tar"
+    empty.write_bytes(tar_bytes({"readme.txt": b"nothing"}))
+    known = Archive("e.tar", hashlib.sha256(empty.read_bytes()).hexdigest(), 0, "VOCdevkit")
+    with pytest.raises(DatasetError, match="does not hold VOCdevkit"):
+        fetch("voc2007", tmp_path, from_file=empty, official={"voc2007": (known,)})
+
+
+def test_there_is_nothing_to_fetch_for_other_datasets(tmp_path):
+    with pytest.raises(ConfigError, match="nothing to fetch for 'folder'; allowed: caltech101"):
+        fetch("folder", tmp_path)
+
+
+def test_the_official_archives_are_told_apart_by_full_checksums():
+    digests = [archive.sha256 for archives in OFFICIAL.values() for archive in archives]
+    assert len(set(digests)) == len(digests) == 4
+    assert all(len(digest) == 64 and int(digest, 16) for digest in digests)
+    for archives in OFFICIAL.values():
+        assert sum(len(archive.mirrors) > 1 for archive in archives) >= 1

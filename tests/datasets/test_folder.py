@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from spptransfer.datasets.folder import IMAGE_SUFFIXES, read_folder
+from spptransfer.errors import DatasetError
+
+
+def touch(root: Path, *ids: str) -> Path:
+    for id in ids:
+        path = root / id
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def test_subfolders_are_classes_and_ids_are_relative_paths(tmp_path):
+    dataset = read_folder(touch(tmp_path, "dog/2.png", "cat/1.jpg", "dog/1.jpg"))
+    assert dataset.ids == ("cat/1.jpg", "dog/1.jpg", "dog/2.png")
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.targets.tolist() == [0, 1, 1]
+    assert dataset.path("dog/2.png") == tmp_path / "dog" / "2.png"
+
+
+def test_images_lie_at_any_depth_of_their_class(tmp_path):
+    dataset = read_folder(touch(tmp_path, "cat/a/b/c/1.jpg", "cat/1.jpg", "dog/x/1.jpg"))
+    assert dataset.ids == ("cat/1.jpg", "cat/a/b/c/1.jpg", "dog/x/1.jpg")
+    assert dataset.targets.tolist() == [0, 0, 1]
+
+
+def test_the_order_is_that_of_code_points_whatever_the_locale(tmp_path):
+    dataset = read_folder(touch(tmp_path, "b/1.jpg", "B/1.jpg", "a b/1.jpg", "é/1.jpg", "a/1.jpg"))
+    assert dataset.classes == ("B", "a", "a b", "b", "é")
+    assert list(dataset.ids) == sorted(dataset.ids)
+    names = [dataset.classes[target] for target in dataset.targets]
+    assert names == [id.split("/")[0] for id in dataset.ids]
+
+
+def test_suffixes_count_in_any_case_and_other_files_do_not(tmp_path):
+    touch(tmp_path, "cat/1.JPG", "cat/2.JpEg", "cat/tmp", "cat/Thumbs.db", "cat/notes.txt")
+    touch(tmp_path, "dog/1.webp", "dog/jpg", "empty/readme.md")
+    dataset = read_folder(tmp_path)
+    assert dataset.ids == ("cat/1.JPG", "cat/2.JpEg", "dog/1.webp")
+    assert dataset.classes == ("cat", "dog")
+
+
+def test_hidden_files_and_folders_are_skipped(tmp_path):
+    touch(tmp_path, "cat/1.jpg", "cat/._1.jpg", "cat/.cache/2.jpg", ".git/3.jpg", "dog/1.jpg")
+    assert read_folder(tmp_path).ids == ("cat/1.jpg", "dog/1.jpg")
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    images = touch(tmp_path / "images", "cat/1.jpg", "dog/1.jpg")
+    touch(tmp_path / "elsewhere", "2.jpg")
+    (images / "cow").symlink_to(tmp_path / "elsewhere")
+    (images / "cat" / "up").symlink_to(images)
+    (images / "dog" / "here").symlink_to(images / "dog")
+    (images / "dog" / "itself").symlink_to(images / "dog" / "itself")
+    (images / "dog" / "gone").symlink_to(tmp_path / "nowhere")
+    assert read_folder(images).ids == ("cat/1.jpg", "cow/2.jpg", "dog/1.jpg")
+
+
+def test_a_broken_link_named_like_an_image_stays_in_the_list(tmp_path):
+    touch(tmp_path, "cat/1.jpg", "dog/1.jpg")
+    (tmp_path / "cat" / "2.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    assert "cat/2.jpg" in read_folder(tmp_path).ids
+
+
+def test_a_flat_folder_is_read_without_labels(tmp_path, caplog):
+    dataset = read_folder(touch(tmp_path, "2.jpg", "1.jpg"))
+    assert dataset.ids == ("1.jpg", "2.jpg")
+    assert not dataset.labelled
+    assert dataset.targets.tolist() == [-1, -1]
+    assert "no class folders" in caplog.text
+
+
+def test_images_beside_class_folders_are_skipped_with_a_warning(tmp_path, caplog):
+    dataset = read_folder(touch(tmp_path, "stray.jpg", "cat/1.jpg", "dog/1.jpg"))
+    assert dataset.ids == ("cat/1.jpg", "dog/1.jpg")
+    assert "skipped 1 images" in caplog.text
+
+
+def test_a_single_class_can_be_read(tmp_path):
+    assert read_folder(touch(tmp_path, "cat/1.jpg")).classes == ("cat",)
+
+
+def test_names_with_spaces_unicode_and_newlines_survive(tmp_path):
+    ids = ("a b/ü ñ.jpg", "a b/new\nline.jpg", "日本/画像.png", "c/<b>&.jpg")
+    dataset = read_folder(touch(tmp_path, *ids))
+    assert set(dataset.ids) == set(ids)
+    assert all(dataset.path(id).is_file() for id in ids)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
+def test_a_name_that_is_not_utf8_is_an_error_that_shows_it(tmp_path):
+    touch(tmp_path, "cat/1.jpg")
+    with open(os.fsencode(tmp_path) + b"/cat/\xff.jpg", "wb"):
+        pass
+    with pytest.raises(DatasetError, match=r"b'cat/\\xff\.jpg' is not valid UTF-8"):
+        read_folder(tmp_path)
+
+
+def test_without_images_the_error_says_what_was_looked_for(tmp_path):
+    touch(tmp_path, "cat/1.txt")
+    with pytest.raises(DatasetError, match=r"no images in .*\.jpg"):
+        read_folder(tmp_path)
+
+
+def test_a_file_or_a_missing_folder_is_no_dataset(tmp_path):
+    for path in (tmp_path / "missing", touch(tmp_path, "1.jpg") / "1.jpg"):
+        with pytest.raises(DatasetError, match="is not a folder"):
+            read_folder(path)
+
+
+def test_suffixes_are_those_that_images_are_decoded_from():
+    assert {".jpg", ".jpeg", ".png", ".webp", ".tiff"} <= IMAGE_SUFFIXES
+    assert all(suffix == suffix.lower() and suffix[0] == "." for suffix in IMAGE_SUFFIXES)

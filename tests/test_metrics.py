@@ -1,0 +1,346 @@
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sklearn_metrics
+
+from spptransfer import metrics
+from spptransfer.errors import ConfigError
+
+# ----------------------------------------------------------------- the definitions, spelled out
+
+
+def devkit_ranking(y_true, scores):
+    """Targets of the images that take part, by falling score, ties in the given order."""
+    scores = [-math.inf if math.isnan(score) else score for score in scores]
+    ranked = sorted(range(len(scores)), key=lambda position: -scores[position])
+    return [y_true[position] for position in ranked if y_true[position] != 0]
+
+
+def curve(ranking):
+    """Exact (recall, precision) down a ranking."""
+    positives = sum(target == 1 for target in ranking)
+    found = 0
+    points = []
+    for rank, target in enumerate(ranking, start=1):
+        found += target == 1
+        points.append((Fraction(found, positives), Fraction(found, rank)))
+    return points
+
+
+def slow_eleven_point(y_true, scores):
+    ranking = devkit_ranking(y_true, scores)
+    if 1 not in ranking:
+        return math.nan
+    points = curve(ranking)
+    best = [
+        max((precision for recall, precision in points if recall >= Fraction(t, 10)), default=0)
+        for t in range(11)
+    ]
+    return float(sum(best) / Fraction(11))
+
+
+def slow_area(y_true, scores):
+    """The VOC 2010 devkit's VOCap: sentinels, envelope, sum over the changes of recall."""
+    ranking = devkit_ranking(y_true, scores)
+    if 1 not in ranking:
+        return math.nan
+    recall = [Fraction(0), *(point[0] for point in curve(ranking)), Fraction(1)]
+    precision = [Fraction(0), *(point[1] for point in curve(ranking)), Fraction(0)]
+    for i in range(len(precision) - 2, -1, -1):
+        precision[i] = max(precision[i], precision[i + 1])
+    changes = [i for i in range(1, len(recall)) if recall[i] != recall[i - 1]]
+    return float(sum((recall[i] - recall[i - 1]) * precision[i] for i in changes))
+
+
+def slow_uninterpolated(y_true, scores):
+    """Step over the distinct scores, from the highest down."""
+    scores = [-math.inf if math.isnan(score) else score for score in scores]
+    kept = [(score, target) for score, target in zip(scores, y_true, strict=True) if target]
+    positives = sum(target == 1 for _, target in kept)
+    if not positives:
+        return math.nan
+    total = Fraction(0)
+    before = Fraction(0)
+    for threshold in sorted({score for score, _ in kept}, reverse=True):
+        retrieved = [target for score, target in kept if score >= threshold]
+        found = sum(target == 1 for target in retrieved)
+        recall = Fraction(found, positives)
+        total += (recall - before) * Fraction(found, len(retrieved))
+        before = recall
+    return float(total)
+
+
+SLOW = {
+    "11-point": slow_eleven_point,
+    "area": slow_area,
+    "uninterpolated": slow_uninterpolated,
+}
+
+methods = pytest.mark.parametrize("method", metrics.METHODS)
+
+rankings = st.lists(
+    st.tuples(
+        st.sampled_from([1, 0, -1]),
+        st.one_of(
+            st.integers(-3, 3).map(float),  # few values, so that ties are common
+            st.floats(-1, 1),
+            st.sampled_from([math.nan, math.inf, -math.inf]),
+        ),
+    ),
+    max_size=40,
+)
+
+
+@methods
+@settings(max_examples=300, deadline=None)
+@given(ranking=rankings)
+def test_average_precision_equals_its_definition_in_exact_fractions(method, ranking):
+    y_true = [target for target, _ in ranking]
+    scores = [score for _, score in ranking]
+    expected = SLOW[method](y_true, scores)
+    found = metrics.average_precision(y_true, scores, method)
+    assert found == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+@methods
+def test_average_precision_equals_its_definition_on_long_random_rankings(method):
+    rng = np.random.default_rng(0)
+    for n_images, n_positives in [(1, 1), (2, 1), (50, 1), (300, 10), (300, 30), (300, 299)]:
+        y_true = np.full(n_images, -1)
+        y_true[:n_positives] = 1
+        rng.shuffle(y_true)
+        y_true[rng.random(n_images) < 0.1] = 0
+        scores = rng.normal(size=n_images).round(1)
+        expected = SLOW[method](y_true.tolist(), scores.tolist())
+        found = metrics.average_precision(y_true, scores, method)
+        assert found == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(-4, 4)), min_size=1, max_size=50).filter(
+        lambda ranking: any(positive for positive, _ in ranking)
+    )
+)
+def test_the_uninterpolated_number_is_scikit_learns_ties_included(ranking):
+    y_true = np.array([1 if positive else -1 for positive, _ in ranking])
+    scores = np.array([score for _, score in ranking], dtype=float)
+    expected = sklearn_metrics.average_precision_score(y_true == 1, scores)
+    found = metrics.average_precision(y_true, scores, "uninterpolated")
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+# ------------------------------------------------------------------------------- worked by hand
+
+
+def test_eleven_points_worked_by_hand():
+    # Precision 1 up to recall 1/2 (t = 0 ... 0.5: six points), then 2/3 (five points).
+    found = metrics.average_precision([1, -1, 1], [0.9, 0.8, 0.7], "11-point")
+    assert found == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
+
+
+def test_the_area_worked_by_hand():
+    # Ranks: + - - + +; precisions at the positives 1, 1/2, 3/5; the envelope lifts 1/2 to 3/5.
+    found = metrics.average_precision([1, -1, -1, 1, 1], [5, 4, 3, 2, 1], "area")
+    assert found == pytest.approx((1 + 3 / 5 + 3 / 5) / 3)
+
+
+def test_the_uninterpolated_number_worked_by_hand():
+    found = metrics.average_precision([1, -1, -1, 1, 1], [5, 4, 3, 2, 1], "uninterpolated")
+    assert found == pytest.approx((1 + 1 / 2 + 3 / 5) / 3)
+
+
+def test_the_three_numbers_of_one_ranking_differ():
+    y_true, scores = [1, -1, -1, 1, 1], [5, 4, 3, 2, 1]
+    assert len({metrics.average_precision(y_true, scores, m) for m in metrics.METHODS}) == 3
+
+
+def test_recall_of_exactly_three_tenths_reaches_the_point_0_3():
+    # In floating point 3 * 0.1 > 3 / 10, which would lose the precision of 1 at t = 0.3.
+    y_true = [1] * 3 + [-1] * 1000 + [1] * 7
+    scores = -np.arange(len(y_true), dtype=float)
+    tail = 10 / 1010
+    assert metrics.average_precision(y_true, scores) == pytest.approx((4 * 1 + 7 * tail) / 11)
+
+
+def test_a_negative_on_top_costs_every_method():
+    for method in metrics.METHODS:
+        assert metrics.average_precision([-1, 1], [1, 0], method) == 0.5
+
+
+# -------------------------------------------------------------------------------- awkward cases
+
+
+@methods
+def test_a_perfect_ranking_scores_one(method):
+    assert metrics.average_precision([-1, 1, 1, -1], [0, 2, 3, -1], method) == 1
+
+
+@methods
+@pytest.mark.parametrize("y_true", [[], [-1, -1], [0, 0], [0, -1]])
+def test_without_a_positive_there_is_no_average_precision(method, y_true):
+    assert math.isnan(metrics.average_precision(y_true, np.zeros(len(y_true)), method))
+
+
+@methods
+def test_difficult_images_ranked_first_are_neither_right_nor_wrong(method):
+    kept = metrics.average_precision([1, -1, 1], [3, 2, 1], method)
+    assert metrics.average_precision([0, 0, 1, -1, 0, 1, 0], [9, 8, 3, 2, 2, 1, 0], method) == kept
+
+
+@pytest.mark.parametrize("method", ["11-point", "area"])
+def test_tied_images_keep_the_order_in_which_they_are_given(method):
+    assert metrics.average_precision([1, -1], [0.5, 0.5], method) == 1
+    assert metrics.average_precision([-1, 1], [0.5, 0.5], method) == 0.5
+
+
+def test_the_uninterpolated_number_does_not_depend_on_the_order_of_tied_images():
+    for y_true in ([1, -1], [-1, 1]):
+        assert metrics.average_precision(y_true, [0.5, 0.5], "uninterpolated") == 0.5
+
+
+@methods
+def test_a_missing_score_ranks_last_with_minus_infinity(method):
+    worst = metrics.average_precision([1, -1, -1], [-1e300, 0, 1], method)
+    assert metrics.average_precision([1, -1, -1], [np.nan, 0, 1], method) == worst
+    assert metrics.average_precision([1, -1, -1], [-np.inf, 0, 1], method) == worst
+
+
+@methods
+def test_scores_may_be_float32_or_whole_numbers(method):
+    y_true, scores = [1, -1, 1, -1], [4, 3, 2, 1]
+    expected = metrics.average_precision(y_true, np.array(scores, dtype=np.float64), method)
+    for kind in (np.float32, np.float16, np.int64, np.uint8):
+        assert metrics.average_precision(y_true, np.array(scores, dtype=kind), method) == expected
+
+
+def test_a_boolean_target_is_refused_since_false_would_mean_ignored():
+    with pytest.raises(ValueError, match=r"1 \(present\), -1 \(absent\) or 0"):
+        metrics.average_precision(np.array([True, False]), [1, 0])
+
+
+@pytest.mark.parametrize("y_true", [[2, 1], [0.5, 1], [[1], [1]]])
+def test_targets_of_other_values_or_shapes_are_refused(y_true):
+    with pytest.raises(ValueError, match=r"targets|y_true"):
+        metrics.average_precision(y_true, [0, 1])
+
+
+def test_targets_and_scores_of_different_lengths_are_refused():
+    with pytest.raises(ValueError, match="differ in shape"):
+        metrics.average_precision([1, -1], [0.5])
+    with pytest.raises(ValueError, match="differ in shape"):
+        metrics.average_precision([1, -1], [[0.5], [0.5]])
+
+
+def test_an_unknown_method_is_answered_with_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean '11-point'"):
+        metrics.average_precision([1], [1], "11point")
+
+
+def test_inputs_are_left_as_they_were():
+    y_true, scores = np.array([1, -1, 0]), np.array([0.1, np.nan, 0.3])
+    before = scores.copy()
+    for method in metrics.METHODS:
+        metrics.average_precision(y_true, scores, method)
+    np.testing.assert_array_equal(scores, before)
+    assert y_true.tolist() == [1, -1, 0]
+
+
+# --------------------------------------------------------------------------- all classes at once
+
+
+@methods
+def test_classes_together_give_what_each_gives_alone(method):
+    rng = np.random.default_rng(1)
+    Y = rng.choice([-1, 0, 1], size=(200, 7), p=[0.7, 0.1, 0.2])
+    S = rng.normal(size=Y.shape).round(1)
+    Y[:, 3] = -1
+    mean, per_class = metrics.mean_average_precision(Y, S, method)
+    alone = [metrics.average_precision(Y[:, k], S[:, k], method) for k in range(7)]
+    np.testing.assert_allclose(per_class, alone, rtol=1e-14)
+    assert mean == pytest.approx(np.nanmean(alone), abs=1e-15)
+    assert math.isnan(per_class[3])
+
+
+def test_the_mean_is_nan_only_if_no_class_has_a_positive():
+    mean, per_class = metrics.mean_average_precision([[-1, 0]], [[0.0, 0.0]])
+    assert math.isnan(mean)
+    assert np.isnan(per_class).all()
+
+
+def test_every_metric_goes_by_its_full_name():
+    assert metrics.MULTI_LABEL_METRICS == (
+        "mean average precision (11-point)",
+        "mean average precision (area)",
+        "mean average precision (uninterpolated)",
+    )
+    assert metrics.SINGLE_LABEL_METRICS == ("overall accuracy", "mean per-class accuracy")
+
+
+# ------------------------------------------------------------------------ precision-recall curve
+
+
+def test_the_curve_has_a_point_per_image_that_takes_part():
+    curve = metrics.precision_recall_curve([0, 1, -1, 1, 0], [9, 3, 2, 1, 0])
+    np.testing.assert_allclose(curve.precision, [1, 1 / 2, 2 / 3])
+    np.testing.assert_allclose(curve.recall, [1 / 2, 1 / 2, 1])
+    np.testing.assert_array_equal(curve.thresholds, [3, 2, 1])
+
+
+def test_the_curve_agrees_with_scikit_learn_where_no_scores_tie():
+    rng = np.random.default_rng(2)
+    y_true = rng.choice([-1, 1], size=100)
+    scores = rng.permutation(100).astype(float)
+    precision, recall, _ = sklearn_metrics.precision_recall_curve(y_true == 1, scores)
+    curve = metrics.precision_recall_curve(y_true, scores)
+    np.testing.assert_allclose(curve.precision, precision[:-1][::-1])
+    np.testing.assert_allclose(curve.recall, recall[:-1][::-1])
+
+
+def test_the_curve_of_a_class_without_positives_has_no_recall():
+    curve = metrics.precision_recall_curve([-1, 0], [1.0, 2.0])
+    assert curve.precision.tolist() == [0]
+    assert np.isnan(curve.recall).all()
+
+
+# --------------------------------------------------------------------------------- accuracies
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60))
+def test_accuracies_agree_with_scikit_learn(pairs):
+    y_true, y_pred = np.array(pairs).T
+    confusion = sklearn_metrics.confusion_matrix(y_true, y_pred, labels=range(5))
+    np.testing.assert_array_equal(metrics.confusion_matrix(y_true, y_pred, 5), confusion)
+    assert metrics.overall_accuracy(y_true, y_pred) == pytest.approx(
+        sklearn_metrics.accuracy_score(y_true, y_pred)
+    )
+    recalls = sklearn_metrics.recall_score(
+        y_true, y_pred, labels=np.unique(y_true), average="macro", zero_division=0
+    )
+    assert metrics.mean_per_class_accuracy(y_true, y_pred, 5) == pytest.approx(recalls)
+
+
+def test_a_class_without_images_does_not_lower_the_mean():
+    assert np.isnan(metrics.per_class_accuracy([0, 1], [0, 1], 3)[2])
+    assert metrics.mean_per_class_accuracy([0, 1], [0, 1], 3) == 1
+
+
+def test_without_images_accuracies_are_nan():
+    assert math.isnan(metrics.overall_accuracy([], []))
+    assert math.isnan(metrics.mean_per_class_accuracy([], [], 2))
+    assert metrics.confusion_matrix([], [], 2).tolist() == [[0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("y_true", "y_pred"), [([0, 1], [0]), ([0, 3], [0, 0]), ([0, -1], [0, 0]), ([0.5], [0])]
+)
+def test_class_indices_out_of_range_or_shape_are_refused(y_true, y_pred):
+    with pytest.raises(ValueError, match=r"class indices|differ in shape"):
+        metrics.per_class_accuracy(y_true, y_pred, 3)
