@@ -1,0 +1,58 @@
+"""What all networks of this package have in common: they can be cut after any layer."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+from torch import nn
+
+from spptransfer.backbones.info import LayerInfo
+from spptransfer.pyramid import SpatialPyramidPooling
+
+
+class Network(nn.Module):
+    """A classification network that can be cut after any of its layers.
+
+    The parts that `trunk` and `head` return share their modules with the network, so that
+    weights loaded into the network are the parts' weights. A batch normalisation is
+    registered right after the convolution that feeds it, which is how `folding` pairs them.
+    """
+
+    def trunk(self, layer: str) -> nn.Sequential:
+        """Modules from the image to a map layer, activation included."""
+        raise NotImplementedError
+
+    def head(self, layer: str) -> nn.Sequential:
+        """Modules from the map layer ``"spp"`` to a vector layer, activation included."""
+        raise NotImplementedError
+
+
+def leading(parent: nn.Module, count: int) -> nn.Sequential:
+    """First children of a module, as a sequence that keeps their names."""
+    return nn.Sequential(OrderedDict(islice(parent.named_children(), count)))
+
+
+def pyramid_head(levels: Sequence[int], modules: Iterable[nn.Module]) -> nn.Sequential:
+    """Pool a map with a pyramid and apply the modules; dropout, idle in use, is left out."""
+    kept = (module for module in modules if not isinstance(module, nn.Dropout))
+    return nn.Sequential(SpatialPyramidPooling(levels), *kept)
+
+
+def initialize(network: nn.Module) -> None:
+    """Draw He's normal weights for convolutions and narrow normal ones for linear layers."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def cut(network: Network, layer: LayerInfo) -> tuple[nn.Sequential, nn.Sequential | None]:
+    """Trunk and head that compute a layer; a map layer has no head."""
+    if layer.kind == "map":
+        return network.trunk(layer.name), None
+    return network.trunk("spp"), network.head(layer.name)

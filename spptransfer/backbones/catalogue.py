@@ -1,0 +1,272 @@
+"""Every backbone by name. Listing them imports no torch.
+
+The numbers here are claims about the networks; the tests build each network and hold it to
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from spptransfer.backbones.info import BackboneInfo, LayerInfo, WeightsSource
+from spptransfer.errors import ConfigError, suggestion
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Maps = Iterable[tuple[str, int, int]]
+
+
+def _layers(maps: Maps, vectors: Iterable[str] = ()) -> tuple[LayerInfo, ...]:
+    """Layers from (name, channels, stride) of the maps and names of the 4096-long vectors."""
+    conv = [LayerInfo(name, "map", channels, stride) for name, channels, stride in maps]
+    spp = LayerInfo("spp", "map", conv[-1].channels, conv[-1].stride)
+    return (*conv, spp, *(LayerInfo(name, "vector", 4096, None) for name in vectors))
+
+
+def _official(filename: str) -> WeightsSource:
+    """Torchvision's file, whose name ends in the first digits of its SHA-256."""
+    prefix = filename.removesuffix(".pth").rpartition("-")[2]
+    url = f"https://download.pytorch.org/models/{filename}"
+    return WeightsSource(filename, prefix, "BSD-3-Clause", url)
+
+
+def _torchvision(
+    name: str,
+    family: str,
+    layers: tuple[LayerInfo, ...],
+    files: dict[str, str],
+    min_side: int,
+    levels: tuple[int, ...] = (),
+) -> BackboneInfo:
+    """Describe a network with torchvision's key names and preprocessing."""
+    weights = {key: _official(filename) for key, filename in files.items()}
+    return BackboneInfo(
+        name, family, layers, weights, _IMAGENET_MEAN, _IMAGENET_STD, min_side, levels
+    )
+
+
+_ALEXNET = (
+    _torchvision(
+        "alexnet",
+        "alexnet",
+        _layers(
+            [
+                ("conv1", 64, 4),
+                ("conv2", 192, 8),
+                ("conv3", 384, 16),
+                ("conv4", 256, 16),
+                ("conv5", 256, 16),
+            ],
+            vectors=("fc6", "fc7"),
+        ),
+        {"imagenet": "alexnet-owt-7be5be79.pth"},
+        min_side=31,
+        levels=(6,),
+    ),
+)
+
+VGG_WIDTHS = (64, 128, 256, 512, 512)
+VGG_DEPTHS = {
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+}
+
+
+def _vgg(name: str, filename: str) -> BackboneInfo:
+    """Describe a VGG by its number of convolutions in each of the five blocks."""
+    depths = VGG_DEPTHS[name.removesuffix("_bn")]
+    maps = [
+        (f"conv{block}_{i}", width, 2 ** (block - 1))
+        for block, (width, depth) in enumerate(zip(VGG_WIDTHS, depths, strict=True), start=1)
+        for i in range(1, depth + 1)
+    ]
+    layers = _layers(maps, vectors=("fc6", "fc7"))
+    return _torchvision(name, "vgg", layers, {"imagenet": filename}, min_side=16, levels=(7,))
+
+
+_VGG = (
+    _vgg("vgg11", "vgg11-8a719046.pth"),
+    _vgg("vgg13", "vgg13-19584684.pth"),
+    _vgg("vgg16", "vgg16-397923af.pth"),
+    _vgg("vgg19", "vgg19-dcbb9e9d.pth"),
+    _vgg("vgg11_bn", "vgg11_bn-6002323d.pth"),
+    _vgg("vgg13_bn", "vgg13_bn-abd245e5.pth"),
+    _vgg("vgg16_bn", "vgg16_bn-6c64b313.pth"),
+    _vgg("vgg19_bn", "vgg19_bn-c79401a0.pth"),
+)
+
+
+def _resnet(name: str, expansion: int, **files: str) -> BackboneInfo:
+    """Describe a ResNet; its bottlenecks widen the stages by the expansion."""
+    stages = [(f"layer{i + 1}", expansion * 64 * 2**i, 4 * 2**i) for i in range(4)]
+    layers = _layers([("conv1", 64, 2), *stages])
+    weights = {key.replace("_", "-"): filename for key, filename in files.items()}
+    return _torchvision(name, "resnet", layers, weights, min_side=1)
+
+
+_RESNET = (
+    _resnet("resnet18", 1, imagenet="resnet18-f37072fd.pth"),
+    _resnet("resnet34", 1, imagenet="resnet34-b627a593.pth"),
+    _resnet(
+        "resnet50",
+        4,
+        imagenet="resnet50-0676ba61.pth",
+        imagenet_v2="resnet50-11ad3fa6.pth",
+    ),
+    _resnet(
+        "resnet101",
+        4,
+        imagenet="resnet101-63fe2227.pth",
+        imagenet_v2="resnet101-cd907fc2.pth",
+    ),
+    _resnet(
+        "resnet152",
+        4,
+        imagenet="resnet152-394f9c45.pth",
+        imagenet_v2="resnet152-f82ba261.pth",
+    ),
+)
+
+
+def _squeezenet(
+    name: str, stem_width: int, strides: tuple[int, ...], filename: str, min_side: int
+) -> BackboneInfo:
+    """Describe a SqueezeNet by the stem's width and the strides of fire2 ... fire9."""
+    widths = (128, 128, 256, 256, 384, 384, 512, 512)
+    fires = [
+        (f"fire{i}", width, stride)
+        for i, (width, stride) in enumerate(zip(widths, strides, strict=True), start=2)
+    ]
+    layers = _layers([("conv1", stem_width, 2), *fires])
+    return _torchvision(name, "squeezenet", layers, {"imagenet": filename}, min_side)
+
+
+_SQUEEZENET = (
+    _squeezenet(
+        "squeezenet1_0", 96, (4, 4, 4, 8, 8, 8, 8, 16), "squeezenet1_0-b66bff10.pth", min_side=21
+    ),
+    _squeezenet(
+        "squeezenet1_1", 64, (4, 4, 8, 8, 16, 16, 16, 16), "squeezenet1_1-b8a52dc0.pth", min_side=17
+    ),
+)
+
+_MOBILENET = (
+    _torchvision(
+        "mobilenet_v2",
+        "mobilenet",
+        _layers(
+            [
+                ("conv1", 32, 2),
+                ("stage1", 16, 2),
+                ("stage2", 24, 4),
+                ("stage3", 32, 8),
+                ("stage4", 64, 16),
+                ("stage5", 96, 16),
+                ("stage6", 160, 32),
+                ("stage7", 320, 32),
+                ("head", 1280, 32),
+            ]
+        ),
+        {"imagenet": "mobilenet_v2-b0353104.pth", "imagenet-v2": "mobilenet_v2-7ebf99e0.pth"},
+        min_side=1,
+    ),
+)
+
+
+def _paper(name: str, maps: Maps, vectors: tuple[str, str], min_side: int) -> list[BackboneInfo]:
+    """Describe a network of the SPP-net paper (table 1), with its pyramid and without."""
+    layers = _layers(maps, vectors)
+    mean, std = (128 / 255,) * 3, (1 / 255,) * 3
+    return [
+        BackboneInfo(name + suffix, "paper", layers, {}, mean, std, min_side, levels)
+        for suffix, levels in (("", (6, 3, 2, 1)), ("-no-spp", (6,)))
+    ]
+
+
+_OVERFEAT = [("conv1", 96, 2), ("conv2", 256, 6), *((f"conv{i}", 512, 12) for i in range(3, 8))]
+
+_PAPER = (
+    *_paper(
+        "zf5",
+        [
+            ("conv1", 96, 2),
+            ("conv2", 256, 8),
+            ("conv3", 384, 16),
+            ("conv4", 384, 16),
+            ("conv5", 256, 16),
+        ],
+        vectors=("fc6", "fc7"),
+        min_side=31,
+    ),
+    *_paper(
+        "convnet-star-5",
+        [
+            ("conv1", 96, 4),
+            ("conv2", 256, 4),
+            ("conv3", 384, 8),
+            ("conv4", 384, 16),
+            ("conv5", 256, 16),
+        ],
+        vectors=("fc6", "fc7"),
+        min_side=19,
+    ),
+    *_paper("overfeat-5", _OVERFEAT[:5], vectors=("fc6", "fc7"), min_side=17),
+    *_paper("overfeat-7", _OVERFEAT, vectors=("fc8", "fc9"), min_side=17),
+)
+
+# The embedded default, family "mini", whose only weights are shipped with the package.
+_MINI: tuple[BackboneInfo, ...] = ()
+
+BACKBONES = (*_ALEXNET, *_VGG, *_RESNET, *_SQUEEZENET, *_MOBILENET, *_PAPER, *_MINI)
+_BY_NAME = {info.name: info for info in BACKBONES}
+
+
+def names() -> tuple[str, ...]:
+    """Names of all backbones.
+
+    Returns
+    -------
+    tuple of str
+
+    Examples
+    --------
+    >>> from spptransfer import backbones
+    >>> [name for name in backbones.names() if name.startswith("squeezenet")]
+    ['squeezenet1_0', 'squeezenet1_1']
+    """
+    return tuple(_BY_NAME)
+
+
+def describe(name: str) -> BackboneInfo:
+    """Look a backbone up by its name.
+
+    Parameters
+    ----------
+    name : str
+        One of `names`.
+
+    Returns
+    -------
+    BackboneInfo
+
+    Raises
+    ------
+    ConfigError
+        If there is no such backbone.
+
+    Examples
+    --------
+    >>> from spptransfer import backbones
+    >>> backbones.describe("resnet50").layer("spp")
+    LayerInfo(name='spp', kind='map', channels=2048, stride=32)
+    >>> backbones.describe("alexnt")
+    Traceback (most recent call last):
+    ...
+    spptransfer.errors.ConfigError: unknown backbone 'alexnt': did you mean 'alexnet'? allowed: ...
+    """
+    if name not in _BY_NAME:
+        raise ConfigError(f"unknown backbone '{name}': {suggestion(name, _BY_NAME)}")
+    return _BY_NAME[name]

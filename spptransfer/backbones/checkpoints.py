@@ -1,0 +1,153 @@
+"""Weights files: read without running what they carry, and fitted to a network key by key."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from spptransfer.backbones.base import Network, cut
+from spptransfer.backbones.info import BackboneInfo, LayerInfo
+from spptransfer.errors import WeightsError
+
+Tensors = Mapping[str, torch.Tensor]
+
+# A counter that old files lack and that only training uses.
+_OPTIONAL = "num_batches_tracked"
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a file of named tensors onto the CPU.
+
+    Parameters
+    ----------
+    path : Path
+        A ``.safetensors`` file, or a ``.pth`` file with a state dict.
+
+    Returns
+    -------
+    dict of str to Tensor
+
+    Raises
+    ------
+    WeightsError
+        If the file is damaged, or holds anything but tensors by name. Code that a pickle
+        carries is never run.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"weights '{path}' are damaged or hold more than tensors, which is refused because "
+            "reading it could run code; save a plain state dict"
+        ) from error
+    except Exception as error:  # The parsers of foreign bytes raise whatever they stumble upon.
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise WeightsError(f"weights '{path}' cannot be read: {reason}") from error
+    if not isinstance(state, dict) or not all(_is_named_tensor(*item) for item in state.items()):
+        raise WeightsError(f"weights '{path}' are no state dict, a mapping of names to tensors")
+    return dict(state)
+
+
+def _is_named_tensor(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, torch.Tensor)
+
+
+def load_into(
+    network: Network, tensors: Tensors, info: BackboneInfo, layer: LayerInfo, origin: str
+) -> None:
+    """Give a network the tensors that a layer needs.
+
+    Parameters
+    ----------
+    network : Network
+        Built on any device, the meta device included. What the layer does not need stays as it
+        is.
+    tensors : mapping of str to Tensor
+        Contents of a weights file, of any floating type; converted to float32.
+    info : BackboneInfo
+        The network's entry in the catalogue.
+    layer : LayerInfo
+        Layer up to which the weights must fit.
+    origin : str
+        What messages call the weights.
+
+    Raises
+    ------
+    WeightsError
+        If a tensor that the layer needs is missing or has another shape, or one has a name
+        that the whole network does not know. Says for which layers the weights suffice.
+    """
+    problems = _problems(network, tensors, layer)
+    if problems:
+        enough = [other.name for other in info.layers if not _problems(network, tensors, other)]
+        raise WeightsError(
+            f"weights '{origin}' do not fit '{info.name}' up to layer '{layer.name}': "
+            f"{'; '.join(problems)}; they suffice for {', '.join(enough) or 'no layer of it'}"
+        )
+    needed = {key: tensors[key].float() for key in _needed(network, layer)}
+    network.load_state_dict(needed, strict=False, assign=True)
+
+
+def _needed(network: Network, layer: LayerInfo) -> dict[str, torch.Size]:
+    """Shapes, by the network's keys, of all tensors that a layer's trunk and head hold."""
+    parts = [part for part in cut(network, layer) if part is not None]
+    used = {id(tensor) for part in parts for tensor in part.state_dict(keep_vars=True).values()}
+    return {
+        key: tensor.shape
+        for key, tensor in network.state_dict(keep_vars=True).items()
+        if id(tensor) in used and not key.endswith(_OPTIONAL)
+    }
+
+
+def _problems(network: Network, tensors: Tensors, layer: LayerInfo) -> list[str]:
+    """Say what keeps the tensors from fitting a layer, as phrases of a message."""
+    needed = _needed(network, layer)
+    known = network.state_dict(keep_vars=True)
+    missing = [key for key in needed if key not in tensors]
+    # Names beyond the network betray a bigger relative whose first blocks would seem to fit.
+    unexpected = [key for key in tensors if key not in known]
+    reshaped = [
+        f"{key} is {_shape(tensors[key].shape)} instead of {_shape(shape)}"
+        for key, shape in needed.items()
+        if key in tensors and tensors[key].shape != shape
+    ]
+    found = (("missing", missing), ("unexpected", unexpected), ("other shapes", reshaped))
+    return [f"{what}: {_shortened(items)}" for what, items in found if items]
+
+
+def _shape(shape: Iterable[int]) -> str:
+    return "x".join(str(side) for side in shape) or "a scalar"
+
+
+def _shortened(items: list[str], limit: int = 3) -> str:
+    """Join the first few items and count the rest."""
+    rest = len(items) - limit
+    return ", ".join(items[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def digest(network: nn.Module) -> str:
+    """Hash a network's tensors: names, types, shapes and values.
+
+    Parameters
+    ----------
+    network : Module
+        On the CPU.
+
+    Returns
+    -------
+    str
+        SHA-256 in hexadecimal.
+    """
+    sha256 = hashlib.sha256()
+    for key, tensor in network.state_dict().items():
+        sha256.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        sha256.update(tensor.contiguous().numpy().tobytes())
+    return sha256.hexdigest()

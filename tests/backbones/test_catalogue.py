@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import pickle
+import re
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError
+
+import pytest
+import torch
+
+from spptransfer import backbones
+from spptransfer.errors import ConfigError
+from spptransfer.pyramid import count_bins
+
+OTHERS = ("mini",)
+TORCHVISION = [
+    name for name in backbones.names() if backbones.describe(name).family not in ("paper", *OTHERS)
+]
+PAPER = [name for name in backbones.names() if backbones.describe(name).family == "paper"]
+
+
+def maps_of(name):
+    return [layer for layer in backbones.describe(name).layers if layer.kind == "map"]
+
+
+def map_shapes(network, name, side):
+    """Shape of every map that an input of a side gives; the list ends where torch refuses."""
+    maps, shapes = torch.empty(1, 3, side, side, device="meta"), {}
+    names = {len(network.trunk(layer.name)): layer.name for layer in maps_of(name)[:-1]}
+    for count, module in enumerate(network.trunk("spp"), start=1):
+        try:
+            maps = module(maps)
+        except RuntimeError:
+            break
+        if count in names:
+            shapes[names[count]] = tuple(maps.shape[1:])
+    return shapes
+
+
+def test_every_network_that_is_promised_is_listed():
+    promised = {"alexnet", "squeezenet1_0", "squeezenet1_1", "mobilenet_v2"}
+    promised |= {f"vgg{depth}{bn}" for depth in (11, 13, 16, 19) for bn in ("", "_bn")}
+    promised |= {f"resnet{depth}" for depth in (18, 34, 50, 101, 152)}
+    paper = ("zf5", "convnet-star-5", "overfeat-5", "overfeat-7")
+    promised |= {f"{name}{suffix}" for name in paper for suffix in ("", "-no-spp")}
+    assert promised <= set(backbones.names())
+
+
+def test_names_are_listed_once():
+    assert len(set(backbones.names())) == len(backbones.names())
+
+
+def test_listing_and_locating_import_no_torch():
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from spptransfer import backbones\n"
+        "from spptransfer.backbones import weights\n"
+        "infos = [backbones.describe(name) for name in backbones.names()]\n"
+        "weights.path_of('vgg16', 'imagenet'), weights.random_seed('random')\n"
+        "assert len(infos) > 20\n"
+        "assert not {'torch', 'sklearn'} & set(sys.modules), 'heavy import'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_an_unknown_backbone_is_named_with_its_nearest_neighbour():
+    with pytest.raises(ConfigError, match="unknown backbone 'resnet51': did you mean 'resnet") as e:
+        backbones.describe("resnet51")
+    assert "\n" not in str(e.value)
+
+
+def test_an_unknown_layer_is_named_with_its_nearest_neighbour():
+    with pytest.raises(ConfigError, match=r"'conv5_4' of backbone 'vgg16': did you mean 'conv5_"):
+        backbones.describe("vgg16").layer("conv5_4")
+
+
+def test_an_unknown_attribute_of_the_package_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = backbones.nonsense
+
+
+def test_an_entry_can_be_pickled_but_not_changed():
+    info = backbones.describe("alexnet")
+    assert pickle.loads(pickle.dumps(info)) == info
+    with pytest.raises(FrozenInstanceError):
+        info.min_side = 3
+
+
+@pytest.mark.parametrize("name", backbones.names())
+def test_layers_have_distinct_names_and_spp_is_the_last_map(name):
+    names = [layer.name for layer in backbones.describe(name).layers]
+    assert len(set(names)) == len(names)
+    *_, last, spp = maps_of(name)
+    assert spp.name == "spp"
+    assert (spp.channels, spp.stride) == (last.channels, last.stride)
+
+
+@pytest.mark.parametrize("name", backbones.names())
+def test_vectors_come_with_a_pyramid_and_nothing_else_does(name):
+    info = backbones.describe(name)
+    vectors = [layer for layer in info.layers if layer.kind == "vector"]
+    assert bool(vectors) == bool(info.levels)
+    assert all(layer.stride is None for layer in vectors)
+
+
+@pytest.mark.parametrize("name", backbones.names())
+def test_channels_and_strides_are_those_of_the_network(name, on_meta):
+    # One more stride of pixels is exactly one more cell, whichever way poolings round.
+    network = on_meta(name)
+    for side in (97, 150):
+        shapes = map_shapes(network, name, side)
+        for stride in {layer.stride for layer in maps_of(name)}:
+            grown = map_shapes(network, name, side + stride)
+            for layer in maps_of(name)[:-1]:
+                assert shapes[layer.name][0] == layer.channels
+                if layer.stride == stride:
+                    assert grown[layer.name][1] == shapes[layer.name][1] + 1
+
+
+@pytest.mark.parametrize("name", backbones.names())
+def test_the_smallest_side_is_the_smallest_that_gives_every_layer_a_cell(name, on_meta):
+    smallest = backbones.describe(name).min_side
+    layers = len(maps_of(name)) - 1
+    for side in (smallest, smallest + 1, smallest + 2, smallest + 5):
+        shapes = map_shapes(on_meta(name), name, side)
+        assert len(shapes) == layers
+        assert all(min(shape[1:]) >= 1 for shape in shapes.values())
+    if smallest > 1:
+        assert len(map_shapes(on_meta(name), name, smallest - 1)) < layers
+
+
+@pytest.mark.parametrize("name", backbones.names())
+def test_vectors_have_their_length_at_any_size_of_the_map(name, on_meta):
+    network, info = on_meta(name), backbones.describe(name)
+    channels = info.layer("spp").channels
+    for layer in info.layers:
+        for side in (1, 5, 13, 18) if layer.kind == "vector" else ():
+            maps = torch.empty(2, channels, side, side + 1, device="meta")
+            assert network.head(layer.name)(maps).shape == (2, layer.channels)
+
+
+@pytest.mark.parametrize("name", [n for n in backbones.names() if backbones.describe(n).levels])
+def test_the_pyramid_is_that_of_the_network(name, on_meta):
+    network, info = on_meta(name), backbones.describe(name)
+    assert network.pyramid.levels == info.levels
+    first = next(module for module in network.head(info.layers[-1].name) if hasattr(module, "bias"))
+    assert first.in_features == info.layer("spp").channels * count_bins(info.levels)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_official_files_are_recognised_by_the_hash_in_their_name(name):
+    info = backbones.describe(name)
+    assert "imagenet" in info.weights
+    for source in info.weights.values():
+        assert re.fullmatch(r"[0-9a-f]{8}", source.sha256)
+        assert source.url == f"https://download.pytorch.org/models/{source.filename}"
+        assert source.filename.startswith(f"{name}-")
+        assert source.filename.endswith(f"-{source.sha256}.pth")
+        assert source.licence == "BSD-3-Clause"
+
+
+def test_no_two_catalogued_weights_are_the_same_file():
+    sources = [
+        source for name in backbones.names() for source in backbones.describe(name).weights.values()
+    ]
+    assert len({source.filename for source in sources}) == len(sources)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision_networks_take_imagenet_normalisation(name):
+    info = backbones.describe(name)
+    assert info.mean == (0.485, 0.456, 0.406)
+    assert info.std == (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_networks_take_bytes_less_128(name):
+    info = backbones.describe(name)
+    for byte in (0, 1, 128, 255):
+        normalised = [(byte / 255 - m) / s for m, s in zip(info.mean, info.std, strict=True)]
+        assert normalised == pytest.approx([byte - 128] * 3, abs=1e-9)

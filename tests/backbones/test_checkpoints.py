@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from spptransfer import backbones
+from spptransfer.backbones.checkpoints import digest, load_into, read_tensors
+from spptransfer.errors import WeightsError
+
+TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2)}
+
+
+class RunsWhenRead:
+    """What a hostile pickle looks like: reading it would create a file."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+def save(tensors, path):
+    save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
+    return path
+
+
+def refusal(path):
+    with pytest.raises(WeightsError) as caught:
+        read_tensors(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+def fit(name, tensors, layer):
+    """Load tensors into a network that knows only shapes, as `load` does."""
+    info = backbones.describe(name)
+    with torch.device("meta"):
+        network = backbones.network(name)
+    load_into(network, tensors, info, info.layer(layer), origin="file.pth")
+    return network
+
+
+def mismatch(name, tensors, layer="spp"):
+    with pytest.raises(WeightsError, match=r"weights 'file\.pth' do not fit") as caught:
+        fit(name, tensors, layer)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 800
+    return message
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_both_formats_give_the_tensors_back(suffix, tmp_path):
+    tensors = read_tensors(save(TENSORS, tmp_path / f"weights{suffix}"))
+    assert tensors.keys() == TENSORS.keys()
+    assert all(tensors[key].equal(TENSORS[key]) for key in TENSORS)
+
+
+def test_the_format_of_old_torch_is_read_too(tmp_path):
+    path = tmp_path / "old.pth"
+    torch.save(TENSORS, path, _use_new_zipfile_serialization=False)
+    assert not zipfile.is_zipfile(path)
+    assert read_tensors(path)["a.weight"].equal(TENSORS["a.weight"])
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(as_zip, tmp_path):
+    path, trace = tmp_path / "evil.pth", tmp_path / "was-run"
+    torch.save({"a": RunsWhenRead(trace)}, path, _use_new_zipfile_serialization=as_zip)
+    assert "refused because reading it could run code" in refusal(path)
+    assert not trace.exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_bare_pickle_is_refused_and_not_run(tmp_path):
+    path, trace = tmp_path / "evil.pth", tmp_path / "was-run"
+    path.write_bytes(pickle.dumps(RunsWhenRead(trace)))
+    refusal(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.95])
+def test_a_truncated_file_is_one_clear_line(suffix, kept, tmp_path):
+    path = save({"a": torch.randn(100, 100)}, tmp_path / f"weights{suffix}")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    refusal(path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>Not found</html>", b"\x00" * 64, b"PK"])
+def test_a_file_of_something_else_is_one_clear_line(suffix, content, tmp_path):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    refusal(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [[torch.ones(2)], {"epoch": 3, "state_dict": {"a": torch.ones(2)}}, {1: torch.ones(2)}, 7],
+)
+def test_anything_but_tensors_by_name_is_no_state_dict(content, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(content, path)
+    assert "no state dict" in refusal(path)
+
+
+def test_a_folder_in_place_of_a_file_is_one_clear_line(tmp_path):
+    path = tmp_path / "folder.pth"
+    path.mkdir()
+    refusal(path)
+
+
+def test_a_trunk_is_enough_for_its_maps_and_says_so_for_other_layers(trained):
+    tensors = {k: v for k, v in trained("alexnet").items() if k.startswith("features.")}
+    assert fit("alexnet", tensors, "conv5").features[0].weight.equal(tensors["features.0.weight"])
+    assert mismatch("alexnet", tensors, "fc6") == (
+        "weights 'file.pth' do not fit 'alexnet' up to layer 'fc6': "
+        "missing: classifier.1.weight, classifier.1.bias; "
+        "they suffice for conv1, conv2, conv3, conv4, conv5, spp"
+    )
+
+
+def test_what_lies_beyond_the_layer_may_be_absent_or_of_any_shape(trained):
+    tensors = trained("squeezenet1_1")
+    tensors["classifier.1.weight"] = torch.zeros(3)
+    del tensors["features.12.squeeze.weight"]
+    network = fit("squeezenet1_1", tensors, "fire4")
+    assert network.features[6].squeeze.weight.device.type == "cpu"
+    assert network.features[9].squeeze.weight.device.type == "meta"
+
+
+def test_another_shape_is_printed_beside_the_expected_one(trained):
+    tensors = trained("squeezenet1_1")
+    tensors["features.0.weight"] = torch.zeros(64, 3, 7, 7)
+    message = mismatch("squeezenet1_1", tensors)
+    assert "other shapes: features.0.weight is 64x3x7x7 instead of 64x3x3x3;" in message
+    assert message.endswith("suffice for no layer of it")
+
+
+def test_long_lists_are_cut_short(trained):
+    assert "and 97 more" in mismatch("resnet18", {})
+    assert "unexpected" in mismatch("resnet18", trained("mobilenet_v2"))
+
+
+def test_a_deeper_relative_is_not_taken_for_the_network(on_meta):
+    # Each tensor that ResNet-50 needs is in ResNet-101's file, in the right shape.
+    deeper = on_meta("resnet101").state_dict()
+    needed = on_meta("resnet50").state_dict()
+    assert all(deeper[key].shape == tensor.shape for key, tensor in needed.items())
+    assert "unexpected: layer3.6.conv1.weight" in mismatch("resnet50", deeper)
+
+
+@pytest.mark.parametrize("layer", ["conv1", "layer1", "spp"])
+def test_files_from_before_num_batches_tracked_load(layer, trained):
+    tensors = trained("resnet18")
+    old = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
+    assert len(old) < len(tensors)
+    network = fit("resnet18", old, layer)
+    assert network.bn1.running_var.equal(tensors["bn1.running_var"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_any_floating_type_becomes_float32(dtype, trained):
+    tensors = {key: tensor.to(dtype) for key, tensor in trained("squeezenet1_1").items()}
+    network = fit("squeezenet1_1", tensors, "spp")
+    assert {p.dtype for p in network.features.parameters()} == {torch.float32}
+
+
+def test_a_digest_depends_on_values_names_types_and_shapes():
+    def module(**tensors):
+        holder = torch.nn.Module()
+        for name, tensor in tensors.items():
+            holder.register_buffer(name, tensor)
+        return holder
+
+    base = torch.zeros(2, 3)
+    variants = [
+        module(a=base),
+        module(b=base),
+        module(a=base.reshape(3, 2)),
+        module(a=base.double()),
+        module(a=base.double().to(torch.int32)),
+        module(a=base + 1),
+        module(a=base, b=torch.zeros(0)),
+    ]
+    assert len({digest(variant) for variant in variants}) == len(variants)
+    assert digest(module(a=torch.zeros(3, 2).T)) == digest(module(a=base))
+
+
+@pytest.mark.parametrize("file", ["squeezenet1_1.pth", "alexnet_trunk.pth"])
+def test_a_real_file_cut_anywhere_is_refused(file, tmp_path, alexnet_weights):
+    content = (alexnet_weights.parent / file).read_bytes()
+    path = tmp_path / Path(file).name
+    for length in (0, 1, 1000, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        refusal(path)

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from spptransfer import backbones
+from spptransfer.backbones.folding import fold_batch_norms
+
+
+def seasoned_norm(channels, generator):
+    """A batch norm whose statistics are far from those it starts with."""
+    norm = nn.BatchNorm2d(channels)
+    norm.weight.data.normal_(generator=generator)
+    norm.bias.data.normal_(generator=generator)
+    norm.running_mean.normal_(generator=generator)
+    norm.running_var.uniform_(1e-4, 10, generator=generator)
+    return norm
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_folded_pair_computes_the_same(bias, groups):
+    generator = torch.Generator().manual_seed(0)
+    pair = nn.Sequential(nn.Conv2d(4, 8, 3, groups=groups, bias=bias), seasoned_norm(8, generator))
+    pair = pair.double().eval()
+    maps = torch.randn(2, 4, 9, 7, generator=generator, dtype=torch.float64)
+    expected = pair(maps)
+    fold_batch_norms(pair)
+    assert isinstance(pair[1], nn.Identity)
+    assert torch.allclose(pair(maps), expected, atol=1e-12)
+
+
+def test_float32_parameters_are_rounded_once_from_float64():
+    generator = torch.Generator().manual_seed(0)
+    exact = nn.Sequential(nn.Conv2d(3, 8, 3), seasoned_norm(8, generator)).eval()
+    folded = copy.deepcopy(exact)
+    exact.double()
+    fold_batch_norms(exact)
+    fold_batch_norms(folded)
+    assert folded[0].weight.dtype == torch.float32
+    assert folded[0].weight.equal(exact[0].weight.float())
+    assert folded[0].bias.equal(exact[0].bias.float())
+
+
+def test_a_batch_norm_that_follows_no_convolution_is_left_alone():
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.ReLU(), nn.BatchNorm2d(3))
+    kinds = [type(module) for module in network]
+    fold_batch_norms(network)
+    assert [type(module) for module in network] == kinds
+
+
+def test_a_batch_norm_without_statistics_is_refused():
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False))
+    with pytest.raises(ValueError, match="without running statistics"):
+        fold_batch_norms(network)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2"])
+def test_a_folded_network_computes_the_same_maps(name, trained):
+    # He's initialisation lets a residual network's values grow, so errors are relative to them.
+    network = backbones.network(name, num_classes=10)
+    network.load_state_dict(trained(name))
+    trunk = network.double().eval().trunk("spp")
+    images = torch.randn(1, 3, 32, 41, dtype=torch.float64)
+    expected = trunk(images)
+    fold_batch_norms(trunk)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in trunk.modules())
+    assert expected.std() > 0
+    assert (trunk(images) - expected).abs().max() < 1e-9 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", [n for n in backbones.names() if n.endswith("_bn")])
+def test_no_batch_norm_of_a_vgg_survives(name):
+    with torch.device("meta"):
+        trunk = backbones.network(name).trunk("spp")
+    fold_batch_norms(trunk)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in trunk)
+    assert all(module.bias is not None for module in trunk if isinstance(module, nn.Conv2d))

@@ -1,0 +1,368 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import threading
+import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spptransfer import backbones
+from spptransfer.backbones import BackboneInfo, WeightsSource, catalogue, weights
+from spptransfer.errors import ConfigError, WeightsError
+
+CONTENT = b"weights " * 300_000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        if self.path.startswith("/short"):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(CONTENT)))
+            self.end_headers()
+            self.wfile.write(CONTENT[:1000])
+        else:
+            super().do_GET()
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Address of a server on loopback that offers one file of weights."""
+    monkeypatch.setenv("no_proxy", "*")
+    folder = tmp_path / "served"
+    folder.mkdir()
+    (folder / "toy-weights.pth").write_bytes(CONTENT)
+    handler = partial(QuietHandler, directory=folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+        thread.join()
+
+
+def toy(url, sha256=SHA256[:8]):
+    return WeightsSource("toy-weights.pth", sha256, "MIT", url)
+
+
+@pytest.fixture
+def catalogued(monkeypatch):
+    """Put a backbone named "toy" with the given official weights into the catalogue."""
+
+    def add(source):
+        layers = backbones.describe("alexnet").layers
+        info = BackboneInfo("toy", "alexnet", layers, {"official": source}, (0,) * 3, (1,) * 3, 31)
+        monkeypatch.setitem(catalogue._BY_NAME, "toy", info)
+
+    return add
+
+
+def one_line(caught):
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def settled(path, content=CONTENT, age=60):
+    """Write a file that was last changed a while ago."""
+    path.write_bytes(content)
+    moment = time.time() - age
+    os.utime(path, (moment, moment))
+    return path
+
+
+def count_reads(monkeypatch):
+    reads = []
+    original = hashlib.file_digest
+
+    def counting(file, name):
+        reads.append(file.name)
+        return original(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counting)
+    return reads
+
+
+# --- what weights are called ------------------------------------------------------------------
+
+
+def test_official_weights_lie_in_the_chosen_folder(tmp_path):
+    path = weights.path_of("vgg16", "imagenet", tmp_path)
+    assert path == tmp_path / "vgg16-397923af.pth"
+
+
+def test_the_environment_chooses_the_default_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPPTRANSFER_WEIGHTS", str(tmp_path / "chosen"))
+    assert weights.default_dir() == tmp_path / "chosen"
+    assert weights.path_of("vgg16", "imagenet").parent == tmp_path / "chosen"
+
+
+def test_the_default_folder_is_in_the_users_cache(monkeypatch):
+    monkeypatch.delenv("SPPTRANSFER_WEIGHTS")
+    assert weights.default_dir().parts[-2:] == ("spptransfer", "weights")
+
+
+@pytest.mark.parametrize("name", ["own.pth", "own.safetensors", "sub/dir.x/own.pth"])
+def test_a_path_is_any_text_with_a_known_suffix(name):
+    assert weights.path_of("vgg16", name) == Path(name)
+    assert weights.path_of("vgg16", Path(name)) == Path(name)
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert weights.path_of("vgg16", "~/own.pth") == tmp_path / "own.pth"
+
+
+def test_unknown_weights_are_named_with_what_is_allowed():
+    with pytest.raises(ConfigError, match="unknown weights 'imagnet' of backbone 'resnet50'") as e:
+        weights.path_of("resnet50", "imagnet")
+    message = one_line(e)
+    assert "did you mean 'imagenet'?" in message
+    assert "imagenet-v2, random, or the path of a .safetensors or .pth file" in message
+
+
+def test_the_papers_networks_have_local_or_random_weights_only():
+    with pytest.raises(ConfigError, match=r"of backbone 'zf5': .*allowed: random, or the path"):
+        weights.locate("zf5", "imagenet")
+
+
+@given(st.integers(min_value=0))
+def test_any_whole_number_is_a_seed(seed):
+    assert weights.random_seed(f"random:{seed}") == seed
+
+
+@pytest.mark.parametrize("text", ["random:", "random:x", "random:-1", "random:1.5", "random:²"])
+def test_a_bad_seed_is_refused(text):
+    with pytest.raises(ConfigError, match="whole number of at least 0"):
+        weights.random_seed(text)
+
+
+@pytest.mark.parametrize("text", ["imagenet", "randomly.pth", "x/random", "Random"])
+def test_other_weights_have_no_seed(text):
+    assert weights.random_seed(text) is None
+
+
+# --- finding ----------------------------------------------------------------------------------
+
+
+def test_a_local_file_is_found_where_it_is(tmp_path):
+    path = settled(tmp_path / "own.pth")
+    assert weights.locate("alexnet", str(path)) == path
+
+
+def test_an_absent_local_file_is_one_clear_line(tmp_path):
+    with pytest.raises(WeightsError, match="no weights file at") as caught:
+        weights.locate("alexnet", tmp_path / "absent.pth")
+    assert str(tmp_path / "absent.pth") in one_line(caught)
+
+
+def test_absent_official_weights_say_which_file_to_put_where(tmp_path):
+    with pytest.raises(WeightsError) as caught:
+        weights.locate("resnet18", "imagenet", tmp_path, download=False)
+    message = one_line(caught)
+    assert "https://download.pytorch.org/models/resnet18-f37072fd.pth" in message
+    assert f"'{tmp_path / 'resnet18-f37072fd.pth'}'" in message
+    assert "features.weights=PATH" in message
+
+
+def test_weights_shipped_in_the_package_lie_beside_the_code(catalogued):
+    catalogued(toy(None))
+    assert weights.path_of("toy", "official").parent == Path(weights.__file__).parent
+    with pytest.raises(WeightsError, match="missing from the installed package"):
+        weights.locate("toy", "official")
+
+
+def test_random_weights_have_no_file():
+    with pytest.raises(ConfigError, match="have no file"):
+        weights.locate("alexnet", "random:3")
+
+
+# --- fetching ---------------------------------------------------------------------------------
+
+
+def test_official_weights_are_fetched_once(server, catalogued, tmp_path):
+    catalogued(toy(f"{server}/toy-weights.pth"))
+    folder = tmp_path / "not" / "there yet"
+    path = weights.locate("toy", "official", folder)
+    assert path.read_bytes() == CONTENT
+    assert [item.name for item in folder.iterdir()] == ["toy-weights.pth"]
+    (tmp_path / "served" / "toy-weights.pth").unlink()
+    assert weights.locate("toy", "official", folder) == path
+
+
+def test_a_file_address_can_be_fetched_too(tmp_path):
+    source = settled(tmp_path / "source.pth")
+    weights.fetch(toy(source.as_uri()), tmp_path / "copy.pth")
+    assert (tmp_path / "copy.pth").read_bytes() == CONTENT
+
+
+def test_fetching_is_logged_and_not_printed(server, tmp_path, caplog, capsys):
+    with caplog.at_level(logging.INFO):
+        weights.fetch(toy(f"{server}/toy-weights.pth"), tmp_path / "copy.pth")
+    assert "fetching http" in caplog.text
+    assert capsys.readouterr().out == ""
+
+
+def test_a_whole_hash_is_checked_as_well_as_a_prefix(server, tmp_path):
+    weights.fetch(toy(f"{server}/toy-weights.pth", SHA256), tmp_path / "copy.pth")
+    assert (tmp_path / "copy.pth").exists()
+
+
+def test_a_file_of_another_hash_is_not_kept(server, tmp_path):
+    target = tmp_path / "kept" / "toy-weights.pth"
+    with pytest.raises(WeightsError) as caught:
+        weights.fetch(toy(f"{server}/toy-weights.pth", "00000000"), target)
+    message = one_line(caught)
+    assert f"starts with {SHA256[:8]} instead of 00000000" in message
+    assert f"{server}/toy-weights.pth" in message
+    assert list(target.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["absent.pth", "short.pth"])
+def test_what_does_not_arrive_whole_is_not_kept(server, path, tmp_path):
+    target = tmp_path / "kept" / "toy-weights.pth"
+    with pytest.raises(WeightsError) as caught:
+        weights.fetch(toy(f"{server}/{path}"), target)
+    assert f"{server}/{path}" in one_line(caught)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_offline_the_message_says_which_file_to_put_where(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    url = "http://127.0.0.1:1/toy-weights.pth"
+    target = tmp_path / "toy-weights.pth"
+    with pytest.raises(WeightsError, match=r"cannot fetch toy-weights\.pth \(") as caught:
+        weights.fetch(toy(url), target)
+    assert f"put {url} at '{target}' or pass features.weights=PATH" in one_line(caught)
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_line(server, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(WeightsError, match="cannot fetch"):
+        weights.fetch(toy(f"{server}/toy-weights.pth"), tmp_path / "file" / "toy.pth")
+
+
+def test_an_interrupted_fetch_leaves_nothing(server, tmp_path, monkeypatch):
+    def interrupt(source, part):
+        part.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(weights, "_download", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        weights.fetch(toy(f"{server}/toy-weights.pth"), tmp_path / "kept" / "toy.pth")
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
+# --- identity ---------------------------------------------------------------------------------
+
+
+def test_weights_are_identified_by_content_not_by_name(tmp_path):
+    one, other = settled(tmp_path / "one.pth"), settled(tmp_path / "other.pth", CONTENT + b"!")
+    copy = settled(tmp_path / "copy.pth")
+    assert weights.identify("alexnet", one) == weights.identify("alexnet", copy) == SHA256
+    assert weights.identify("alexnet", other) != SHA256
+
+
+def test_identity_needs_no_readable_weights(tmp_path):
+    assert weights.identify("vgg16", settled(tmp_path / "no-network.pth", b"?"))
+
+
+def test_an_official_file_with_another_hash_is_refused(catalogued, tmp_path):
+    catalogued(toy("http://127.0.0.1:1/toy-weights.pth", "00000000"))
+    settled(tmp_path / "toy-weights.pth")
+    with pytest.raises(WeightsError, match="damaged or not the official file") as caught:
+        weights.identify("toy", "official", tmp_path)
+    assert f"starts with {SHA256[:8]} instead of 00000000; delete it" in one_line(caught)
+
+
+def test_an_official_file_may_be_put_there_by_hand(catalogued, tmp_path):
+    catalogued(toy("http://127.0.0.1:1/toy-weights.pth"))
+    settled(tmp_path / "toy-weights.pth")
+    assert weights.identify("toy", "official", tmp_path) == SHA256
+
+
+def test_identity_without_download_fetches_nothing(server, catalogued, tmp_path):
+    catalogued(toy(f"{server}/toy-weights.pth"))
+    with pytest.raises(WeightsError, match="no weights yet"):
+        weights.identify("toy", "official", tmp_path / "empty", download=False)
+    assert not (tmp_path / "empty").exists()
+
+
+def test_an_unchanged_file_is_read_once(tmp_path, monkeypatch):
+    path, memo = settled(tmp_path / "own.pth"), tmp_path / "memo" / "folder"
+    reads = count_reads(monkeypatch)
+    assert [weights.sha256_of(path, memo) for _ in range(3)] == [SHA256] * 3
+    assert len(reads) == 1
+    assert list(json.loads((memo / "weights-sha256.json").read_text()).values()) == [SHA256]
+
+
+def test_another_spelling_of_the_path_is_the_same_file(tmp_path, monkeypatch):
+    path = settled(tmp_path / "own.pth")
+    (tmp_path / "sub").mkdir()
+    reads = count_reads(monkeypatch)
+    for spelling in (path, tmp_path / "sub" / ".." / "own.pth"):
+        assert weights.sha256_of(spelling, tmp_path) == SHA256
+    assert len(reads) == 1
+
+
+def test_without_a_memo_nothing_is_written(tmp_path):
+    path = settled(tmp_path / "own.pth")
+    assert weights.sha256_of(path) == SHA256
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("content", "age"), [(CONTENT[::-1], 30), (CONTENT + b"!", 60)])
+def test_a_changed_file_is_read_again(content, age, tmp_path):
+    path = settled(tmp_path / "own.pth")
+    assert weights.sha256_of(path, tmp_path) == SHA256
+    settled(path, content, age)
+    assert weights.sha256_of(path, tmp_path) == hashlib.sha256(content).hexdigest()
+
+
+def test_a_file_that_may_still_be_changing_is_not_remembered(tmp_path):
+    path = settled(tmp_path / "own.pth", age=0)
+    moment = path.stat().st_mtime_ns
+    assert weights.sha256_of(path, tmp_path) == SHA256
+    path.write_bytes(CONTENT[::-1])
+    os.utime(path, ns=(moment, moment))
+    assert weights.sha256_of(path, tmp_path) == hashlib.sha256(CONTENT[::-1]).hexdigest()
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[1, 2]", "null", '{"x": 3}', "\x00"])
+def test_a_damaged_memo_only_costs_time(damage, tmp_path):
+    path = settled(tmp_path / "own.pth")
+    (tmp_path / "weights-sha256.json").write_text(damage)
+    assert weights.sha256_of(path, tmp_path) == SHA256
+    assert weights.sha256_of(path, tmp_path) == SHA256
+
+
+def test_a_memo_that_cannot_be_written_only_costs_time(tmp_path):
+    path = settled(tmp_path / "own.pth")
+    (tmp_path / "file").write_text("in the way")
+    assert weights.sha256_of(path, tmp_path / "file") == SHA256
+
+
+def test_two_files_share_a_memo(tmp_path, monkeypatch):
+    paths = [settled(tmp_path / f"{i}.pth", bytes([i])) for i in range(4)]
+    expected = [hashlib.sha256(bytes([i])).hexdigest() for i in range(4)]
+    reads = count_reads(monkeypatch)
+    for _ in range(2):
+        assert [weights.sha256_of(path, tmp_path) for path in paths] == expected
+    assert len(reads) == 4
+
+
+def test_an_unreadable_file_is_one_clear_line(tmp_path):
+    with pytest.raises(WeightsError, match="cannot be read: No such file"):
+        weights.sha256_of(tmp_path / "absent.pth")
+    with pytest.raises(WeightsError, match="cannot be read: Is a directory"):
+        weights.sha256_of(tmp_path)
