@@ -212,6 +212,8 @@ def _explain(error: ValidationError) -> str:
     if mistake["type"] == "extra_forbidden":
         known = _fields(where[:-1])
         return f"unknown key '{'.'.join(where)}'; {suggestion(where[-1], known)}"
+    if mistake["type"] == "missing":
+        return f"'{'.'.join(where)}' is missing"
     return f"{'.'.join(where)}: {_expectation(mistake)}, got {mistake['input']!r}"
 
 

@@ -1,0 +1,54 @@
+# `make demo` and `make test` work on a fresh machine with Python 3.11 or later and a package
+# registry. Paths stay relative, so that the checkout may lie in a folder with spaces.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check --quiet
+CONSTRAINTS := $(VENV)/constraints.txt
+
+.PHONY: demo test fast-test lint schema benchmarks clean
+
+demo: $(VENV)/.demo-installed
+	@echo "== run the demo: generated images -> features -> linear SVMs -> report"
+	$(RUN) -m spptransfer run pipelines/demo.yaml
+
+test: $(VENV)/.test-installed lint
+	@echo "== tests: unit tests, doctests, slow end-to-end tests"
+	$(RUN) -m pytest
+
+fast-test: $(VENV)/.test-installed
+	$(RUN) -m pytest -m "not slow"
+
+lint: $(VENV)/.test-installed
+	@echo "== lint and types"
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+$(VENV)/bin/python:
+	@echo "== make an environment in $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+
+# A torch that the user installed (for CUDA, say) is left alone: its pin is taken out.
+$(CONSTRAINTS): constraints.txt $(VENV)/bin/python
+	@if $(RUN) -c "import torch" 2>/dev/null; \
+	then grep -v '^torch==' constraints.txt > $@; \
+	else cp constraints.txt $@; fi
+
+$(VENV)/.demo-installed: pyproject.toml $(CONSTRAINTS)
+	@echo "== install the package"
+	$(PIP) install --constraint $(CONSTRAINTS) --editable .
+	@touch $@
+
+$(VENV)/.test-installed: pyproject.toml $(CONSTRAINTS)
+	@echo "== install the package and what its tests need"
+	$(PIP) install --constraint $(CONSTRAINTS) --editable ".[test]"
+	@touch $@ $(VENV)/.demo-installed
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+
+schema: $(VENV)/.demo-installed
+	$(RUN) -c "import json; from spptransfer.config import Pipeline; \
+	print(json.dumps(Pipeline.model_json_schema(), indent=1))" > pipelines/pipeline.schema.json

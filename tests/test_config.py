@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spptransfer.config import Pipeline, parse_pipeline, read_pipeline
+from spptransfer.errors import ConfigError
+
+MINIMAL = {"dataset": {"name": "demo"}, "protocol": {"name": "folder"}}
+
+
+def with_section(section: str, **values):
+    return {**MINIMAL, section: {**MINIMAL.get(section, {}), **values}}
+
+
+@pytest.fixture
+def pipeline_file(tmp_path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text("dataset: {name: demo}\nprotocol: {name: folder, splits: 3}\n")
+    return path
+
+
+def test_defaults_are_those_of_the_paper():
+    features = parse_pipeline(MINIMAL).features
+    assert (features.levels, features.scales, features.view) == ((6, 3, 2, 1), (224,), "full")
+
+
+def test_what_is_read_is_what_is_written(pipeline_file):
+    pipeline = read_pipeline(pipeline_file)
+    assert pipeline.dataset.name == "demo"
+    assert pipeline.protocol.settings() == {"splits": 3}
+
+
+def test_one_scale_and_one_C_need_no_brackets():
+    pipeline = parse_pipeline({**with_section("features", scales=392), "classifier": {"C": 1}})
+    assert pipeline.features.scales == (392,)
+    assert pipeline.classifier.C == (1.0,)
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("features.scales=[224, 392]", "features", "scales", (224, 392)),
+        ("features.flip=true", "features", "flip", True),
+        ("features.weights=some/file.pth", "features", "weights", "some/file.pth"),
+        ("classifier.C=0.5", "classifier", "C", (0.5,)),
+        ("classifier.class_weight={1: 2, -1: 1}", "classifier", "class_weight", {1: 2, -1: 1}),
+        ("dataset.root=a=b", "dataset", "root", "a=b"),
+    ],
+)
+def test_set_replaces_one_value(pipeline_file, override, section, key, value):
+    pipeline = read_pipeline(pipeline_file, [override])
+    assert getattr(getattr(pipeline, section), key) == value
+
+
+def test_later_overrides_win(pipeline_file):
+    pipeline = read_pipeline(pipeline_file, ["features.scales=[64]", "features.scales=[96]"])
+    assert pipeline.features.scales == (96,)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (with_section("features", levls=[1]), "unknown key 'features.levls'; did you mean 'level"),
+        ({**MINIMAL, "clasifier": {}}, "unknown key 'clasifier'; did you mean 'classifier'"),
+        (with_section("features", levels=[6, "a"]), r"features.levels.1: .*integer, got 'a'"),
+        (with_section("features", levels=[1.5]), r"features.levels.0: .*got 1.5"),
+        (with_section("features", levels=[0]), "features.levels.0: .*greater than or equal to 1"),
+        (with_section("features", levels=[]), "features.levels: must not be empty"),
+        (with_section("features", levels=3), "features.levels: must be a list, got 3"),
+        (with_section("features", scales=[True]), "features.scales.0"),
+        (with_section("features", view="crop"), "'full', 'center_crop' or 'warp', got 'crop'"),
+        (with_section("features", precision="fp8"), "'auto', 'float32', 'bfloat16' or 'float16'"),
+        (with_section("features", pooling="sum"), "'max' or 'mean', got 'sum'"),
+        (with_section("features", flip="perhaps"), "features.flip: .*boolean"),
+        (with_section("features", backbone=3), "features.backbone: must be a string, got 3"),
+        (with_section("classifier", C=-1), "classifier.C.0: .*greater than 0, got -1"),
+        (with_section("classifier", C=float("nan")), "classifier.C.0: .*finite"),
+        (with_section("classifier", C=[]), "classifier.C: must not be empty"),
+        (with_section("classifier", class_weight="heavy"), "must be 'balanced' or weights"),
+        (with_section("classifier", class_weight={2: 1}), "must be 'balanced' or weights"),
+        (with_section("classifier", normalize=["l3"]), "'l2', 'l2_block', 'signed_sqrt'"),
+        (with_section("classifier", solver="svmlight"), "'spptransfer' or 'scikit-learn'"),
+        ({**MINIMAL, "features": [1]}, "features: must be a mapping of keys"),
+        ({**MINIMAL, "features": None}, "features: must be a mapping of keys"),
+        ({"dataset": {}, "protocol": {"name": "folder"}}, "'dataset.name' is missing"),
+        ({"dataset": {"name": "demo"}}, "'protocol' is missing"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key_and_what_is_allowed(values, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_pipeline(values)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must hold the keys dataset, features, classifier, protocol"),
+        ("[1, 2]", "must hold the keys"),
+        ("a: [", "is no YAML file"),
+        ("dataset: {name: demo}\ndataset: {name: voc2007}", "key 'dataset' occurs twice"),
+        ("dataset: !!python/object/apply:os.system [ls]", "is no YAML file"),
+        ("\x00", "is no YAML file"),
+    ],
+)
+def test_what_is_no_pipeline_file_is_said_in_one_line(tmp_path, text, message):
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_pipeline(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_or_unreadable_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"'.*absent.yaml': No such file"):
+        read_pipeline(tmp_path / "absent.yaml")
+    with pytest.raises(ConfigError, match="Is a directory"):
+        read_pipeline(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("name: é".encode("latin-1"))
+    with pytest.raises(ConfigError, match="is no YAML file"):
+        read_pipeline(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize("override", ["features", "=1", "features.=1", ".x=1", "a.b=[1"])
+def test_an_override_that_is_no_assignment_is_refused(pipeline_file, override):
+    with pytest.raises(ConfigError, match="--set"):
+        read_pipeline(pipeline_file, [override])
+
+
+def test_an_override_of_an_unknown_key_is_refused(pipeline_file):
+    with pytest.raises(ConfigError, match=r"unknown key 'features.scale'; did you mean 'scales'"):
+        read_pipeline(pipeline_file, ["features.scale=3"])
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+        max_leaves=10,
+    )
+)
+def test_any_value_in_a_section_gives_a_pipeline_or_a_config_error(value):
+    for section in Pipeline.model_fields:
+        try:
+            parse_pipeline({**MINIMAL, section: value})
+        except ConfigError as error:
+            assert "\n" not in str(error)  # noqa: PT017 - both outcomes are fine
+
+
+PIPELINES = sorted((Path(__file__).parent.parent / "pipelines").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
+def test_every_shipped_pipeline_file_is_valid(path):
+    assert read_pipeline(path).protocol.name
+
+
+def test_the_exported_json_schema_is_current():
+    import json
+
+    exported = Path(__file__).parent.parent / "pipelines" / "pipeline.schema.json"
+    assert json.loads(exported.read_text()) == Pipeline.model_json_schema(), "run: make schema"
