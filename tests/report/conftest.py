@@ -1,0 +1,202 @@
+"""Synthetic run folders of any size, with the shapes and keys of real ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from spptransfer import metrics
+
+MakeRun = Callable[..., Path]
+CANDIDATES = (0.01, 0.1, 1.0, 10.0)
+CHANNELS = 3
+
+
+def blocks_of(levels: tuple[int | None, ...], channels: int = CHANNELS) -> list[dict[str, Any]]:
+    blocks, start = [], 0
+    for level in levels:
+        stop = start + channels * (level or 5) ** 2
+        blocks.append({"scale": 224, "level": level, "start": start, "stop": stop})
+        start = stop
+    return blocks
+
+
+def single_label_split(rng, n_classes: int, n_test: int) -> tuple[np.ndarray, np.ndarray]:
+    targets = np.arange(n_test, dtype=np.int32) % n_classes
+    scores = rng.normal(size=(n_test, n_classes)).astype(np.float32)
+    scores[np.arange(n_test), targets] += 2.5
+    return scores, targets
+
+
+def multi_label_split(rng, n_classes: int, n_test: int) -> tuple[np.ndarray, np.ndarray]:
+    targets = rng.choice([1, 0, -1], size=(n_test, n_classes), p=[0.2, 0.05, 0.75]).astype(np.int8)
+    targets[:n_classes] = np.where(np.eye(n_classes, dtype=bool), 1, targets[:n_classes])
+    return (rng.normal(size=targets.shape) + 0.8 * targets).astype(np.float32), targets
+
+
+def metrics_of(splits, classes: list[str], multi_label: bool) -> dict[str, Any]:
+    """The results' metrics from the splits' (scores, targets), as a run computes them."""
+    if multi_label:
+        computed = {
+            name: [metrics.mean_average_precision(Y, S, method) for S, Y in splits]
+            for method, name in metrics.MEAN_AVERAGE_PRECISION.items()
+        }
+    else:
+        n_classes = len(classes)
+        computed = {
+            "overall accuracy": [
+                (metrics.overall_accuracy(y, S.argmax(axis=1)), None) for S, y in splits
+            ],
+            "mean per-class accuracy": [
+                (
+                    metrics.mean_per_class_accuracy(y, S.argmax(axis=1), n_classes),
+                    metrics.per_class_accuracy(y, S.argmax(axis=1), n_classes),
+                )
+                for S, y in splits
+            ],
+        }
+    return {name: _entry(values, classes) for name, values in computed.items()}
+
+
+def _entry(values, classes: list[str]) -> dict[str, Any]:
+    per_split = [float(value) for value, _ in values]
+    known = [row for _, row in values if row is not None]
+    per_class = np.mean(known, axis=0).tolist() if known else None
+    return {
+        "value": float(np.mean(per_split)),
+        "std": float(np.std(per_split, ddof=1)) if len(per_split) > 1 else None,
+        "per_split": per_split,
+        "per_class": dict(zip(classes, per_class, strict=True)) if per_class else None,
+    }
+
+
+def results_of(
+    *, classes: list[str], multi_label: bool, splits, levels, root: Path | None
+) -> dict[str, Any]:
+    measured = metrics_of(splits, classes, multi_label)
+    headline = next(iter(measured))
+    per_class_C = {name: CANDIDATES[index % 4] for index, name in enumerate(classes)}
+    blocks = blocks_of(levels)
+    return {
+        "format": "spptransfer-results",
+        "format_version": 1,
+        "name": "synthetic",
+        "pipeline": {"dataset": {"name": "synthetic", "root": None}},
+        "command": "spptransfer run pipelines/synthetic.yaml --data-root 'some where'",
+        "started": "2026-11-22T16:00:00Z",
+        "finished": "2026-11-22T16:04:10Z",
+        "versions": {"spptransfer": "0.1.0", "python": "3.11.7", "numpy": "2.0"},
+        "machine": {"platform": "Linux", "processors": 2, "device": "cpu"},
+        "dataset": {
+            "name": "synthetic",
+            "root": str(root) if root else None,
+            "images": sum(len(targets) for _, targets in splits),
+            "classes": classes,
+            "multi_label": multi_label,
+            "path_template": "{id}",
+        },
+        "features": {
+            "spec": {"backbone": "alexnet", "layer": "spp", "preprocessing": {"mean": [0.5, 0.4]}},
+            "fingerprint": "9c1e7a40d1b2",
+            "levels": [level for level in levels if level],
+            "scales": [224],
+            "combine": "concat",
+            "channels": CHANNELS,
+            "dimension": blocks[-1]["stop"],
+            "blocks": blocks,
+            "cache": "cache/synthetic.h5",
+        },
+        "rows": {"ok": 99, "failed": 1, "reused": 7, "failures": [{"id": "x", "error": "cut"}]},
+        "classifier": {"normalize": ["l2"], "loss": "squared_hinge", "C": list(CANDIDATES)},
+        "protocol": {
+            "name": "synthetic",
+            "description": "Random scores on invented images.",
+            "headline": headline,
+            "checksum": "ab" * 32,
+        },
+        "headline": {"metric": headline, **measured[headline]},
+        "metrics": measured,
+        "splits": [
+            {
+                "name": f"split {number + 1}",
+                "train": 30,
+                "test": len(targets),
+                "checksum": "cd" * 32,
+                "C": per_class_C if multi_label else CANDIDATES[1 + number % 2],
+                "validation": [{"C": C, "score": 0.7 + 0.01 * C} for C in CANDIDATES],
+                "metrics": {name: entry["per_split"][number] for name, entry in measured.items()},
+                "solver": None,
+            }
+            for number, (_, targets) in enumerate(splits)
+        ],
+        "timings": {"read": 12.1, "compute": 200.3, "write": 1.2, "train": 30.2, "total": 250.0},
+    }
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """Write a run folder: ``make_run(classes, splits=, test=, multi_label=, …) -> Path``."""
+
+    def make(
+        classes: int | list[str],
+        *,
+        splits: int = 1,
+        test: int = 40,
+        multi_label: bool = False,
+        levels: tuple[int | None, ...] = (4, 2, 1),
+        ids: list[str] | None = None,
+        root: Path | None = None,
+        predictions: bool = True,
+        model: bool = True,
+        change: Callable[[dict[str, Any]], object] = lambda results: None,
+    ) -> Path:
+        rng = np.random.default_rng(0)
+        names = [f"class_{n}" for n in range(classes)] if isinstance(classes, int) else classes
+        draw = multi_label_split if multi_label else single_label_split
+        drawn = [draw(rng, len(names), test) for _ in range(splits)]
+        results = results_of(
+            classes=names, multi_label=multi_label, splits=drawn, levels=levels, root=root
+        )
+        change(results)
+        run = tmp_path / "run"
+        run.mkdir()
+        (run / "results.json").write_text(json.dumps(results), encoding="utf-8")
+        if predictions:
+            write_predictions(run, drawn, ids or [f"image {n:05d}.jpg" for n in range(test)])
+        if model:
+            weights = rng.normal(size=(len(names), results["features"]["dimension"]))
+            tensors = {
+                "coef": weights.astype(np.float32),
+                "intercept": np.zeros(len(names), np.float32),
+            }
+            save_file(tensors, run / "model.safetensors", metadata={"spptransfer": "{}"})
+        return run
+
+    return make
+
+
+def write_predictions(run: Path, drawn, ids: list[str]) -> None:
+    arrays = {}
+    for number, (scores, targets) in enumerate(drawn):
+        arrays[f"split{number:02d}/ids"] = np.array(ids)
+        arrays[f"split{number:02d}/scores"] = scores
+        arrays[f"split{number:02d}/targets"] = targets
+    np.savez(run / "predictions.npz", **arrays)
+
+
+@pytest.fixture(scope="session")
+def noise_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 40 noise images, the worst case for JPEG."""
+    folder = tmp_path_factory.mktemp("noise")
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        pixels = rng.integers(0, 256, size=(300, 400, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"image {number:05d}.jpg", quality=90)
+    return folder

@@ -1,0 +1,367 @@
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from spptransfer.report import write_report
+from spptransfer.report.page import FAILURES_SHOWN
+
+HOSTILE = [
+    "<img src=x onerror=alert(1)>",
+    '"><script>alert(1)</script>',
+    "' onmouseover='alert(1)",
+    "</script><script>alert(1)</script>",
+    "</style><svg onload=alert(1)>",
+    "{{ 7 * 7 }}{% raw %}",
+    "<!--",
+    "&lt;b&gt;",
+    "\u202e\u2028\U0001f600",
+]
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, and the visible text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in ("meta", "link", "img", "wbr"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.text += data
+
+    def count(self, tag: str, css: str | None = None) -> int:
+        return sum(
+            name == tag and (css is None or css in (attributes.get("class") or "").split())
+            for name, attributes in self.elements
+        )
+
+    def ids(self) -> set[str | None]:
+        return {attributes.get("id") for _, attributes in self.elements} - {None}
+
+
+def report_of(run: Path) -> Page:
+    page = Page(write_report(run))
+    assert page.open == []
+    return page
+
+
+def test_a_run_of_two_classes_has_every_section(make_run):
+    page = report_of(make_run(2, splits=3))
+    assert {
+        "classes",
+        "confusion",
+        "images",
+        "where",
+        "choice",
+        "time",
+        "rows",
+        "origin",
+    } <= page.ids()
+    assert "curves" not in page.ids()
+    assert page.count("svg", "bar") == 2
+    assert page.count("svg", "matrix") == 1
+    assert page.count("svg", "heat") == 3
+    assert page.count("svg", "strip") == 2
+    assert page.count("svg", "plot") == 1
+
+
+def test_a_multi_label_run_has_curves_and_no_confusion(make_run):
+    page = report_of(make_run(20, test=200, multi_label=True))
+    assert "curves" in page.ids()
+    assert "confusion" not in page.ids()
+    assert page.count("svg", "pr") == 20
+    assert page.count("svg", "bar") == 20
+    assert page.count("svg", "choice") == 21
+    for method in ("11-point", "area", "uninterpolated"):
+        assert f"mean average precision ({method})" in page.text
+
+
+def test_several_multi_label_splits_show_their_spread(make_run):
+    page = report_of(make_run(3, splits=2, test=60, multi_label=True))
+    assert page.count("line", "whisker") == 3
+
+
+def test_a_large_run_stays_under_five_megabytes(make_run, noise_images):
+    run = make_run(102, splits=10, test=4400, levels=(6, 3, 2, 1), root=noise_images)
+    ids = [f"image {number % 40:05d}.jpg" for number in range(4400)]
+    with np.load(run / "predictions.npz") as file:
+        arrays = {
+            name: np.array(ids) if name.endswith("ids") else array for name, array in file.items()
+        }
+    np.savez(run / "predictions.npz", **arrays)
+    path = write_report(run)
+    page = Page(path)
+    assert path.stat().st_size < 5_000_000
+    assert page.count("svg", "bar") == 102
+    assert page.count("svg", "heat") == 103
+    assert page.count("img") == 24
+
+
+def test_the_headline_is_written_with_deviation_and_protocol(make_run):
+    run = make_run(3, splits=4)
+    headline = json.loads((run / "results.json").read_text())["headline"]
+    text = report_of(run).text
+    assert f"{100 * headline['value']:.2f}" in text
+    assert f"± {100 * headline['std']:.2f}" in text
+    assert "Random scores on invented images." in text
+
+
+def test_nothing_is_loaded_from_elsewhere(make_run, noise_images):
+    page = report_of(make_run(3, root=noise_images))
+    for tag, attributes in page.elements:
+        assert tag not in ("iframe", "object", "embed", "base", "form")
+        for name in ("src", "href", "action", "data", "srcset", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:")), (tag, attributes)
+    text = (Path(__file__).parents[2] / "spptransfer/report/report.css").read_text()
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_hostile_names_stay_text(make_run):
+    def poison(value):
+        if isinstance(value, dict):
+            return {key: poison(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [poison(item) for item in value]
+        return HOSTILE[1] if isinstance(value, str) else value
+
+    def change(results):
+        for key in ("pipeline", "versions", "machine", "classifier", "protocol", "features"):
+            results[key] = poison(results[key])
+        for split in results["splits"]:
+            split.update(name=HOSTILE[0], checksum=HOSTILE[1])
+        results.update(name=HOSTILE[3], command=HOSTILE[3], started=HOSTILE[2], finished=HOSTILE[2])
+        results["dataset"].update(name=HOSTILE[0])
+        results["rows"]["failures"] = [{"id": text, "error": text} for text in HOSTILE]
+
+    ids = [f"{HOSTILE[number % len(HOSTILE)]}{number}.jpg" for number in range(40)]
+    path = write_report(make_run(HOSTILE, ids=ids, splits=2, change=change))
+    page = Page(path)
+    assert page.open == []
+    assert page.count("script") == 2
+    assert page.count("img") == 0
+    for tag, attributes in page.elements:
+        assert not any(name.startswith("on") for name in attributes), (tag, attributes)
+    for text in HOSTILE:
+        assert text in page.text
+
+
+def test_hostile_metric_names_stay_text(make_run):
+    def change(results):
+        results["metrics"] = {HOSTILE[1]: {**results["headline"], "per_class": {"class_0": 0.5}}}
+        results["headline"]["metric"] = HOSTILE[1]
+
+    page = report_of(make_run(2, change=change))
+    assert page.count("script") == 2
+
+
+def test_the_embedded_data_cannot_close_its_script(make_run):
+    text = write_report(make_run(["</script><b>", "<!--<script>"])).read_text()
+    embedded = text.split('id="confusion-data">')[1].split("</script>")[0]
+    assert json.loads(embedded)["labels"] == ["</script><b>", "<!--<script>"]
+
+
+def test_names_that_are_no_unicode_do_not_stop_the_report(make_run):
+    run = make_run(
+        2,
+        change=lambda results: results["rows"].update(
+            failures=[{"id": "caf\udce9.jpg", "error": "bad"}]
+        ),
+    )
+    assert "caf?.jpg" in report_of(run).text
+
+
+def test_the_policy_allows_exactly_the_pages_own_script_and_style(make_run):
+    import base64
+    import hashlib
+
+    text = write_report(make_run(2)).read_text(encoding="utf-8")
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1].replace("&#39;", "'")
+    assert policy.startswith("default-src 'none'")
+    for tag in ("style", "script"):
+        body = re.search(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)[1]
+        digest = base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert "unsafe" not in policy
+    assert not re.search(r"<[^>]*\sstyle=", text)
+
+
+def test_a_run_without_predictions_and_model_says_so(make_run):
+    page = report_of(make_run(3, predictions=False, model=False))
+    assert "this run folder holds no predictions.npz" in page.text
+    assert "this run folder holds no model.safetensors" in page.text
+    assert page.count("svg", "bar") == 3
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_damaged_parts_are_noted_and_the_rest_is_shown(make_run, multi_label):
+    run = make_run(3, multi_label=multi_label)
+    (run / "predictions.npz").write_bytes(b"cut")
+    (run / "model.safetensors").write_bytes(b"cut")
+    text = report_of(run).text
+    assert "predictions.npz cannot be read" in text
+    assert "model.safetensors cannot be read" in text
+
+
+def test_weights_that_do_not_fit_their_blocks_are_noted(make_run):
+    run = make_run(2, change=lambda results: results["features"]["blocks"][0].update(level=5))
+    assert "has no 5×5 bins" in report_of(run).text
+
+
+def test_features_without_a_grid_have_no_maps(make_run):
+    page = report_of(make_run(2, levels=(None,)))
+    assert "these features have no grid of bins" in page.text
+    assert page.count("svg", "heat") == 0
+
+
+def test_only_the_required_sections_are_required(make_run):
+    def change(results):
+        for key in (
+            "pipeline",
+            "command",
+            "versions",
+            "machine",
+            "rows",
+            "classifier",
+            "protocol",
+            "metrics",
+            "timings",
+            "started",
+            "finished",
+        ):
+            del results[key]
+        results["features"] = {}
+        results["dataset"] = {"name": "bare", "classes": results["dataset"]["classes"]}
+        results["splits"] = [{}]
+        results["headline"] = {"metric": "overall accuracy", "value": 0.5}
+
+    page = report_of(make_run(3, change=change, model=False))
+    assert "The results hold no timings." in page.text
+    assert page.count("svg", "bar") == 3  # from the predictions
+
+
+def test_a_class_without_test_images_is_listed_without_a_value(make_run):
+    page = report_of(make_run(5, test=4, change=lambda results: results.update(metrics={})))
+    assert page.count("svg", "bar") == 5
+    assert "–" in page.text
+
+
+def test_images_that_are_gone_are_counted(make_run, tmp_path):
+    page = report_of(make_run(3, root=tmp_path / "gone"))
+    assert "could not be read where the run found the dataset" in page.text
+    assert page.count("img") == 0
+    assert page.count("li", "picture") > 0
+
+
+def test_images_are_embedded_where_they_are_found(make_run, noise_images):
+    page = report_of(make_run(3, root=noise_images))
+    assert page.count("img") == page.count("li", "picture") > 0
+    assert "could not be read" not in page.text
+
+
+def test_many_failed_rows_are_cut_and_counted(make_run):
+    failures = [{"id": f"<{number}>", "error": "cut"} for number in range(FAILURES_SHOWN + 3)]
+    page = report_of(make_run(2, change=lambda results: results["rows"].update(failures=failures)))
+    assert "and 3 more rows, listed in results.json" in page.text
+    assert f"<{FAILURES_SHOWN - 1}>" in page.text
+    assert f"<{FAILURES_SHOWN}>" not in page.text
+
+
+def test_beyond_the_limit_pairs_replace_the_matrix(make_run):
+    page = report_of(make_run(251, test=502, levels=(2,)))
+    assert page.count("svg", "matrix") == 0
+    assert "up to 250 classes" in page.text
+    assert page.count("ol", "pairs") == 1
+    assert "confusion-data" not in page.ids()
+
+
+def test_a_given_C_is_told_from_a_chosen_one(make_run):
+    def change(results):
+        for split in results["splits"]:
+            split.update(C=1.0, validation=[])
+
+    assert "not chosen but given" in report_of(make_run(2, change=change)).text
+
+
+def test_perfect_results_have_no_confused_pairs(make_run):
+    run = make_run(2, test=4)
+    targets = np.array([0, 1, 0, 1], np.int32)
+    scores = np.where(np.arange(2) == targets[:, None], 1, -1).astype(np.float32)
+    arrays = {
+        "split00/ids": np.array(list("abcd")),
+        "split00/scores": scores,
+        "split00/targets": targets,
+    }
+    np.savez(run / "predictions.npz", **arrays)
+    assert "No test image was put into a wrong class." in report_of(run).text
+
+
+def test_the_report_lies_in_the_run_folder_or_where_asked(make_run, tmp_path):
+    run = make_run(2)
+    assert write_report(run) == run / "report.html"
+    elsewhere = tmp_path / "new" / "page.html"
+    assert write_report(run, output=elsewhere) == elsewhere
+    assert elsewhere.read_bytes() == (run / "report.html").read_bytes()
+
+
+def test_a_report_that_fails_leaves_the_old_one_and_no_debris(make_run, monkeypatch):
+    run = make_run(2)
+    before = write_report(run).read_bytes()
+
+    def refuse(self, target):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OSError, match="disk full"):
+        write_report(run)
+    names = {path.name for path in run.iterdir()}
+    assert names == {"results.json", "predictions.npz", "model.safetensors", "report.html"}
+    assert (run / "report.html").read_bytes() == before
+
+
+def test_the_same_run_gives_the_same_bytes(make_run, noise_images):
+    run = make_run(5, splits=2, root=noise_images)
+    assert write_report(run).read_bytes() == write_report(run).read_bytes()
+
+
+def test_half_precision_and_wide_models_are_read_too(make_run, tmp_path):
+    run = make_run(2)
+    weights = np.random.default_rng(0).normal(size=(2, 63)).astype(np.float16)
+    save_file({"coef": weights}, run / "model.safetensors")
+    assert report_of(run).count("svg", "heat") == 3
+
+
+def test_a_broken_image_among_good_ones_costs_only_itself(make_run, tmp_path):
+    root = tmp_path / "images"
+    root.mkdir()
+    for number in range(40):
+        Image.new("RGB", (30, 20)).save(root / f"image {number:05d}.jpg")
+    run = make_run(2, root=root)
+    complete = report_of(run).count("img")
+    shown = re.findall(r'title="(image \d+\.jpg)"', (run / "report.html").read_text())
+    (root / shown[0]).write_bytes(b"cut")
+    page = report_of(run)
+    assert page.count("img") == complete - shown.count(shown[0])
+    assert "1 image of" in page.text
