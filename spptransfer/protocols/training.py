@@ -1,0 +1,275 @@
+"""Train one linear classifier per class, with C chosen inside the training part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import make_scorer
+from sklearn.model_selection import GridSearchCV
+from sklearn.svm import LinearSVC
+
+from spptransfer import metrics
+from spptransfer.errors import ConfigError
+from spptransfer.svm import LinearSVM, LinearSVMCV, gram_matrix
+
+Folds = Sequence[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]
+
+_SOLVERS = ("spptransfer", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Training:
+    """How classifiers are trained and C is chosen.
+
+    Parameters
+    ----------
+    C : tuple of float
+        Values to choose from; a single one is taken as it is.
+    loss : {"squared_hinge", "hinge"}
+        Loss of the SVM.
+    class_weight : "balanced", mapping or None
+        For several labels per image, weights of positives (1) and negatives (-1).
+    solver : {"spptransfer", "scikit-learn"}
+        `LinearSVM`, or scikit-learn's LinearSVC.
+    chosen_by : str
+        Full name of the metric that decides C.
+    per_class : bool
+        Choose a C for every class instead of one for all.
+    difficult : {"ignore", "negative"}
+        What a target of 0 is in training.
+    device : str
+        Where `LinearSVM` computes.
+    """
+
+    C: tuple[float, ...] = (1.0,)
+    loss: Literal["squared_hinge", "hinge"] = "squared_hinge"
+    class_weight: Literal["balanced"] | Mapping[int, float] | None = None
+    solver: Literal["spptransfer", "scikit-learn"] = "spptransfer"
+    chosen_by: str = metrics.OVERALL_ACCURACY
+    per_class: bool = False
+    difficult: Literal["ignore", "negative"] = "ignore"
+    device: str = "cpu"
+
+
+@dataclass
+class Classifier:
+    """Trained weights, one row per class, and how C came about.
+
+    Attributes
+    ----------
+    coef : ndarray of float32, shape (n_classes, n_features)
+        Weights.
+    intercept : ndarray of float32, shape (n_classes,)
+        Biases.
+    C : float or ndarray of shape (n_classes,)
+        The C trained with.
+    validation : list of dict
+        ``C`` and its mean ``score``, empty where C was given.
+    solver : dict
+        ``relative_duality_gap`` and ``iterations`` where the solver knows them.
+    """
+
+    coef: npt.NDArray[np.float32]
+    intercept: npt.NDArray[np.float32]
+    C: float | npt.NDArray[np.float64]
+    validation: list[dict[str, float]] = field(default_factory=list)
+    solver: dict[str, float] = field(default_factory=dict)
+
+    def decision_function(self, X: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        """Decision values of every class, (n_samples, n_classes)."""
+        return np.asarray(X, np.float32) @ self.coef.T + self.intercept
+
+
+def fit_classifier(
+    X: npt.NDArray[np.floating],
+    targets: npt.NDArray[np.integer],
+    *,
+    n_classes: int,
+    training: Training,
+    folds: Sequence[npt.NDArray[np.intp]] = (),
+    gram: npt.NDArray[np.floating] | None = None,
+) -> Classifier:
+    """Train all classes, with C chosen on the folds where there is a choice.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, n_features)
+        Normalised features.
+    targets : ndarray of int, shape (n,) or (n, n_classes)
+        Class indices, or an indicator in {1, 0 = difficult, -1}.
+    n_classes : int
+        Number of classes; with class indices each must occur.
+    training : Training
+        How to train.
+    folds : sequence of ndarray of int
+        Positions validated on, fold by fold.
+    gram : ndarray of shape (n, n), optional
+        ``X @ X.T`` where it is known already.
+
+    Returns
+    -------
+    Classifier
+
+    Raises
+    ------
+    ConfigError
+        If there are several values of C and no folds, or the class weights do not fit the labels.
+    """
+    if len(training.C) > 1 and not folds:
+        raise ConfigError(
+            f"classifier.C: {list(training.C)} leaves a choice, but the protocol has no folds "
+            "(protocol.folds: 0); give one value"
+        )
+    if targets.ndim == 1 and isinstance(training.class_weight, Mapping):
+        raise ConfigError(
+            "classifier.class_weight: weights of positives and negatives are for several labels "
+            "per image; allowed here: balanced, null"
+        )
+    if targets.ndim == 2 and training.difficult == "negative":
+        targets = np.where(targets > 0, targets, -1).astype(targets.dtype)
+    everything = np.arange(len(targets))
+    pairs = (
+        [(np.setdiff1d(everything, fold), fold) for fold in folds] if len(training.C) > 1 else []
+    )
+    if training.solver == "scikit-learn":
+        return _fit_scikit_learn(X, targets, n_classes, training, pairs)
+    return _fit_shared(X, targets, n_classes, training, pairs, gram)
+
+
+def gram_if_useful(
+    X: npt.NDArray[np.float32], training: Training
+) -> npt.NDArray[np.floating] | None:
+    """Gram matrix of all rows, which every split reuses; None where it would not pay."""
+    if training.solver != "spptransfer" or len(X) > X.shape[1]:
+        return None
+    gram: npt.NDArray[np.floating] = gram_matrix(X)
+    return gram
+
+
+def _fit_shared(
+    X: npt.NDArray[np.floating],
+    targets: npt.NDArray[np.integer],
+    n_classes: int,
+    training: Training,
+    pairs: Folds,
+    gram: npt.NDArray[np.floating] | None,
+) -> Classifier:
+    """All classes, values of C and folds in one call of `LinearSVMCV`."""
+    options: dict[str, Any] = {
+        "loss": training.loss,
+        "class_weight": training.class_weight,
+        "device": training.device,
+    }
+    if not pairs:
+        model: Any = LinearSVM(training.C[0], **options)
+        C: Any = training.C[0]
+    else:
+        model = LinearSVMCV(
+            training.C,
+            cv=pairs,
+            scoring=_scorer(training.chosen_by),
+            per_class=training.per_class,
+            **options,
+        )
+    model.fit(X, targets, gram=gram)
+    classifier = _classifier(model.coef_, model.intercept_, n_classes, model.C_ if pairs else C)
+    if pairs:
+        scores = model.cv_results_["mean_test_score"]
+        classifier.validation = _validation(training.C, scores)
+    classifier.solver = {
+        "relative_duality_gap": float(np.max(model.duality_gap_)),
+        "iterations": int(model.n_iter_),
+    }
+    return classifier
+
+
+def _fit_scikit_learn(
+    X: npt.NDArray[np.floating],
+    targets: npt.NDArray[np.integer],
+    n_classes: int,
+    training: Training,
+    pairs: Folds,
+) -> Classifier:
+    """The field's way, one LIBLINEAR problem after the other; for comparison."""
+    if targets.ndim == 1:
+        search = _search(training, pairs).fit(X, targets)
+        return _from_search(search, n_classes, training, pairs)
+    if not training.per_class and pairs:
+        raise ConfigError(
+            "classifier.solver: scikit-learn chooses C per class only; "
+            "set protocol.choose_C: per class, or one C"
+        )
+    parts = []
+    for column in targets.T:
+        kept = np.flatnonzero(column != 0)
+        position = np.full(len(column), -1)
+        position[kept] = np.arange(len(kept))
+        inside = [tuple(position[rows][position[rows] >= 0] for rows in pair) for pair in pairs]
+        search = _search(training, inside).fit(X[kept], (column[kept] > 0).astype(int))
+        parts.append(_from_search(search, 1, training, pairs))
+    return Classifier(
+        coef=np.concatenate([part.coef for part in parts]),
+        intercept=np.concatenate([part.intercept for part in parts]),
+        C=np.array([part.C for part in parts]) if pairs else training.C[0],
+        validation=_validation(
+            training.C, np.mean([[v["score"] for v in p.validation] for p in parts], axis=0)
+        )
+        if pairs
+        else [],
+    )
+
+
+def _search(training: Training, pairs: Sequence[Any]) -> Any:
+    weight: Any = training.class_weight
+    if isinstance(weight, Mapping):
+        weight = {1: weight.get(1, 1.0), 0: weight.get(-1, 1.0)}
+    svc = LinearSVC(
+        C=training.C[0], loss=training.loss, class_weight=weight, dual="auto", max_iter=10_000
+    )
+    if not pairs:
+        return svc
+    return GridSearchCV(svc, {"C": training.C}, cv=pairs, scoring=_scorer(training.chosen_by))
+
+
+def _from_search(search: Any, n_classes: int, training: Training, pairs: Folds) -> Classifier:
+    best = search.best_estimator_ if pairs else search
+    classifier = _classifier(best.coef_, best.intercept_, n_classes, float(best.C))
+    if pairs:
+        classifier.validation = _validation(training.C, search.cv_results_["mean_test_score"])
+    return classifier
+
+
+def _classifier(coef: Any, intercept: Any, n_classes: int, C: Any) -> Classifier:
+    """Weights with one row per class; two classes share one hyperplane."""
+    coef, intercept = np.asarray(coef, np.float32), np.asarray(intercept, np.float32)
+    if n_classes == 2 and len(coef) == 1:
+        coef, intercept = np.concatenate([-coef, coef]), np.concatenate([-intercept, intercept])
+    return Classifier(coef, np.broadcast_to(intercept, (len(coef),)).copy(), C)
+
+
+def _validation(values: Sequence[float], scores: npt.ArrayLike) -> list[dict[str, float]]:
+    return [
+        {"C": float(C), "score": float(score)}
+        for C, score in zip(values, np.asarray(scores), strict=True)
+    ]
+
+
+def _scorer(metric: str) -> Any:
+    """Scikit-learn scorer of a metric by its full name."""
+    if metric == metrics.OVERALL_ACCURACY:
+        return "accuracy"
+    if metric == metrics.MEAN_PER_CLASS_ACCURACY:
+        return "balanced_accuracy"
+    method = next(key for key, name in metrics.MEAN_AVERAGE_PRECISION.items() if name == metric)
+    return make_scorer(
+        partial(_average_precision, method=method), response_method="decision_function"
+    )
+
+
+def _average_precision(y_true: Any, scores: Any, *, method: metrics.Method) -> float:
+    return metrics.average_precision(np.where(y_true > 0, 1, -1), scores, method)
