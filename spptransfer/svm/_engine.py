@@ -1,0 +1,101 @@
+"""From validated data to a solver: which space, which precision, how much memory."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+
+from spptransfer.errors import ConfigError, suggestion
+from spptransfer.svm._arithmetic import arithmetic_for
+from spptransfer.svm._feature_space import FeatureSpace
+from spptransfer.svm._gram_space import GramSpace
+from spptransfer.svm._newton import Space
+from spptransfer.svm._rows import Rows
+from spptransfer.svm._solver import Options, Solver
+from spptransfer.svm._types import Array
+
+LOSSES = ("squared_hinge", "hinge")
+# Up to this many rows a float64 Gram matrix costs next to nothing.
+SMALL = 1000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The parameters that `LinearSVM` and `LinearSVMCV` share."""
+
+    loss: str
+    fit_intercept: bool
+    intercept_scaling: float
+    regularize_intercept: bool
+    tol: float
+    max_iter: int
+    memory: int | str | None
+    device: str
+
+    @classmethod
+    def of(cls, estimator: Any) -> Settings:
+        """Read and check an estimator's parameters."""
+        settings = cls(**{name: getattr(estimator, name) for name in cls.__dataclass_fields__})
+        if settings.loss not in LOSSES:
+            raise ConfigError(f"loss is {settings.loss!r}; {suggestion(settings.loss, LOSSES)}")
+        for name in ("intercept_scaling", "tol", "max_iter"):
+            check_positive(name, getattr(settings, name))
+        return settings
+
+    @property
+    def penalises_bias(self) -> bool:
+        """Whether the bias is one more regularised feature, or absent."""
+        return self.regularize_intercept or not self.fit_intercept
+
+    def bias_square(self, rows: Rows) -> float:
+        """Square of the constant feature that stands for the bias.
+
+        Without regularisation its size only decides how fast the multiplier iteration converges;
+        rows of about that length suit it.
+        """
+        if not self.fit_intercept:
+            return 0.0
+        if self.regularize_intercept:
+            return float(self.intercept_scaling) ** 2
+        return max(rows.mean_square(), np.finfo(float).tiny)
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Refuse anything but a finite number above zero."""
+    if not (isinstance(value, (int, float, np.number)) and np.isfinite(value) and value > 0):
+        raise ConfigError(f"{name} is {value!r}; allowed: finite numbers > 0")
+
+
+def make_solver(rows: Rows, gram: Array | None, settings: Settings) -> Solver:
+    """Choose the space: the Gram matrix for at most as many rows as features."""
+    options = Options(settings.loss, settings.tol, settings.max_iter, settings.penalises_bias)
+    return Solver(_make_space(rows, gram, settings), options)
+
+
+def _make_space(rows: Rows, gram: Array | None, settings: Settings) -> Space:
+    n_rows, n_features = rows.shape
+    bias_square = settings.bias_square(rows)
+    if gram is None and n_rows > n_features:
+        return FeatureSpace(rows, bias_square)
+    arithmetic = arithmetic_for(settings.device)
+    if gram is None:
+        gram = arithmetic.gram(rows, np.float64 if n_rows <= SMALL else np.float32)
+    elif gram.shape != (n_rows, n_rows):
+        raise ConfigError(f"gram has shape {gram.shape}; {n_rows} rows need {(n_rows, n_rows)}")
+    return GramSpace(rows, gram, bias_square, arithmetic)
+
+
+def warn_unless_certified(gaps: Array, tol: float) -> None:
+    """Say once how many problems missed the tolerance."""
+    missed = ~(gaps <= tol)
+    if missed.any():
+        warnings.warn(
+            f"{missed.sum()} of {missed.size} problems did not reach a relative duality gap of "
+            f"{tol:g} (largest: {gaps.max():.2g}); raise max_iter or scale the features",
+            ConvergenceWarning,
+            stacklevel=3,
+        )

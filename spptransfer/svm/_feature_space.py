@@ -1,0 +1,181 @@
+"""Newton steps in the space of features, for more rows than features."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.linalg import lapack
+
+from spptransfer.svm._conjugate import conjugate_gradients
+from spptransfer.svm._loss import Losses, balance
+from spptransfer.svm._rows import Rows
+from spptransfer.svm._types import Array
+
+
+class FeatureSpace:
+    """States are weight vectors with the bias's weight as their last entry."""
+
+    def __init__(self, rows: Rows, bias_square: float) -> None:
+        self.rows = rows
+        self.bias_value = float(np.sqrt(bias_square))
+        self.n_weights = rows.shape[1] + 1
+        self.scale = rows.mean_square() + bias_square
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget how many products conjugate gradients have needed."""
+        self.usual_products = 20.0
+
+    @property
+    def care(self) -> float:
+        """Close to rounding where a factorisation does it in one step."""
+        return 1e-12 if self._factorises else 1e-2
+
+    @property
+    def _factorises(self) -> bool:
+        """Whether a Hessian matrix per problem is cheaper than products with the rows."""
+        return self.n_weights <= 4 * self.usual_products
+
+    @property
+    def can_sharpen(self) -> bool:
+        """Everything here is float64 already."""
+        return False
+
+    def sharpen(self) -> None:
+        """Nothing to do."""
+
+    def start(self, n_problems: int) -> Array:
+        """The state of zero weights."""
+        return np.zeros((self.n_weights, n_problems))
+
+    def exact_scores(self, state: Array) -> Array:
+        """Scores accumulated in float64."""
+        return self.rows.scores(state[:-1]) + self.bias_value * state[-1]
+
+    def inner(self, left: Array, right: Array, right_scores: Array) -> Array:
+        """Inner products of two states per problem."""
+        return np.einsum("jt,jt->t", left, right)
+
+    def bias(self, state: Array) -> Array:
+        """The regularised bias's share of the scores."""
+        return self.bias_value * state[-1]
+
+    def coefficients(self, state: Array) -> Array:
+        """Weight vectors, shape (n_features, n_problems)."""
+        return state[:-1]
+
+    def duals(self, state: Array, deficits: Array, losses: Losses) -> Array:
+        """The dual variables that the losses' slopes propose."""
+        return losses.responses(deficits)
+
+    def settled(self, state: Array, losses: Losses) -> Array:
+        """States without a bias of their own: what an unregularised bias starts over from."""
+        state = state.copy()
+        state[-1] = 0.0
+        return state
+
+    def gaps(
+        self,
+        state: Array,
+        scores: Array,
+        losses: Losses,
+        proposing: Losses,
+        enough: Array,
+        *,
+        balanced: bool,
+        exact: bool,
+    ) -> Array:
+        """Duality gaps with the dual variables that the slopes of the losses propose.
+
+        Half the squared distance of the two weight vectors, plus the losses' own gaps.
+        """
+        duals = proposing.responses(proposing.deficits(scores))
+        if balanced:
+            duals = balance(duals, losses.signs)
+        apart = state - self._combine(losses.signs * duals)
+        distance = 0.5 * np.einsum("jt,jt->t", apart, apart)
+        return distance + losses.gaps(duals, losses.deficits(scores))
+
+    def _gradient(self, state: Array, deficits: Array, losses: Losses) -> Array:
+        return state - self._combine(losses.signs * losses.responses(deficits))
+
+    def _combine(self, weights: Array) -> Array:
+        combined = np.empty((self.n_weights, weights.shape[1]))
+        combined[:-1] = self.rows.combine(weights)
+        combined[-1] = self.bias_value * weights.sum(axis=0)
+        return combined
+
+    def newton_point(
+        self, state: Array, scores: Array, losses: Losses, target: Array
+    ) -> tuple[Array, Array]:
+        """Solve ``(1 + X_A.T X_A / softness) step = -gradient`` for every problem."""
+        deficits = losses.deficits(scores)
+        curvature = np.where(losses.free(deficits), 1.0, 0.0) / np.where(
+            losses.softness > 0, losses.softness, 1.0
+        )
+        gradient = self._gradient(state, deficits, losses)
+        if self._factorises:
+            return self._solve_each(state, scores, curvature, gradient)
+        return self._solve_together(state, scores, curvature, gradient, target)
+
+    def _solve_each(
+        self, state: Array, scores: Array, curvature: Array, gradient: Array
+    ) -> tuple[Array, Array]:
+        """Factorise every problem's own Hessian matrix."""
+        step = np.empty_like(state)
+        for column, hessian in enumerate(self._hessians(curvature)):
+            step[:, column] = -_positive_definite_solve(hessian, gradient[:, column])
+        return state + step, scores + self.exact_scores(step)
+
+    def _hessians(self, curvature: Array) -> Array:
+        n_problems = curvature.shape[1]
+        hessians = np.zeros((n_problems, self.n_weights, self.n_weights))
+        for where, block in self.rows.blocks(np.float64):
+            extended = np.column_stack([block, np.full(len(block), self.bias_value)])
+            for column in range(n_problems):
+                weight = curvature[where, column]
+                chosen = weight > 0
+                half = extended[chosen] * np.sqrt(weight[chosen])[:, None]
+                hessians[column] += half.T @ half
+        hessians += np.eye(self.n_weights)
+        return hessians
+
+    def _solve_together(
+        self, state: Array, scores: Array, curvature: Array, gradient: Array, target: Array
+    ) -> tuple[Array, Array]:
+        """Block conjugate gradients, stopped by the gradient that they leave."""
+        diagonal = self._diagonal(curvature)
+
+        def product(direction: Array, columns: Array) -> tuple[Array, Array]:
+            change = self.exact_scores(direction)
+            return direction + self._combine(curvature[:, columns] * change), change
+
+        iterate = conjugate_gradients(
+            product,
+            -gradient,
+            lambda rest, columns: rest / diagonal[:, columns],
+            lambda rest, columns: 0.5 * np.einsum("jt,jt->t", rest, rest),
+            target,
+            image_rows=len(scores),
+            max_products=200,
+        )
+        self.usual_products = max(10.0, 0.5 * (self.usual_products + iterate.n_products))
+        return state + iterate.step, scores + iterate.image
+
+    def _diagonal(self, curvature: Array) -> Array:
+        """The Hessian matrices' diagonals, the preconditioner."""
+        diagonal = np.ones((self.n_weights, curvature.shape[1]))
+        for where, block in self.rows.blocks(np.float64):
+            diagonal[:-1] += np.square(block).T @ curvature[where]
+        diagonal[-1] += self.bias_value**2 * curvature.sum(axis=0)
+        return diagonal
+
+
+def _positive_definite_solve(matrix: Array, right: Array) -> Array:
+    """Cholesky, with jitter where rounding made the matrix indefinite."""
+    diagonal, jitter = np.diagonal(matrix).copy(), 0.0
+    while True:
+        factor, failed = lapack.dpotrf(matrix, lower=True, clean=False)
+        if not failed:
+            return np.asarray(lapack.dpotrs(factor, right, lower=True)[0])
+        jitter = max(10 * jitter, np.finfo(np.float64).eps * float(diagonal.mean()))
+        np.fill_diagonal(matrix, diagonal + jitter)

@@ -1,0 +1,73 @@
+"""Training and held-out rows of every fold, as masks that cost no copy of the data."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from sklearn.model_selection import StratifiedKFold, check_cv
+
+from spptransfer.errors import ConfigError
+from spptransfer.svm._rows import Rows
+from spptransfer.svm._targets import Targets
+from spptransfer.svm._types import Array, Seed
+
+
+def make_folds(
+    cv: Any, targets: Targets, rows: Rows, seed: Seed
+) -> tuple[list[Array], list[Array]]:
+    """Masks of the training and of the held-out rows, with one column per problem or one for all.
+
+    A number of folds stratifies: by class labels, or, for an indicator matrix, each class by
+    itself. Splitters and lists of index pairs are taken as given.
+    """
+    if isinstance(cv, (int, np.integer)):
+        return _stratified(int(cv), targets, seed)
+    n_rows = rows.shape[0]
+    labels = targets.labels()
+    pairs = list(check_cv(cv, labels, classifier=True).split(np.zeros((n_rows, 1)), labels))
+    if not pairs:
+        raise ConfigError("cv gave no folds; allowed: an int, a splitter or (train, test) pairs")
+    train = [_mask(inside, n_rows) for inside, _ in pairs]
+    return train, [_mask(outside, n_rows) for _, outside in pairs]
+
+
+def _mask(chosen: Array, n_rows: int) -> Array:
+    mask = np.zeros((n_rows, 1), dtype=bool)
+    mask[chosen] = True
+    return mask
+
+
+def _stratified(n_folds: int, targets: Targets, seed: Seed) -> tuple[list[Array], list[Array]]:
+    """Seeded folds in which every class is spread evenly."""
+    if not 2 <= n_folds <= len(targets.signs):
+        raise ConfigError(f"cv is {n_folds}; allowed: 2 to {len(targets.signs)} folds")
+    if targets.kind == "multilabel":
+        held_out = _stratified_by_column(n_folds, targets.signs, seed)
+    else:
+        _, labels = np.unique(targets.labels(), return_inverse=True)
+        held_out = _stratified_by_column(n_folds, labels[:, None], seed)
+    return [~mask for mask in held_out], held_out
+
+
+def _stratified_by_column(n_folds: int, labels: Array, seed: Seed) -> list[Array]:
+    held_out = [np.zeros(labels.shape, dtype=bool) for _ in range(n_folds)]
+    for column in range(labels.shape[1]):
+        order = _fold_numbers(n_folds, labels[:, column], seed)
+        for fold, mask in enumerate(held_out):
+            mask[:, column] = order == fold
+    return held_out
+
+
+def _fold_numbers(n_folds: int, labels: Array, seed: Seed) -> Array:
+    """The fold that holds each row out; classes too small for all folds stay in some."""
+    if np.bincount(labels - labels.min()).max() < n_folds:
+        raise ConfigError(f"cv is {n_folds}, but no class has that many rows")
+    numbers = np.empty(len(labels), dtype=int)
+    splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        for fold, (_, chosen) in enumerate(splitter.split(np.zeros((len(labels), 1)), labels)):
+            numbers[chosen] = fold
+    return numbers

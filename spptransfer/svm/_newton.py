@@ -1,0 +1,201 @@
+"""Semi-smooth Newton descent with an exact line search, for many problems side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from spptransfer.svm._loss import Losses
+from spptransfer.svm._types import Array
+
+
+class Space(Protocol):
+    """Where states live: weights of rows (`GramSpace`) or of features (`FeatureSpace`)."""
+
+    @property
+    def scale(self) -> float:
+        """The mean squared length of a row."""
+
+    @property
+    def can_sharpen(self) -> bool:
+        """Whether `sharpen` would raise the working precision."""
+
+    @property
+    def care(self) -> float:
+        """How much more tightly to solve a problem than its certificate asks.
+
+        A duality gap bounds the weights' squared error only; and where the last step is exact
+        anyway, it may as well be taken.
+        """
+
+    def begin(self) -> None:
+        """Forget what was learnt from earlier problems, so that results do not depend on it."""
+
+    def sharpen(self) -> None:
+        """Work in float64 from now on."""
+
+    def start(self, n_problems: int) -> Array:
+        """States of zero weights."""
+
+    def exact_scores(self, state: Array) -> Array:
+        """Scores of all rows, accumulated in float64."""
+
+    def inner(self, left: Array, right: Array, right_scores: Array) -> Array:
+        """Inner products in weight space."""
+
+    def bias(self, state: Array) -> Array:
+        """The penalised bias's share of the scores."""
+
+    def coefficients(self, state: Array) -> Array:
+        """Weight vectors, shape (n_features, n_problems)."""
+
+    def duals(self, state: Array, deficits: Array, losses: Losses) -> Array:
+        """Feasible dual variables that go with states."""
+
+    def settled(self, state: Array, losses: Losses) -> Array:
+        """States without a bias of their own."""
+
+    def gaps(
+        self,
+        state: Array,
+        scores: Array,
+        losses: Losses,
+        proposing: Losses,
+        enough: Array,
+        *,
+        balanced: bool,
+        exact: bool,
+    ) -> Array:
+        """Duality gaps, found with no more effort than it takes to show them small enough."""
+
+    def newton_point(
+        self, state: Array, scores: Array, losses: Losses, target: Array
+    ) -> tuple[Array, Array]:
+        """Minimiser of the quadratic piece at the scores, and its scores."""
+
+
+# How much of the present gap a Newton step's linear system may leave. Loose systems save few
+# products and cost steps: their directions are short, or do not descend at all.
+FORCING = 1e-4
+
+
+@dataclass
+class Points:
+    """One point per problem: states, the scores they give to all rows, and the bias's centre.
+
+    ``scores`` contain ``offset``, the part of the bias that carries no penalty.
+    """
+
+    state: Array
+    scores: Array
+    offset: Array
+
+    def columns(self, chosen: Array) -> Points:
+        """A copy of some of the problems."""
+        return Points(self.state[:, chosen], self.scores[:, chosen], self.offset[chosen])
+
+    def assign(self, chosen: Array, points: Points) -> None:
+        """Put some problems' points back."""
+        self.state[:, chosen] = points.state
+        self.scores[:, chosen] = points.scores
+        self.offset[chosen] = points.offset
+
+
+def objectives(space: Space, points: Points, losses: Losses) -> Array:
+    """Primal objectives: half the squared length of the weights plus the losses."""
+    lengths = space.inner(points.state, points.state, points.scores - points.offset)
+    return 0.5 * lengths + losses.values(losses.deficits(points.scores))
+
+
+def descend(space: Space, losses: Losses, points: Points, aim: float, max_iter: int) -> Array:
+    """Advance all problems until each one's relative gap is at most ``aim``.
+
+    Works in place and returns how many steps each problem took. The gap is the model's own: the
+    scores are advanced by products in the space's working precision.
+    """
+    n_problems = points.state.shape[1]
+    n_steps = np.zeros(n_problems, dtype=int)
+    patience = _Patience(n_problems)
+    open_ = np.arange(n_problems)
+    forcing = np.full(n_problems, FORCING)
+    for _ in range(max_iter):
+        now, pieces = points.columns(open_), losses.columns(open_)
+        scale = objectives(space, now, pieces)
+        gaps = space.gaps(
+            now.state, now.scores, pieces, pieces, aim * scale, balanced=False, exact=False
+        )
+        unfinished = (gaps > aim * scale) & patience.lasts(open_, gaps, scale)
+        open_ = open_[unfinished]
+        if not len(open_):
+            break
+        now, pieces = now.columns(unfinished), pieces.columns(unfinished)
+        target = np.maximum(0.1 * aim * scale[unfinished], forcing[open_] * gaps[unfinished])
+        length = _step(space, now, pieces, target)
+        forcing[open_] = np.where(length < 0.1, 0.1 * forcing[open_], forcing[open_])
+        points.assign(open_, now)
+        n_steps[open_] += 1
+    return n_steps
+
+
+class _Patience:
+    """Tells rounding noise from progress: neither gap nor objective fell for some steps."""
+
+    def __init__(self, n_problems: int, n_steps: int = 4) -> None:
+        self.n_steps = n_steps
+        self.gaps = np.full(n_problems, np.inf)
+        self.objectives = np.full(n_problems, np.inf)
+        self.left = np.full(n_problems, n_steps)
+
+    def lasts(self, columns: Array, gaps: Array, values: Array) -> Array:
+        """Whether it is worth going on with each of these problems."""
+        best_gap, best_value = self.gaps[columns], self.objectives[columns]
+        progress = (gaps < 0.5 * best_gap) | (values < (1 - 1e-9) * best_value)
+        self.left[columns] = np.where(progress, self.n_steps, self.left[columns] - 1)
+        self.gaps[columns] = np.minimum(gaps, best_gap)
+        self.objectives[columns] = np.minimum(values, best_value)
+        return np.asarray(self.left[columns] > 0)
+
+
+def _step(space: Space, points: Points, losses: Losses, target: Array) -> Array:
+    """Move to the best point between here and the Newton point; returns the lengths."""
+    state, scores = space.newton_point(points.state, points.scores, losses, target)
+    state -= points.state
+    scores -= points.scores
+    length = line_search(
+        losses,
+        points.scores,
+        scores,
+        slope=space.inner(points.state, state, scores),
+        curvature=space.inner(state, state, scores),
+    )
+    points.state += length * state
+    points.scores += length * scores
+    return length
+
+
+def line_search(
+    losses: Losses, scores: Array, change: Array, *, slope: Array, curvature: Array
+) -> Array:
+    """Exact minimisers over [0, 1] along each problem's direction.
+
+    ``slope`` and ``curvature`` are those of the half squared length of the weights.
+    """
+
+    def rising(length: Array, columns: Array) -> Array:
+        pieces, moved = losses.columns(columns), change[:, columns]
+        duals = pieces.responses(pieces.deficits(scores[:, columns] + length * moved))
+        bend = slope[columns] + length * curvature[columns]
+        return bend > np.einsum("it,it,it->t", pieces.signs, moved, duals)
+
+    n_problems = scores.shape[1]
+    length = np.ones(n_problems)
+    columns = np.flatnonzero(rising(length, np.arange(n_problems)))
+    low, high = np.zeros(len(columns)), np.ones(len(columns))
+    for _ in range(30 if len(columns) else 0):
+        middle = 0.5 * (low + high)
+        too_far = rising(middle, columns)
+        low, high = np.where(too_far, low, middle), np.where(too_far, middle, high)
+    length[columns] = 0.5 * (low + high)
+    return length

@@ -1,0 +1,237 @@
+"""LinearSVM as a scikit-learn classifier: labels, weights, row sources, refusals."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import load_iris
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from spptransfer.errors import ConfigError
+from spptransfer.svm import LinearSVM, LinearSVMCV, gram_matrix
+
+SHAPES = [(40, 90), (90, 12)]
+
+
+@parametrize_with_checks(
+    [
+        LinearSVM(),
+        LinearSVMCV(Cs=(0.1, 1.0), cv=2),
+    ]
+)
+def test_scikit_learn_accepts_the_estimator(estimator, check):
+    check(estimator)
+
+
+def data(shape, n_classes=3, seed=0):
+    rng = np.random.default_rng(seed)
+    X = np.maximum(0, rng.normal(size=shape))
+    return X, rng.integers(0, n_classes, shape[0])
+
+
+def ternary(shape, n_classes=4, seed=0):
+    X, _ = data(shape)
+    return X, np.random.default_rng(seed).choice([-1, 0, 1], (shape[0], n_classes))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ignored_labels_are_as_if_the_rows_were_not_there(shape):
+    X, Y = ternary(shape)
+    model = LinearSVM(C=0.5).fit(X, Y)
+    for k in range(Y.shape[1]):
+        kept = Y[:, k] != 0
+        alone = LinearSVM(C=0.5).fit(X[kept], Y[kept, k])
+        np.testing.assert_allclose(model.coef_[k], alone.coef_[0], atol=1e-6)
+        np.testing.assert_allclose(model.intercept_[k], alone.intercept_[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_several_classes_are_one_versus_rest(shape):
+    X, y = data(shape)
+    model = LinearSVM().fit(X, y)
+    for k, label in enumerate(model.classes_):
+        alone = LinearSVM().fit(X, y == label)
+        np.testing.assert_allclose(model.coef_[k], alone.coef_[0], atol=1e-6)
+
+
+def test_a_minus_one_anywhere_makes_zero_mean_ignored():
+    X, Y = ternary((40, 90))
+    two_valued = (Y == 1).astype(int)
+    plain, signed = LinearSVM().fit(X, two_valued), LinearSVM().fit(X, 2 * two_valued - 1)
+    np.testing.assert_allclose(plain.coef_, signed.coef_, atol=1e-9)
+    assert set(np.unique(plain.predict(X))) <= {0, 1}
+    assert set(np.unique(signed.predict(X))) <= {-1, 1}
+
+
+def test_shapes_are_those_of_linear_svc():
+    X, _ = data((60, 20))
+    for n_classes in (2, 3):
+        y = np.arange(60) % n_classes
+        ours, theirs = LinearSVM().fit(X, y), LinearSVC().fit(X, y)
+        assert ours.coef_.shape == theirs.coef_.shape
+        assert ours.intercept_.shape == theirs.intercept_.shape
+        assert ours.decision_function(X).shape == theirs.decision_function(X).shape
+        np.testing.assert_array_equal(ours.classes_, theirs.classes_)
+
+
+@pytest.mark.parametrize("weight", ["balanced", {0: 5.0, 2: 0.1}, {1: 0.0}])
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_class_weights_mean_what_they_mean_in_liblinear(weight, n_classes):
+    X, y = data((90, 12), n_classes)
+    if weight != "balanced":
+        weight = {k: v for k, v in weight.items() if k < n_classes}
+    ours = LinearSVM(C=0.3, class_weight=weight).fit(X, y)
+    theirs = LinearSVC(C=0.3, class_weight=weight, tol=1e-10, max_iter=100_000).fit(X, y)
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, atol=1e-4)
+
+
+@pytest.mark.parametrize("weight", [{1: 2, -1: 1}, "balanced"])
+def test_an_indicator_matrix_weighs_every_class_for_itself(weight):
+    X, Y = ternary((90, 12))
+    model = LinearSVM(class_weight=weight).fit(X, Y)
+    for k in range(Y.shape[1]):
+        kept = Y[:, k] != 0
+        alone = LinearSVC(class_weight=weight, tol=1e-10, max_iter=100_000)
+        alone.fit(X[kept], Y[kept, k])
+        np.testing.assert_allclose(model.coef_[k], alone.coef_[0], atol=1e-4)
+
+
+def test_zero_and_minus_one_both_name_the_negatives_of_a_plain_indicator():
+    X, Y = ternary((40, 90))
+    Y = (Y == 1).astype(int)
+    zero = LinearSVM(class_weight={1: 3, 0: 2}).fit(X, Y)
+    minus = LinearSVM(class_weight={1: 3, -1: 2}).fit(X, Y)
+    np.testing.assert_array_equal(zero.coef_, minus.coef_)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sample_weights_count_rows(shape):
+    X, y = data(shape)
+    weight = np.random.default_rng(0).integers(0, 4, len(X))
+    weighted = LinearSVM().fit(X, y, sample_weight=weight)
+    repeated = LinearSVM().fit(np.repeat(X, weight, axis=0), np.repeat(y, weight))
+    np.testing.assert_allclose(weighted.coef_, repeated.coef_, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("row", [0, 17, 39])
+def test_the_row_that_is_not_finite_is_named(row, bad):
+    X, y = data((40, 90))
+    X[row, 5] = bad
+    with pytest.raises(ConfigError, match=f"row {row} of X contains NaN or inf"):
+        LinearSVM().fit(X, y)
+    with pytest.raises(ConfigError, match=f"row {row} of X contains NaN or inf"):
+        gram_matrix(X)
+
+
+def test_large_finite_values_are_not_taken_for_infinities():
+    X = np.full((4, 4), 3e38, dtype=np.float32)
+    X[0] = 0
+    with np.errstate(all="ignore"):
+        LinearSVM(max_iter=1, tol=1e300).fit(X, [0, 1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"C": 0.0}, r"C is 0.0; allowed: finite numbers > 0"),
+        ({"C": "1"}, r"C is '1'"),
+        ({"loss": "hing"}, r"did you mean 'hinge'\? allowed: squared_hinge, hinge"),
+        ({"tol": -1}, r"tol is -1"),
+        ({"intercept_scaling": 0}, r"intercept_scaling is 0"),
+        ({"class_weight": "balance"}, r"class_weight is 'balance'"),
+        ({"class_weight": {"cat": 2}}, r"class_weight names \['cat'\]"),
+        ({"class_weight": {0: -2}}, r"class_weight\[0\] is -2"),
+    ],
+)
+def test_wrong_parameters_are_named(parameters, message):
+    X, y = data((30, 40), 2)
+    with pytest.raises(ConfigError, match=message):
+        LinearSVM(**parameters).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (np.zeros(30), r"y has 1 class \(0.0\); at least 2 are needed"),
+        (np.zeros(29), r"at least 2|29"),
+        (np.arange(29) % 2, r"X has 30 rows but y has 29"),
+        (np.full((30, 2), 7), r"allowed values in an indicator matrix: 1, 0, -1"),
+        (None, r"requires y"),
+    ],
+)
+def test_wrong_labels_are_named(y, message):
+    X, _ = data((30, 40))
+    with pytest.raises(ConfigError, match=message):
+        LinearSVM().fit(X, y)
+
+
+def test_a_gram_matrix_of_other_rows_is_refused():
+    X, y = data((30, 40))
+    with pytest.raises(ConfigError, match=r"gram has shape \(29, 29\); 30 rows need \(30, 30\)"):
+        LinearSVM().fit(X, y, gram=gram_matrix(X[:29]))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_row_sources_give_what_arrays_give(shape, dtype, tmp_path):
+    X, y = data(shape)
+    X = X.astype(dtype)
+    np.save(tmp_path / "X.npy", X)
+    expected = LinearSVM().fit(X.astype(np.float32), y)
+    with h5py.File(tmp_path / "X.h5", "w") as file:
+        file["X"] = X
+        for source in (file["X"], np.load(tmp_path / "X.npy", mmap_mode="r"), X):
+            model = LinearSVM().fit(source, y)
+            np.testing.assert_allclose(model.coef_, expected.coef_, atol=1e-6)
+            np.testing.assert_array_equal(model.predict(source), expected.predict(X))
+
+
+def test_frames_lists_and_pipelines_work():
+    X, y = load_iris(return_X_y=True, as_frame=True)
+    model = LinearSVM(C=10).fit(X, y)
+    assert list(model.feature_names_in_) == list(X.columns)
+    pipeline = clone(make_pipeline(StandardScaler(), LinearSVM(C=10))).fit(X, y)
+    assert pipeline.score(X, y) > 0.9
+    assert LinearSVM().fit(X.to_numpy().tolist(), y.tolist()).score(X.to_numpy(), y) > 0.8
+    wrapped = OneVsRestClassifier(LinearSVM(C=10)).fit(X, y)
+    np.testing.assert_allclose(wrapped.decision_function(X), model.decision_function(X), atol=1e-6)
+    assert isinstance(pd.Series(model.predict(X)), pd.Series)
+
+
+def test_string_labels_come_back():
+    X, y = data((60, 90), 3)
+    names = np.array(["ant", "bee", "cow"])[y]
+    model = LinearSVM(C=100).fit(X, names)
+    np.testing.assert_array_equal(model.predict(X), names)
+
+
+@pytest.mark.parametrize("n_threads", ["1", "2"])
+def test_results_do_not_depend_on_the_number_of_threads(n_threads, tmp_path):
+    X, y = data((120, 200))
+    np.savez(tmp_path / "data.npz", X=X, y=y)
+    code = (
+        "import sys, numpy as np; from spptransfer.svm import LinearSVM;"
+        "d = np.load(sys.argv[1]); m = LinearSVM().fit(d['X'], d['y']);"
+        "np.save(sys.argv[2], m.coef_)"
+    )
+    out = tmp_path / "coef.npy"
+    command = [sys.executable, "-c", code, str(tmp_path / "data.npz"), str(out)]
+    environment = {"OPENBLAS_NUM_THREADS": n_threads, "OMP_NUM_THREADS": n_threads}
+    subprocess.run(command, check=True, env=environment)
+    np.testing.assert_allclose(np.load(out), LinearSVM().fit(X, y).coef_, atol=1e-7)
+
+
+def test_importing_the_solver_loads_no_torch():
+    code = "import sys, spptransfer.svm; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
