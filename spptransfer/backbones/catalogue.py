@@ -218,7 +218,35 @@ _PAPER = (
 )
 
 # The embedded default, family "mini", whose only weights are shipped with the package.
-_MINI: tuple[BackboneInfo, ...] = ()
+_MINI: tuple[BackboneInfo, ...] = (
+    BackboneInfo(
+        "spp-mini",
+        "mini",
+        (
+            LayerInfo("conv1", "map", 32, 2),
+            LayerInfo("conv2", "map", 64, 4),
+            LayerInfo("conv3", "map", 128, 8),
+            LayerInfo("conv4", "map", 128, 8),
+            LayerInfo("conv5", "map", 64, 8),
+            LayerInfo("spp", "map", 64, 8),
+            LayerInfo("fc6", "vector", 160, None),
+            LayerInfo("fc7", "vector", 160, None),
+        ),
+        {
+            "embedded": WeightsSource(
+                "spp_mini.safetensors",
+                "13a8dd0239cdb9d4c9eaca3977cbef3b475fbca26967beb62cda448c58e3428a",
+                "BSD-3-Clause",
+                None,
+            )
+        },
+        _IMAGENET_MEAN,
+        _IMAGENET_STD,
+        min_side=1,
+        levels=(6, 3, 2, 1),
+        num_classes=48,
+    ),
+)
 
 BACKBONES = (*_ALEXNET, *_VGG, *_RESNET, *_SQUEEZENET, *_MOBILENET, *_PAPER, *_MINI)
 _BY_NAME = {info.name: info for info in BACKBONES}
