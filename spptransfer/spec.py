@@ -8,9 +8,10 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
-from spptransfer.errors import CacheError, ConfigError
+from spptransfer.errors import CacheError, ConfigError, suggestion
+from spptransfer.images import check_view
 from spptransfer.pyramid import check_levels, determining_levels, source_level
-from spptransfer.pyramid.bins import Pooling
+from spptransfer.pyramid.bins import Pooling, check_pooling
 
 Precision = Literal["float32", "bfloat16", "float16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -36,6 +37,7 @@ class FeatureSpec:
         Hash of the weights' content.
     levels : tuple of int
         The determining levels of the pyramid, finest first; empty for fully connected layers.
+        Levels that follow from others are dropped, so that equal features have equal specs.
     pooling : {"max", "mean"}
         Pooling in every bin.
     scales : tuple of int
@@ -53,9 +55,16 @@ class FeatureSpec:
     numerics : int
         Version of this package's own arithmetic.
 
+    Raises
+    ------
+    ConfigError
+        If levels, scales, pooling, view, precision or storage are not valid.
+
     Examples
     --------
-    >>> spec = FeatureSpec(backbone="alexnet", weights_sha256="e7811f10", layer="spp")
+    >>> spec = FeatureSpec(
+    ...     backbone="alexnet", weights_sha256="e7811f10", layer="spp", levels=(6, 3, 2, 1)
+    ... )
     >>> spec.levels, spec.scales
     ((6,), (224,))
     >>> spec.fingerprint == dataclasses.replace(spec, flip=True).fingerprint
@@ -75,10 +84,20 @@ class FeatureSpec:
     preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     numerics: int = NUMERICS_VERSION
 
+    def __post_init__(self) -> None:
+        check_pooling(self.pooling)
+        check_view(self.view)
+        _check_choice("precision", self.precision, PRECISIONS)
+        _check_choice("storage", self.storage, STORAGES)
+        levels = stored_levels(self.levels, self.pooling, self.flip) if self.levels else ()
+        object.__setattr__(self, "levels", levels)
+        object.__setattr__(self, "scales", tuple(sorted(check_scales(self.scales))))
+        # Through JSON, so that a spec equals itself after it was read back from a file.
+        object.__setattr__(self, "preprocessing", json.loads(json.dumps(self.preprocessing)))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, in the order of the fields."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return plain
+        return dataclasses.asdict(self) | {"levels": list(self.levels), "scales": list(self.scales)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FeatureSpec:
@@ -87,13 +106,16 @@ class FeatureSpec:
         Raises
         ------
         CacheError
-            If a field is missing or unknown.
+            If a field is missing, unknown or of another type.
         """
         try:
             spec = cls(**values)
-            return dataclasses.replace(spec, levels=tuple(spec.levels), scales=tuple(spec.scales))
-        except TypeError as error:
+            texts = (spec.backbone, spec.weights_sha256, spec.layer)
+            if not all(isinstance(text, str) for text in texts) or type(spec.flip) is not bool:
+                raise TypeError("a field is of another type")
+        except (TypeError, ValueError) as error:
             raise CacheError(f"not a feature spec this version knows: {error}") from error
+        return spec
 
     @property
     def fingerprint(self) -> str:
@@ -180,11 +202,16 @@ def check_scales(scales: Iterable[int]) -> tuple[int, ...]:
     (224, 392)
     """
     checked = tuple(scales)
-    if not checked or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in checked):
+    if not checked or any(type(scale) is not int or scale < 1 for scale in checked):
         raise ConfigError(f"scales: {list(checked)} must be pixels of the smaller side, as [224]")
     if len(set(checked)) < len(checked):
         raise ConfigError(f"scales: {list(checked)} holds a scale twice")
     return checked
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name}: {value!r} is unknown; {suggestion(str(value), allowed)}")
 
 
 def _plain(value: Any) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from spptransfer.cache.assembly import Column
 from spptransfer.cache.reading import FeatureCache
+from spptransfer.cache.selection import Column
+from spptransfer.cache.view import FeatureView
 
-__all__ = ["Column", "FeatureCache"]
+__all__ = ["Column", "FeatureCache", "FeatureView"]

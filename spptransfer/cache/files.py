@@ -5,35 +5,66 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from spptransfer.errors import CacheError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextlib.contextmanager
-def appearing(path: Path) -> Iterator[Path]:
+def appearing(path: Path, needed: int = 0) -> Iterator[Path]:
     """Offer a temporary name beside `path`; rename it once it is complete and on the disk.
 
     The caller writes and syncs the temporary file. Whatever happens before the rename leaves
-    `path` as it was; the temporary file is removed, and after a kill it is recognised by its
-    suffix.
+    `path` as it was; the temporary file is removed, and after a kill `remove_leftovers` does so.
+
+    Parameters
+    ----------
+    path : Path
+        The final name.
+    needed : int, default=0
+        Bytes that the file will have, for the message where they do not fit.
 
     Raises
     ------
     CacheError
         If the disk is full or the folder cannot be written to.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
+        _check_space(path, needed)
         yield temporary
         os.replace(temporary, path)
         sync_folder(path.parent)
-    except OSError as error:
-        raise CacheError(_explain(error, path)) from error
+    except (OSError, RuntimeError) as error:  # RuntimeError is HDF5's when it closes a file
+        raise CacheError(_explain(error, path, needed)) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, pattern: str = "*") -> None:
+    """Remove temporary files of processes of this machine that no longer live."""
+    for leftover in folder.glob(f"{pattern}.tmp"):
+        host, _, process = leftover.name.removesuffix(".tmp").rpartition(".")
+        here = host.endswith(f".{socket.gethostname()}")
+        if here and process.isdigit() and not is_alive(int(process)):
+            leftover.unlink(missing_ok=True)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine exists."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def sync_folder(folder: Path) -> None:
@@ -53,11 +84,33 @@ def make_folder(folder: Path) -> None:
         raise CacheError(_explain(error, folder)) from error
 
 
-def _explain(error: OSError, path: Path) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+def human_bytes(count: int) -> str:
+    """Show a number of bytes with a unit.
+
+    Examples
+    --------
+    >>> human_bytes(812), human_bytes(3_456_789)
+    ('812 B', '3.5 MB')
+    """
+    size, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.0f} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
+
+
+def _check_space(path: Path, needed: int) -> None:
+    """Refuse before anything is written; HDF5 recovers badly from a disk that fills up."""
+    if shutil.disk_usage(path.parent).free < needed:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def _explain(error: Exception, path: Path, needed: int = 0) -> str:
+    text = " ".join(str(error).split())
+    code = getattr(error, "errno", None)
+    if code in _FULL or any(f"errno = {number}," in text for number in _FULL):
+        size = f" ({human_bytes(needed)} are needed)" if needed else ""
         return (
-            f"the disk is full while writing '{path}'; everything finished is kept: "
+            f"the disk is full while writing '{path}'{size}; everything finished is kept: "
             "free some space and run the same command again"
         )
-    reason = error.strerror or " ".join(str(error).split())
-    return f"cannot write '{path}': {reason}"
+    return f"cannot write '{path}': {getattr(error, 'strerror', None) or text}"

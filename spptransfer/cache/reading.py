@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
-from spptransfer.cache.assembly import Column, Combine, choose
-from spptransfer.cache.layout import (
-    OK,
-    Block,
-    Rows,
-    blocks_of,
-    child,
-    plain_dataset,
-    read_array,
-    read_header,
-    read_rows,
-    read_text,
-    row_blocks,
-)
+from spptransfer.cache.layout import Block, blocks_of, body_sha256, row_runs
+from spptransfer.cache.mapped import MappedFile
+from spptransfer.cache.rows import CHECKSUM_BYTES, COLUMNS, OK, IdIndex, Rows, decode
+from spptransfer.cache.selection import Column, Combine, Selection
+from spptransfer.cache.view import FeatureView
 from spptransfer.errors import CacheError, SpecMismatchError
 from spptransfer.spec import FeatureSpec
 
@@ -35,8 +25,8 @@ from spptransfer.spec import FeatureSpec
 class FeatureCache:
     """A finished feature cache, read by id.
 
-    Open it with `FeatureCache.open`. Features stay on the disk until asked for and are read
-    through memory maps; an instance can be pickled and is opened anew in the other process.
+    Open it with `FeatureCache.open`. Features stay on the disk until asked for; an instance can
+    be pickled and is opened anew in the other process.
 
     Attributes
     ----------
@@ -52,6 +42,8 @@ class FeatureCache:
         Names of the classes, empty if the dataset has no labels.
     channels : int
         Channels of the layer.
+    blocks : tuple of Block
+        What is stored of every row.
 
     Examples
     --------
@@ -61,23 +53,13 @@ class FeatureCache:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._digest = read_header(self.path)
+        self._file = MappedFile(self.path)
         try:
-            with h5py.File(self.path, "r") as file:
-                self._read_identity(file)
-                self._rows = read_rows(file)
-                self._read_labels(file)
-                offsets = {block: plain_dataset(file, block.name) for block in self.blocks}
-                self._maps = {block: self._map(block, data) for block, data in offsets.items()}
-        except (OSError, RuntimeError, KeyError) as error:
-            raise CacheError(f"'{self.path}' is damaged: {_one_line(error)}") from error
-        except CacheError as error:
-            raise CacheError(f"'{self.path}' is damaged: {error}") from error
-        if read_header(self.path) != self._digest:
-            raise CacheError(f"'{self.path}' was replaced while it was opened; open it again")
-        self._position = {id: i for i, id in enumerate(self._rows.ids)}
-        if len(self._position) < len(self._rows):
-            raise CacheError(f"'{self.path}' is damaged: an id occurs twice")
+            self._read_identity(self._file.header.attributes)
+            self._check_extents()
+        except (CacheError, KeyError, TypeError, ValueError, RecursionError) as error:
+            reason = " ".join(str(error).split())
+            raise CacheError(f"'{self.path}' is damaged: {reason}") from error
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], spec: FeatureSpec | None = None) -> FeatureCache:
@@ -107,45 +89,48 @@ class FeatureCache:
             raise SpecMismatchError(f"'{path}' was made with another spec: {differences}")
         return cache
 
-    def _read_identity(self, file: h5py.File) -> None:
-        self.spec = FeatureSpec.from_dict(json.loads(file.attrs["spec"]))
-        self.fingerprint: str = file.attrs["fingerprint"]
-        self.dataset: str = file.attrs["dataset"]
-        self.channels = int(file.attrs["channels"])
+    def _read_identity(self, attributes: Mapping[str, Any]) -> None:
+        self.spec = FeatureSpec.from_dict(json.loads(attributes["spec"]))
+        self.fingerprint = str(attributes["fingerprint"])
+        self.dataset = str(attributes["dataset"])
+        self.channels = int(attributes["channels"])
         self.blocks: tuple[Block, ...] = blocks_of(self.spec, self.channels)
         if self.fingerprint != self.spec.fingerprint:
             raise CacheError("its fingerprint is not that of its spec")
 
-    def _read_labels(self, file: h5py.File) -> None:
-        self.classes: tuple[str, ...] = ()
-        self._targets: npt.NDArray[np.integer] | None = None
-        if "labels" in file:
-            group = child(file, "labels")
-            self.classes = tuple(read_text(group, "classes"))
-            self._targets = read_array(group, "targets")
-            if len(self._targets) != len(self._rows):
-                raise CacheError("labels and rows differ in length")
-
-    def _map(self, block: Block, stored: h5py.Dataset) -> npt.NDArray[Any]:
-        shape = (len(self._rows), block.width)
-        if stored.shape != shape or stored.dtype != self.spec.storage:
-            raise CacheError(
-                f"'{block.name}' is {stored.shape} {stored.dtype}, not {shape} {self.spec.storage}"
-            )
-        offset = stored.id.get_offset()
-        if offset is None:
-            return np.zeros(shape, self.spec.storage)
-        return np.memmap(self.path, self.spec.storage, "r", offset=offset, shape=shape)
+    def _check_extents(self) -> None:
+        """Compare the shapes and types of all datasets with what the spec asks for."""
+        extents = self._file.header.extents
+        (count,) = extents["rows/id"].shape
+        storage = np.dtype(self.spec.storage).str
+        expected: dict[str, tuple[str, tuple[int, ...]]] = {
+            "rows/by_id": ("<i8", (count,)),
+            "rows/checksum": ("|u1", (count, CHECKSUM_BYTES)),
+            **{f"rows/{name}": (np.dtype(dtype).str, (count,)) for name, dtype in COLUMNS.items()},
+            **{block.name: (storage, (count, block.width)) for block in self.blocks},
+        }
+        for name, (dtype, shape) in expected.items():
+            found = extents[name]
+            if (found.dtype, found.shape) != (dtype, shape):
+                raise CacheError(f"'{name}' is {found.shape} {found.dtype}, not {shape} {dtype}")
+        for name, kind in (("rows/id", "S"), ("failures/error", "S"), ("failures/row", "i")):
+            if np.dtype(extents[name].dtype).kind != kind or len(extents[name].shape) != 1:
+                raise CacheError(f"'{name}' is {extents[name]}")
+        if "labels/targets" in extents and extents["labels/targets"].shape[:1] != (count,):
+            raise CacheError("labels and rows differ in length")
+        if self.targets is not None and extents["labels/classes"].dtype[:2] != "|S":
+            raise CacheError("the names of classes are no text")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self._digest)
+        return _reopen, (self.path, self.sha256)
 
     def __len__(self) -> int:
         """Number of rows that hold features."""
-        return int((self._rows.status == OK).sum())
+        return int(np.count_nonzero(self._column("status") == OK))
 
     def __contains__(self, id: object) -> bool:
-        return id in self._position and self._rows.status[self._position[str(id)]] == OK
+        position = self._index.find([str(id)])[0]
+        return bool(position >= 0 and self._column("status")[position] == OK)
 
     def __repr__(self) -> str:
         spec = self.spec
@@ -157,32 +142,88 @@ class FeatureCache:
             f"{self.channels} channels, {spec.storage}>"
         )
 
+    def _column(self, name: str) -> npt.NDArray[Any]:
+        return self._file.array(f"rows/{name}")
+
+    @cached_property
+    def _index(self) -> IdIndex:
+        order = self._column("by_id")
+        if len(order) and not (order.min() >= 0 and order.max() < len(order)):
+            raise CacheError(f"'{self.path}' is damaged: its index of ids points beyond its rows")
+        return IdIndex(self._column("id"), order)
+
+    @property
+    def count(self) -> int:
+        """Number of all rows, failed ones included."""
+        return len(self._column("id"))
+
     @property
     def ids(self) -> list[str]:
         """Ids of the rows that hold features, in the order of the dataset."""
-        return [
-            id for id, status in zip(self._rows.ids, self._rows.status, strict=True) if not status
-        ]
+        return decode(self._column("id")[self._column("status") == OK])
 
-    @property
+    @cached_property
     def failures(self) -> Mapping[str, str]:
         """Reason for every row that has no features, by id."""
-        bad = np.flatnonzero(self._rows.status != OK)
-        return MappingProxyType({self._rows.ids[i]: self._rows.error[i] for i in bad})
+        positions = self._file.array("failures/row")
+        if len(positions) and not (positions.min() >= 0 and positions.max() < self.count):
+            raise CacheError(f"'{self.path}' is damaged: a failure is of a row beyond its rows")
+        errors = decode(self._file.array("failures/error"))
+        ids = decode(self._column("id")[positions])
+        return MappingProxyType(dict(zip(ids, errors, strict=False)))
 
     @property
     def rows(self) -> Rows:
-        """The table of all rows: ids, digests, sizes, status."""
-        return self._rows
+        """The table of all rows, failed ones included: ids, digests, sizes, status."""
+        return self.rows_at(slice(None))
+
+    def rows_at(self, positions: slice | npt.NDArray[np.intp]) -> Rows:
+        """Part of the table of rows.
+
+        Parameters
+        ----------
+        positions : slice or ndarray of int
+            Positions in the file.
+
+        Returns
+        -------
+        Rows
+        """
+        ids = decode(self._column("id")[positions])
+        columns = {name: self._column(name)[positions].copy() for name in COLUMNS}
+        return Rows(ids=ids, error=[self.failures.get(id, "") for id in ids], **columns)
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of the image file of every row that holds features, by id."""
-        stored = self._rows.digest
-        return {id: stored[self._position[id]].decode() for id in self.ids}
+        good = self._column("status") == OK
+        ids, digests = decode(self._column("id")[good]), decode(self._column("digest")[good])
+        return dict(zip(ids, digests, strict=True))
 
-    def stored(self, block: Block) -> npt.NDArray[Any]:
-        """Map of a block as stored, one row per id of `rows`, failed ones included."""
-        return self._maps[block]
+    def find(self, ids: Sequence[str]) -> npt.NDArray[np.intp]:
+        """Positions of ids among all rows, -1 for those that are unknown."""
+        return self._index.find(ids)
+
+    def read(self, block: Block, positions: slice | npt.NDArray[np.intp]) -> npt.NDArray[Any]:
+        """Read a block as it is stored.
+
+        Parameters
+        ----------
+        block : Block
+            One of `blocks`.
+        positions : slice or ndarray of int
+            Positions among all rows; those of failed ones hold NaN.
+
+        Returns
+        -------
+        ndarray of the stored type, shape (n_rows, block.width)
+        """
+        run = positions if isinstance(positions, slice) else _as_slice(positions)
+        if run is None:
+            return self._file.array(block.name)[positions]
+        start, stop, _ = run.indices(self.count)
+        rows = np.empty((max(0, stop - start), block.width), self.spec.storage)
+        self._file.read_into(block.name, start, rows)
+        return rows
 
     def columns(
         self,
@@ -207,7 +248,7 @@ class FeatureCache:
         CacheError
             If a level or scale does not follow from what is stored.
         """
-        return choose(self.spec, self.channels, levels, scales, combine).columns
+        return self._select(levels, scales, combine).columns
 
     def matrix(
         self,
@@ -216,7 +257,8 @@ class FeatureCache:
         levels: Sequence[int] | None = None,
         scales: Sequence[int] | None = None,
         combine: Combine = "concat",
-    ) -> npt.NDArray[np.float32]:
+        dtype: npt.DTypeLike = np.float32,
+    ) -> npt.NDArray[Any]:
         """Read features as a matrix.
 
         Parameters
@@ -229,10 +271,12 @@ class FeatureCache:
             Scales, in this order; by default all that are stored.
         combine : {"concat", "mean", "max"}
             What becomes of several scales.
+        dtype : dtype, default=float32
+            Type of the matrix; ``"float16"`` halves what a float16 cache needs.
 
         Returns
         -------
-        ndarray of float32, shape (n_rows, n_features)
+        ndarray of shape (n_rows, n_features)
             `columns` says what its columns are.
 
         Raises
@@ -241,12 +285,61 @@ class FeatureCache:
             If an id is unknown or its row failed, or a level or scale does not follow from what
             is stored.
         """
-        positions = self._positions(ids)
-        assembly = choose(self.spec, self.channels, levels, scales, combine)
-        matrix = np.empty((len(positions), assembly.width), dtype=np.float32)
-        for run in row_blocks(len(positions)):
-            assembly.build(partial(self._stored_rows, positions[run]), matrix[run])
-        return matrix
+        selection = self._select(levels, scales, combine)
+        return self.read_selected(self._positions(ids), selection, np.dtype(dtype))
+
+    def view(
+        self,
+        ids: Iterable[str] | None = None,
+        *,
+        levels: Sequence[int] | None = None,
+        scales: Sequence[int] | None = None,
+        combine: Combine = "concat",
+        dtype: npt.DTypeLike = np.float32,
+    ) -> FeatureView:
+        """Features as a matrix that stays on the disk until it is sliced.
+
+        Parameters
+        ----------
+        ids, levels, scales, combine, dtype
+            As in `matrix`.
+
+        Returns
+        -------
+        FeatureView
+            scikit-learn's cross-validation and joblib's workers take it like an array; pickled,
+            it is a path and row numbers.
+
+        Raises
+        ------
+        CacheError
+            As in `matrix`.
+        """
+        selection = self._select(levels, scales, combine)
+        return FeatureView(self, self._positions(ids), selection, np.dtype(dtype))
+
+    def iter_blocks(
+        self, rows: int = 1024, **selected: Any
+    ) -> Iterator[tuple[list[str], npt.NDArray[Any]]]:
+        """Go through the features some rows at a time, for training out of core.
+
+        Parameters
+        ----------
+        rows : int, default=1024
+            Rows per block.
+        **selected
+            As in `matrix`.
+
+        Yields
+        ------
+        (list of str, ndarray of shape (up to `rows`, n_features))
+            Ids and their features.
+        """
+        chosen = selected.pop("ids", None)
+        ids = self.ids if chosen is None else list(chosen)
+        for start in range(0, len(ids), rows):
+            block = ids[start : start + rows]
+            yield block, self.matrix(block, **selected)
 
     def labels(self, ids: Iterable[str] | None = None) -> npt.NDArray[Any]:
         """Labels as they were when the cache was written, by id.
@@ -267,43 +360,87 @@ class FeatureCache:
         CacheError
             If the dataset had no labels, or an id is unknown.
         """
-        if self._targets is None:
+        if self.targets is None:
             raise CacheError(f"'{self.path}' holds no labels: the dataset has none")
-        targets = self._targets[self._positions(ids)]
-        return targets if targets.ndim == 2 else np.array(self.classes)[targets]
+        targets = self.targets[self._positions(ids)]
+        if targets.ndim == 2:
+            return targets
+        if len(targets) and not (targets.min() >= 0 and targets.max() < len(self.classes)):
+            raise CacheError(f"'{self.path}' is damaged: a label is of no class")
+        return np.array(self.classes)[targets]
 
-    def _stored_rows(self, positions: npt.NDArray[np.intp], block: Block) -> npt.NDArray[Any]:
-        return _take(self._maps[block], positions)
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, empty if the dataset has no labels."""
+        has = "labels/classes" in self._file.header.extents
+        return tuple(decode(self._file.array("labels/classes"))) if has else ()
+
+    @property
+    def targets(self) -> npt.NDArray[Any] | None:
+        """Labels of all rows as the dataset has them, failed rows included."""
+        has = "labels/targets" in self._file.header.extents
+        return self._file.array("labels/targets") if has else None
+
+    def checksums_at(self, positions: slice | npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
+        """Recorded checksums of rows, equal for equal rows of caches with one fingerprint."""
+        return self._column("checksum")[positions]
+
+    @property
+    def sha256(self) -> str:
+        """Recorded hash of everything behind the header: the identity of this very file."""
+        return self._file.header.sha256
+
+    def is_intact(self) -> bool:
+        """Whether every byte behind the header is what was written; reads the whole file."""
+        return body_sha256(self.path, self._file.header.header_bytes) == self.sha256
+
+    def release(self, read: int) -> None:
+        """Tell that so many bytes were read in passing, so that they need not stay in memory."""
+        self._file.release(read)
+
+    def read_selected(
+        self, positions: npt.NDArray[np.intp], selection: Selection, dtype: np.dtype[Any]
+    ) -> npt.NDArray[Any]:
+        """Read chosen columns of rows by position; `matrix` and `FeatureView` do so."""
+        out = np.empty((len(positions), selection.width), dtype)
+        run = _as_slice(positions)
+        if run is not None and selection.only_block and dtype == self.spec.storage:
+            self._file.read_into(selection.only_block.name, run.start, out)
+            return out
+        for part in row_runs(len(positions), out.itemsize * selection.width):
+            selection.fill(out[part], partial(self.read, positions=positions[part]))
+        return out
+
+    def _select(
+        self, levels: Sequence[int] | None, scales: Sequence[int] | None, combine: Combine
+    ) -> Selection:
+        return Selection.choose(self.spec, self.channels, levels, scales, combine)
 
     def _positions(self, ids: Iterable[str] | None) -> npt.NDArray[np.intp]:
+        """Positions of rows that hold features; an id without any is an error."""
+        status = self._column("status")
         if ids is None:
-            return np.flatnonzero(self._rows.status == OK)
-        positions = []
-        for id in ids:
-            position = self._position.get(id)
-            if position is None:
-                raise CacheError(f"'{self.path}' has no row '{id}'")
-            if self._rows.status[position] != OK:
-                raise CacheError(f"row '{id}' has no features: {self._rows.error[position]}")
-            positions.append(position)
-        return np.array(positions, dtype=np.intp)
+            return np.flatnonzero(status == OK)
+        wanted = list(ids)
+        positions = self.find(wanted)
+        for unknown in np.flatnonzero(positions < 0)[:1]:
+            raise CacheError(f"'{self.path}' has no row '{wanted[unknown]}'")
+        for failed in np.flatnonzero(status[positions] != OK)[:1]:
+            reason = self.failures.get(wanted[failed], "")
+            raise CacheError(f"row '{wanted[failed]}' has no features: {reason}")
+        return positions
 
 
-def _take(stored: npt.NDArray[Any], positions: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
-    """Rows of a map; neighbours are taken as one slice, which need not be gathered."""
-    if len(positions) and np.array_equal(
-        positions, np.arange(positions[0], positions[0] + len(positions))
-    ):
-        return stored[positions[0] : positions[0] + len(positions)]
-    return stored[positions]
+def _as_slice(positions: npt.NDArray[np.intp]) -> slice | None:
+    """The slice that consecutive positions are; one slice is read faster than many rows."""
+    if not len(positions):
+        return slice(0, 0)
+    start, stop = int(positions[0]), int(positions[0]) + len(positions)
+    return slice(start, stop) if np.array_equal(positions, np.arange(start, stop)) else None
 
 
-def _reopen(path: Path, digest: str) -> FeatureCache:
+def _reopen(path: Path, sha256: str) -> FeatureCache:
     cache = FeatureCache(path)
-    if cache._digest != digest:
+    if cache.sha256 != sha256:
         raise CacheError(f"'{path}' was replaced by another cache since it was opened")
     return cache
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -2,30 +2,74 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import json
 import logging
-import os
 import shutil
-import socket
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from spptransfer.cache.files import make_folder
-from spptransfer.cache.layout import Block, Rows, blocks_of, row_blocks
+from spptransfer.cache.files import make_folder, remove_leftovers
+from spptransfer.cache.layout import blocks_of, row_runs
+from spptransfer.cache.lock import Lock
 from spptransfer.cache.reading import FeatureCache
-from spptransfer.cache.writing import FeatureRows, Labels, write_cache
-from spptransfer.errors import CacheError
+from spptransfer.cache.rows import FeatureRows, IdIndex, Rows, checksums, encode
+from spptransfer.cache.writing import Labels, write_cache
+from spptransfer.errors import CacheError, SpecMismatchError
 from spptransfer.spec import FeatureSpec
 
 logger = logging.getLogger(__name__)
+
+
+def parts_folder(path: Path) -> Path:
+    """Folder in which the parts of a cache lie while it is being made."""
+    return path.with_name(f"{path.name}.parts")
+
+
+def write_part(
+    folder: Path,
+    number: int,
+    rows: Rows,
+    features: FeatureRows,
+    *,
+    spec: FeatureSpec,
+    channels: int,
+    dataset: str,
+) -> Path:
+    """Write finished rows as a part.
+
+    Parameters
+    ----------
+    folder : Path
+        The `parts_folder`.
+    number : int
+        Sorts the parts; names become unique by their content.
+    rows : Rows
+        The rows' table.
+    features : mapping from Block to ndarray of shape (n_rows, block.width)
+        The rows' features.
+    spec, channels, dataset
+        As in `write_cache`.
+
+    Returns
+    -------
+    Path
+        The part.
+    """
+    identity = b"\n".join([*encode(rows.ids).tolist(), *rows.digest.tolist()])
+    name = f"part-{number:06d}-{hashlib.sha256(identity).hexdigest()[:12]}.h5"
+    write_cache(
+        folder / name,
+        spec=spec,
+        channels=channels,
+        dataset=dataset,
+        ids=rows.ids,
+        chunks=[(rows, features)],
+    )
+    return folder / name
 
 
 class Workspace:
@@ -38,168 +82,168 @@ class Workspace:
     path : Path
         Where the finished file stands or will stand.
     spec : FeatureSpec
-        Spec of all rows.
+        Spec of all rows. Where a finished file of a wider spec stands, its spec is taken.
+    channels : int
+        Channels of the spec's layer.
     dataset : str
         Name of the dataset.
+    ids : sequence of str
+        All ids that the finished file is to hold, in order.
 
     Raises
     ------
     CacheError
         If another process holds the cache; the message says which one and since when.
+    SpecMismatchError
+        If the file or a part was made with another spec.
     """
 
-    def __init__(self, path: Path, *, spec: FeatureSpec, dataset: str) -> None:
+    def __init__(
+        self, path: Path, *, spec: FeatureSpec, channels: int, dataset: str, ids: Sequence[str]
+    ) -> None:
         self.path = path
         self.spec = spec
+        self.channels = channels
         self.dataset = dataset
-        self.folder = path.with_name(f"{path.stem}.parts")
-        self._sources: list[FeatureCache] = []
-        self._known: dict[str, tuple[int, int]] = {}
-        self._lock: IO[str] | None = None
+        self.ids = ids
+        self.folder = parts_folder(path)
+        self.finished: FeatureCache | None = None
+        self._lock = Lock(self.folder / "lock", path)
+        self._index = IdIndex(encode(ids))
+        self._sources: list[Path] = []
+        self._source = np.full(len(ids), -1, dtype=np.int32)
+        self._row = np.zeros(len(ids), dtype=np.int64)
+        self._open = lru_cache(maxsize=8)(FeatureCache)
 
     def __enter__(self) -> Workspace:
         make_folder(self.folder)
-        self._lock = _hold(self.folder / "lock", self.path)
-        for leftover in self.folder.glob("*.tmp"):
-            leftover.unlink(missing_ok=True)
-        if self.path.exists():
-            self._add(FeatureCache.open(self.path, self.spec))
-        for part in sorted(self.folder.glob("part-*.h5")):
-            self._add_part(part)
+        self._lock.acquire()
+        try:
+            self._take_stock()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
-            if not any(self.folder.glob("part-*.h5")):
-                shutil.rmtree(self.folder, ignore_errors=True)
-            self._lock.close()
-            self._lock = None
+        if not any(self.folder.glob("part-*.h5")):
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.release()
 
-    def _add_part(self, part: Path) -> None:
-        try:
-            self._add(FeatureCache.open(part, self.spec))
-        except CacheError as error:
-            logger.warning("part set aside: %s", error)
-            part.unlink()
+    def _take_stock(self) -> None:
+        remove_leftovers(self.folder)
+        remove_leftovers(self.path.parent, f"{self.path.name}.*")
+        if self.path.exists():
+            self.finished = FeatureCache.open(self.path, self.spec)
+            self.spec = self.finished.spec
+            self._note(self.finished)
+        for part in sorted(self.folder.glob("part-*.h5")):
+            if _is_intact(part):
+                self.adopt(part)
+            else:
+                logger.warning("'%s' is damaged and will be made again", part)
+                part.unlink()
 
-    def _add(self, source: FeatureCache) -> None:
-        self._sources.append(source)
-        number = len(self._sources) - 1
-        self._known.update({id: (number, row) for row, id in enumerate(source.rows.ids)})
+    def adopt(self, part: Path) -> None:
+        """Make the rows of a part known."""
+        cache = FeatureCache.open(part, self.spec)
+        if cache.spec != self.spec:
+            differences = "; ".join(cache.spec.differences(self.spec))
+            raise SpecMismatchError(f"'{part}' was made with another spec: {differences}")
+        self._note(cache)
+        self._lock.refresh()
+
+    def _note(self, cache: FeatureCache) -> None:
+        positions = self._index.find(cache.rows.ids)
+        rows = np.flatnonzero(positions >= 0)
+        self._source[positions[rows]] = len(self._sources)
+        self._row[positions[rows]] = rows
+        self._sources.append(cache.path)
 
     @property
-    def finished(self) -> FeatureCache | None:
-        """The finished file as it was when the workspace was entered."""
-        first = self._sources[0] if self._sources else None
-        return first if first is not None and first.path == self.path else None
+    def known(self) -> npt.NDArray[np.bool_]:
+        """Which of `ids` have a row."""
+        return self._source >= 0
 
-    def find(self, id: str) -> tuple[Rows, int] | None:
-        """Table and position of the newest row known for an id."""
-        if id not in self._known:
-            return None
-        source, position = self._known[id]
-        return self._sources[source].rows, position
+    def known_rows(self) -> Iterator[tuple[npt.NDArray[np.intp], Rows]]:
+        """Newest rows known, some at a time, with their positions among `ids`."""
+        for source in np.unique(self._source[self.known]):
+            cache = self._open(self._sources[source])
+            positions = np.flatnonzero(self._source == source)
+            for run in row_runs(len(positions), row_bytes=256):
+                yield positions[run], cache.rows_at(self._row[positions[run]])
 
-    def write_part(self, number: int, rows: Rows, features: FeatureRows) -> None:
-        """Write finished rows as a part and make them known.
+    def is_finished(self, labels: Labels | None) -> bool:
+        """Whether the finished file already holds exactly the rows known, in order, and labels."""
+        if self.finished is None or self.finished.count != len(self.ids):
+            return False
+        in_order = np.array_equal(self._row, np.arange(len(self.ids)))
+        if not in_order or self._source.any():
+            return False
+        targets = self.finished.targets
+        if labels is None or targets is None:
+            return labels is None and targets is None
+        same_classes = tuple(labels.classes) == self.finished.classes
+        return same_classes and np.array_equal(labels.targets, targets)
+
+    def finish(self, labels: Labels | None) -> None:
+        """Bring the rows of all ids, which must be known, into one finished file; drop the parts.
 
         Parameters
         ----------
-        number : int
-            Sorts the parts; names become unique by their content.
-        rows : Rows
-            The rows' table.
-        features : mapping from Block to ndarray of shape (n_rows, block.width)
-            The rows' features.
-        """
-        identity = "\n".join([*rows.ids, *map(bytes.decode, rows.digest.tolist())])
-        name = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:12]
-        path = self.folder / f"part-{number:06d}-{name}.h5"
-        write_cache(
-            path,
-            spec=self.spec,
-            blocks=tuple(features),
-            rows=rows,
-            features=(
-                {b: values[run] for b, values in features.items()} for run in row_blocks(len(rows))
-            ),
-            dataset=self.dataset,
-        )
-        self._add(FeatureCache.open(path, self.spec))
-
-    def is_finished(self, ids: Sequence[str], labels: Labels | None) -> bool:
-        """Whether the finished file already holds exactly these rows, in order, and labels."""
-        finished = self.finished
-        if finished is None or finished.rows.ids != list(ids):
-            return False
-        if any(self._known[id][0] != 0 for id in ids):
-            return False
-        if labels is None:
-            return not finished.classes
-        return tuple(labels.classes) == finished.classes and np.array_equal(
-            labels.targets, finished._targets if finished._targets is not None else []
-        )
-
-    def finish(self, ids: Sequence[str], labels: Labels | None) -> None:
-        """Bring the known rows of these ids into one finished file and drop the parts.
-
-        Parameters
-        ----------
-        ids : sequence of str
-            All ids, in the order of the dataset; each must be known.
         labels : Labels or None
-            Labels in the same order.
+            Labels in the order of `ids`.
         """
-        if not self.is_finished(ids, labels):
-            sources = np.array([self._known[id] for id in ids], dtype=np.intp).reshape(-1, 2)
-            rows = Rows.empty(ids)
-            for position, (source, row) in enumerate(sources):
-                rows.copy_row(position, self._sources[source].rows, row)
-            blocks = blocks_of(self.spec, self._sources[0].channels)
+        if not self.is_finished(labels):
             write_cache(
                 self.path,
                 spec=self.spec,
-                blocks=blocks,
-                rows=rows,
-                features=self._gather(sources, blocks),
+                channels=self.channels,
                 dataset=self.dataset,
+                ids=self.ids,
+                chunks=self._gather(),
                 labels=labels,
             )
         for part in self.folder.glob("part-*.h5"):
             part.unlink()
 
-    def _gather(
-        self, sources: npt.NDArray[np.intp], blocks: Sequence[Block]
-    ) -> Iterator[Mapping[Block, npt.NDArray[Any]]]:
-        for run in row_blocks(len(sources)):
-            chosen = sources[run]
-            values = {b: np.empty((len(chosen), b.width), self.spec.storage) for b in blocks}
-            for source in np.unique(chosen[:, 0]):
-                here = chosen[:, 0] == source
+    def _gather(self) -> Iterator[tuple[Rows, FeatureRows]]:
+        """Rows from wherever they are known, checked against their recorded checksums."""
+        blocks = blocks_of(self.spec, self.channels)
+        row_bytes = sum(block.width for block in blocks) * np.dtype(self.spec.storage).itemsize
+        for run in row_runs(len(self.ids), row_bytes):
+            count = run.stop - run.start
+            rows = Rows.empty([""] * count)
+            values = {b: np.empty((count, b.width), self.spec.storage) for b in blocks}
+            for source in np.unique(self._source[run]):
+                here = np.flatnonzero(self._source[run] == source)
+                cache, at = self._open(self._sources[source]), self._row[run][here]
+                copied, features = read_checked(cache, at)
+                rows.put(here, copied)
                 for block in blocks:
-                    values[block][here] = self._sources[source].stored(block)[chosen[here, 1]]
-            yield values
+                    values[block][here] = features[block]
+            yield rows, values
 
 
-def _hold(lock: Path, cache: Path) -> IO[str]:
-    """Take the lock that dies with its process; say who has it where that is not possible."""
-    file = open(lock, "a+", encoding="utf-8")  # noqa: SIM115 - held until the workspace is left
+def read_checked(cache: FeatureCache, positions: npt.NDArray[np.intp]) -> tuple[Rows, FeatureRows]:
+    """Read rows with all they have.
+
+    Raises
+    ------
+    CacheError
+        If a row is not what was written.
+    """
+    rows = cache.rows_at(positions)
+    features = {block: cache.read(block, positions) for block in cache.blocks}
+    right = checksums(rows, features, cache.blocks) == cache.checksums_at(positions)
+    for wrong in np.flatnonzero(~right.all(axis=1))[:1]:
+        raise CacheError(f"row '{rows.ids[wrong]}' of '{cache.path}' is not what was written")
+    cache.release(sum(values.nbytes for values in features.values()) + 256 * len(rows))
+    return rows, features
+
+
+def _is_intact(part: Path) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        holder = _holder(file.read())
-        file.close()
-        raise CacheError(f"the cache '{cache}' is being written by {holder}") from error
-    file.truncate(0)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    json.dump({"process": os.getpid(), "host": socket.gethostname(), "since": now}, file)
-    file.flush()
-    return file
-
-
-def _holder(text: str) -> str:
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        holder = json.loads(text)
-        return f"process {holder['process']} on {holder['host']} since {holder['since']}"
-    return "another process"
+        return FeatureCache(part).is_intact()
+    except CacheError:
+        return False

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,27 @@ import numpy.typing as npt
 from spptransfer._version import __version__
 from spptransfer.cache.files import appearing
 from spptransfer.cache.layout import (
-    CHECKSUM_BYTES,
-    CHECKSUM_ROWS,
     FORMAT,
     FORMAT_VERSION,
-    HEADER_BYTES,
     Block,
+    Extent,
+    Header,
+    blocks_of,
+    body_sha256,
+)
+from spptransfer.cache.rows import (
+    CHECKSUM_BYTES,
+    COLUMNS,
+    FAILED,
+    FeatureRows,
+    IdIndex,
     Rows,
-    block_checksum,
-    seal,
-    write_rows,
-    write_text,
+    checksums,
+    encode,
 )
 from spptransfer.spec import FeatureSpec
 
-FeatureRows = Mapping[Block, npt.NDArray[Any]]
+_PAGE = 4096
 
 
 @dataclass(frozen=True)
@@ -47,10 +54,10 @@ def write_cache(
     path: Path,
     *,
     spec: FeatureSpec,
-    blocks: Sequence[Block],
-    rows: Rows,
-    features: Iterable[FeatureRows],
+    channels: int,
     dataset: str,
+    ids: Sequence[str],
+    chunks: Iterable[tuple[Rows, FeatureRows]],
     labels: Labels | None = None,
 ) -> None:
     """Write a complete file under its final name, or nothing.
@@ -61,14 +68,14 @@ def write_cache(
         Where the file will stand.
     spec : FeatureSpec
         What determines the values.
-    blocks : sequence of Block
-        What is stored of every row.
-    rows : Rows
-        Everything else about the rows.
-    features : iterable of mapping from Block to ndarray of shape (up to 256, block.width)
-        The rows' features in order, `CHECKSUM_ROWS` at a time, so that memory stays flat.
+    channels : int
+        Channels of the spec's layer.
     dataset : str
         Name of the dataset.
+    ids : sequence of str
+        Ids of all rows.
+    chunks : iterable of (Rows, mapping from Block to ndarray of shape (n, block.width))
+        The rows in the order of `ids`, some at a time, so that memory stays flat.
     labels : Labels, optional
         Labels of the rows.
 
@@ -77,50 +84,98 @@ def write_cache(
     CacheError
         If the disk is full or the folder cannot be written to.
     """
-    with appearing(path) as temporary:
-        with h5py.File(temporary, "w", userblock_size=HEADER_BYTES) as file:
-            _write_identity(file, spec, blocks, dataset)
-            write_rows(file, rows)
+    blocks = blocks_of(spec, channels)
+    encoded = encode(ids)
+    attributes = _attributes(spec, channels, dataset)
+    header_bytes = _header_bytes(attributes, blocks)
+    width = sum(block.width for block in blocks) * np.dtype(spec.storage).itemsize
+    table = encoded.itemsize + sum(np.dtype(dtype).itemsize for dtype in COLUMNS.values())
+    needed = header_bytes + len(ids) * (width + table + CHECKSUM_BYTES + 8)
+    with appearing(path, needed) as temporary:
+        options: dict[str, Any] = {"alignment_threshold": _PAGE, "alignment_interval": _PAGE}
+        with h5py.File(
+            temporary, "w", userblock_size=header_bytes, locking=False, **options
+        ) as file:
+            file.attrs.update(attributes)
+            file["rows/id"] = encoded
+            file["rows/by_id"] = IdIndex(encoded).order.astype("<i8")
+            _write_chunks(file, blocks, spec.storage, encoded, chunks)
             if labels is not None:
-                write_text(file.create_group("labels"), "classes", labels.classes)
-                file["labels"].create_dataset("targets", data=labels.targets)
-            _write_features(file, spec, blocks, len(rows), features)
-        seal(temporary)
+                file["labels/classes"] = encode(labels.classes)
+                file["labels/targets"] = labels.targets
+            file.flush()
+            extents = _extents(file)
+        _seal(temporary, header_bytes, attributes, extents)
 
 
-def _write_identity(
-    file: h5py.File, spec: FeatureSpec, blocks: Sequence[Block], dataset: str
-) -> None:
-    file.attrs["format"] = FORMAT
-    file.attrs["format_version"] = FORMAT_VERSION
-    file.attrs["spec"] = json.dumps(spec.to_dict())
-    file.attrs["fingerprint"] = spec.fingerprint
-    file.attrs["channels"] = blocks[0].channels
-    file.attrs["dataset"] = dataset
-    file.attrs["written_by"] = f"spptransfer {__version__}"
-
-
-def _write_features(
-    file: h5py.File,
-    spec: FeatureSpec,
-    blocks: Sequence[Block],
-    count: int,
-    features: Iterable[FeatureRows],
-) -> None:
-    stored = {
-        block: file.create_dataset(block.name, (count, block.width), spec.storage)
-        for block in blocks
+def _attributes(spec: FeatureSpec, channels: int, dataset: str) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "spec": json.dumps(spec.to_dict()),
+        "fingerprint": spec.fingerprint,
+        "channels": channels,
+        "dataset": dataset,
+        "written_by": f"spptransfer {__version__}",
     }
-    runs = -(-count // CHECKSUM_ROWS)
-    checksums = {block: np.zeros((runs, CHECKSUM_BYTES), np.uint8) for block in blocks}
-    start = 0
-    for run, values in enumerate(features):
+
+
+def _header_bytes(attributes: dict[str, Any], blocks: Sequence[Block]) -> int:
+    """Room for the header: a power of two, as HDF5 wants user blocks to be."""
+    estimate = 4096 + len(json.dumps(attributes)) + 256 * len(blocks)
+    return 1 << (estimate - 1).bit_length()
+
+
+def _write_chunks(
+    file: h5py.File,
+    blocks: Sequence[Block],
+    storage: str,
+    encoded: npt.NDArray[np.bytes_],
+    chunks: Iterable[tuple[Rows, FeatureRows]],
+) -> None:
+    count, start = len(encoded), 0
+    columns = {n: file.create_dataset(f"rows/{n}", count, dtype) for n, dtype in COLUMNS.items()}
+    checks = file.create_dataset("rows/checksum", (count, CHECKSUM_BYTES), "|u1")
+    stored = {b: file.create_dataset(b.name, (count, b.width), storage) for b in blocks}
+    errors: dict[int, str] = {}
+    for rows, features in chunks:
+        run = slice(start, start + len(rows))
+        if not np.array_equal(encode(rows.ids), encoded[run]):
+            raise ValueError(f"rows {run.start} to {run.stop} are not those announced")
+        for name, column in columns.items():
+            column[run] = getattr(rows, name)
+        values = {b: np.ascontiguousarray(features[b], dtype=storage) for b in blocks}
         for block in blocks:
-            rows = np.ascontiguousarray(values[block], dtype=spec.storage)
-            stored[block][start : start + len(rows)] = rows
-            checksums[block][run] = block_checksum(rows)
-        start += len(values[blocks[0]])
+            stored[block][run] = values[block]
+        checks[run] = checksums(rows, values, blocks)
+        errors |= {start + int(i): rows.error[i] for i in np.flatnonzero(rows.status == FAILED)}
+        start = run.stop
     if start != count:
         raise ValueError(f"{count} rows were announced and {start} came")
-    for block in blocks:
-        file.create_dataset(f"checksums/{block.name}", data=checksums[block])
+    file["failures/row"] = np.array(list(errors), dtype="<i8")
+    file["failures/error"] = encode(list(errors.values()))
+
+
+def _extents(file: h5py.File) -> dict[str, Extent]:
+    extents = {}
+
+    def note(name: str, node: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(node, h5py.Dataset):
+            # Absent where the dataset is empty.
+            offset = node.id.get_offset() or 0
+            extents[name] = Extent(node.dtype.str, node.shape, offset)
+
+    file.visititems(note)
+    return extents
+
+
+def _seal(
+    path: Path, header_bytes: int, attributes: dict[str, Any], extents: dict[str, Extent]
+) -> None:
+    """Write the header of a finished file and force all of it onto the disk."""
+    digest = body_sha256(path, header_bytes)
+    header = Header(header_bytes, path.stat().st_size, digest, attributes, extents)
+    with open(path, "r+b") as file:
+        file.write(header.pack())
+        file.flush()
+        os.fsync(file.fileno())

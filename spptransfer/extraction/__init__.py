@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from spptransfer.extraction.engine import Extraction, Interrupted, extract
+from spptransfer.extraction.engine import ENGINES, Extraction, Interrupted, extract
 
-__all__ = ["Extraction", "Interrupted", "extract"]
+__all__ = ["ENGINES", "Extraction", "Interrupted", "extract"]

@@ -8,14 +8,35 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from spptransfer import images
 from spptransfer.errors import ImageError
 from spptransfer.images import View
 
-
 # An image is given as a file or as its samples.
 Source = Path | npt.NDArray[np.uint8]
+
+
+# Failures that say nothing about the image; such a row is tried again by the next run.
+OUT_OF_MEMORY = "out of memory: the image does not fit even on its own"
+CHANGED = "the file changed while it was being read"
+PASSING = (OUT_OF_MEMORY, CHANGED)
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What the file system says of a file; as long as that stays, so does its content."""
+
+    size: int = 0
+    modified: int = 0
+    changed: int = 0
+
+    @classmethod
+    def of(cls, path: Path) -> Stamp:
+        """Size in bytes, times of change of the content and of the file, in nanoseconds."""
+        status = path.stat()
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @dataclass(frozen=True)
@@ -25,8 +46,8 @@ class Probe:
     `view_sizes` holds height and width at every scale; it is None where `error` says why.
     """
 
-    size: int
-    modified: int
+    stamp: Stamp
+    digest: str = ""
     height: int = 0
     width: int = 0
     view_sizes: tuple[tuple[int, int], ...] | None = None
@@ -44,36 +65,45 @@ class Loaded:
 
 def probe(source: Source, scales: Sequence[int], view: View) -> Probe:
     """Read the size of an image from its header; a broken image is no exception but a result."""
-    size = modified = 0
+    stamp, digest = Stamp(), ""
     try:
-        if isinstance(source, Path):
-            status = source.stat()
-            size, modified = status.st_size, status.st_mtime_ns
-            height, width = images.upright_size(images.read_bytes(source))
-        else:
+        if isinstance(source, np.ndarray):
             height, width = images.from_array(source).size[::-1]
+        else:
+            # Before the content, so that a change in between is noticed by the next run.
+            stamp = Stamp.of(source)
+            data = images.read_bytes(source)
+            digest = images.content_digest(data)
+            height, width = images.upright_size(data)
         sizes = tuple(images.view_size(height, width, scale, view) for scale in scales)
     except ImageError as error:
-        return Probe(size, modified, error=str(error))
+        return Probe(stamp, digest, error=str(error))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        return Probe(size, modified, error=f"cannot read the image: {reason}")
-    return Probe(size, modified, height, width, sizes)
+        return Probe(stamp, digest, error=f"cannot read the image: {reason}")
+    return Probe(stamp, digest, height, width, sizes)
 
 
 def load(source: Source, expected: Probe, scales: Sequence[int], view: View) -> Loaded:
-    """Read an image once and render it at every scale; a broken one is a result too."""
-    digest = ""
+    """Read an image and render it at every scale; a broken one is a result too."""
+    digest = expected.digest
     try:
-        data = images.read_bytes(source) if isinstance(source, Path) else source.tobytes()
-        digest = images.content_digest(data)
-        image = images.decode(data) if isinstance(source, Path) else images.from_array(source)
-        if (image.height, image.width) != (expected.height, expected.width):
-            raise ImageError("the file changed while it was being read")
+        image = _decode(source, digest)
         views = tuple(images.render(image, scale, view) for scale in scales)
     except ImageError as error:
         return Loaded(digest, error=str(error))
+    except MemoryError:
+        return Loaded(digest, error=OUT_OF_MEMORY)
     return Loaded(digest, views)
+
+
+def _decode(source: Source, digest: str) -> Image.Image:
+    if isinstance(source, np.ndarray):
+        return images.from_array(source)
+    data = images.read_bytes(source)
+    if images.content_digest(data) != digest:
+        raise ImageError(CHANGED)
+    return images.decode(data)
 
 
 def group(

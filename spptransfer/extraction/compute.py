@@ -65,6 +65,7 @@ class FeatureComputer:
     """
 
     def __init__(self, backbone: Backbone, spec: FeatureSpec, device: str = "cpu") -> None:
+        _check_scales(spec, backbone.info.min_side)
         self._spec = spec
         self.device = choose_device(device)
         self._dtype: torch.dtype = getattr(torch, spec.precision)
@@ -89,11 +90,6 @@ class FeatureComputer:
         -------
         dict of ndarray of float32, shape (N, channels * level**2)
             By determining level; under None for a fully connected layer.
-
-        Raises
-        ------
-        ConfigError
-            If the views are too small for the layer to have a map.
         """
         pixels = torch.from_numpy(views).to(self.device)
         vectors = self._features(pixels)
@@ -104,12 +100,6 @@ class FeatureComputer:
 
     def _features(self, pixels: torch.Tensor) -> dict[int | None, torch.Tensor]:
         maps = self._maps(pixels)
-        if min(maps.shape[2:]) < 1:
-            raise ConfigError(
-                f"a view of {pixels.shape[1]} x {pixels.shape[2]} pixels is too small for layer "
-                f"'{self._spec.layer}' of {self._spec.backbone}; its smaller side must be at "
-                f"least {self._backbone.info.min_side}"
-            )
         if self._backbone.head is not None:
             return {None: self._backbone.head(maps).float()}
         return {level: pool(maps).float() for level, pool in self._pools.items()}
@@ -161,3 +151,18 @@ class FeatureComputer:
         maps = self._backbone.maps(probe.to(self._dtype, memory_format=torch.channels_last))
         seen = maps.isnan().any(dim=1).any(dim=1)[0].nonzero().flatten()
         return int((seen - middle).abs().max()) + 2
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice, on a device or on the CPU (a plain RuntimeError there)."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def _check_scales(spec: FeatureSpec, smallest: int) -> None:
+    if spec.scales[0] < smallest:
+        raise ConfigError(
+            f"scales: {spec.scales[0]} is too small for {spec.backbone}; "
+            f"its smaller side must be at least {smallest}"
+        )

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal, get_args
 
-from tqdm import tqdm
-
-from spptransfer import images
-from spptransfer.cache.layout import OK, Rows
 from spptransfer.cache.workspace import Workspace
 from spptransfer.cache.writing import Labels
 from spptransfer.datasets import Dataset
-from spptransfer.errors import DatasetError, SPPTransferError
-from spptransfer.extraction.parts import Clock, PartMaker
+from spptransfer.errors import ConfigError, DatasetError, SPPTransferError, suggestion
+from spptransfer.extraction.plan import Plan
+from spptransfer.extraction.progress import Clock, Progress
 from spptransfer.spec import FeatureSpec
 
-logger = logging.getLogger(__name__)
-
 PART_ROWS = 128
+
+Engine = Literal["threads", "processes", "dask"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 
 class Interrupted(SPPTransferError):
@@ -61,18 +58,21 @@ def extract(
     *,
     channels: int,
     path: Path,
-    load_backbone: Callable[[], object],
+    load_backbone: Callable[[], Any],
     device: str = "cpu",
     jobs: int | None = None,
+    engine: Engine = "threads",
+    scheduler: str | None = None,
     progress: bool = False,
     stop: threading.Event | None = None,
+    redo: Collection[str] = (),
     part_rows: int = PART_ROWS,
     batch_pixels: int | None = None,
 ) -> Extraction:
     """Make the cache at `path` hold one row for every image of a dataset.
 
-    Rows whose image file is unchanged are kept: a file of the same size and time stamp is not
-    even opened, one of another time stamp but the same content is not decoded. What a killed
+    Rows whose image file is unchanged are kept: a file of the same size and time stamps is not
+    even opened, one of other time stamps but the same content is not decoded. What a killed
     run had finished is taken over.
 
     Parameters
@@ -80,23 +80,31 @@ def extract(
     dataset : Dataset
         Images by id.
     spec : FeatureSpec
-        What to compute.
+        What to compute. Where the file at `path` already holds more, it keeps doing so.
     channels : int
         Channels of the spec's layer.
     path : Path
         Where the finished HDF5 file stands or will stand.
     load_backbone : callable
-        Returns the `Backbone`; called only if an image has to be computed.
+        Returns the `Backbone`; called only if an image has to be computed. It is sent to the
+        other processes by pickle where there are any.
     device : str, default="cpu"
         A torch device.
     jobs : int, optional
-        Threads that decode and compute, by default one per processor that we may use.
+        Threads or processes, by default one per processor that we may use.
+    engine : {"threads", "processes", "dask"}
+        Who makes the parts: threads of this process, processes on this machine, or the workers
+        of a Dask cluster, which must see the images and the cache's folder at the same paths.
+    scheduler : str, optional
+        Address of the Dask scheduler; by default a cluster is started on this machine.
     progress : bool, default=False
         Show a bar with images per second, time left and the device's busy share.
     stop : threading.Event, optional
-        Once set, the parts in work are finished and `Interrupted` is raised.
+        Once set, the oldest part in work is finished and `Interrupted` is raised.
+    redo : collection of str, optional
+        Ids to extract anew although nothing about them changed.
     part_rows : int, default=128
-        Images per part: at most this much work is lost in a kill.
+        Images per part: at most this much work per worker is lost in a kill.
     batch_pixels : int, optional
         Pixels per batch and scale, by default what suits the device.
 
@@ -112,124 +120,55 @@ def extract(
         If the file at `path` was made with another spec.
     DatasetError
         If the dataset has no images.
+    ConfigError
+        If the scales are too small for the backbone, or there is no such engine.
     Interrupted
         If `stop` was set before all was done.
     """
     if not len(dataset):
         raise DatasetError(f"dataset '{dataset.name}' in '{dataset.root}' has no images")
-    clock = Clock()
-    with Workspace(path, spec=spec, dataset=dataset.name) as workspace:
-        plan = _Plan(dataset, workspace)
-        if plan.todo:
-            from spptransfer.extraction.compute import FeatureComputer
+    if engine not in ENGINES:
+        raise ConfigError(f"engine: {engine!r} is unknown; {suggestion(str(engine), ENGINES)}")
+    jobs = jobs or len(os.sched_getaffinity(0))
+    clock = Clock(readers=jobs, computers=jobs)
+    stop = stop or threading.Event()
+    with Workspace(
+        path, spec=spec, channels=channels, dataset=dataset.name, ids=dataset.ids
+    ) as workspace:
+        plan = Plan(dataset, workspace, redo)
+        if plan.todo.any():
+            from spptransfer.extraction import runners
+            from spptransfer.extraction.compute import choose_device
 
-            computer = FeatureComputer(load_backbone(), spec, device)  # type: ignore[arg-type]
-            workers = jobs or len(os.sched_getaffinity(0))
-            with PartMaker(computer, spec, channels, clock, workers, batch_pixels) as maker:
-                _run_parts(dataset, plan.parts(part_rows), maker, workspace, progress, stop)
+            if choose_device(device).type != "cpu":  # one batch at a time, whoever reads it
+                clock = Clock(readers=jobs, computers=1)
+            settings = runners.PartSettings(
+                workspace.folder, workspace.spec, channels, dataset.name, batch_pixels
+            )
+            task = runners.PartTask(settings, load_backbone, device)
+            with Progress(int(plan.todo.sum()), clock, stop, shown=progress) as bar:
+                parts = plan.parts(part_rows)
+                made = 0
+                for part in runners.run(engine, parts, task, jobs, scheduler, bar):
+                    workspace.adopt(part)
+                    made += 1
+            if made < plan.count_parts(part_rows):
+                raise Interrupted(
+                    f"interrupted: the finished parts of '{path}' are kept; "
+                    "run the same command again to go on"
+                )
         with clock.measure("write"):
-            workspace.finish(dataset.ids, _labels(dataset))
-    result = plan.result(path)
-    result.seconds = clock.seconds()
-    return result
-
-
-class _Plan:
-    """Compares a dataset with the rows known so far."""
-
-    def __init__(self, dataset: Dataset, workspace: Workspace) -> None:
-        self._dataset = dataset
-        self._workspace = workspace
-        self.todo: set[str] = set()
-        self.added = self.changed = self.unchanged = 0
-        for id in dataset.ids:
-            self._classify(id)
-        finished = workspace.finished
-        before = set(finished.rows.ids) if finished else set()
-        self.removed = len(before.difference(dataset.ids))
-
-    def _classify(self, id: str) -> None:
-        known = self._workspace.find(id)
-        if known is None:
-            self.added += 1
-            self.todo.add(id)
-        elif _is_unchanged(self._dataset.path(id), *known):
-            self.unchanged += 1
-        else:
-            self.changed += 1
-            self.todo.add(id)
-
-    def parts(self, part_rows: int) -> Iterator[tuple[int, list[str]]]:
-        """Cut the dataset, not the work left, into parts.
-
-        A resumed run then meets the same parts, hence the same batches, as an uninterrupted one.
-        """
-        ids = self._dataset.ids
-        for number, start in enumerate(range(0, len(ids), part_rows)):
-            part = [id for id in ids[start : start + part_rows] if id in self.todo]
-            if part:
-                yield number, part
-
-    def result(self, path: Path) -> Extraction:
-        """Summary, once the workspace has a row for every image."""
-        failures = {}
-        for id in self._dataset.ids:
-            rows, position = self._workspace.find(id) or (None, 0)
-            if rows is not None and rows.status[position] != OK:
-                failures[id] = rows.error[position]
-        return Extraction(path, self.added, self.changed, self.unchanged, self.removed, failures)
-
-
-def _is_unchanged(path: Path, rows: Rows, position: int) -> bool:
-    """Whether a known row still describes the file; rows of unreadable files never do."""
-    digest = rows.digest[position]
-    if not digest:
-        return False
-    try:
-        status = path.stat()
-        same = (status.st_size, status.st_mtime_ns) == (
-            rows.size[position],
-            rows.modified[position],
-        )
-        return same or images.content_digest(images.read_bytes(path)).encode() == digest
-    except (OSError, ValueError, SPPTransferError):
-        return False
-
-
-def _run_parts(
-    dataset: Dataset,
-    parts: Iterator[tuple[int, list[str]]],
-    maker: PartMaker,
-    workspace: Workspace,
-    progress: bool,
-    stop: threading.Event | None,
-) -> None:
-    """Keep two parts in work, so that one can be written while the other computes."""
-    running: deque[tuple[int, PartMaker.Pending]] = deque()
-    work = list(parts)
-    total = sum(len(ids) for _, ids in work)
-    with tqdm(total=total, unit="image", disable=not progress, smoothing=0.05) as bar:
-
-        def write_oldest() -> None:
-            number, pending = running.popleft()
-            rows, features = pending.result()
-            with maker.clock.measure("write"):
-                workspace.write_part(number, rows, features)
-
-        for number, ids in work:
-            if stop is not None and stop.is_set():
-                break
-            paths = [dataset.path(id) for id in ids]
-            running.append((number, maker.start(ids, paths, bar)))
-            if len(running) == 2:
-                write_oldest()
-        while running:
-            write_oldest()
-    if stop is not None and stop.is_set():
-        raise Interrupted(
-            f"interrupted: the finished parts of '{workspace.path}' are kept; "
-            "run the same command again to go on"
-        )
+            workspace.finish(_labels(dataset))
+        failures = plan.failures()
+    return Extraction(
+        path,
+        added=plan.added,
+        changed=plan.changed,
+        unchanged=plan.unchanged,
+        removed=plan.removed,
+        failures=failures,
+        seconds=clock.seconds(),
+    )
 
 
 def _labels(dataset: Dataset) -> Labels | None:
