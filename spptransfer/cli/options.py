@@ -1,0 +1,40 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+PipelineFile = Annotated[
+    Path, typer.Argument(metavar="PIPELINE.yaml", help="Pipeline file.", show_default=False)
+]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(help="Folder in which datasets are looked for.", show_default="data"),
+]
+CacheDir = Annotated[Path, typer.Option(help="Folder of feature caches.")]
+RunsDir = Annotated[Path, typer.Option(help="Folder in which runs land.")]
+WeightsDir = Annotated[
+    Path | None, typer.Option(help="Folder of official weights.", show_default="the user's cache")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(min=1, help="Parallel workers.", show_default="one per processor"),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Replace a value of the pipeline file.",
+        show_default=False,
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
+Json = Annotated[bool, typer.Option("--json", help="End with one line of JSON.")]
+
+CACHE_DIR = Path("cache")
+RUNS_DIR = Path("runs")

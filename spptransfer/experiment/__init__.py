@@ -1,0 +1,16 @@
+"""One pipeline file becomes one run: dataset, cache, splits, classifiers, results."""
+
+from __future__ import annotations
+
+from spptransfer.experiment.prepare import Experiment, Machine, prepare
+from spptransfer.experiment.run import RunResult, extract_features, run, train
+
+__all__ = [
+    "Experiment",
+    "Machine",
+    "RunResult",
+    "extract_features",
+    "prepare",
+    "run",
+    "train",
+]

@@ -1,0 +1,209 @@
+"""Everything that can go wrong before the first image is opened, goes wrong here."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from spptransfer import backbones, protocols
+from spptransfer.backbones import weights as weights_files
+from spptransfer.cache import FeatureCache
+from spptransfer.config import Pipeline
+from spptransfer.datasets import Dataset, open_dataset
+from spptransfer.errors import CacheError
+from spptransfer.features import feature_spec
+from spptransfer.protocols import Protocol, Split
+from spptransfer.spec import FeatureSpec
+
+# Datasets whose images are the user's own: their caches are told apart by where they lie.
+_OWN = ("folder", "csv", "demo")
+
+
+class StopRequest(threading.Event):
+    """A wish to stop; `extracting` says whether somebody is there to finish a part first."""
+
+    extracting = False
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run uses here; nothing of it changes a number.
+
+    Parameters
+    ----------
+    data_root : Path or None
+        Folder in which datasets are looked for.
+    cache_dir, runs_dir : Path
+        Where feature caches and runs land.
+    weights_dir : Path or None
+        Folder of official weights; None for the user's.
+    device : str
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    jobs : int or None
+        Threads; None for one per processor.
+    progress : bool
+        Show progress bars.
+    stop : StopRequest
+        Set it to stop an extraction after the part in work.
+    """
+
+    data_root: Path | None = None
+    cache_dir: Path = Path("cache")
+    runs_dir: Path = Path("runs")
+    weights_dir: Path | None = None
+    device: str = "auto"
+    jobs: int | None = None
+    progress: bool = False
+    stop: StopRequest = field(default_factory=StopRequest)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A checked pipeline on this machine.
+
+    Attributes
+    ----------
+    name : str
+        Name of the pipeline, such as that of its file.
+    pipeline : Pipeline
+        As the user wrote it.
+    machine : Machine
+        Where it runs.
+    dataset : Dataset
+        All images.
+    wanted : FeatureSpec
+        The features asked for.
+    """
+
+    name: str
+    pipeline: Pipeline
+    machine: Machine
+    dataset: Dataset
+    wanted: FeatureSpec
+
+    @property
+    def protocol(self) -> Protocol:
+        """The protocol by name."""
+        return protocols.get(self.pipeline.protocol.name)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All settings of the protocol."""
+        return self.protocol.settings(self.pipeline.protocol.settings())
+
+    @cached_property
+    def counted(self) -> Dataset:
+        """The dataset with only the classes that the protocol counts."""
+        return self.protocol.restrict(self.dataset, self.settings)
+
+    @cached_property
+    def splits(self) -> list[Split]:
+        """Splits of the protocol, over all images whether they can be read or not."""
+        return self.protocol.make_splits(self.dataset, self.settings)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the layer."""
+        return backbones.describe(self.wanted.backbone).layer(self.wanted.layer).channels
+
+    @property
+    def levels(self) -> tuple[int, ...] | None:
+        """Levels in the order of the columns; None for fully connected layers."""
+        return self.pipeline.features.levels if self.wanted.levels else None
+
+    @cached_property
+    def cache(self) -> tuple[Path, FeatureSpec]:
+        """Where the features lie or will lie, and the spec of that file.
+
+        A cache of finer levels or more scales is used where there is one already: what is
+        wanted follows from it exactly.
+        """
+        folder, prefix = self.machine.cache_dir, self._cache_prefix()
+        exact = folder / f"{prefix}-{self.wanted.fingerprint[:12]}.h5"
+        if exact.exists():
+            return exact, self.wanted
+        for candidate in sorted(folder.glob(f"{prefix}-*.h5")):
+            try:
+                spec = FeatureCache.open(candidate, self.wanted).spec
+            except CacheError:
+                continue
+            return candidate, spec
+        return exact, self.wanted
+
+    def _cache_prefix(self) -> str:
+        dataset = self.dataset
+        where = dataset.name
+        if dataset.name in _OWN:
+            place = str(dataset.root.resolve())
+            digest = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+            where = f"{dataset.name}-{_slug(dataset.root.resolve().name)}-{digest}"
+        return f"{where}-{self.wanted.backbone}-{self.wanted.layer}"
+
+
+def prepare(name: str, pipeline: Pipeline, machine: Machine) -> Experiment:
+    """Open the dataset and check everything that a pipeline asks for.
+
+    Parameters
+    ----------
+    name : str
+        Name of the pipeline.
+    pipeline : Pipeline
+        A checked pipeline file.
+    machine : Machine
+        Where it runs.
+
+    Returns
+    -------
+    Experiment
+
+    Raises
+    ------
+    ConfigError
+        If a name or value is not allowed.
+    DatasetError
+        If the dataset is not found or does not fit.
+    WeightsError
+        If the weights are not found and cannot be fetched.
+    """
+    section = pipeline.features
+    dataset = open_dataset(
+        pipeline.dataset.name,
+        pipeline.dataset.root,
+        data_root=machine.data_root,
+        **pipeline.dataset.options(),
+    )
+    wanted = feature_spec(
+        backbone=section.backbone,
+        weights=section.weights,
+        layer=section.layer,
+        levels=section.levels,
+        pooling=section.pooling,
+        scales=section.scales,
+        view=section.view,
+        flip=section.flip,
+        precision=section.precision,
+        storage=section.storage,
+        weights_dir=machine.weights_dir,
+        memo_dir=machine.cache_dir,
+    )
+    return Experiment(name, pipeline, machine, dataset, wanted)
+
+
+def weights_path(experiment: Experiment) -> str:
+    """Where the weights lie, absolute; random weights have no place and keep their name."""
+    weights = experiment.pipeline.features.weights
+    if weights_files.random_seed(weights) is not None:
+        return weights
+    found = weights_files.path_of(
+        experiment.wanted.backbone, weights, experiment.machine.weights_dir
+    )
+    return str(found.resolve())
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_]+", "_", name)[:40] or "images"

@@ -1,0 +1,251 @@
+"""What a run writes down: every number with its metric, protocol, spec and command."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spptransfer._version import __version__
+from spptransfer.cache import Column, FeatureCache
+from spptransfer.cache.files import appearing, make_folder
+from spptransfer.experiment.prepare import Experiment
+from spptransfer.extraction import Extraction
+from spptransfer.models import TransferModel
+from spptransfer.protocols.evaluate import Evaluation, SplitResult
+from spptransfer.protocols.splits import shared_content, splits_checksum, write_splits
+
+FORMAT = "spptransfer-results"
+FORMAT_VERSION = 1
+_LIBRARIES = ("torch", "numpy", "scikit-learn", "h5py", "pillow")
+_SHOWN_PAIRS = 20
+
+
+@dataclass
+class RunFacts:
+    """Everything that `describe_run` and `write_run` put on the record."""
+
+    experiment: Experiment
+    cache: FeatureCache
+    extraction: Extraction
+    evaluation: Evaluation
+    columns: Sequence[Column]
+    seconds: Mapping[str, float]
+    command: str
+    started: datetime
+    finished: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+
+def write_run(facts: RunFacts, model: TransferModel) -> Path:
+    """Write results, predictions, splits and model into a new folder.
+
+    Parameters
+    ----------
+    facts : RunFacts
+        What happened.
+    model : TransferModel
+        The model to keep.
+
+    Returns
+    -------
+    Path
+        The folder, named after the pipeline and the time of its start.
+    """
+    experiment = facts.experiment
+    stamp = facts.started.strftime("%Y%m%d-%H%M%S")
+    folder = _new_folder(experiment.machine.runs_dir, f"{experiment.name}-{stamp}")
+    splits = [result.split for result in facts.evaluation.results]
+    model.save(folder / "model.safetensors")
+    write_splits(
+        folder / "splits.json",
+        splits,
+        description=experiment.protocol.description(experiment.settings, experiment.dataset),
+    )
+    _write_predictions(folder / "predictions.npz", facts.evaluation.results)
+    _write_text(folder / "results.json", json.dumps(describe_run(facts), indent=1))
+    return folder
+
+
+def describe_run(facts: RunFacts) -> dict[str, Any]:
+    """Contents of ``results.json``: plain JSON values, metrics as fractions of 1.
+
+    Parameters
+    ----------
+    facts : RunFacts
+        What happened.
+
+    Returns
+    -------
+    dict
+    """
+    experiment, evaluation = facts.experiment, facts.evaluation
+    headline = experiment.protocol.headline(experiment.counted.multi_label)
+    classes = experiment.counted.classes
+    pipeline = experiment.pipeline
+    total = (facts.finished - facts.started).total_seconds()
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "name": experiment.name,
+        "pipeline": pipeline.model_dump(mode="json"),
+        "command": facts.command,
+        "started": facts.started.isoformat(timespec="seconds"),
+        "finished": facts.finished.isoformat(timespec="seconds"),
+        "versions": _versions(),
+        "machine": {
+            "platform": platform.platform(),
+            "processors": len(os.sched_getaffinity(0)),
+            "device": experiment.machine.device,
+        },
+        "dataset": _dataset(experiment),
+        "features": _features(facts),
+        "rows": {
+            "ok": len(facts.cache),
+            "failed": len(facts.extraction.failures),
+            "reused": facts.extraction.unchanged,
+            "failures": [{"id": i, "error": e} for i, e in facts.extraction.failures.items()],
+        },
+        "classifier": pipeline.classifier.model_dump(mode="json"),
+        "protocol": _protocol(facts, headline),
+        "headline": {
+            "metric": headline,
+            "value": _number(evaluation.mean(headline)),
+            "std": _number(evaluation.std(headline)),
+        },
+        "metrics": {
+            name: _metric(evaluation, name, classes) for name in evaluation.results[0].metrics
+        },
+        "splits": [_split(result, classes) for result in evaluation.results],
+        "timings": {**{k: round(v, 3) for k, v in facts.seconds.items()}, "total": round(total, 3)},
+    }
+
+
+def _dataset(experiment: Experiment) -> dict[str, Any]:
+    dataset = experiment.counted
+    return {
+        "name": dataset.name,
+        "root": str(dataset.root.resolve()),
+        "path_template": dataset.path_template,
+        "images": len(dataset),
+        "classes": list(dataset.classes),
+        "multi_label": dataset.multi_label,
+    }
+
+
+def _features(facts: RunFacts) -> dict[str, Any]:
+    section = facts.experiment.pipeline.features
+    return {
+        "spec": facts.experiment.wanted.to_dict(),
+        "fingerprint": facts.experiment.wanted.fingerprint,
+        "weights": section.weights,
+        "levels": None if facts.experiment.levels is None else list(facts.experiment.levels),
+        "scales": list(section.scales),
+        "combine": section.combine,
+        "channels": facts.cache.channels,
+        "dimension": facts.columns[-1].stop,
+        "blocks": [
+            {"scale": c.scale, "level": c.level, "start": c.start, "stop": c.stop}
+            for c in facts.columns
+        ],
+        "cache": str(facts.cache.path.resolve()),
+    }
+
+
+def _protocol(facts: RunFacts, headline: str) -> dict[str, Any]:
+    experiment = facts.experiment
+    splits = [result.split for result in facts.evaluation.results]
+    digests = facts.cache.digests()
+    shared = [pair for split in splits for pair in shared_content(split, digests)]
+    return {
+        "name": experiment.protocol.name,
+        "description": experiment.protocol.description(experiment.settings, experiment.dataset),
+        "headline": headline,
+        "settings": {key: _plain(value) for key, value in experiment.settings.items()},
+        "checksum": splits_checksum(splits),
+        "model_of": splits[0].name,
+        "same_image_in_train_and_test": {
+            "pairs": len(shared),
+            "examples": [list(pair) for pair in shared[:_SHOWN_PAIRS]],
+        },
+    }
+
+
+def _metric(evaluation: Evaluation, name: str, classes: Sequence[str]) -> dict[str, Any]:
+    per_class = evaluation.class_means(name)
+    return {
+        "value": _number(evaluation.mean(name)),
+        "std": _number(evaluation.std(name)),
+        "per_split": [_number(value) for value in evaluation.values(name)],
+        "per_class": None if per_class is None else _by_class(classes, per_class),
+    }
+
+
+def _split(result: SplitResult, classes: Sequence[str]) -> dict[str, Any]:
+    C = result.classifier.C
+    return {
+        "name": result.split.name,
+        "train": len(result.split.train),
+        "test": len(result.split.test),
+        "checksum": result.split.checksum,
+        "C": C if isinstance(C, float) else _by_class(classes, C),
+        "validation": result.classifier.validation,
+        "metrics": {name: _number(value) for name, value in result.metrics.items()},
+        "solver": result.classifier.solver or None,
+    }
+
+
+def _by_class(classes: Sequence[str], values: npt.NDArray[np.floating]) -> dict[str, Any]:
+    return {name: _number(value) for name, value in zip(classes, values, strict=True)}
+
+
+def _number(value: float | None) -> float | None:
+    """Value as JSON has it, which knows no NaN."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, os.PathLike) else value
+
+
+def _versions() -> dict[str, str]:
+    libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return {"spptransfer": __version__, "python": platform.python_version(), **libraries}
+
+
+def _write_predictions(path: Path, results: Sequence[SplitResult]) -> None:
+    """Decision values and targets of every test image, by split; readable without pickle."""
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for number, result in enumerate(results):
+        prefix = f"split{number:02d}"
+        arrays[f"{prefix}/ids"] = np.array(result.split.test)
+        arrays[f"{prefix}/scores"] = result.scores.astype(np.float32)
+        arrays[f"{prefix}/targets"] = result.targets
+    with appearing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with appearing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    make_folder(parent)
+    for number in range(1, 1000):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise FileExistsError(parent / name)

@@ -1,0 +1,384 @@
+"""Feature specs from what a user names, and images to features without a cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils import Tags
+
+from spptransfer import backbones, images
+from spptransfer.backbones.weights import identify
+from spptransfer.cache.rows import OK
+from spptransfer.cache.selection import Selection
+from spptransfer.errors import ConfigError, ImageError
+from spptransfer.images import check_view
+from spptransfer.pyramid.bins import check_pooling
+from spptransfer.spec import PRECISIONS, STORAGES, FeatureSpec, check_scales, stored_levels
+
+if TYPE_CHECKING:
+    from spptransfer.extraction.batches import Source
+    from spptransfer.extraction.compute import FeatureComputer
+
+CHUNK = 128
+
+
+def feature_spec(
+    *,
+    backbone: str,
+    weights: str | os.PathLike[str],
+    layer: str = "spp",
+    levels: Sequence[int] = (6, 3, 2, 1),
+    pooling: str = "max",
+    scales: Sequence[int] = (224,),
+    view: str = "full",
+    flip: bool = False,
+    precision: str = "auto",
+    storage: str = "float32",
+    weights_dir: Path | None = None,
+    memo_dir: Path | None = None,
+) -> FeatureSpec:
+    """Check what a user names and turn it into a feature spec.
+
+    The weights are identified by their content; torch is not imported for that unless they are
+    random.
+
+    Parameters
+    ----------
+    backbone, weights, layer, levels, pooling, scales, view, flip, precision, storage
+        As in `SPPFeatures` and the pipeline file.
+    weights_dir, memo_dir : Path, optional
+        As in `spptransfer.backbones.load`.
+
+    Returns
+    -------
+    FeatureSpec
+
+    Raises
+    ------
+    ConfigError
+        If a name or a value is not allowed; the message says what is.
+    WeightsError
+        If the weights cannot be found or fetched.
+
+    Examples
+    --------
+    >>> spec = feature_spec(backbone="squeezenet1_1", weights="random", scales=[64])
+    >>> spec.levels, spec.precision
+    ((6,), 'float32')
+    """
+    info = backbones.describe(backbone)
+    kind = info.layer(layer).kind
+    checked = stored_levels(levels, check_pooling(pooling), flip)
+    smallest = min(check_scales(scales))
+    if smallest < info.min_side:
+        raise ConfigError(
+            f"scales: {smallest} is too small for '{backbone}'; at least {info.min_side} pixels"
+        )
+    return FeatureSpec(
+        backbone=backbone,
+        weights_sha256=identify(backbone, weights, weights_dir, memo_dir=memo_dir),
+        layer=layer,
+        levels=checked if kind == "map" else (),
+        pooling=check_pooling(pooling) if kind == "map" else "max",
+        scales=tuple(sorted(scales)),
+        view=check_view(view),
+        flip=bool(flip),
+        precision=_one_of("precision", "float32" if precision == "auto" else precision, PRECISIONS),
+        storage=_one_of("storage", storage, STORAGES),
+        preprocessing={**images.description(), "mean": list(info.mean), "std": list(info.std)},
+    )
+
+
+def _one_of(name: str, value: str, allowed: Sequence[Any]) -> Any:
+    if value not in allowed:
+        raise ConfigError(f"{name}: '{value}' is unknown; allowed: {', '.join(allowed)}")
+    return value
+
+
+class DirectRows(NamedTuple):
+    """Features of a run of images, without a cache.
+
+    `matrix` holds one row per image, NaN where `errors` (by position) says why there is none.
+    """
+
+    matrix: npt.NDArray[np.float32]
+    errors: dict[int, str]
+
+
+def stream_features(
+    sources: Iterable[Source],
+    computer: FeatureComputer,
+    selection: Selection,
+    jobs: int | None = None,
+) -> Iterator[DirectRows]:
+    """Compute features chunk by chunk, in the order of the images.
+
+    Parameters
+    ----------
+    sources : iterable of Path or ndarray of uint8
+        Files or arrays (H, W), (H, W, 3) or (H, W, 4).
+    computer : FeatureComputer
+        Runs the backbone.
+    selection : Selection
+        Levels and scales wanted.
+    jobs : int, optional
+        Threads, by default one per processor that we may use.
+
+    Yields
+    ------
+    DirectRows
+        Up to 128 rows.
+    """
+    from spptransfer.extraction.parts import PartMaker, PartSettings
+    from spptransfer.extraction.plan import Part
+    from spptransfer.extraction.progress import Clock
+
+    workers = jobs or len(os.sched_getaffinity(0))
+    remaining = iter(sources)
+    settings = PartSettings(Path(), selection.spec, selection.channels, dataset="")
+    with PartMaker(settings, computer, Clock(workers, workers), workers) as maker:
+        while chunk := tuple(islice(remaining, CHUNK)):
+            names = tuple(str(number) for number in range(len(chunk)))
+            rows, blocks = maker.compute(Part(0, names, chunk))
+            matrix = np.empty((len(chunk), selection.width), dtype=np.float32)
+            selection.fill(matrix, blocks.__getitem__)
+            failed = np.flatnonzero(rows.status != OK)
+            yield DirectRows(matrix, {int(i): rows.error[i] for i in failed})
+
+
+def feature_names(selection: Selection) -> list[str]:
+    """Name every column by scale, level, channel, bin row and bin column.
+
+    Parameters
+    ----------
+    selection : Selection
+        Levels and scales of a feature matrix.
+
+    Returns
+    -------
+    list of str
+        Such as ``"scale224_level6_channel0_bin0_5"``; for fully connected layers
+        ``"scale224_unit0"``.
+    """
+    names = []
+    for column in selection.columns:
+        scale = selection.combine if column.scale is None else f"scale{column.scale}"
+        if column.level is None:
+            names += [f"{scale}_unit{unit}" for unit in range(selection.channels)]
+            continue
+        names += [
+            f"{scale}_level{column.level}_channel{channel}_bin{row}_{side}"
+            for channel in range(selection.channels)
+            for row in range(column.level)
+            for side in range(column.level)
+        ]
+    return names
+
+
+class SPPFeatures(TransformerMixin, BaseEstimator):
+    """Turn images of any size into spatial-pyramid features, as a scikit-learn transformer.
+
+    Parameters
+    ----------
+    backbone : str, default="alexnet"
+        A name that `spptransfer.backbones.names` lists.
+    weights : str or path-like, default="imagenet"
+        Name in the catalogue, a ``.safetensors`` or ``.pth`` file, or ``"random:SEED"``. Loaded
+        when first needed, never by the constructor.
+    layer : str, default="spp"
+        A layer of the backbone; ``"spp"`` is its last map, pooled by the pyramid.
+    levels : sequence of int, default=(6, 3, 2, 1)
+        Levels of the pyramid, in the order of the columns. Fully connected layers ignore it:
+        they use the pyramid that they were trained with.
+    pooling : {"max", "mean"}, default="max"
+        What is taken in a bin.
+    scales : sequence of int, default=(224,)
+        Lengths of the image's smaller side, in pixels.
+    view : {"full", "center_crop", "warp"}, default="full"
+        The whole image, the central square of it, or the image squashed to a square.
+    combine : {"concat", "mean", "max"}, default="concat"
+        What becomes of several scales.
+    flip : bool, default=False
+        Average with the features of the mirrored image.
+    precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
+        Arithmetic of the backbone; ``"auto"`` is float32.
+    device : str, default="auto"
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+    n_jobs : int, optional
+        Threads, by default one per processor that we may use.
+
+    Attributes
+    ----------
+    spec_ : FeatureSpec
+        All that determines the values, with the weights' hash.
+    n_features_out_ : int
+        Length of a feature vector.
+
+    Notes
+    -----
+    Features do not depend on the batch that an image shares: images are grouped by their exact
+    size after the resize, never padded or squashed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> spp = SPPFeatures("squeezenet1_1", "random:0", levels=[2, 1], scales=[64])
+    >>> photos = [np.zeros((80, 120, 3), np.uint8), np.zeros((90, 60), np.uint8)]
+    >>> spp.fit_transform(photos).shape
+    (2, 2560)
+    """
+
+    def __init__(
+        self,
+        backbone: str = "alexnet",
+        weights: str | os.PathLike[str] = "imagenet",
+        *,
+        layer: str = "spp",
+        levels: Sequence[int] = (6, 3, 2, 1),
+        pooling: str = "max",
+        scales: Sequence[int] = (224,),
+        view: str = "full",
+        combine: str = "concat",
+        flip: bool = False,
+        precision: str = "auto",
+        device: str = "auto",
+        n_jobs: int | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.weights = weights
+        self.layer = layer
+        self.levels = levels
+        self.pooling = pooling
+        self.scales = scales
+        self.view = view
+        self.combine = combine
+        self.flip = flip
+        self.precision = precision
+        self.device = device
+        self.n_jobs = n_jobs
+
+    def fit(self, X: Any = None, y: Any = None) -> SPPFeatures:
+        """Check the parameters and load the network; the images are not looked at.
+
+        Parameters
+        ----------
+        X, y : ignored
+
+        Returns
+        -------
+        SPPFeatures
+            Itself.
+
+        Raises
+        ------
+        ConfigError
+            If a parameter is not allowed.
+        WeightsError
+            If the weights are missing or do not fit the backbone.
+        """
+        from spptransfer.extraction.compute import FeatureComputer
+
+        self.spec_ = feature_spec(
+            backbone=self.backbone,
+            weights=self.weights,
+            layer=self.layer,
+            levels=self.levels,
+            pooling=self.pooling,
+            scales=self.scales,
+            view=self.view,
+            flip=self.flip,
+            precision=self.precision,
+        )
+        channels = backbones.describe(self.backbone).layer(self.layer).channels
+        levels = self.levels if self.spec_.levels else None
+        combine: Any = self.combine
+        self._selection = Selection.choose(self.spec_, channels, levels, self.scales, combine)
+        self.n_features_out_ = self._selection.width
+        network = backbones.load(self.backbone, self.weights, layer=self.layer)
+        self._computer = FeatureComputer(network, self.spec_, self.device)
+        return self
+
+    def transform(self, X: Iterable[str | os.PathLike[str] | npt.NDArray[np.uint8]]) -> Any:
+        """Compute the features of images.
+
+        Parameters
+        ----------
+        X : iterable of path-like or ndarray of uint8
+            Files, or arrays of shape (H, W), (H, W, 3) or (H, W, 4).
+
+        Returns
+        -------
+        ndarray of float32, shape (n_images, n_features_out_)
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be read; the message names it.
+        """
+        if not hasattr(self, "_computer"):
+            self.fit()
+        sources = [_as_source(image) for image in _as_list(X)]
+        parts: list[npt.NDArray[np.float32]] = []
+        for chunk in stream_features(sources, self._computer, self._selection, self.n_jobs):
+            for position, error in chunk.errors.items():
+                raise ImageError(f"{_name(sources, CHUNK * len(parts) + position)}: {error}")
+            parts.append(chunk.matrix)
+        return np.concatenate(parts) if parts else np.empty((0, self.n_features_out_), np.float32)
+
+    def get_feature_names_out(self, input_features: Any = None) -> npt.NDArray[np.object_]:
+        """Name the columns by scale, level, channel, bin row and bin column.
+
+        Parameters
+        ----------
+        input_features : ignored
+
+        Returns
+        -------
+        ndarray of str objects
+        """
+        if not hasattr(self, "_selection"):
+            self.fit()
+        return np.array(feature_names(self._selection), dtype=object)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A network is loaded again where it is needed; weights have no place in a pickle.
+        state: dict[str, Any] = dict(super().__getstate__())
+        state.pop("_computer", None)
+        return state
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        tags.no_validation = True
+        tags.input_tags.two_d_array = False
+        tags.input_tags.string = True
+        return tags
+
+
+def _as_list(X: Any) -> list[Any]:
+    if isinstance(X, (str, os.PathLike)):
+        raise ImageError(f"X must be a list of images, as ['{X}']")
+    return list(X)
+
+
+def _as_source(image: Any) -> Source:
+    if isinstance(image, (str, os.PathLike)):
+        return Path(image)
+    if isinstance(image, np.ndarray):
+        return image
+    raise ImageError(f"an image must be a path or an array of uint8, not {type(image).__name__}")
+
+
+def _name(sources: Sequence[Source], position: int) -> str:
+    source = sources[position]
+    return f"'{source}'" if isinstance(source, Path) else f"image {position}"

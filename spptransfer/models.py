@@ -1,0 +1,299 @@
+"""A trained model on the disk: everything needed to score an image again, and no code.
+
+A model is one safetensors file: weights as tensors, everything else as JSON in its metadata.
+Loading it runs nothing that the file could name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from spptransfer import backbones
+from spptransfer.cache.files import appearing
+from spptransfer.cache.selection import Selection
+from spptransfer.errors import ModelError, SPPTransferError
+from spptransfer.normalization import PyramidNormalizer
+from spptransfer.spec import FeatureSpec
+
+FORMAT = "spptransfer-model"
+FORMAT_VERSION = 1
+
+
+class Scores(NamedTuple):
+    """Decision values of one image, or why there are none."""
+
+    path: Path
+    values: npt.NDArray[np.float32] | None
+    error: str
+
+
+@dataclasses.dataclass
+class TransferModel:
+    """Linear classifiers on normalised pyramid features of a frozen backbone.
+
+    Parameters
+    ----------
+    spec : FeatureSpec
+        How features are computed; its hash tells the backbone's weights.
+    weights : str
+        Name in the catalogue or path of the weights that were used.
+    levels : tuple of int or None
+        Levels in the order of the columns; None for fully connected layers.
+    scales : tuple of int
+        Scales in the order of the columns.
+    combine : {"concat", "mean", "max"}
+        What becomes of several scales.
+    normalizer : PyramidNormalizer
+        Fitted on the training images.
+    coef : ndarray of float32, shape (n_classes, n_features)
+        Weights.
+    intercept : ndarray of float32, shape (n_classes,)
+        Biases.
+    classes : tuple of str
+        Names of the classes.
+    multi_label : bool
+        Whether an image can be of several classes: all with a decision value above 0.
+    C : float or list of float
+        The C trained with, one per class where it was chosen so.
+    protocol : str
+        What the model was trained on, in words.
+    """
+
+    spec: FeatureSpec
+    weights: str
+    levels: tuple[int, ...] | None
+    scales: tuple[int, ...]
+    combine: str
+    normalizer: PyramidNormalizer
+    coef: npt.NDArray[np.float32]
+    intercept: npt.NDArray[np.float32]
+    classes: tuple[str, ...]
+    multi_label: bool
+    C: float | list[float]
+    protocol: str
+
+    def decision_function(self, X: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        """Decision values of features as a cache gives them, not yet normalised.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n_images, n_features)
+            Features.
+
+        Returns
+        -------
+        ndarray of float32, shape (n_images, n_classes)
+        """
+        return np.asarray(self.normalizer.transform(X), np.float32) @ self.coef.T + self.intercept
+
+    def labels(self, values: npt.NDArray[np.floating]) -> list[str]:
+        """Names of the classes that one image's decision values stand for.
+
+        Parameters
+        ----------
+        values : ndarray of shape (n_classes,)
+            Decision values.
+
+        Returns
+        -------
+        list of str
+            The class of the largest value; with several labels per image all above 0.
+        """
+        if not self.multi_label:
+            return [self.classes[int(np.argmax(values))]]
+        return [self.classes[i] for i in np.argsort(-values, kind="stable") if values[i] > 0]
+
+    def score(
+        self,
+        paths: Iterable[Path],
+        *,
+        device: str = "auto",
+        jobs: int | None = None,
+        weights: str | os.PathLike[str] | None = None,
+        weights_dir: Path | None = None,
+    ) -> Iterator[Scores]:
+        """Score image files one after the other, in bounded memory.
+
+        Parameters
+        ----------
+        paths : iterable of Path
+            Image files.
+        device : str, default="auto"
+            A torch device.
+        jobs : int, optional
+            Threads, by default one per processor that we may use.
+        weights : str or path-like, optional
+            Where the backbone's weights are now, by default where they were in training.
+        weights_dir : Path, optional
+            Folder of official weights.
+
+        Yields
+        ------
+        Scores
+            In the order of the paths.
+
+        Raises
+        ------
+        ModelError
+            If the weights found are not those that the model was trained with.
+        """
+        from spptransfer.extraction.compute import FeatureComputer
+        from spptransfer.features import CHUNK, stream_features
+
+        spec = self.spec
+        backbone = backbones.load(
+            spec.backbone, weights or self.weights, layer=spec.layer, weights_dir=weights_dir
+        )
+        if backbone.weights_sha256 != spec.weights_sha256:
+            raise ModelError(
+                f"the weights '{weights or self.weights}' (SHA-256 {backbone.weights_sha256[:12]}) "
+                f"are not those that the model was trained with ({spec.weights_sha256[:12]})"
+            )
+        channels = backbone.info.layer(spec.layer).channels
+        selection = Selection.choose(spec, channels, self.levels, self.scales, self.combine)  # type: ignore[arg-type]
+        listed = list(paths)
+        computer = FeatureComputer(backbone, spec, device)
+        for number, chunk in enumerate(stream_features(listed, computer, selection, jobs)):
+            for position, path in enumerate(listed[number * CHUNK : (number + 1) * CHUNK]):
+                error = chunk.errors.get(position)
+                if error is not None:
+                    yield Scores(path, None, error)
+                    continue
+                row = chunk.matrix[position : position + 1]
+                yield Scores(path, self.decision_function(row)[0], "")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model to one file, whole or not at all.
+
+        Parameters
+        ----------
+        path : path-like
+            Such as ``model.safetensors``.
+
+        Raises
+        ------
+        CacheError
+            If the file cannot be written.
+        """
+        tensors = {
+            "coef": np.ascontiguousarray(self.coef, np.float32),
+            "intercept": np.ascontiguousarray(self.intercept, np.float32),
+        }
+        for name in ("mean_", "scale_"):
+            if hasattr(self.normalizer, name):
+                tensors[f"normalizer.{name}"] = np.ascontiguousarray(getattr(self.normalizer, name))
+        blocks = self.normalizer.block_sizes
+        facts = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "spec": self.spec.to_dict(),
+            "weights": self.weights,
+            "levels": self.levels,
+            "scales": self.scales,
+            "combine": self.combine,
+            "normalize": list(self.normalizer.steps),
+            "block_sizes": None if blocks is None else [int(size) for size in blocks],
+            "classes": self.classes,
+            "multi_label": self.multi_label,
+            "C": self.C,
+            "protocol": self.protocol,
+        }
+        with appearing(Path(path)) as temporary:
+            save_file(tensors, temporary, metadata={"spptransfer": json.dumps(facts)})
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TransferModel:
+        """Read a model file.
+
+        Parameters
+        ----------
+        path : path-like
+            The file, or the folder of a run that holds ``model.safetensors``.
+
+        Returns
+        -------
+        TransferModel
+
+        Raises
+        ------
+        ModelError
+            If it is missing, damaged, or no model of this package.
+        """
+        path = Path(path)
+        path = path / "model.safetensors" if path.is_dir() else path
+        try:
+            with safe_open(path, framework="numpy") as file:
+                facts = json.loads((file.metadata() or {})["spptransfer"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except FileNotFoundError as error:
+            raise ModelError(f"there is no model '{path}'") from error
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise ModelError(f"'{path}' is no model of spptransfer, or damaged") from error
+        if facts.get("format_version") != FORMAT_VERSION or facts.get("format") != FORMAT:
+            raise ModelError(
+                f"'{path}' is '{facts.get('format')}' version {facts.get('format_version')}; "
+                f"this release reads {FORMAT} {FORMAT_VERSION}"
+            )
+        try:
+            return _build(facts, tensors)
+        except (KeyError, TypeError, ValueError, SPPTransferError) as error:
+            raise ModelError(f"'{path}' is damaged: {error}") from error
+
+
+def _build(facts: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> TransferModel:
+    coef, intercept = tensors["coef"], tensors["intercept"]
+    if coef.ndim != 2 or intercept.shape != (len(coef),) or len(facts["classes"]) != len(coef):
+        raise ValueError(f"weights {coef.shape}, biases {intercept.shape} and classes differ")
+    normalizer = PyramidNormalizer(facts["normalize"], block_sizes=facts["block_sizes"])
+    for name in ("mean_", "scale_"):
+        if f"normalizer.{name}" in tensors:
+            setattr(normalizer, name, tensors[f"normalizer.{name}"])
+    normalizer.n_features_in_ = coef.shape[1]
+    return TransferModel(
+        spec=FeatureSpec.from_dict(facts["spec"]),
+        weights=facts["weights"],
+        levels=None if facts["levels"] is None else tuple(facts["levels"]),
+        scales=tuple(facts["scales"]),
+        combine=facts["combine"],
+        normalizer=normalizer,
+        coef=coef,
+        intercept=intercept,
+        classes=tuple(facts["classes"]),
+        multi_label=bool(facts["multi_label"]),
+        C=facts["C"],
+        protocol=facts["protocol"],
+    )
+
+
+def find_images(paths: Sequence[str | os.PathLike[str]], suffixes: Iterable[str]) -> list[Path]:
+    """Files as they are, and every image inside folders, in sorted order.
+
+    Raises
+    ------
+    ModelError
+        If a path does not exist, or nothing is found.
+    """
+    known, found = frozenset(suffixes), []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = (p for p in sorted(path.rglob("*")) if p.suffix.lower() in known)
+            found += [p for p in inside if not p.is_dir()]
+        elif path.exists() or path.is_symlink():
+            found.append(path)
+        else:
+            raise ModelError(f"there is no image or folder '{path}'")
+    if not found:
+        raise ModelError(f"no images in {', '.join(str(path) for path in paths)}")
+    return found
