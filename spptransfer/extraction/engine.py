@@ -158,8 +158,8 @@ def extract(
                     "run the same command again to go on"
                 )
         with clock.measure("write"):
+            failures = plan.failures()  # the parts that know them are gone afterwards
             workspace.finish(_labels(dataset))
-        failures = plan.failures()
     return Extraction(
         path,
         added=plan.added,
