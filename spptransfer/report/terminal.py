@@ -21,6 +21,7 @@ WIDTH = 100
 CLASSES_SHOWN = 5
 FAILURES_SHOWN = 5
 _LABEL = 11
+_SECOND_COLUMN = 35
 
 
 def terminal_table(results: Mapping[str, Any]) -> str:
@@ -82,10 +83,10 @@ def _protocol(results: Mapping[str, Any]) -> list[str]:
 
 def _metrics(results: Mapping[str, Any]) -> list[str]:
     """Every metric with its deviation."""
-    return [
-        f"{_clean(metric.name, 50):<35}{_plus_minus(metric.value, metric.std)}"
-        for metric in metrics(results)
-    ]
+    named = [(_clean(metric.name, 50), metric) for metric in metrics(results)]
+    width = max((len(name) + 2 for name, _ in named), default=0)
+    column = max(width, _SECOND_COLUMN)
+    return [f"{name:<{column}}{_plus_minus(metric.value, metric.std)}" for name, metric in named]
 
 
 def _classes(results: Mapping[str, Any]) -> list[str]:
@@ -101,8 +102,11 @@ def _classes(results: Mapping[str, Any]) -> list[str]:
     if not shown:
         return []
     worst, best = known[:shown], known[::-1][:shown]
-    rows = [f"{'lowest':<35}highest"]
-    rows += [f"{_class(low):<35}{_class(high)}" for low, high in zip(worst, best, strict=True)]
+    rows = [f"{'lowest':<{_SECOND_COLUMN}}highest"]
+    rows += [
+        f"{_class(low):<{_SECOND_COLUMN}}{_class(high)}"
+        for low, high in zip(worst, best, strict=True)
+    ]
     left = len(known) - 2 * shown
     return [*rows, f"… {plural(left, 'class', 'classes')} between"] if left else rows
 

@@ -81,3 +81,12 @@ def test_long_names_keep_the_width(make_run):
     names = ["x" * 200, "y" * 200, "z" * 200]
     text = table_of(make_run(names, change=lambda results: results.update(name="n" * 300)))
     assert max(map(len, text.splitlines())) <= WIDTH
+
+
+def test_a_long_metric_name_keeps_its_distance_from_the_number(make_run):
+    import json
+
+    results = json.loads((make_run(classes=3, multi_label=True) / "results.json").read_text())
+    lines = [line for line in terminal_table(results).splitlines() if "uninterpolated)" in line]
+    assert lines
+    assert all("uninterpolated)  " in line for line in lines)
