@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from spptransfer.errors import ConfigError
 from spptransfer.svm._rows import Rows
 from spptransfer.svm._types import Array
 
 
 class Arithmetic:
-    """Products by numpy's BLAS; torch's version has the same methods."""
+    """Products by numpy's BLAS; on a device torch takes over."""
 
     def hold(self, matrix: Array) -> Any:
         """Put a matrix where products with it are made."""
@@ -31,6 +32,48 @@ class Arithmetic:
         return np.asarray(matrix[chosen].take(chosen, axis=1))
 
 
+class TorchArithmetic(Arithmetic):
+    """The same products on a torch device; what is exchanged with it are a few columns."""
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self.torch = torch
+        try:
+            self.device = torch.device(device)
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"device is {device!r}, which torch cannot use here; allowed: 'cpu' or a device "
+                "that torch reports"
+            ) from error
+
+    def hold(self, matrix: Array) -> Any:
+        """Move a matrix to the device."""
+        return self.torch.from_numpy(np.ascontiguousarray(matrix)).to(self.device)
+
+    def product(self, matrix: Any, vectors: Array) -> Array:
+        """``matrix @ vectors``, there and back."""
+        moved = self.torch.from_numpy(np.ascontiguousarray(vectors)).to(self.device)
+        return np.asarray((matrix @ moved).cpu().numpy())
+
+    def submatrix(self, matrix: Any, chosen: Array) -> Array:
+        """A copy of the rows and columns chosen, as an array."""
+        index = self.torch.from_numpy(chosen).to(self.device)
+        return np.array(matrix.index_select(0, index).index_select(1, index).cpu().numpy())
+
+    def gram(self, rows: Rows, dtype: Any) -> Array:
+        """Blocks are multiplied on the device and collected in memory."""
+        gram = np.empty((rows.shape[0], rows.shape[0]), dtype=dtype)
+        slices = rows.block_slices(dtype)
+        for index, left in enumerate(slices):
+            block = self.hold(rows.block(left, dtype))
+            for right in slices[index:]:
+                product = (block @ self.hold(rows.block(right, dtype)).T).cpu().numpy()
+                gram[left, right], gram[right, left] = product, product.T
+        return gram
+
+
 def arithmetic_for(device: str) -> Arithmetic:
     """Numpy for ``"cpu"``, torch for any other device."""
-    return Arithmetic()
+    return Arithmetic() if device == "cpu" else TorchArithmetic(device)

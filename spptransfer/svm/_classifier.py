@@ -124,7 +124,7 @@ def is_row_source(X: Any) -> bool:
     return sliced and len(X.shape) == 2 and (not is_frame or hasattr(X, "chunks"))
 
 
-def read_targets(y: Any, rows: Rows, sample_weight: Any, X: Any) -> tuple[Targets, Array]:
+def read_targets(y: Any, rows: Rows, sample_weight: Any) -> tuple[Targets, Array]:
     """Validate labels and weights against the rows.
 
     Returns
@@ -175,9 +175,11 @@ class LinearSVM(LinearClassifier):
     max_iter : int, default=1000
         Most Newton steps per problem.
     memory : int, str or None, default=None
-        Budget in bytes, or like "1GB"; None is half of what is free.
+        Budget in bytes, or like "1GB"; None is half of what is free. Without room for a Gram
+        matrix the rows are streamed, in smaller blocks the smaller the budget.
     device : str, default="cpu"
-        Where products are computed: "cpu" by numpy, otherwise a torch device.
+        Where products with the Gram matrix are computed: "cpu" by numpy, otherwise a torch
+        device. Certificates, and passes over the rows, are computed by numpy.
 
     Attributes
     ----------
@@ -193,6 +195,8 @@ class LinearSVM(LinearClassifier):
         Relative duality gap of each problem: a bound on how far its objective is from the best.
     objective_ : ndarray, shape (n_problems,)
         Primal objective of each problem.
+    n_passes_ : int
+        How often the rows were read in training.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray, shape (n_features_in_,)
@@ -229,6 +233,7 @@ class LinearSVM(LinearClassifier):
     n_iter_: int
     duality_gap_: Array
     objective_: Array
+    n_passes_: int
 
     def __init__(
         self,
@@ -285,7 +290,7 @@ class LinearSVM(LinearClassifier):
         settings = Settings.of(self)
         check_positive("C", self.C)
         rows = read_rows(self, X, reset=True)
-        targets, weight = read_targets(y, rows, sample_weight, X)
+        targets, weight = read_targets(y, rows, sample_weight)
         costs = self.C * targets.costs(self.class_weight, weight)
         solver = make_solver(rows, gram, settings)
         solution = solver.solve(targets.signs.astype(np.float64), costs)
@@ -295,6 +300,7 @@ class LinearSVM(LinearClassifier):
             solver.space.coefficients(state),
             solution.points.offset + solver.space.bias(state),
         )
+        self.n_passes_ = rows.passes
         self.duality_gap_ = solution.relative_gaps
         self.objective_ = solution.objectives
         self.n_iter_ = max(1, int(solution.n_iter.max()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -70,16 +72,33 @@ def check_positive(name: str, value: Any) -> None:
         raise ConfigError(f"{name} is {value!r}; allowed: finite numbers > 0")
 
 
+def budget_bytes(memory: int | str | None) -> float:
+    """Read a memory budget; None is half of what is free."""
+    if memory is None:
+        return 0.5 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)I?B?\s*", str(memory).upper())
+    try:
+        size = float(match[1]) * 1024.0 ** " KMGT".index(match[2] or " ") if match else 0.0
+    except ValueError:
+        size = 0.0
+    if size <= 0:
+        raise ConfigError(f"memory is {memory!r}; allowed: None, bytes, or a size like '1GB'")
+    return size
+
+
 def make_solver(rows: Rows, gram: Array | None, settings: Settings) -> Solver:
-    """Choose the space: the Gram matrix for at most as many rows as features."""
+    """Choose the space: the Gram matrix for at most as many rows as features, if it fits."""
     options = Options(settings.loss, settings.tol, settings.max_iter, settings.penalises_bias)
     return Solver(_make_space(rows, gram, settings), options)
 
 
 def _make_space(rows: Rows, gram: Array | None, settings: Settings) -> Space:
     n_rows, n_features = rows.shape
+    budget = budget_bytes(settings.memory)
+    rows.block_bytes = int(min(rows.block_bytes, max(budget / 16, 2**20)))
     bias_square = settings.bias_square(rows)
-    if gram is None and n_rows > n_features:
+    # A float32 Gram matrix may have to make way for a float64 one.
+    if gram is None and (n_rows > n_features or 8 * n_rows**2 > budget):
         return FeatureSpace(rows, bias_square)
     arithmetic = arithmetic_for(settings.device)
     if gram is None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.linalg import lapack
 
 from spptransfer.svm._conjugate import conjugate_gradients
 from spptransfer.svm._loss import Losses, balance
+from spptransfer.svm._preconditioner import Spectrum
 from spptransfer.svm._rows import Rows
 from spptransfer.svm._types import Array
+
+# Up to this many numbers float64 products cost next to nothing.
+SMALL = 1_000_000
 
 
 class FeatureSpace:
@@ -19,6 +25,9 @@ class FeatureSpace:
         self.bias_value = float(np.sqrt(bias_square))
         self.n_weights = rows.shape[1] + 1
         self.scale = rows.mean_square() + bias_square
+        small = rows.shape[0] * self.n_weights <= SMALL
+        self.dtype = np.dtype(np.float64) if small else rows.working_dtype
+        self._known_spectrum: Spectrum | None = None
         self.begin()
 
     def begin(self) -> None:
@@ -37,11 +46,13 @@ class FeatureSpace:
 
     @property
     def can_sharpen(self) -> bool:
-        """Everything here is float64 already."""
-        return False
+        """Whether products are float32 still."""
+        return self.dtype != np.float64
 
     def sharpen(self) -> None:
-        """Nothing to do."""
+        """Compute all products in float64."""
+        self.dtype = np.dtype(np.float64)
+        self._known_spectrum = None
 
     def start(self, n_problems: int) -> Array:
         """The state of zero weights."""
@@ -91,16 +102,17 @@ class FeatureSpace:
         duals = proposing.responses(proposing.deficits(scores))
         if balanced:
             duals = balance(duals, losses.signs)
-        apart = state - self._combine(losses.signs * duals)
+        dtype = np.dtype(np.float64) if exact else self.dtype
+        apart = state - self._combine(losses.signs * duals, dtype)
         distance = 0.5 * np.einsum("jt,jt->t", apart, apart)
         return distance + losses.gaps(duals, losses.deficits(scores))
 
     def _gradient(self, state: Array, deficits: Array, losses: Losses) -> Array:
-        return state - self._combine(losses.signs * losses.responses(deficits))
+        return state - self._combine(losses.signs * losses.responses(deficits), self.dtype)
 
-    def _combine(self, weights: Array) -> Array:
+    def _combine(self, weights: Array, dtype: np.dtype[Any]) -> Array:
         combined = np.empty((self.n_weights, weights.shape[1]))
-        combined[:-1] = self.rows.combine(weights)
+        combined[:-1] = self.rows.combine(weights, dtype)
         combined[-1] = self.bias_value * weights.sum(axis=0)
         return combined
 
@@ -143,31 +155,45 @@ class FeatureSpace:
         self, state: Array, scores: Array, curvature: Array, gradient: Array, target: Array
     ) -> tuple[Array, Array]:
         """Block conjugate gradients, stopped by the gradient that they leave."""
-        diagonal = self._diagonal(curvature)
+        scale = np.sqrt(np.einsum("jt,jt->t", gradient, gradient))
+        scale[scale == 0] = 1.0
+        curvature = curvature.astype(self.dtype, copy=False)
 
         def product(direction: Array, columns: Array) -> tuple[Array, Array]:
-            change = self.exact_scores(direction)
-            return direction + self._combine(curvature[:, columns] * change), change
+            combined, change = self._normal_product(direction, curvature[:, columns])
+            return direction + combined, change
 
+        floor = 0.5 * (8 * np.finfo(self.dtype).eps) ** 2
         iterate = conjugate_gradients(
             product,
-            -gradient,
-            lambda rest, columns: rest / diagonal[:, columns],
+            (-gradient / scale).astype(self.dtype),
+            self._spectrum().inverse(curvature.mean(axis=0, dtype=np.float64)),
             lambda rest, columns: 0.5 * np.einsum("jt,jt->t", rest, rest),
-            target,
+            np.maximum(target / scale**2, floor),
             image_rows=len(scores),
             max_products=200,
         )
         self.usual_products = max(10.0, 0.5 * (self.usual_products + iterate.n_products))
-        return state + iterate.step, scores + iterate.image
+        return state + iterate.step * scale, scores + iterate.image * scale
 
-    def _diagonal(self, curvature: Array) -> Array:
-        """The Hessian matrices' diagonals, the preconditioner."""
-        diagonal = np.ones((self.n_weights, curvature.shape[1]))
-        for where, block in self.rows.blocks(np.float64):
-            diagonal[:-1] += np.square(block).T @ curvature[where]
-        diagonal[-1] += self.bias_value**2 * curvature.sum(axis=0)
-        return diagonal
+    def _normal_product(self, vectors: Array, weights: Array | None) -> tuple[Array, Array]:
+        """Weighted inner products of the features times vectors, and the vectors' scores."""
+        constant = self.bias_value * vectors[-1]
+        combined = np.empty_like(vectors)
+        combined[:-1], image = self.rows.normal_product(vectors[:-1], weights, constant)
+        weighted = image if weights is None else weights * image
+        combined[-1] = self.bias_value * weighted.sum(axis=0, dtype=np.float64)
+        return combined, image
+
+    def _spectrum(self) -> Spectrum:
+        if self._known_spectrum is None:
+            self._known_spectrum = Spectrum(
+                lambda vectors: self._normal_product(vectors, None)[0],
+                self.n_weights,
+                self.scale * self.rows.shape[0],
+                self.dtype,
+            )
+        return self._known_spectrum
 
 
 def _positive_definite_solve(matrix: Array, right: Array) -> Array:

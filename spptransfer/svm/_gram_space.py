@@ -42,6 +42,7 @@ class GramSpace:
         self.dtype = np.dtype(gram.dtype)
         self.diagonal = np.diagonal(gram).astype(np.float64)[:, None] + self.bias_square
         self._low_rank: LowRank | None = None
+        self._combined = np.empty((0, 0)), np.empty((0, 0))
         self.begin()
 
     def begin(self) -> None:
@@ -66,7 +67,7 @@ class GramSpace:
     def sharpen(self) -> None:
         """Compute the Gram matrix again, in float64."""
         self.gram = None
-        self._set_gram(self.rows.gram(np.float64))
+        self._set_gram(self.arithmetic.gram(self.rows, np.float64))
 
     def start(self, n_problems: int) -> Array:
         """The state of zero weights."""
@@ -82,8 +83,8 @@ class GramSpace:
         """Scores accumulated in float64 from the rows or from a float64 Gram matrix."""
         if self.dtype == np.float64:
             return self.product(state)
-        scores = self.rows.scores(self.rows.combine(state))
-        return scores + self.bias_square * state.sum(axis=0)
+        self._combined = state, self.rows.combine(state)
+        return self.rows.scores(self._combined[1]) + self.bias_square * state.sum(axis=0)
 
     def inner(self, left: Array, right: Array, right_scores: Array) -> Array:
         """Inner products, in weight space, of two states per problem."""
@@ -160,7 +161,8 @@ class GramSpace:
 
     def coefficients(self, state: Array) -> Array:
         """Weight vectors, shape (n_features, n_problems)."""
-        return self.rows.combine(state)
+        known, coefficients = self._combined
+        return coefficients if np.array_equal(known, state) else self.rows.combine(state)
 
     def newton_point(
         self, state: Array, scores: Array, losses: Losses, target: Array

@@ -13,6 +13,9 @@ import numpy as np
 
 from spptransfer.svm._types import Array
 
+# The reciprocal of a smaller cost overflows.
+NEGLIGIBLE = 1e-300
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -29,7 +32,7 @@ class Losses:
     @classmethod
     def squared_hinge(cls, signs: Array, costs: Array) -> Losses:
         """``cost * max(0, m)**2``: soft by 1 / (2 cost), without a cap."""
-        counts = costs > 0
+        counts = costs > NEGLIGIBLE
         softness = np.divide(0.5, costs, out=np.ones_like(costs), where=counts)
         return cls(signs, softness, np.where(counts, np.inf, 0.0), np.ones((1, 1)))
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
 
 from spptransfer.errors import ConfigError
+from spptransfer.svm._threads import for_each
 from spptransfer.svm._types import Array
 
-BLOCK_BYTES = 48 * 2**20
+BLOCK_BYTES = 24 * 2**20
 
 
 class Rows:
@@ -70,21 +72,27 @@ class Rows:
         """The inner products of all pairs of rows, shape (n_rows, n_rows)."""
         n_rows = self.shape[0]
         gram = np.empty((n_rows, n_rows), dtype=dtype)
-        slices = self.block_slices(dtype)
         self.passes += 1
-        for index, left in enumerate(slices):
+
+        def fill(pair: tuple[slice, slice]) -> None:
+            left, right = pair
             block = self.block(left, dtype)
-            gram[left, left] = block @ block.T
-            for right in slices[index + 1 :]:
-                np.matmul(block, self.block(right, dtype).T, out=gram[left, right])
-                gram[right, left] = gram[left, right].T
+            product = block @ (block if left == right else self.block(right, dtype)).T
+            gram[left, right] = product
+            gram[right, left] = product.T
+
+        for_each(fill, combinations_with_replacement(self.block_slices(dtype), 2))
         return gram
 
     def scores(self, coefficients: Array) -> Array:
         """``X @ coefficients`` in float64."""
         scores = np.empty((self.shape[0], coefficients.shape[1]))
-        for where, block in self.blocks(np.float64):
-            np.matmul(block, coefficients, out=scores[where])
+        self.passes += 1
+
+        def fill(where: slice) -> None:
+            np.matmul(self.block(where, np.float64), coefficients, out=scores[where])
+
+        for_each(fill, self.block_slices(np.float64))
         return scores
 
     def combine(self, weights: Array, dtype: Any = np.float64) -> Array:
@@ -94,15 +102,17 @@ class Rows:
             total += block.T @ weights[where].astype(dtype, copy=False)
         return total
 
-    def normal_product(self, vectors: Array, weights: Array | None) -> tuple[Array, Array]:
-        """``X.T @ (weights * (X @ vectors))`` and ``X @ vectors``, in one pass.
+    def normal_product(
+        self, vectors: Array, weights: Array | None, constant: Array
+    ) -> tuple[Array, Array]:
+        """``X.T @ (weights * image)`` with ``image = X @ vectors + constant``, in one pass.
 
         Both in the vectors' precision; the blocks' sums are added up in float64.
         """
         image = np.empty((self.shape[0], vectors.shape[1]), dtype=vectors.dtype)
         total = np.zeros(vectors.shape)
         for where, block in self.blocks(vectors.dtype):
-            np.matmul(block, vectors, out=image[where])
+            np.add(block @ vectors, constant, out=image[where])
             part = image[where] if weights is None else weights[where] * image[where]
             total += block.T @ part
         return total, image

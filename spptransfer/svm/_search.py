@@ -232,7 +232,7 @@ memory, device
         settings = Settings.of(self)
         candidates = _candidates(self.Cs)
         rows = read_rows(self, X, reset=True)
-        targets, weight = read_targets(y, rows, sample_weight, X)
+        targets, weight = read_targets(y, rows, sample_weight)
         path = self._make_path(rows, targets, weight, gram, settings)
         parts = (settings, candidates.tolist(), self.scoring, targets.signs, path.costs)
         checkpoint = Checkpoint(
