@@ -1,0 +1,60 @@
+"""The files around the package say what they should."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def tracked() -> list[Path]:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True
+    )
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
+
+
+def test_torch_is_pinned_exactly():
+    pins = (ROOT / "constraints.txt").read_text().splitlines()
+    assert "torch==2.13.0" in pins
+
+
+def test_every_direct_dependency_is_pinned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    names = {re.split(r"[\[<>=! ]", line)[0].lower().replace("_", "-") for line in wanted}
+    pins = (ROOT / "constraints.txt").read_text().lower().replace("_", "-").splitlines()
+    assert names <= {line.split("==")[0] for line in pins}
+
+
+def test_every_relative_link_in_the_documentation_leads_somewhere():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if not target.startswith(("http://", "https://")):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_change_log_knows_this_version():
+    from spptransfer import __version__
+
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_python_files_stay_within_four_hundred_lines():
+    long = {
+        p.name for p in tracked() if p.suffix == ".py" and len(p.read_text().splitlines()) > 400
+    }
+    assert not {name for name in long if not name.startswith("test_")}
+
+
+def test_nothing_tracked_is_over_two_megabytes_or_a_photograph():
+    for path in tracked():
+        assert path.stat().st_size < 2 * 2**20, path
+        assert path.suffix.lower() not in (".jpg", ".jpeg", ".pth", ".h5"), path
