@@ -1,0 +1,107 @@
+"""Which scales, levels and normalisation? Every setting on the same splits of cached features.
+
+Takes caches that hold several scales and the levels 6 and 4, such as those made by
+
+    spptransfer extract pipelines/caltech101.yaml --set "features.levels=[6,4,3,2,1]" \\
+        --set "features.scales=[224,256,320,392,448]" --set features.precision=bfloat16
+
+and prints one table per cache; with --json a line per setting is kept for plots:
+
+    python benchmarks/choosing_features.py cache/caltech101-*.h5 --data-root data --splits 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from spptransfer import FeatureCache, protocols
+from spptransfer.datasets import open_dataset
+from spptransfer.protocols.evaluate import evaluate
+from spptransfer.protocols.training import Training
+
+PAPER = (6, 3, 2, 1)
+SETTINGS = {
+    "levels": [
+        {"levels": PAPER},
+        {"levels": (4, 3, 2, 1)},
+        {"levels": (3, 2, 1)},
+        {"levels": (6,)},
+        {"levels": (1,)},
+    ],
+    "normalisation": [
+        {"normalize": ("l2_block",)},
+        {"normalize": ("signed_sqrt", "l2")},
+        {"normalize": ("signed_sqrt", "l2_block")},
+    ],
+    "one scale": [{"scales": (s,)} for s in (256, 320, 392, 448)],
+    "several scales": [{"scales": (224, 320), "combine": c} for c in ("concat", "mean", "max")]
+    + [{"scales": (224, 256, 320, 392, 448), "combine": c} for c in ("mean", "max")],
+}
+DEFAULTS = {"levels": PAPER, "scales": (224,), "combine": "concat", "normalize": ("l2",)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("caches", nargs="+", type=Path)
+    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--splits", type=int, default=3)
+    parser.add_argument("--C", type=float, nargs="+", default=[1.0, 10.0])
+    parser.add_argument("--only", choices=SETTINGS, nargs="+", default=list(SETTINGS))
+    parser.add_argument("--json", type=Path, help="append a line per setting to this file")
+    options = parser.parse_args()
+    for path in options.caches:
+        study(FeatureCache.open(path), options)
+
+
+def study(cache: FeatureCache, options: argparse.Namespace) -> None:
+    dataset = open_dataset(cache.dataset, data_root=options.data_root)
+    protocol = protocols.get(cache.dataset)
+    given = {"splits": options.splits} if "splits" in protocol.defaults else {}
+    if dataset.multi_label and "test" not in dataset.official_splits:
+        given |= {"train": "train", "test": "val"}
+    settings = protocol.settings({**given, "folds": 0})
+    counted = protocol.restrict(dataset, settings)
+    splits = protocol.make_splits(dataset, settings)
+    headline = protocol.headline(dataset.multi_label)
+    print(f"\n{cache.dataset}, {cache.spec.backbone}: {headline} on {len(splits)} split(s)")
+    for group in options.only:
+        for change in SETTINGS[group]:
+            chosen = {**DEFAULTS, **change}
+            values, seconds = measure(cache, counted, splits, headline, chosen, options.C)
+            shown = ", ".join(f"{k} {v}" for k, v in change.items())
+            best = max(values, key=lambda C: sum(values[C]))
+            listed = "  ".join(
+                f"C={C:g}: {100 * sum(v) / len(v):6.2f}{'*' if best == C else ' '}"
+                for C, v in values.items()
+            )
+            print(f"{group:15}{shown:52}{listed}  {seconds:6.1f} s", flush=True)
+            if options.json:
+                line = {"dataset": cache.dataset, "backbone": cache.spec.backbone, "group": group}
+                line |= {**chosen, "metric": headline, "values": values}
+                with options.json.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+
+
+def measure(cache, dataset, splits, headline, chosen, costs):
+    start = time.perf_counter()
+    selection = {key: chosen[key] for key in ("levels", "scales", "combine")}
+    sizes = [column.stop - column.start for column in cache.columns(**selection)]
+    values = {}
+    for C in costs:
+        evaluation = evaluate(
+            lambda ids: cache.matrix(ids, **selection),
+            dataset,
+            splits,
+            training=Training(C=(C,)),
+            normalize=chosen["normalize"],
+            block_sizes=sizes,
+        )
+        values[C] = evaluation.values(headline)
+    return values, time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
