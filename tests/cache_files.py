@@ -8,7 +8,7 @@ import numpy as np
 
 from spptransfer import images
 from spptransfer.cache.layout import blocks_of
-from spptransfer.cache.rows import OK, Rows
+from spptransfer.cache.rows import OK, Rows, encode
 from spptransfer.cache.writing import Labels, write_cache
 from spptransfer.spec import FeatureSpec
 
@@ -68,7 +68,7 @@ def make_cache(
         spec=spec,
         channels=channels,
         dataset="made up",
-        ids=ids,
+        ids=encode(ids),
         chunks=in_chunks(rows, features, 4),
         labels=labels,
     )

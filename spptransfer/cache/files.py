@@ -104,13 +104,22 @@ def _check_space(path: Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def _explain(error: Exception, path: Path, needed: int = 0) -> str:
-    text = " ".join(str(error).split())
-    code = getattr(error, "errno", None)
-    if code in _FULL or any(f"errno = {number}," in text for number in _FULL):
+def _explain(error: BaseException, path: Path, needed: int = 0) -> str:
+    if _is_full(error):
         size = f" ({human_bytes(needed)} are needed)" if needed else ""
         return (
             f"the disk is full while writing '{path}'{size}; everything finished is kept: "
             "free some space and run the same command again"
         )
-    return f"cannot write '{path}': {getattr(error, 'strerror', None) or text}"
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return f"cannot write '{path}': {reason}"
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error; HDF5 buries that under errors of its own."""
+    while error is not None:
+        full = any(f"errno = {number}," in str(error) for number in _FULL)
+        if full or getattr(error, "errno", None) in _FULL:
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from spptransfer.cache.layout import Header
+from spptransfer.cache.layout import Block, Extent, Header
+from spptransfer.cache.rows import CHECKSUM_BYTES, COLUMNS
 from spptransfer.errors import CacheError
+from spptransfer.spec import FeatureSpec
 
 _RELEASE_BYTES = 1 << 26
 
@@ -58,14 +61,27 @@ class MappedFile:
 
         Faster than through the map, and it leaves no pages of the file behind in the process.
         """
+        if not out.size:
+            return
         extent = self.header.extents[name]
-        row_bytes = out.nbytes // max(1, len(out))
+        row_bytes = out.nbytes // len(out)
         buffer, offset = out.data.cast("B"), extent.offset + start * row_bytes
         while buffer:
             count = os.preadv(self._file.fileno(), [buffer], offset)
             if not count:
                 raise CacheError(f"'{self.path}' was truncated while it was read")
             buffer, offset = buffer[count:], offset + count
+
+    def rows(self, name: str, positions: slice | npt.NDArray[np.intp]) -> npt.NDArray[Any]:
+        """Read rows of a dataset: consecutive ones at once, others through the map."""
+        run = positions if isinstance(positions, slice) else as_slice(positions)
+        if run is None:
+            return self.array(name)[positions]
+        extent = self.header.extents[name]
+        start, stop, _ = run.indices(extent.shape[0])
+        rows = np.empty((max(0, stop - start), *extent.shape[1:]), extent.dtype)
+        self.read_into(name, start, rows)
+        return rows
 
     def release(self, read: int) -> None:
         """Give back mapped pages after so many bytes were looked at in passing.
@@ -76,3 +92,43 @@ class MappedFile:
         if self._unreleased >= _RELEASE_BYTES:
             self._map.madvise(mmap.MADV_DONTNEED)
             self._unreleased = 0
+
+
+def as_slice(positions: npt.NDArray[np.intp]) -> slice | None:
+    """The slice that consecutive positions are; one slice is read faster than many rows."""
+    if not len(positions):
+        return slice(0, 0)
+    start, stop = int(positions[0]), int(positions[0]) + len(positions)
+    return slice(start, stop) if np.array_equal(positions, np.arange(start, stop)) else None
+
+
+def check_extents(
+    extents: Mapping[str, Extent], spec: FeatureSpec, blocks: Sequence[Block]
+) -> None:
+    """Compare the shapes and types of all datasets with what the spec asks for.
+
+    Raises
+    ------
+    CacheError, KeyError, ValueError
+        If one is missing or another.
+    """
+    (count,) = extents["rows/id"].shape
+    storage = np.dtype(spec.storage).str
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {
+        "rows/by_id": ("<i8", (count,)),
+        "rows/checksum": ("|u1", (count, CHECKSUM_BYTES)),
+        **{f"rows/{name}": (np.dtype(dtype).str, (count,)) for name, dtype in COLUMNS.items()},
+        **{block.name: (storage, (count, block.width)) for block in blocks},
+    }
+    for name, (dtype, shape) in expected.items():
+        found = extents[name]
+        if (found.dtype, found.shape) != (dtype, shape):
+            raise CacheError(f"'{name}' is {found.shape} {found.dtype}, not {shape} {dtype}")
+    for name, kind in (("rows/id", "S"), ("failures/error", "S"), ("failures/row", "i")):
+        if np.dtype(extents[name].dtype).kind != kind or len(extents[name].shape) != 1:
+            raise CacheError(f"'{name}' is {extents[name]}")
+    if "labels/targets" in extents:
+        if extents["labels/targets"].shape[:1] != (count,):
+            raise CacheError("labels and rows differ in length")
+        if np.dtype(extents["labels/classes"].dtype).kind != "S":
+            raise CacheError("the names of classes are no text")

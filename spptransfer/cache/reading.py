@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spptransfer.cache.layout import Block, blocks_of, body_sha256, row_runs
-from spptransfer.cache.mapped import MappedFile
-from spptransfer.cache.rows import CHECKSUM_BYTES, COLUMNS, OK, IdIndex, Rows, decode
+from spptransfer.cache.layout import Block, Header, blocks_of, body_sha256, row_runs
+from spptransfer.cache.mapped import MappedFile, as_slice, check_extents
+from spptransfer.cache.rows import COLUMNS, OK, IdIndex, Rows, decode
 from spptransfer.cache.selection import Column, Combine, Selection
 from spptransfer.cache.view import FeatureView
 from spptransfer.errors import CacheError, SpecMismatchError
@@ -32,6 +32,8 @@ class FeatureCache:
     ----------
     path : Path
         The HDF5 file.
+    file : MappedFile
+        Its datasets as they are stored.
     spec : FeatureSpec
         What determines the values.
     fingerprint : str
@@ -53,10 +55,10 @@ class FeatureCache:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._file = MappedFile(self.path)
+        self.file = MappedFile(self.path)
         try:
-            self._read_identity(self._file.header.attributes)
-            self._check_extents()
+            self._read_identity(self.file.header.attributes)
+            check_extents(self.file.header.extents, self.spec, self.blocks)
         except (CacheError, KeyError, TypeError, ValueError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise CacheError(f"'{self.path}' is damaged: {reason}") from error
@@ -98,39 +100,16 @@ class FeatureCache:
         if self.fingerprint != self.spec.fingerprint:
             raise CacheError("its fingerprint is not that of its spec")
 
-    def _check_extents(self) -> None:
-        """Compare the shapes and types of all datasets with what the spec asks for."""
-        extents = self._file.header.extents
-        (count,) = extents["rows/id"].shape
-        storage = np.dtype(self.spec.storage).str
-        expected: dict[str, tuple[str, tuple[int, ...]]] = {
-            "rows/by_id": ("<i8", (count,)),
-            "rows/checksum": ("|u1", (count, CHECKSUM_BYTES)),
-            **{f"rows/{name}": (np.dtype(dtype).str, (count,)) for name, dtype in COLUMNS.items()},
-            **{block.name: (storage, (count, block.width)) for block in self.blocks},
-        }
-        for name, (dtype, shape) in expected.items():
-            found = extents[name]
-            if (found.dtype, found.shape) != (dtype, shape):
-                raise CacheError(f"'{name}' is {found.shape} {found.dtype}, not {shape} {dtype}")
-        for name, kind in (("rows/id", "S"), ("failures/error", "S"), ("failures/row", "i")):
-            if np.dtype(extents[name].dtype).kind != kind or len(extents[name].shape) != 1:
-                raise CacheError(f"'{name}' is {extents[name]}")
-        if "labels/targets" in extents and extents["labels/targets"].shape[:1] != (count,):
-            raise CacheError("labels and rows differ in length")
-        if self.targets is not None and extents["labels/classes"].dtype[:2] != "|S":
-            raise CacheError("the names of classes are no text")
-
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self.sha256)
+        return _reopen, (self.path, self.header.sha256)
 
     def __len__(self) -> int:
         """Number of rows that hold features."""
-        return int(np.count_nonzero(self._column("status") == OK))
+        return int(np.count_nonzero(self.column("status") == OK))
 
     def __contains__(self, id: object) -> bool:
         position = self._index.find([str(id)])[0]
-        return bool(position >= 0 and self._column("status")[position] == OK)
+        return bool(position >= 0 and self.column("status")[position] == OK)
 
     def __repr__(self) -> str:
         spec = self.spec
@@ -142,34 +121,35 @@ class FeatureCache:
             f"{self.channels} channels, {spec.storage}>"
         )
 
-    def _column(self, name: str) -> npt.NDArray[Any]:
-        return self._file.array(f"rows/{name}")
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """Map of a column of the table of rows, such as ``"digest"``, as it is stored."""
+        return self.file.array(f"rows/{name}")
 
     @cached_property
     def _index(self) -> IdIndex:
-        order = self._column("by_id")
+        order = self.column("by_id")
         if len(order) and not (order.min() >= 0 and order.max() < len(order)):
             raise CacheError(f"'{self.path}' is damaged: its index of ids points beyond its rows")
-        return IdIndex(self._column("id"), order)
+        return IdIndex(self.column("id"), order)
 
     @property
     def count(self) -> int:
         """Number of all rows, failed ones included."""
-        return len(self._column("id"))
+        return len(self.column("id"))
 
     @property
     def ids(self) -> list[str]:
         """Ids of the rows that hold features, in the order of the dataset."""
-        return decode(self._column("id")[self._column("status") == OK])
+        return decode(self.column("id")[self.column("status") == OK])
 
     @cached_property
     def failures(self) -> Mapping[str, str]:
         """Reason for every row that has no features, by id."""
-        positions = self._file.array("failures/row")
+        positions = self.file.array("failures/row")
         if len(positions) and not (positions.min() >= 0 and positions.max() < self.count):
             raise CacheError(f"'{self.path}' is damaged: a failure is of a row beyond its rows")
-        errors = decode(self._file.array("failures/error"))
-        ids = decode(self._column("id")[positions])
+        errors = decode(self.file.array("failures/error"))
+        ids = decode(self.column("id")[positions])
         return MappingProxyType(dict(zip(ids, errors, strict=False)))
 
     @property
@@ -189,14 +169,14 @@ class FeatureCache:
         -------
         Rows
         """
-        ids = decode(self._column("id")[positions])
-        columns = {name: self._column(name)[positions].copy() for name in COLUMNS}
+        ids = decode(self.column("id")[positions])
+        columns = {name: self.column(name)[positions].copy() for name in COLUMNS}
         return Rows(ids=ids, error=[self.failures.get(id, "") for id in ids], **columns)
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of the image file of every row that holds features, by id."""
-        good = self._column("status") == OK
-        ids, digests = decode(self._column("id")[good]), decode(self._column("digest")[good])
+        good = self.column("status") == OK
+        ids, digests = decode(self.column("id")[good]), decode(self.column("digest")[good])
         return dict(zip(ids, digests, strict=True))
 
     def find(self, ids: Sequence[str]) -> npt.NDArray[np.intp]:
@@ -217,13 +197,7 @@ class FeatureCache:
         -------
         ndarray of the stored type, shape (n_rows, block.width)
         """
-        run = positions if isinstance(positions, slice) else _as_slice(positions)
-        if run is None:
-            return self._file.array(block.name)[positions]
-        start, stop, _ = run.indices(self.count)
-        rows = np.empty((max(0, stop - start), block.width), self.spec.storage)
-        self._file.read_into(block.name, start, rows)
-        return rows
+        return self.file.rows(block.name, positions)
 
     def columns(
         self,
@@ -372,40 +346,36 @@ class FeatureCache:
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, empty if the dataset has no labels."""
-        has = "labels/classes" in self._file.header.extents
-        return tuple(decode(self._file.array("labels/classes"))) if has else ()
+        has = "labels/classes" in self.file.header.extents
+        return tuple(decode(self.file.array("labels/classes"))) if has else ()
 
     @property
     def targets(self) -> npt.NDArray[Any] | None:
         """Labels of all rows as the dataset has them, failed rows included."""
-        has = "labels/targets" in self._file.header.extents
-        return self._file.array("labels/targets") if has else None
+        has = "labels/targets" in self.file.header.extents
+        return self.file.array("labels/targets") if has else None
 
     def checksums_at(self, positions: slice | npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
         """Recorded checksums of rows, equal for equal rows of caches with one fingerprint."""
-        return self._column("checksum")[positions]
+        return self.column("checksum")[positions]
 
     @property
-    def sha256(self) -> str:
-        """Recorded hash of everything behind the header: the identity of this very file."""
-        return self._file.header.sha256
+    def header(self) -> Header:
+        """What the file says about itself before its HDF5 part begins."""
+        return self.file.header
 
     def is_intact(self) -> bool:
         """Whether every byte behind the header is what was written; reads the whole file."""
-        return body_sha256(self.path, self._file.header.header_bytes) == self.sha256
-
-    def release(self, read: int) -> None:
-        """Tell that so many bytes were read in passing, so that they need not stay in memory."""
-        self._file.release(read)
+        return body_sha256(self.path, self.file.header.header_bytes) == self.header.sha256
 
     def read_selected(
         self, positions: npt.NDArray[np.intp], selection: Selection, dtype: np.dtype[Any]
     ) -> npt.NDArray[Any]:
         """Read chosen columns of rows by position; `matrix` and `FeatureView` do so."""
         out = np.empty((len(positions), selection.width), dtype)
-        run = _as_slice(positions)
+        run = as_slice(positions)
         if run is not None and selection.only_block and dtype == self.spec.storage:
-            self._file.read_into(selection.only_block.name, run.start, out)
+            self.file.read_into(selection.only_block.name, run.start, out)
             return out
         for part in row_runs(len(positions), out.itemsize * selection.width):
             selection.fill(out[part], partial(self.read, positions=positions[part]))
@@ -418,7 +388,7 @@ class FeatureCache:
 
     def _positions(self, ids: Iterable[str] | None) -> npt.NDArray[np.intp]:
         """Positions of rows that hold features; an id without any is an error."""
-        status = self._column("status")
+        status = self.column("status")
         if ids is None:
             return np.flatnonzero(status == OK)
         wanted = list(ids)
@@ -431,16 +401,8 @@ class FeatureCache:
         return positions
 
 
-def _as_slice(positions: npt.NDArray[np.intp]) -> slice | None:
-    """The slice that consecutive positions are; one slice is read faster than many rows."""
-    if not len(positions):
-        return slice(0, 0)
-    start, stop = int(positions[0]), int(positions[0]) + len(positions)
-    return slice(start, stop) if np.array_equal(positions, np.arange(start, stop)) else None
-
-
 def _reopen(path: Path, sha256: str) -> FeatureCache:
     cache = FeatureCache(path)
-    if cache.sha256 != sha256:
+    if cache.header.sha256 != sha256:
         raise CacheError(f"'{path}' was replaced by another cache since it was opened")
     return cache

@@ -14,6 +14,9 @@ from spptransfer.cache.layout import Block
 
 OK, FAILED = 0, 1
 CHECKSUM_BYTES = 16
+# What a row of the table takes in memory, about.
+TABLE_BYTES = 256
+_FIND_ROWS = 1 << 16
 
 COLUMNS = {
     "digest": "S64",
@@ -59,6 +62,12 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def take(self, positions: npt.NDArray[np.intp]) -> Rows:
+        """Some of the rows."""
+        columns = {name: getattr(self, name)[positions] for name in COLUMNS}
+        ids, error = ([texts[i] for i in positions] for texts in (self.ids, self.error))
+        return Rows(ids=ids, error=error, **columns)
 
     def put(self, positions: npt.NDArray[np.intp], other: Rows) -> None:
         """Take over rows of another table, in its order, at some positions."""
@@ -130,19 +139,31 @@ class IdIndex:
 
     def find(self, ids: Sequence[str]) -> npt.NDArray[np.intp]:
         """Positions of ids, -1 for those that are unknown."""
-        found = np.full(len(ids), -1, dtype=np.intp)
-        width = self._encoded.dtype.itemsize
-        raw = [_to_bytes(id) for id in ids]
-        # Longer ones would be cut off to the column's width; a NUL at the end would be lost.
-        usable = [i for i, id in enumerate(raw) if len(id) <= width and not id.endswith(b"\0")]
-        if usable and len(self._encoded):
-            wanted = np.array([raw[i] for i in usable], dtype=self._encoded.dtype)
-            rank = np.searchsorted(self._encoded, wanted, sorter=self.order)
+        found = self.find_encoded(encode(ids))
+        # A NUL at the end is lost in fixed-length text; no file name has one.
+        found[[i for i, id in enumerate(ids) if id.endswith("\0")]] = -1
+        return found
+
+    def find_encoded(self, wanted: npt.NDArray[np.bytes_]) -> npt.NDArray[np.intp]:
+        """Positions of ids as `encode` stores them, -1 for those that are unknown."""
+        found = np.full(len(wanted), -1, dtype=np.intp)
+        if not len(self._encoded):
+            return found
+        # Some at a time, for temporary arrays would otherwise be as long as the table.
+        for start in range(0, len(wanted), _FIND_ROWS):
+            part = wanted[start : start + _FIND_ROWS]
+            # Cutting longer ones off to the column's width is undone by comparing whole ids.
+            narrow = part.astype(self._encoded.dtype)
+            rank = np.searchsorted(self._encoded, narrow, sorter=self.order)
             position = self.order[np.minimum(rank, len(self.order) - 1)]
-            found[usable] = np.where(self._encoded[position] == wanted, position, -1)
+            known = self._encoded[position] == part
+            found[start : start + _FIND_ROWS] = np.where(known, position, -1)
         return found
 
     def duplicates(self) -> list[str]:
         """Ids that occur more than once."""
-        in_order = self._encoded[self.order]
-        return decode(np.unique(in_order[1:][in_order[1:] == in_order[:-1]]))
+        twice: set[str] = set()
+        for start in range(0, len(self.order), _FIND_ROWS):
+            in_order = self._encoded[self.order[start : start + _FIND_ROWS + 1]]
+            twice.update(decode(in_order[1:][in_order[1:] == in_order[:-1]]))
+        return sorted(twice)

@@ -16,7 +16,7 @@ from spptransfer.cache.files import make_folder, remove_leftovers
 from spptransfer.cache.layout import blocks_of, row_runs
 from spptransfer.cache.lock import Lock
 from spptransfer.cache.reading import FeatureCache
-from spptransfer.cache.rows import FeatureRows, IdIndex, Rows, checksums, encode
+from spptransfer.cache.rows import TABLE_BYTES, FeatureRows, IdIndex, Rows, checksums, encode
 from spptransfer.cache.writing import Labels, write_cache
 from spptransfer.errors import CacheError, SpecMismatchError
 from spptransfer.spec import FeatureSpec
@@ -66,7 +66,7 @@ def write_part(
         spec=spec,
         channels=channels,
         dataset=dataset,
-        ids=rows.ids,
+        ids=encode(rows.ids),
         chunks=[(rows, features)],
     )
     return folder / name
@@ -105,11 +105,11 @@ class Workspace:
         self.spec = spec
         self.channels = channels
         self.dataset = dataset
-        self.ids = ids
         self.folder = parts_folder(path)
         self.finished: FeatureCache | None = None
         self._lock = Lock(self.folder / "lock", path)
-        self._index = IdIndex(encode(ids))
+        self._encoded = encode(ids)
+        self._index = IdIndex(self._encoded)
         self._sources: list[Path] = []
         self._source = np.full(len(ids), -1, dtype=np.int32)
         self._row = np.zeros(len(ids), dtype=np.int64)
@@ -154,30 +154,36 @@ class Workspace:
         self._lock.refresh()
 
     def _note(self, cache: FeatureCache) -> None:
-        positions = self._index.find(cache.rows.ids)
+        positions = self._index.find_encoded(cache.column("id"))
         rows = np.flatnonzero(positions >= 0)
         self._source[positions[rows]] = len(self._sources)
         self._row[positions[rows]] = rows
         self._sources.append(cache.path)
 
+    def count_removed(self) -> int:
+        """Rows of the finished file that no id asks for any more."""
+        if self.finished is None:
+            return 0
+        return int((self._index.find_encoded(self.finished.column("id")) < 0).sum())
+
     @property
     def known(self) -> npt.NDArray[np.bool_]:
-        """Which of `ids` have a row."""
+        """Which of the ids have a row."""
         return self._source >= 0
 
     def known_rows(self) -> Iterator[tuple[npt.NDArray[np.intp], Rows]]:
-        """Newest rows known, some at a time, with their positions among `ids`."""
+        """Newest rows known, some at a time, with their positions among all ids."""
         for source in np.unique(self._source[self.known]):
             cache = self._open(self._sources[source])
             positions = np.flatnonzero(self._source == source)
-            for run in row_runs(len(positions), row_bytes=256):
+            for run in row_runs(len(positions), row_bytes=TABLE_BYTES):
                 yield positions[run], cache.rows_at(self._row[positions[run]])
 
     def is_finished(self, labels: Labels | None) -> bool:
         """Whether the finished file already holds exactly the rows known, in order, and labels."""
-        if self.finished is None or self.finished.count != len(self.ids):
+        if self.finished is None or self.finished.count != len(self._encoded):
             return False
-        in_order = np.array_equal(self._row, np.arange(len(self.ids)))
+        in_order = np.array_equal(self._row, np.arange(len(self._encoded)))
         if not in_order or self._source.any():
             return False
         targets = self.finished.targets
@@ -192,7 +198,7 @@ class Workspace:
         Parameters
         ----------
         labels : Labels or None
-            Labels in the order of `ids`.
+            Labels in the order of the ids.
         """
         if not self.is_finished(labels):
             write_cache(
@@ -200,7 +206,7 @@ class Workspace:
                 spec=self.spec,
                 channels=self.channels,
                 dataset=self.dataset,
-                ids=self.ids,
+                ids=self._encoded,
                 chunks=self._gather(),
                 labels=labels,
             )
@@ -211,7 +217,7 @@ class Workspace:
         """Rows from wherever they are known, checked against their recorded checksums."""
         blocks = blocks_of(self.spec, self.channels)
         row_bytes = sum(block.width for block in blocks) * np.dtype(self.spec.storage).itemsize
-        for run in row_runs(len(self.ids), row_bytes):
+        for run in row_runs(len(self._encoded), row_bytes + TABLE_BYTES):
             count = run.stop - run.start
             rows = Rows.empty([""] * count)
             values = {b: np.empty((count, b.width), self.spec.storage) for b in blocks}
@@ -238,7 +244,7 @@ def read_checked(cache: FeatureCache, positions: npt.NDArray[np.intp]) -> tuple[
     right = checksums(rows, features, cache.blocks) == cache.checksums_at(positions)
     for wrong in np.flatnonzero(~right.all(axis=1))[:1]:
         raise CacheError(f"row '{rows.ids[wrong]}' of '{cache.path}' is not what was written")
-    cache.release(sum(values.nbytes for values in features.values()) + 256 * len(rows))
+    cache.file.release(sum(values.nbytes for values in features.values()) + TABLE_BYTES * len(rows))
     return rows, features
 
 

@@ -56,7 +56,7 @@ def write_cache(
     spec: FeatureSpec,
     channels: int,
     dataset: str,
-    ids: Sequence[str],
+    ids: npt.NDArray[np.bytes_],
     chunks: Iterable[tuple[Rows, FeatureRows]],
     labels: Labels | None = None,
 ) -> None:
@@ -72,8 +72,8 @@ def write_cache(
         Channels of the spec's layer.
     dataset : str
         Name of the dataset.
-    ids : sequence of str
-        Ids of all rows.
+    ids : ndarray of bytes, shape (n_rows,)
+        Ids of all rows, as `encode` stores them.
     chunks : iterable of (Rows, mapping from Block to ndarray of shape (n, block.width))
         The rows in the order of `ids`, some at a time, so that memory stays flat.
     labels : Labels, optional
@@ -85,11 +85,10 @@ def write_cache(
         If the disk is full or the folder cannot be written to.
     """
     blocks = blocks_of(spec, channels)
-    encoded = encode(ids)
     attributes = _attributes(spec, channels, dataset)
     header_bytes = _header_bytes(attributes, blocks)
     width = sum(block.width for block in blocks) * np.dtype(spec.storage).itemsize
-    table = encoded.itemsize + sum(np.dtype(dtype).itemsize for dtype in COLUMNS.values())
+    table = ids.itemsize + sum(np.dtype(dtype).itemsize for dtype in COLUMNS.values())
     needed = header_bytes + len(ids) * (width + table + CHECKSUM_BYTES + 8)
     with appearing(path, needed) as temporary:
         options: dict[str, Any] = {"alignment_threshold": _PAGE, "alignment_interval": _PAGE}
@@ -97,14 +96,14 @@ def write_cache(
             temporary, "w", userblock_size=header_bytes, locking=False, **options
         ) as file:
             file.attrs.update(attributes)
-            file["rows/id"] = encoded
-            file["rows/by_id"] = IdIndex(encoded).order.astype("<i8")
-            _write_chunks(file, blocks, spec.storage, encoded, chunks)
+            file["rows/id"] = ids
+            file["rows/by_id"] = IdIndex(ids).order.astype("<i8")
+            _write_chunks(file, blocks, spec.storage, ids, chunks)
             if labels is not None:
                 file["labels/classes"] = encode(labels.classes)
                 file["labels/targets"] = labels.targets
             file.flush()
-            extents = _extents(file)
+            extents = extents_of(file)
         _seal(temporary, header_bytes, attributes, extents)
 
 
@@ -130,17 +129,17 @@ def _write_chunks(
     file: h5py.File,
     blocks: Sequence[Block],
     storage: str,
-    encoded: npt.NDArray[np.bytes_],
+    ids: npt.NDArray[np.bytes_],
     chunks: Iterable[tuple[Rows, FeatureRows]],
 ) -> None:
-    count, start = len(encoded), 0
+    count, start = len(ids), 0
     columns = {n: file.create_dataset(f"rows/{n}", count, dtype) for n, dtype in COLUMNS.items()}
     checks = file.create_dataset("rows/checksum", (count, CHECKSUM_BYTES), "|u1")
     stored = {b: file.create_dataset(b.name, (count, b.width), storage) for b in blocks}
     errors: dict[int, str] = {}
     for rows, features in chunks:
         run = slice(start, start + len(rows))
-        if not np.array_equal(encode(rows.ids), encoded[run]):
+        if not np.array_equal(encode(rows.ids), ids[run]):
             raise ValueError(f"rows {run.start} to {run.stop} are not those announced")
         for name, column in columns.items():
             column[run] = getattr(rows, name)
@@ -156,7 +155,8 @@ def _write_chunks(
     file["failures/error"] = encode(list(errors.values()))
 
 
-def _extents(file: h5py.File) -> dict[str, Extent]:
+def extents_of(file: h5py.File) -> dict[str, Extent]:
+    """Where the datasets of an HDF5 file lie."""
     extents = {}
 
     def note(name: str, node: h5py.Group | h5py.Dataset) -> None:

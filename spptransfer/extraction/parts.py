@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,8 @@ class PartMaker:
             for batch in self._batches(probes)
         ]
         note(sum(found.view_sizes is None for found in probes))
-        for done in as_completed(batches):
+        # In order: `as_completed` would wait for ever for what a shutdown cancels.
+        for done in batches:
             note(done.result())
         return rows, features
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spptransfer import images
-from spptransfer.cache.rows import OK, IdIndex, Rows, encode
+from spptransfer.cache.rows import OK, Rows
 from spptransfer.cache.workspace import Workspace
 from spptransfer.datasets import Dataset
 from spptransfer.errors import DatasetError, ImageError
@@ -58,7 +58,7 @@ class Plan:
                 self.todo[position] = not self._is_unchanged(rows, i)
         self.changed = int(self.todo.sum()) - self.added
         self.unchanged = len(dataset) - self.added - self.changed
-        self.removed = self._count_removed()
+        self.removed = workspace.count_removed()
 
     def _is_unchanged(self, rows: Rows, i: int) -> bool:
         """Whether a known row still describes its file; only the stamp is read if that is so."""
@@ -74,13 +74,6 @@ class Plan:
         except (OSError, ValueError, ImageError):
             spec = self._workspace.spec
             return probe(path, spec.scales, check_view(spec.view)).error == error
-
-    def _count_removed(self) -> int:
-        finished = self._workspace.finished
-        if finished is None:
-            return 0
-        index = IdIndex(encode(self._dataset.ids))
-        return int((index.find(finished.rows.ids) < 0).sum())
 
     def count_parts(self, part_rows: int) -> int:
         """Number of parts that have something to do."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -54,6 +56,9 @@ class PartTask:
 
     def __call__(self, part: Part) -> Done:
         """Make a part in a worker process, which keeps the backbone for the next one."""
+        # Ctrl-C reaches every process of a terminal; only the one that asked for parts may stop.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         if self.key not in _COMPUTERS:
             _COMPUTERS.clear()
             _COMPUTERS[self.key] = self.computer()

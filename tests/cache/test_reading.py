@@ -33,7 +33,7 @@ def brute_force(rows, features, ids, levels, scales, combine):
         for scale in scales:
             parts = []
             for level in levels:
-                source = 6 if 6 % level == 0 else 4
+                source = min(finer for finer in (6, 4) if finer % level == 0)
                 grid = features[Block(scale, source, CHANNELS)][position]
                 grid = torch.from_numpy(grid.reshape(1, CHANNELS, source, source))
                 pooled = torch.nn.functional.adaptive_max_pool2d(grid, level)
@@ -157,6 +157,13 @@ def test_vectors_have_no_levels(tmp_path):
     assert [(c.level, c.stop) for c in cache.columns()] == [(None, 7)]
     with pytest.raises(CacheError, match="layer 'fc6' is a vector"):
         cache.matrix(levels=[1])
+
+
+def test_no_ids_give_a_matrix_without_rows(stored):
+    cache = FeatureCache.open(stored[0])
+    assert cache.matrix([]).shape == (0, cache.columns()[-1].stop)
+    assert cache.matrix([], levels=[2, 1], scales=[64], combine="mean").shape == (0, 15)
+    assert cache.labels([]).shape == (0,)
 
 
 def test_float16_is_read_as_float32_or_as_it_is(tmp_path):

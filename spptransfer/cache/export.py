@@ -1,0 +1,178 @@
+"""Features for other programs: as .npz, CSV or Parquet."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import importlib.util
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spptransfer.cache.files import appearing
+from spptransfer.cache.reading import FeatureCache
+from spptransfer.cache.selection import Column, Combine
+from spptransfer.cache.view import FeatureView
+from spptransfer.errors import CacheError, ConfigError
+
+FORMATS = (".npz", ".csv", ".parquet")
+
+_ROWS = 256
+
+
+def export(
+    cache: FeatureCache,
+    path: Path,
+    ids: Iterable[str] | None = None,
+    *,
+    levels: Sequence[int] | None = None,
+    scales: Sequence[int] | None = None,
+    combine: Combine = "concat",
+) -> int:
+    """Write chosen features with ids and labels to a file of another kind.
+
+    Parameters
+    ----------
+    cache : FeatureCache
+        Where they are.
+    path : Path
+        The file; its suffix says which kind: ``.npz`` with the arrays ``ids``, ``features``,
+        ``columns`` and, where there are labels, ``labels``; ``.csv`` or ``.parquet`` with a row
+        per image and a named column per number.
+    ids, levels, scales, combine
+        As in `FeatureCache.matrix`.
+
+    Returns
+    -------
+    int
+        Number of rows written.
+
+    Raises
+    ------
+    ConfigError
+        If the suffix is unknown or pyarrow is needed and absent.
+    CacheError
+        If an id, level or scale is not there, or the file cannot be written.
+    """
+    writers: dict[str, Callable[..., None]] = dict(
+        zip(FORMATS, (_write_npz, _write_csv, _write_parquet), strict=True)
+    )
+    if path.suffix not in writers:
+        raise ConfigError(f"export: '{path.name}' must end in one of {', '.join(FORMATS)}")
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise ConfigError("export to .parquet needs pyarrow: pip install pyarrow")
+    chosen = cache.ids if ids is None else list(ids)
+    if not chosen:
+        raise CacheError(f"'{cache.path}' has no rows to export")
+    view = cache.view(chosen, levels=levels, scales=scales, combine=combine)
+    names = column_names(cache.columns(levels, scales, combine))
+    labels = None if cache.targets is None else cache.labels(chosen)
+    with appearing(path, view.nbytes if path.suffix == ".npz" else 0) as temporary:
+        writers[path.suffix](temporary, view, chosen, names, labels, cache.classes)
+    return len(chosen)
+
+
+def column_names(columns: Iterable[Column]) -> list[str]:
+    """Name every number by scale, level and place.
+
+    Examples
+    --------
+    >>> column_names([Column(scale=224, level=1, start=0, stop=2)])
+    ['s224_n1_0', 's224_n1_1']
+    """
+    names = []
+    for column in columns:
+        scale = "" if column.scale is None else f"s{column.scale}_"
+        level = "v_" if column.level is None else f"n{column.level}_"
+        names += [f"{scale}{level}{i}" for i in range(column.stop - column.start)]
+    return names
+
+
+def _label_columns(
+    labels: npt.NDArray[Any] | None, classes: Sequence[str]
+) -> list[tuple[str, npt.NDArray[Any]]]:
+    """One column with the class, or one per class for several labels per image."""
+    if labels is None:
+        return []
+    if labels.ndim == 1:
+        return [("label", labels)]
+    return [(f"label_{name}", labels[:, i]) for i, name in enumerate(classes)]
+
+
+def _blocks(view: FeatureView) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    for start in range(0, len(view), _ROWS):
+        yield start, view[start : start + _ROWS]
+
+
+def _write_npz(
+    path: Path,
+    view: FeatureView,
+    ids: list[str],
+    names: list[str],
+    labels: npt.NDArray[Any] | None,
+    classes: Sequence[str],
+) -> None:
+    """Write what `numpy.load` reads, a few rows at a time."""
+    arrays = {"ids": np.array(ids), "columns": np.array(names)}
+    if labels is not None:
+        arrays |= {"labels": labels, "classes": np.array(classes)}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+        with archive.open("features.npy", "w", force_zip64=True) as file:
+            layout = {"descr": view.dtype.str, "fortran_order": False, "shape": view.shape}
+            np.lib.format.write_array_header_2_0(file, layout)
+            for _, rows in _blocks(view):
+                file.write(np.ascontiguousarray(rows).data)
+
+
+def _write_csv(
+    path: Path,
+    view: FeatureView,
+    ids: list[str],
+    names: list[str],
+    labels: npt.NDArray[Any] | None,
+    classes: Sequence[str],
+) -> None:
+    extra = _label_columns(labels, classes)
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", *(name for name, _ in extra), *names])
+        for start, rows in _blocks(view):
+            for i, row in enumerate(rows, start):
+                # Through str, which writes each float32 with the fewest digits that restore it.
+                writer.writerow([ids[i], *(column[i] for _, column in extra), *map(str, row)])
+
+
+def _write_parquet(
+    path: Path,
+    view: FeatureView,
+    ids: list[str],
+    names: list[str],
+    labels: npt.NDArray[Any] | None,
+    classes: Sequence[str],
+) -> None:
+    pa = importlib.import_module("pyarrow")
+    parquet = importlib.import_module("pyarrow.parquet")
+
+    extra = _label_columns(labels, classes)
+    writer = None
+    try:
+        for start, rows in _blocks(view):
+            stop = start + len(rows)
+            columns = {"id": pa.array(ids[start:stop])}
+            columns |= {name: pa.array(column[start:stop]) for name, column in extra}
+            columns |= {
+                name: pa.array(np.ascontiguousarray(rows[:, i])) for i, name in enumerate(names)
+            }
+            table = pa.table(columns)
+            writer = writer or parquet.ParquetWriter(path, table.schema)
+            writer.write_table(table)
+    finally:
+        if writer is not None:
+            writer.close()

@@ -1,0 +1,201 @@
+"""What caches there are, what they hold, and which files nobody needs any more."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from spptransfer.cache.lock import Lock
+from spptransfer.cache.reading import FeatureCache
+from spptransfer.cache.workspace import parts_folder
+from spptransfer.errors import CacheError
+from spptransfer.spec import FeatureSpec
+
+_SUFFIX = ".h5"
+_PARTS = ".h5.parts"
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """What is known of a cache, finished or not.
+
+    Attributes
+    ----------
+    path : Path
+        The cache file.
+    bytes : int
+        Size of the file and of its unfinished parts.
+    complete : bool
+        Whether the file is there and no part of it is waiting to be brought in.
+    rows, failed : int
+        Rows with and without features; of the parts where there is no file yet.
+    dataset : str
+        Name of the dataset.
+    spec : FeatureSpec or None
+        What determines the values; None where nothing readable is there.
+    error : str
+        Why the file cannot be read, if so.
+    """
+
+    path: Path
+    bytes: int
+    complete: bool
+    rows: int = 0
+    failed: int = 0
+    dataset: str = ""
+    spec: FeatureSpec | None = None
+    error: str = ""
+
+    def describe(self) -> str:
+        """All of it as text, one field per line."""
+        state = "complete" if self.complete else "unfinished"
+        lines = [
+            f"cache: {self.path}",
+            f"state: {self.error or state}",
+            f"dataset: {self.dataset}",
+            f"rows: {self.rows} with features, {self.failed} failed",
+            f"bytes: {self.bytes}",
+        ]
+        if self.spec is not None:
+            lines.append(f"fingerprint: {self.spec.fingerprint}")
+            lines += [f"{name}: {_plain(value)}" for name, value in self.spec.to_dict().items()]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A file or folder that can go, and why."""
+
+    path: Path
+    bytes: int
+    reason: str
+
+
+def inspect(path: Path) -> CacheInfo:
+    """Find out about one cache without raising for whatever is wrong with it.
+
+    Parameters
+    ----------
+    path : Path
+        The cache file; it may be unfinished, so that only its parts are there.
+
+    Returns
+    -------
+    CacheInfo
+
+    Raises
+    ------
+    CacheError
+        If neither the file nor a part of it is there.
+    """
+    parts = sorted(parts_folder(path).glob("part-*.h5"))
+    if not path.exists() and not parts_folder(path).exists():
+        raise CacheError(f"there is no cache '{path}'")
+    size = sum(file.stat().st_size for file in [path, *parts] if file.is_file())
+    rows, failed, first, error = 0, 0, None, ""
+    for file in [path] if path.exists() else parts:
+        try:
+            cache = FeatureCache(file)
+        except CacheError as problem:
+            error = str(problem)
+            continue
+        first = first or cache
+        rows, failed = rows + len(cache), failed + cache.count - len(cache)
+    complete = path.exists() and not parts and not error
+    if first is None:
+        return CacheInfo(path, size, complete, error=error)
+    return CacheInfo(path, size, complete, rows, failed, first.dataset, first.spec, error)
+
+
+def list_caches(folder: Path) -> list[CacheInfo]:
+    """All caches in a folder, finished or not, by name.
+
+    Parameters
+    ----------
+    folder : Path
+        Where caches lie.
+
+    Returns
+    -------
+    list of CacheInfo
+        Files that are no caches of ours are left out, damaged ones are in.
+    """
+    if not folder.is_dir():
+        return []
+    finished = {path for path in folder.glob(f"*{_SUFFIX}") if path.is_file()}
+    unfinished = {path.with_name(path.name.removesuffix(".parts")) for path in _workspaces(folder)}
+    infos = [inspect(path) for path in sorted(finished | unfinished)]
+    return [info for info in infos if "no feature cache" not in info.error]
+
+
+def prune(
+    folder: Path, keep: Collection[Path] = (), *, dry_run: bool = True, caches: bool = True
+) -> list[Removal]:
+    """Remove unfinished parts and caches that nobody refers to.
+
+    Parameters
+    ----------
+    folder : Path
+        Where caches lie.
+    keep : collection of Path
+        Caches that pipeline files refer to; these and their parts stay.
+    dry_run : bool, default=True
+        Only say what would go.
+    caches : bool, default=True
+        Whether finished caches go too, and not unfinished parts alone.
+
+    Returns
+    -------
+    list of Removal
+        What goes. What a running process is writing stays.
+    """
+    kept = {path.resolve() for path in keep}
+    removals = []
+    for parts in _workspaces(folder):
+        cache = parts.with_name(parts.name.removesuffix(".parts"))
+        if cache.resolve() not in kept and _is_idle(parts, cache):
+            size = sum(file.stat().st_size for file in parts.iterdir() if file.is_file())
+            removals.append(Removal(parts, size, "unfinished parts"))
+    for info in list_caches(folder) if caches else []:
+        free = info.path.resolve() not in kept and _is_idle(parts_folder(info.path), info.path)
+        if free and info.path.exists():
+            size = info.path.stat().st_size
+            removals.append(Removal(info.path, size, "no pipeline file refers to it"))
+    if not dry_run:
+        for removal in removals:
+            _remove(removal.path)
+    return removals
+
+
+def _workspaces(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob(f"*{_PARTS}") if path.is_dir())
+
+
+def _is_idle(parts: Path, cache: Path) -> bool:
+    """Whether nobody writes a cache right now."""
+    if not (parts / "lock").exists():
+        return True
+    lock = Lock(parts / "lock", cache)
+    try:
+        lock.acquire()
+    except CacheError:
+        return False
+    lock.release()
+    return True
+
+
+def _remove(path: Path) -> None:
+    try:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except OSError as error:
+        raise CacheError(f"cannot remove '{path}': {error.strerror}") from error
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

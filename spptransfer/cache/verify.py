@@ -1,0 +1,280 @@
+"""Finding out whether a cache is what it claims to be, row by row."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from spptransfer import images
+from spptransfer.cache.files import make_folder
+from spptransfer.cache.layout import row_runs
+from spptransfer.cache.lock import Lock
+from spptransfer.cache.reading import FeatureCache
+from spptransfer.cache.rows import FAILED, OK, TABLE_BYTES, FeatureRows, IdIndex, Rows, checksums
+from spptransfer.cache.workspace import parts_folder, write_part
+from spptransfer.cache.writing import extents_of
+from spptransfer.errors import ImageError
+
+if TYPE_CHECKING:
+    from spptransfer.datasets import Dataset
+    from spptransfer.extraction import Extraction
+
+# Other batches, threads or devices may round differently; a wrong image differs far more.
+TOLERANCE = {"float32": 1e-3, "float16": 1e-2}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a row, or with the file where `id` is None.
+
+    Examples
+    --------
+    >>> print(Problem("cat/1.jpg", "the image has changed since"))
+    cat/1.jpg: the image has changed since
+    """
+
+    id: str | None
+    what: str
+
+    def __str__(self) -> str:
+        return self.what if self.id is None else f"{self.id}: {self.what}"
+
+
+def verify(
+    path: Path,
+    dataset: Dataset | None = None,
+    load_backbone: Callable[[], Any] | None = None,
+    *,
+    sample: int = 10,
+    seed: int = 0,
+    device: str = "cpu",
+) -> list[Problem]:
+    """Check a cache: structure, checksums, ids, finite numbers; with a dataset, its images too.
+
+    Parameters
+    ----------
+    path : Path
+        The cache.
+    dataset : Dataset, optional
+        What it was made from: the ids must be the same, and every image is hashed again.
+    load_backbone : callable, optional
+        Returns the `Backbone`; with it and a dataset, some rows are extracted again and
+        compared.
+    sample : int, default=10
+        Number of rows to extract again.
+    seed : int, default=0
+        Chooses them.
+    device : str, default="cpu"
+        A torch device.
+
+    Returns
+    -------
+    list of Problem
+        Empty if all is well.
+
+    Raises
+    ------
+    CacheError
+        If the file cannot be opened at all: it is missing, foreign, truncated, or its header is
+        damaged.
+
+    Notes
+    -----
+    A row extracted again must agree to 1e-3 (float16: 1e-2) of its largest number: batches,
+    threads and devices round differently.
+    """
+    cache = FeatureCache(path)
+    problems = [*_check_rows(cache), *_check_file(cache)]
+    if dataset is not None:
+        problems += _check_images(cache, dataset)
+        if load_backbone is not None and sample:
+            bad = {problem.id for problem in problems}
+            problems += _check_sample(
+                cache, dataset, bad, load_backbone, sample=sample, seed=seed, device=device
+            )
+    return problems
+
+
+def repair(
+    path: Path,
+    problems: Sequence[Problem],
+    dataset: Dataset,
+    load_backbone: Callable[[], Any],
+    **options: Any,
+) -> Extraction:
+    """Extract anew the rows that `verify` complained of, and write the file anew around them.
+
+    Parameters
+    ----------
+    path : Path
+        The cache.
+    problems : sequence of Problem
+        What `verify` found.
+    dataset : Dataset
+        The images.
+    load_backbone : callable
+        Returns the `Backbone`.
+    **options
+        Further arguments of `spptransfer.extraction.extract`.
+
+    Returns
+    -------
+    Extraction
+
+    Raises
+    ------
+    CacheError
+        If the file cannot be opened at all; it has to be deleted and made again then.
+    """
+    # Extraction stands above the cache; only these two checks look up to it.
+    from spptransfer.extraction import extract
+
+    cache = FeatureCache(path)
+    _rescue(cache, {problem.id for problem in problems})
+    return extract(
+        dataset,
+        cache.spec,
+        channels=cache.channels,
+        path=path,
+        load_backbone=load_backbone,
+        **options,
+    )
+
+
+def _check_rows(cache: FeatureCache) -> Iterator[Problem]:
+    for rows, _, right in _read_all(cache):
+        for position in np.flatnonzero(~right):
+            yield Problem(rows.ids[position], "the row is not what was written (checksum)")
+    index = IdIndex(cache.column("id"))
+    for id in index.duplicates():
+        yield Problem(id, "the id occurs more than once")
+    if not np.array_equal(index.order, cache.column("by_id")):
+        yield Problem(None, "the index of ids does not sort them")
+
+
+def _read_all(
+    cache: FeatureCache,
+) -> Iterator[tuple[Rows, FeatureRows, npt.NDArray[np.bool_]]]:
+    """All rows, some at a time, and whether each is what was written and finite."""
+    row_bytes = sum(block.width for block in cache.blocks) * np.dtype(cache.spec.storage).itemsize
+    for run in row_runs(cache.count, row_bytes + TABLE_BYTES):
+        rows = cache.rows_at(run)
+        features = {block: cache.read(block, run) for block in cache.blocks}
+        sums = checksums(rows, features, cache.blocks)
+        right = (sums == cache.checksums_at(run)).all(axis=1)
+        for values in features.values():
+            right &= np.isfinite(values).all(axis=1) | (rows.status == FAILED)
+        cache.file.release(TABLE_BYTES * len(rows))
+        yield rows, features, right
+
+
+def _check_file(cache: FeatureCache) -> Iterator[Problem]:
+    if not cache.is_intact():
+        yield Problem(None, "the file is not what was written (SHA-256)")
+        return
+    with h5py.File(cache.path, "r", locking=False) as file:
+        if dict(cache.header.attributes) != {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in file.attrs.items()
+        }:
+            yield Problem(None, "the header and the HDF5 attributes differ")
+        if extents_of(file) != dict(cache.header.extents):
+            yield Problem(None, "the header and the HDF5 datasets differ")
+
+
+def _check_images(cache: FeatureCache, dataset: Dataset) -> Iterator[Problem]:
+    ids = set(dataset.ids)
+    known = IdIndex(cache.column("id")).find(dataset.ids)  # the file's own index may be damaged
+    for position in np.flatnonzero(known < 0):
+        yield Problem(dataset.ids[position], "the image has no row")
+    for run in row_runs(cache.count, TABLE_BYTES):
+        rows = cache.rows_at(run)
+        for id, digest in zip(rows.ids, rows.digest.tolist(), strict=True):
+            if id not in ids:
+                yield Problem(id, "the dataset has no such image")
+            elif digest:
+                what = _compare_image(dataset.path(id), digest.decode())
+                if what:
+                    yield Problem(id, what)
+
+
+def _compare_image(path: Path, digest: str) -> str:
+    try:
+        same = images.content_digest(images.read_bytes(path)) == digest
+    except ImageError as error:
+        return str(error)
+    return "" if same else "the image has changed since"
+
+
+def _check_sample(
+    cache: FeatureCache,
+    dataset: Dataset,
+    bad: set[str | None],
+    load_backbone: Callable[[], Any],
+    *,
+    sample: int,
+    seed: int,
+    device: str,
+) -> Iterator[Problem]:
+    """Extract some rows again, away from the cache, and compare."""
+    from spptransfer.extraction.compute import FeatureComputer
+    from spptransfer.extraction.parts import PartMaker, PartSettings
+    from spptransfer.extraction.plan import Part
+    from spptransfer.extraction.progress import Clock
+
+    good = [id for id in cache.ids if id not in bad]
+    ids = sorted(random.Random(seed).sample(good, min(sample, len(good))))
+    computer = FeatureComputer(load_backbone(), cache.spec, device)
+    settings = PartSettings(cache.path.parent, cache.spec, cache.channels, cache.dataset)
+    with PartMaker(settings, computer, Clock(), workers=1) as maker:
+        part = Part(0, tuple(ids), tuple(dataset.path(id) for id in ids))
+        rows, features = maker.compute(part)
+    positions = IdIndex(cache.column("id")).find(ids)
+    for i, id in enumerate(ids):
+        if rows.status[i] != OK:
+            yield Problem(id, f"extracted again, it fails: {rows.error[i]}")
+            continue
+        distance = max(
+            _distance(cache.read(block, positions[i : i + 1]), features[block][i])
+            for block in cache.blocks
+        )
+        if distance > TOLERANCE[cache.spec.storage]:
+            yield Problem(id, f"extracted again, it differs by {distance:.2g} of its maximum")
+
+
+def _distance(stored: npt.NDArray[Any], again: npt.NDArray[Any]) -> float:
+    """Largest difference, as a share of the largest number."""
+    difference = np.abs(stored.astype(np.float64) - again).max()
+    return float(difference / max(np.abs(stored).max(), 1e-12))
+
+
+def _rescue(cache: FeatureCache, wrong: set[str | None]) -> None:
+    """Turn the good rows of a damaged file into parts and remove the file."""
+    folder = parts_folder(cache.path)
+    make_folder(folder)
+    lock = Lock(folder / "lock", cache.path)
+    lock.acquire()
+    try:
+        for number, (rows, features, right) in enumerate(_read_all(cache)):
+            unsuspected = np.array([id not in wrong for id in rows.ids])
+            keep = np.flatnonzero(right & unsuspected & (rows.status == OK))
+            if len(keep):
+                write_part(
+                    folder,
+                    number,
+                    rows.take(keep),
+                    {block: values[keep] for block, values in features.items()},
+                    spec=cache.spec,
+                    channels=cache.channels,
+                    dataset=cache.dataset,
+                )
+        cache.path.unlink()
+    finally:
+        lock.release()

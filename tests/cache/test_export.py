@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import csv
+import importlib.util
+
+import numpy as np
+import pytest
+from cache_files import make_cache, make_spec
+
+from spptransfer.cache import FeatureCache
+from spptransfer.cache.export import export
+from spptransfer.cache.writing import Labels
+from spptransfer.errors import CacheError, ConfigError
+
+
+@pytest.fixture
+def cache(tmp_path):
+    make_cache(tmp_path / "a.h5", 10, make_spec(scales=(48, 64), levels=(2,)), failed=[4])
+    return FeatureCache.open(tmp_path / "a.h5")
+
+
+def test_npz_holds_what_the_matrix_holds(cache, tmp_path):
+    assert export(cache, tmp_path / "x.npz", levels=[2, 1]) == 9
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as file:
+        np.testing.assert_array_equal(file["features"], cache.matrix(levels=[2, 1]))
+        assert file["ids"].tolist() == cache.ids
+        assert file["labels"].tolist() == cache.labels().tolist()
+        assert file["classes"].tolist() == ["ant", "bee", "cat"]
+        assert file["columns"][0] == "s48_n2_0"
+        assert len(file["columns"]) == file["features"].shape[1]
+
+
+def test_csv_restores_every_number_exactly(cache, tmp_path):
+    some = cache.ids[7:2:-2]
+    export(cache, tmp_path / "x.csv", some, levels=[1], combine="max")
+    with open(tmp_path / "x.csv", newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["id", "label", "n1_0", "n1_1", "n1_2"]
+    assert [row[0] for row in rows] == some
+    assert [row[1] for row in rows] == cache.labels(some).tolist()
+    numbers = np.array([row[2:] for row in rows], dtype=np.float32)
+    np.testing.assert_array_equal(numbers, cache.matrix(some, levels=[1], combine="max"))
+
+
+def test_several_labels_per_image_become_a_column_per_class(tmp_path):
+    labels = Labels(("a", "b"), np.array([[1, -1], [0, 1]], dtype=np.int8))
+    make_cache(tmp_path / "a.h5", 2, make_spec(levels=(1,)), labels=labels)
+    export(FeatureCache.open(tmp_path / "a.h5"), tmp_path / "x.csv")
+    lines = (tmp_path / "x.csv").read_text().splitlines()
+    assert lines[0].startswith("id,label_a,label_b,s64_n1_0")
+    assert lines[2].split(",")[1:3] == ["0", "1"]
+
+
+def test_ids_with_commas_and_newlines_survive_csv(tmp_path):
+    ids = ['a,"b', "line\nbreak", "ünï"]
+    make_cache(tmp_path / "a.h5", ids=ids, labels=None)
+    export(FeatureCache.open(tmp_path / "a.h5"), tmp_path / "x.csv")
+    with open(tmp_path / "x.csv", newline="", encoding="utf-8") as file:
+        assert [row[0] for row in csv.reader(file)][1:] == ids
+
+
+def test_parquet_holds_what_the_matrix_holds(cache, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    export(cache, tmp_path / "x.parquet")
+    table = parquet.read_table(tmp_path / "x.parquet")
+    assert table.column("id").to_pylist() == cache.ids
+    stored = np.stack([table.column(i).to_numpy() for i in range(2, table.num_columns)], axis=1)
+    np.testing.assert_array_equal(stored, cache.matrix())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is there")
+def test_parquet_without_pyarrow_says_what_to_install(cache, tmp_path):
+    with pytest.raises(ConfigError, match="pip install pyarrow"):
+        export(cache, tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x", "x.NPZ"])
+def test_an_unknown_kind_of_file_is_refused_with_the_known_ones(cache, tmp_path, name):
+    with pytest.raises(ConfigError, match=r"\.npz, \.csv, \.parquet"):
+        export(cache, tmp_path / name)
+
+
+def test_a_failed_export_leaves_nothing_behind(cache, tmp_path):
+    with pytest.raises(CacheError, match="has no row 'x'"):
+        export(cache, tmp_path / "x.csv", ["x"])
+    with pytest.raises(CacheError, match="no rows to export"):
+        export(cache, tmp_path / "x.csv", [])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from cache_files import make_cache, make_ids, make_spec
+
+from spptransfer.cache.merge import merge
+from spptransfer.cache.verify import verify
+from spptransfer.cache.writing import Labels
+from spptransfer.errors import CacheError, SpecMismatchError
+
+IDS = make_ids(12)
+
+
+def test_caches_of_disjoint_ids_become_one(tmp_path):
+    _, a = make_cache(tmp_path / "a.h5", ids=IDS[:5])
+    _, b = make_cache(tmp_path / "b.h5", ids=IDS[5:], seed=1)
+    merged = merge(tmp_path / "c.h5", [tmp_path / "a.h5", tmp_path / "b.h5"])
+    assert merged.ids == IDS
+    block = merged.blocks[0]
+    np.testing.assert_array_equal(merged.matrix(), np.concatenate([a[block], b[block]]))
+    assert len(merged.labels()) == 12
+    assert verify(tmp_path / "c.h5") == []
+
+
+def test_rows_that_several_hold_are_taken_once_if_they_agree(tmp_path):
+    make_cache(tmp_path / "a.h5", ids=IDS[:8])
+    make_cache(tmp_path / "b.h5", ids=[*IDS[:8], "more"])
+    merged = merge(tmp_path / "c.h5", [tmp_path / "a.h5", tmp_path / "b.h5"])
+    assert merged.ids == [*IDS[:8], "more"]
+
+
+def test_rows_that_disagree_are_named_and_nothing_is_written(tmp_path):
+    make_cache(tmp_path / "a.h5", ids=IDS[:8])
+    make_cache(tmp_path / "b.h5", ids=IDS[7:], seed=1)
+    with pytest.raises(CacheError, match=f"disagree about the row '{IDS[7]}'"):
+        merge(tmp_path / "c.h5", [tmp_path / "a.h5", tmp_path / "b.h5"])
+    assert not (tmp_path / "c.h5").exists()
+
+
+def test_a_row_with_features_goes_before_a_failed_one(tmp_path):
+    make_cache(tmp_path / "a.h5", ids=IDS[:4], failed=[1, 2])
+    make_cache(tmp_path / "b.h5", ids=IDS[1:2], seed=1)
+    merged = merge(tmp_path / "c.h5", [tmp_path / "a.h5", tmp_path / "b.h5"])
+    assert set(merged.ids) == {IDS[0], IDS[1], IDS[3]}
+    assert dict(merged.failures) == {IDS[2]: "reason 2"}
+
+
+def test_a_cache_may_be_merged_into_itself(tmp_path):
+    make_cache(tmp_path / "a.h5", ids=IDS[:5])
+    make_cache(tmp_path / "b.h5", ids=IDS[5:], seed=1)
+    assert len(merge(tmp_path / "a.h5", [tmp_path / "a.h5", tmp_path / "b.h5"])) == 12
+
+
+def test_labels_of_other_classes_are_left_out(tmp_path):
+    make_cache(tmp_path / "a.h5", ids=IDS[:5])
+    other = Labels(("x",), np.zeros(7, dtype=np.int32))
+    make_cache(tmp_path / "b.h5", ids=IDS[5:], seed=1, labels=other)
+    assert merge(tmp_path / "c.h5", [tmp_path / "a.h5", tmp_path / "b.h5"]).classes == ()
+
+
+def test_other_specs_are_refused_by_field(tmp_path):
+    make_cache(tmp_path / "a.h5")
+    make_cache(tmp_path / "b.h5", spec=make_spec(view="warp"))
+    with pytest.raises(SpecMismatchError, match="view: full is not warp"):
+        merge(tmp_path / "c.h5", [tmp_path / "a.h5", tmp_path / "b.h5"])
+
+
+def test_a_damaged_row_is_not_carried_over(tmp_path):
+    make_cache(tmp_path / "a.h5")
+    content = bytearray((tmp_path / "a.h5").read_bytes())
+    content[-1] ^= 1
+    from spptransfer.cache import FeatureCache
+
+    extent = FeatureCache.open(tmp_path / "a.h5").header.extents["features/scale_64/level_4"]
+    content[extent.offset] ^= 1
+    (tmp_path / "a.h5").write_bytes(content)
+    with pytest.raises(CacheError, match="is not what was written"):
+        merge(tmp_path / "c.h5", [tmp_path / "a.h5"])
+
+
+def test_nothing_to_merge_is_an_error(tmp_path):
+    with pytest.raises(CacheError, match="at least one"):
+        merge(tmp_path / "c.h5", [])

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from cache_files import CHANNELS, make_cache, make_ids, make_rows, make_spec
+
+from spptransfer.cache import FeatureCache
+from spptransfer.cache.lock import STALE_SECONDS
+from spptransfer.cache.workspace import Workspace, parts_folder, write_part
+from spptransfer.cache.writing import Labels
+from spptransfer.errors import CacheError, SpecMismatchError
+
+SPEC = make_spec()
+IDS = make_ids(12)
+
+
+def workspace(path, spec=SPEC, ids=IDS):
+    return Workspace(path, spec=spec, channels=CHANNELS, dataset="made up", ids=ids)
+
+
+def put(space, number, ids, seed=0, spec=SPEC):
+    rows, features = make_rows(ids, spec, seed=seed)
+    part = write_part(
+        space.folder, number, rows, features, spec=spec, channels=CHANNELS, dataset="made up"
+    )
+    space.adopt(part)
+    return features
+
+
+def fill(path, ids=IDS, seed=0):
+    with workspace(path, ids=ids) as space:
+        put(space, 0, ids, seed)
+        space.finish(None)
+
+
+def matrix(path, ids=None):
+    return FeatureCache.open(path).matrix(ids)
+
+
+def test_parts_in_any_order_become_one_file_in_the_order_of_the_ids(tmp_path):
+    with workspace(tmp_path / "a.h5") as space:
+        second = put(space, 1, IDS[6:][::-1], seed=1)
+        first = put(space, 0, IDS[:6])
+        assert space.known.all()
+        space.finish(None)
+    block = next(iter(first))
+    expected = np.concatenate([first[block], second[block][::-1]])
+    np.testing.assert_array_equal(matrix(tmp_path / "a.h5"), expected)
+    assert not parts_folder(tmp_path / "a.h5").exists()
+
+
+def test_parts_outlive_their_writer_and_are_taken_over(tmp_path):
+    with workspace(tmp_path / "a.h5") as space:
+        put(space, 0, IDS[:6])
+    with workspace(tmp_path / "a.h5") as space:
+        assert space.known.tolist() == [True] * 6 + [False] * 6
+        put(space, 1, IDS[6:])
+        space.finish(None)
+    assert FeatureCache.open(tmp_path / "a.h5").ids == IDS
+
+
+def test_a_newer_part_replaces_rows_of_the_finished_file(tmp_path):
+    fill(tmp_path / "a.h5")
+    before = matrix(tmp_path / "a.h5")
+    with workspace(tmp_path / "a.h5") as space:
+        put(space, 0, IDS[3:5], seed=9)
+        space.finish(None)
+    same = (matrix(tmp_path / "a.h5") == before).all(axis=1)
+    assert same.tolist() == [i not in (3, 4) for i in range(12)]
+
+
+def test_removed_ids_disappear_and_the_order_follows_the_dataset(tmp_path):
+    fill(tmp_path / "a.h5")
+    kept = IDS[8:2:-1]
+    expected = matrix(tmp_path / "a.h5", kept)
+    with workspace(tmp_path / "a.h5", ids=kept) as space:
+        space.finish(None)
+    assert FeatureCache.open(tmp_path / "a.h5").ids == kept
+    np.testing.assert_array_equal(matrix(tmp_path / "a.h5"), expected)
+
+
+def test_a_file_that_is_up_to_date_is_not_written_again(tmp_path):
+    fill(tmp_path / "a.h5")
+    before = (tmp_path / "a.h5").stat().st_ino
+    with workspace(tmp_path / "a.h5") as space:
+        space.finish(None)
+    assert (tmp_path / "a.h5").stat().st_ino == before
+
+
+def test_other_labels_alone_are_written_without_other_features(tmp_path):
+    fill(tmp_path / "a.h5")
+    before = matrix(tmp_path / "a.h5")
+    labels = Labels(("x", "y"), np.arange(12, dtype=np.int32) % 2)
+    with workspace(tmp_path / "a.h5") as space:
+        space.finish(labels)
+    assert FeatureCache.open(tmp_path / "a.h5").labels(IDS[1:3]).tolist() == ["y", "x"]
+    np.testing.assert_array_equal(matrix(tmp_path / "a.h5"), before)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+def test_a_damaged_part_is_left_out(tmp_path, damage):
+    with workspace(tmp_path / "a.h5") as space:
+        put(space, 0, IDS[:6])
+    (part,) = parts_folder(tmp_path / "a.h5").glob("part-*.h5")
+    content = bytearray(part.read_bytes())
+    content[-5] ^= 1
+    part.write_bytes({"cut": content[:-9], "flip": content, "empty": b""}[damage])
+    with workspace(tmp_path / "a.h5") as space:
+        assert not space.known.any()
+    assert not part.exists()
+
+
+def test_damaged_rows_are_never_carried_into_a_new_file(tmp_path):
+    fill(tmp_path / "a.h5")
+    content = bytearray((tmp_path / "a.h5").read_bytes())
+    extent = FeatureCache.open(tmp_path / "a.h5").file.header.extents["features/scale_64/level_4"]
+    content[extent.offset + extent.nbytes // 2] ^= 1
+    (tmp_path / "a.h5").write_bytes(content)
+    with workspace(tmp_path / "a.h5", ids=IDS[1:]) as space, pytest.raises(CacheError) as caught:
+        space.finish(None)
+    assert f"row '{IDS[6]}'" in str(caught.value)
+    assert "is not what was written" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["file", "part"])
+def test_rows_of_another_spec_are_neither_used_nor_lost(tmp_path, kind):
+    with workspace(tmp_path / "a.h5") as space:
+        put(space, 0, IDS)
+        if kind == "file":
+            space.finish(None)
+    other = dataclasses.replace(SPEC, view="warp")
+    with (
+        pytest.raises(SpecMismatchError, match="view: full is not warp"),
+        workspace(tmp_path / "a.h5", other),
+    ):
+        pass
+    with workspace(tmp_path / "a.h5") as space:
+        assert space.known.all()
+
+
+def test_a_wider_file_keeps_its_spec(tmp_path):
+    wide = make_spec(scales=(48, 64))
+    make_cache(tmp_path / "a.h5", 12, wide, labels=None)
+    with workspace(tmp_path / "a.h5") as space:
+        assert space.spec == wide
+        space.finish(None)
+    assert FeatureCache.open(tmp_path / "a.h5").spec == wide
+
+
+def test_a_second_writer_is_told_who_writes_and_since_when(tmp_path):
+    with (
+        workspace(tmp_path / "a.h5"),
+        pytest.raises(CacheError, match=rf"written by process {os.getpid()} on .* since 20"),
+        workspace(tmp_path / "a.h5"),
+    ):
+        pass
+    with workspace(tmp_path / "a.h5"):
+        pass
+
+
+def _hold_until_killed(path, ready):
+    with workspace(path):
+        ready.set()
+        time.sleep(60)
+
+
+def test_a_killed_writer_holds_nothing(tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    process = context.Process(target=_hold_until_killed, args=(tmp_path / "a.h5", ready))
+    process.start()
+    ready.wait(30)
+    with pytest.raises(CacheError, match=f"process {process.pid} "), workspace(tmp_path / "a.h5"):
+        pass
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with workspace(tmp_path / "a.h5"):
+        pass
+
+
+@pytest.mark.parametrize(("age", "held"), [(0, True), (STALE_SECONDS + 60, False)])
+def test_a_writer_on_another_host_is_believed_while_it_shows_itself(tmp_path, age, held):
+    lock = parts_folder(tmp_path / "a.h5") / "lock"
+    lock.parent.mkdir()
+    lock.write_text(json.dumps({"process": 1, "host": "elsewhere", "since": "2026-01-01"}))
+    os.utime(lock, (time.time() - age,) * 2)
+    if held:
+        with pytest.raises(CacheError, match="on elsewhere"), workspace(tmp_path / "a.h5"):
+            pass
+    else:
+        with workspace(tmp_path / "a.h5"):
+            pass
+
+
+@pytest.mark.parametrize("content", ["", "{", "null", "[1]", '{"process": 1}', "\0\0"])
+def test_a_lock_file_with_any_content_can_be_taken(tmp_path, content):
+    lock = parts_folder(tmp_path / "a.h5") / "lock"
+    lock.parent.mkdir()
+    lock.write_text(content)
+    with workspace(tmp_path / "a.h5"):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match="cannot write"), workspace(tmp_path / "file" / "a.h5"):
+        pass

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import hashlib
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from image_files import encode, picture, rotated_by_exif
+
+from spptransfer import images
+from spptransfer.extraction import batches
+from spptransfer.extraction.batches import CHANGED, OUT_OF_MEMORY, Stamp, group, load, probe
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(rotated_by_exif(picture(50, 70), 6))
+    return path
+
+
+def test_a_probe_knows_size_and_digest_without_decoding(image, monkeypatch):
+    monkeypatch.setattr(images, "decode", None)
+    found = probe(image, [25, 64], "full")
+    assert (found.height, found.width) == (50, 70)
+    assert found.view_sizes == ((25, 35), (64, 90))
+    assert found.digest == hashlib.sha256(image.read_bytes()).hexdigest()
+    assert found.stamp == Stamp.of(image)
+
+
+def test_the_views_loaded_have_the_size_that_was_probed(image):
+    found = probe(image, [25, 64], "full")
+    loaded = load(image, found, [25, 64], "full")
+    assert tuple(view.shape[:2] for view in loaded.views) == found.view_sizes
+    assert loaded.error == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "message", "has_digest"),
+    [
+        (b"", "the file is empty", False),
+        (b"text", "no image of a known format", True),
+        (encode(picture(5, 5))[:20], "no image of a known format", True),
+    ],
+)
+def test_a_broken_image_is_a_result_with_its_reason(tmp_path, content, message, has_digest):
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    found = probe(path, [64], "full")
+    assert found.view_sizes is None
+    assert message in found.error
+    assert bool(found.digest) == has_digest
+
+
+def test_missing_files_folders_loops_and_pipes_are_results_too(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe")
+    messages = {
+        "none": "No such file",
+        ".": "a directory",
+        "loop": "symbolic links",
+        "pipe": "no regular file",
+        "x" * 300: "name too long",
+        "nul\0": "null",
+    }
+    for name, message in messages.items():
+        assert message in probe(tmp_path / name, [64], "full").error
+
+
+def test_an_image_cut_off_after_its_header_fails_when_it_is_decoded(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(picture(50, 70))[:900])
+    found = probe(path, [64], "full")
+    assert found.error == ""
+    assert "cannot decode" in load(path, found, [64], "full").error
+
+
+def test_an_image_that_changes_between_probing_and_loading_fails(image):
+    found = probe(image, [64], "full")
+    image.write_bytes(encode(picture(50, 70, 9)))
+    assert load(image, found, [64], "full").error == CHANGED
+
+
+def test_an_image_too_large_to_decode_fails(image, monkeypatch):
+    found = probe(image, [64], "full")
+
+    def exhausted(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(batches.images, "render", exhausted)
+    assert load(image, found, [64], "full").error == OUT_OF_MEMORY
+
+
+@given(
+    st.lists(st.one_of(st.none(), st.integers(1, 5)), max_size=40),
+    st.integers(1, 30),
+)
+def test_every_position_with_a_key_is_in_one_batch_of_equals_within_the_budget(keys, budget):
+    costs = [key or 0 for key in keys]
+    found = list(group(keys, costs, budget))
+    assert sorted(p for batch in found for p in batch) == [
+        p for p, key in enumerate(keys) if key is not None
+    ]
+    for batch in found:
+        assert len({keys[p] for p in batch}) == 1
+        assert len(batch) == 1 or sum(costs[p] for p in batch) <= budget
+        assert batch == sorted(batch)
+
+
+def test_views_are_bytes_of_three_channels(image):
+    loaded = load(image, probe(image, [33], "warp"), [33], "warp")
+    assert loaded.views[0].shape == (33, 33, 3)
+    assert loaded.views[0].dtype == np.uint8

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from cache_files import make_spec
+from extraction_cases import SPEC, backbone
+from image_files import picture
+
+from spptransfer import backbones, images
+from spptransfer.errors import ConfigError
+from spptransfer.extraction.compute import FeatureComputer, is_out_of_memory
+from spptransfer.pyramid import bin_bounds
+
+FAMILIES = [
+    "alexnet",
+    "vgg11",
+    "resnet18",
+    "squeezenet1_1",
+    "mobilenet_v2",
+    "zf5",
+    "convnet-star-5",
+    "overfeat-5",
+    "spp-mini",
+]
+QUICK = ("squeezenet1_1", "spp-mini")
+
+
+def view(height, width, seed=0):
+    return images.render(picture(height, width, seed), min(height, width))
+
+
+def brute_force(network, pixels, spec):
+    """In float64, bin by bin."""
+    network = copy.deepcopy(network).double()
+    mean, std = (np.array(spec.preprocessing[name]) for name in ("mean", "std"))
+    normal = ((pixels / 255.0 - mean) / std).transpose(2, 0, 1)
+    maps = network.maps(torch.from_numpy(normal)[None]).numpy()[0]
+    vectors = {}
+    for level in spec.levels:
+        rows, columns = (bin_bounds(side, level) for side in maps.shape[1:])
+        pool = np.max if spec.pooling == "max" else np.mean
+        bins = [
+            [pool(maps[:, top:bottom, left:right], axis=(1, 2)) for left, right in columns]
+            for top, bottom in rows
+        ]
+        vectors[level] = np.array(bins).transpose(2, 0, 1).ravel()
+    return vectors
+
+
+def assert_close(found, expected, tolerance=1e-5):
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("size", [(48, 48), (48, 131), (97, 50), (48, 1600)])
+@pytest.mark.parametrize("pooling", ["max", "mean"])
+def test_features_are_those_of_a_float64_network_and_bins_cut_by_hand(size, pooling):
+    spec = dataclasses.replace(SPEC, levels=(4, 3, 1), pooling=pooling)
+    pixels = view(*size)
+    found = FeatureComputer(backbone(), spec)(pixels[None])
+    expected = brute_force(backbone(), pixels, spec)
+    assert list(found) == list(spec.levels)
+    for level, values in found.items():
+        assert values.dtype == np.float32
+        assert_close(values[0], expected[level])
+
+
+def test_flipped_features_are_the_mean_of_both_mirror_images_at_all_levels():
+    spec = dataclasses.replace(SPEC, levels=(4, 2, 1), flip=True)
+    assert spec.levels == (4, 2, 1)
+    pixels = view(50, 70)
+    found = FeatureComputer(backbone(), spec)(pixels[None])
+    one, other = (brute_force(backbone(), p, spec) for p in (pixels, pixels[:, ::-1].copy()))
+    for level in spec.levels:
+        assert_close(found[level][0], (one[level] + other[level]) / 2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
+)
+def test_strips_give_the_whole_map_for_every_family(name):
+    network = backbones.load(name, "random")
+    spec = make_spec(backbone=name, levels=(6,), scales=(64,))
+    computer = FeatureComputer(network, spec)
+    generator = np.random.default_rng(7)
+    shortest = (6 * computer._margin + 3) * computer._stride
+    side = int(generator.integers(31, 60))
+    length = int(shortest * generator.uniform(1, 1.5))
+    pixels = generator.integers(0, 256, (1, side, length, 3), dtype=np.uint8)
+    for views in (pixels, pixels.transpose(0, 2, 1, 3).copy()):
+        batch = torch.from_numpy(views)
+        computer.strip_pixels = 1 << 30
+        whole = computer._maps(batch)
+        computer.strip_pixels = 1
+        strips = computer._maps(batch)
+        assert len(list(computer._strips(batch))) > 1
+        assert strips.shape == whole.shape
+        assert_close(strips.numpy(), whole.numpy(), 2e-5)
+
+
+def test_a_strip_never_grows_with_the_image():
+    computer = FeatureComputer(backbone(), SPEC)
+    computer.strip_pixels = 48 * 400
+    seen = []
+    network = computer._backbone
+    computer._margin  # noqa: B018 - measured before the maps are watched
+    original = network.maps
+    network.maps = lambda pixels: seen.append(pixels.shape[3]) or original(pixels)
+    try:
+        computer(view(48, 6000)[None])
+    finally:
+        del network.maps
+    assert len(seen) > 5
+    assert max(seen) < 1000
+
+
+def test_images_of_a_batch_do_not_see_each_other():
+    computer = FeatureComputer(backbone(), SPEC)
+    views = np.stack([view(48, 70, seed) for seed in range(5)])
+    together = computer(views)[3]
+    for i in (0, 4):
+        assert_close(computer(views[i : i + 1])[3][0], together[i], 1e-6)
+    np.testing.assert_array_equal(computer(views)[3], together)
+
+
+def test_a_long_view_in_a_batch_is_computed_like_alone():
+    computer = FeatureComputer(backbone(), SPEC)
+    views = np.stack([view(48, 1500, seed) for seed in range(2)])
+    whole = computer(views)[3]
+    computer.strip_pixels = 48 * 500
+    assert_close(computer(views)[3], whole, 1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lower_precision_is_near_and_still_float32_outside(precision):
+    spec = dataclasses.replace(SPEC, precision=precision)
+    found = FeatureComputer(copy.deepcopy(backbone()), spec)(view(48, 60)[None])[3]
+    exact = FeatureComputer(backbone(), SPEC)(view(48, 60)[None])[3]
+    assert found.dtype == np.float32
+    assert_close(found, exact, 0.05)
+    assert not np.array_equal(found, exact)
+
+
+def test_a_fully_connected_layer_is_what_a_plain_forward_gives():
+    network = backbones.load("alexnet", "random", layer="fc6")
+    spec = make_spec(backbone="alexnet", layer="fc6", levels=(), scales=(64,))
+    pixels = view(64, 90)
+    found = FeatureComputer(network, spec)(pixels[None])
+    mean, std = (torch.tensor(spec.preprocessing[name]) for name in ("mean", "std"))
+    normal = (torch.from_numpy(pixels) / 255 - mean) / std
+    expected = network(normal.permute(2, 0, 1)[None])
+    assert list(found) == [None]
+    assert found[None].shape == (1, 4096)
+    assert_close(found[None], expected.numpy(), 1e-4)
+
+
+def test_a_scale_too_small_for_the_backbone_is_refused_before_any_work():
+    with pytest.raises(
+        ConfigError, match=r"scales: 16 is too small for squeezenet1_1.*at least 17"
+    ):
+        FeatureComputer(backbone(), dataclasses.replace(SPEC, scales=(16, 64)))
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+            True,
+        ),
+        (RuntimeError("shapes cannot be multiplied"), False),
+        (ValueError("can't allocate memory"), False),
+    ],
+)
+def test_running_out_of_memory_is_told_from_other_errors(error, expected):
+    assert is_out_of_memory(error) is expected
+
+
+def test_torch_reports_a_full_memory_as_we_expect():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(3, 4000), (4000, 3)])
+def test_extreme_shapes_fit_in_memory_and_equal_what_pieces_of_them_give(size):
+    network = backbones.load("alexnet", "random")
+    computer = FeatureComputer(network, make_spec(backbone="alexnet", levels=(6,), scales=(224,)))
+    pixels = torch.from_numpy(images.render(picture(*size), 224)[None])
+    axis = 2 if size[0] == 3 else 1
+    length = pixels.shape[axis]
+    assert length > 290_000
+    maps = computer._maps(pixels)
+    stride, cells, margin = computer._stride, 300, computer._margin
+    last = (length - cells * stride) // stride
+    computer.strip_pixels = 1 << 30
+    for first in (0, 7777, last):
+        end = length if first == last else (first + cells) * stride
+        piece = pixels.narrow(axis, first * stride, end - first * stride)
+        whole = computer._maps(piece)
+        inner = slice(margin if first else 0, whole.shape[axis + 1] - (first < last) * margin)
+        found = maps.narrow(axis + 1, first, whole.shape[axis + 1])
+        expected, found = (
+            m.transpose(2, 3).numpy()[:, :, inner] if axis == 2 else m.numpy()[:, :, inner]
+            for m in (whole, found)
+        )
+        assert_close(found, expected, 1e-5)

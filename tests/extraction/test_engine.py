@@ -1,0 +1,424 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from cache_files import make_spec
+from extraction_cases import (
+    CHANNELS,
+    SPEC,
+    StopAfter,
+    awkward_images,
+    backbone,
+    broken_images,
+    forbidden,
+    make_dataset,
+    many_images,
+    open_folder,
+    run,
+)
+from image_files import encode, picture
+from PIL import Image
+
+from spptransfer import backbones, images
+from spptransfer.cache import FeatureCache
+from spptransfer.cache.workspace import parts_folder
+from spptransfer.errors import CacheError, ConfigError, DatasetError, SpecMismatchError
+from spptransfer.extraction import Interrupted
+from spptransfer.extraction import parts as parts_module
+from spptransfer.extraction.batches import OUT_OF_MEMORY, Stamp
+from spptransfer.extraction.compute import FeatureComputer
+
+
+@pytest.fixture(scope="module")
+def awkward(tmp_path_factory):
+    root = tmp_path_factory.mktemp("awkward")
+    dataset = make_dataset(root / "images", awkward_images())
+    report = run(dataset, root / "a.h5")
+    return dataset, FeatureCache.open(root / "a.h5"), report
+
+
+def counts(report):
+    return report.added, report.changed, report.unchanged, report.removed, len(report.failures)
+
+
+def test_every_awkward_image_has_the_features_of_the_plain_path(awkward):
+    dataset, cache, report = awkward
+    assert counts(report) == (len(dataset), 0, 0, 0, 0)
+    assert cache.ids == list(dataset.ids)
+    computer = FeatureComputer(backbone(), SPEC)
+    for id in dataset.ids:
+        image = images.decode(dataset.path(id).read_bytes())
+        expected = computer(images.render(image, 48)[None])[3]
+        np.testing.assert_allclose(cache.matrix([id]), expected, atol=1e-5 * expected.max())
+
+
+def test_the_table_holds_digest_and_upright_size(awkward):
+    dataset, cache, _ = awkward
+    rows = cache.rows
+    turned = rows.ids.index("turned.png")
+    assert (rows.height[turned], rows.width[turned]) == (50, 70)
+    data = dataset.path("turned.png").read_bytes()
+    assert cache.digests()["turned.png"] == images.content_digest(data)
+
+
+def test_labels_come_from_the_dataset_by_id(awkward):
+    dataset, cache, _ = awkward
+    some = list(dataset.ids)[::-2]
+    expected = [dataset.classes[t] for t in dataset.targets_of(some)]
+    assert cache.labels(some).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"jobs": 1},
+        {"jobs": 5},
+        {"batch_pixels": 1},
+        {"batch_pixels": 10**7},
+        {"part_rows": 1},
+        {"part_rows": 100},
+    ],
+    ids=str,
+)
+def test_batch_size_workers_and_parts_change_nothing_beyond_rounding(awkward, tmp_path, settings):
+    dataset, cache, _ = awkward
+    run(dataset, tmp_path / "b.h5", **settings)
+    other = FeatureCache.open(tmp_path / "b.h5")
+    assert other.fingerprint == cache.fingerprint
+    np.testing.assert_allclose(other.matrix(), cache.matrix(), rtol=0, atol=1e-5)
+    assert other.digests() == cache.digests()
+
+
+def test_the_order_of_the_dataset_changes_nothing_beyond_rounding(awkward, tmp_path):
+    dataset, cache, _ = awkward
+    backwards = open_folder(dataset.root, dataset.ids[::-1])
+    run(backwards, tmp_path / "b.h5")
+    other = FeatureCache.open(tmp_path / "b.h5")
+    assert other.ids == list(dataset.ids)[::-1]
+    np.testing.assert_allclose(other.matrix(cache.ids), cache.matrix(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_the_same_settings_give_the_same_bytes(awkward, tmp_path, jobs):
+    dataset, cache, _ = awkward
+    run(dataset, tmp_path / "b.h5", jobs=jobs)
+    assert (tmp_path / "b.h5").read_bytes() == cache.path.read_bytes()
+
+
+def test_scales_are_stored_apart_and_equal_those_extracted_alone(awkward, tmp_path):
+    dataset, cache, _ = awkward
+    run(dataset, tmp_path / "b.h5", dataclasses.replace(SPEC, scales=(64, 48)))
+    both = FeatureCache.open(tmp_path / "b.h5")
+    np.testing.assert_allclose(both.matrix(scales=[48]), cache.matrix(), atol=1e-5)
+    run(dataset, tmp_path / "c.h5", dataclasses.replace(SPEC, scales=(64,)))
+    alone = FeatureCache.open(tmp_path / "c.h5").matrix()
+    np.testing.assert_allclose(both.matrix(scales=[64]), alone, atol=1e-5)
+
+
+def test_float16_storage_is_the_float32_features_rounded(awkward, tmp_path):
+    dataset, cache, _ = awkward
+    run(dataset, tmp_path / "b.h5", dataclasses.replace(SPEC, storage="float16"))
+    half = FeatureCache.open(tmp_path / "b.h5")
+    np.testing.assert_allclose(half.matrix(), cache.matrix(), rtol=1e-3, atol=1e-4)
+    assert half.rows.status.tolist() == cache.rows.status.tolist()
+
+
+def test_numbers_beyond_float16_make_a_failed_row(tmp_path):
+    dataset = make_dataset(tmp_path / "images", many_images(2))
+    loud = backbones.load("squeezenet1_1", "random", layer="fire4")
+    loud.trunk[0].weight.data *= 1e7
+    spec = dataclasses.replace(SPEC, storage="float16")
+    report = run(dataset, tmp_path / "a.h5", spec, load_backbone=lambda: loud)
+    assert set(report.failures) == set(dataset.ids)
+    assert "not finite" in report.failures["0000.png"]
+
+
+def test_a_vector_layer_is_cached_as_vectors(tmp_path):
+    dataset = make_dataset(tmp_path / "images", many_images(3))
+    spec = make_spec(backbone="alexnet", layer="fc6", levels=(), scales=(48,))
+    network = backbones.load("alexnet", "random", layer="fc6")
+    run(dataset, tmp_path / "a.h5", spec, channels=4096, load_backbone=lambda: network)
+    matrix = FeatureCache.open(tmp_path / "a.h5", spec).matrix()
+    view = images.render(picture(40, 44, 0), 48)
+    expected = FeatureComputer(network, spec)(view[None])[None]
+    np.testing.assert_allclose(matrix[:1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_broken_images_are_failed_rows_with_their_reasons(tmp_path):
+    files = many_images(3) | broken_images()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "folder.png").mkdir()
+    (tmp_path / "images" / "loop.png").symlink_to("loop.png")
+    dataset = make_dataset(tmp_path / "images", files, ("folder.png", "loop.png", "missing.png"))
+    report = run(dataset, tmp_path / "a.h5")
+    cache = FeatureCache.open(tmp_path / "a.h5")
+    expected = {
+        "empty.jpg": "empty",
+        "text.jpg": "no image of a known format",
+        "cut.png": "cannot decode",
+        "huge.png": "more than",
+        "folder.png": "a directory",
+        "loop.png": "symbolic links",
+        "missing.png": "No such file",
+    }
+    assert dict(cache.failures) == report.failures
+    assert set(report.failures) == set(expected)
+    for id, reason in expected.items():
+        assert reason in report.failures[id]
+    assert cache.ids == ["0000.png", "0001.png", "0002.png"]
+    again = run(dataset, tmp_path / "a.h5", load_backbone=forbidden)
+    assert counts(again) == (0, 0, 10, 0, 7)
+
+
+def test_a_broken_image_that_was_repaired_is_extracted(tmp_path):
+    dataset = make_dataset(tmp_path / "images", {"a.png": b"broken"}, ("b.png",))
+    assert len(run(dataset, tmp_path / "a.h5").failures) == 2
+    for name in ("a.png", "b.png"):
+        (tmp_path / "images" / name).write_bytes(encode(picture(40, 50)))
+    assert counts(run(dataset, tmp_path / "a.h5")) == (0, 2, 0, 0, 0)
+
+
+def test_infinite_features_make_a_failed_row(tmp_path):
+    dataset = make_dataset(tmp_path / "images", many_images(2))
+    broken = backbones.load("squeezenet1_1", "random", layer="fire4")
+    broken.trunk[0].bias.data[:] = torch.nan
+    report = run(dataset, tmp_path / "a.h5", load_backbone=lambda: broken)
+    assert len(report.failures) == 2
+    assert "not finite" in report.failures["0001.png"]
+
+
+def test_only_what_is_new_or_changed_is_decoded(tmp_path, monkeypatch):
+    dataset = make_dataset(tmp_path / "images", many_images(6))
+    run(dataset, tmp_path / "a.h5")
+    before = FeatureCache.open(tmp_path / "a.h5").matrix()
+    (dataset.root / "0002.png").write_bytes(encode(picture(41, 50, 99)))
+    (dataset.root / "new.png").write_bytes(encode(picture(41, 50, 98)))
+    ids = [id for id in dataset.ids if id != "0004.png"]
+    decoded = []
+    decode = images.decode
+    monkeypatch.setattr(images, "decode", lambda data: decoded.append(data) or decode(data))
+    report = run(open_folder(dataset.root, [*ids, "new.png"]), tmp_path / "a.h5")
+    assert counts(report) == (1, 1, 4, 1, 0)
+    assert len(decoded) == 2
+    cache = FeatureCache.open(tmp_path / "a.h5")
+    assert cache.ids == [*ids, "new.png"]
+    same = (cache.matrix(ids) == before[[0, 1, 2, 3, 5]]).all(axis=1)
+    assert same.tolist() == [True, True, False, True, True]
+
+
+def test_an_updated_cache_equals_one_made_at_once(tmp_path):
+    dataset = make_dataset(tmp_path / "images", many_images(9))
+    run(open_folder(dataset.root, dataset.ids[2:7]), tmp_path / "a.h5")
+    run(dataset, tmp_path / "a.h5")
+    run(dataset, tmp_path / "b.h5")
+    a, b = (FeatureCache.open(tmp_path / name) for name in ("a.h5", "b.h5"))
+    np.testing.assert_allclose(a.matrix(), b.matrix(), rtol=0, atol=1e-5)
+    assert (a.digests(), a.labels().tolist()) == (b.digests(), b.labels().tolist())
+
+
+def test_nothing_is_opened_where_nothing_changed(tmp_path, monkeypatch):
+    dataset = make_dataset(tmp_path / "images", many_images(3))
+    run(dataset, tmp_path / "a.h5")
+    before = Stamp.of(tmp_path / "a.h5")
+    monkeypatch.setattr(images, "read_bytes", forbidden)
+    report = run(dataset, tmp_path / "a.h5", load_backbone=forbidden)
+    assert counts(report) == (0, 0, 3, 0, 0)
+    assert Stamp.of(tmp_path / "a.h5") == before
+
+
+def test_an_untouched_file_under_a_new_time_is_not_decoded(tmp_path, monkeypatch):
+    dataset = make_dataset(tmp_path / "images", many_images(3))
+    run(dataset, tmp_path / "a.h5")
+    os.utime(dataset.root / "0001.png", (1, 1))
+    monkeypatch.setattr(images, "decode", forbidden)
+    report = run(dataset, tmp_path / "a.h5", load_backbone=forbidden)
+    assert counts(report) == (0, 0, 3, 0, 0)
+
+
+def test_a_change_that_keeps_size_and_time_is_found(tmp_path):
+    dataset = make_dataset(tmp_path / "images", {})
+    path = dataset.root / "a.bmp"
+    path.write_bytes(encode(picture(20, 20, 1), "BMP"))
+    status = path.stat()
+    dataset = open_folder(dataset.root, ["a.bmp"])
+    run(dataset, tmp_path / "a.h5")
+    path.write_bytes(encode(picture(20, 20, 2), "BMP"))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+    assert counts(run(dataset, tmp_path / "a.h5")) == (0, 1, 0, 0, 0)
+
+
+def test_rows_asked_for_again_are_extracted_again(tmp_path):
+    dataset = make_dataset(tmp_path / "images", many_images(3))
+    run(dataset, tmp_path / "a.h5")
+    report = run(dataset, tmp_path / "a.h5", redo=["0001.png"])
+    assert counts(report) == (0, 1, 2, 0, 0)
+    with pytest.raises(DatasetError, match="no image 'x'"):
+        run(dataset, tmp_path / "a.h5", redo=["x"])
+
+
+@pytest.mark.parametrize("checks", [1, 2, 3, 4])
+def test_an_interrupted_run_keeps_its_parts_and_the_next_one_equals_an_uninterrupted_one(
+    tmp_path, checks
+):
+    dataset = make_dataset(tmp_path / "images", many_images(14))
+    with pytest.raises(Interrupted, match="run the same command again"):
+        run(dataset, tmp_path / "a.h5", stop=StopAfter(checks - 1))
+    kept = len(list(parts_folder(tmp_path / "a.h5").glob("part-*.h5")))
+    assert checks - 1 <= kept <= checks + 1
+    assert not (tmp_path / "a.h5").exists()
+    report = run(dataset, tmp_path / "a.h5")
+    assert report.unchanged == min(4 * kept, 14)
+    run(dataset, tmp_path / "b.h5")
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+def test_an_error_in_the_middle_keeps_the_parts_and_is_passed_on(tmp_path):
+    dataset = make_dataset(tmp_path / "images", many_images(12))
+    network = backbones.load("squeezenet1_1", "random", layer="fire4")
+    calls = iter(range(100))
+    original = network.maps
+
+    def breaking(pixels):
+        if next(calls) > 20:
+            raise RuntimeError("the device fell off the bus")
+        return original(pixels)
+
+    network.maps = breaking
+    with pytest.raises(RuntimeError, match="fell off the bus"):
+        run(
+            dataset,
+            tmp_path / "a.h5",
+            load_backbone=lambda: network,
+            batch_pixels=1,
+            jobs=1,
+            part_rows=1,
+            spec=dataclasses.replace(SPEC, flip=True, levels=(3, 1)),
+        )
+    assert len(list(parts_folder(tmp_path / "a.h5").glob("part-*.h5"))) >= 5
+    assert threading.active_count() < 20
+
+
+def _without_memory(network, largest):
+    original = network.maps
+
+    def maps(pixels):
+        if pixels.shape[0] * pixels.shape[2] * pixels.shape[3] > largest:
+            raise torch.OutOfMemoryError("out of memory")
+        return original(pixels)
+
+    network.maps = maps
+    return network
+
+
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(tmp_path):
+    dataset = make_dataset(
+        tmp_path / "images", {f"{i}": encode(picture(48, 48, i)) for i in range(7)}
+    )
+    network = backbones.load("squeezenet1_1", "random", layer="fire4")
+    run(dataset, tmp_path / "a.h5", part_rows=7)
+    expected = FeatureCache.open(tmp_path / "a.h5").matrix()
+    small = _without_memory(network, 2 * 48 * 48)
+    report = run(dataset, tmp_path / "b.h5", load_backbone=lambda: small, part_rows=7)
+    assert not report.failures
+    found = FeatureCache.open(tmp_path / "b.h5").matrix()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_an_image_that_does_not_fit_alone_fails_and_is_tried_again_next_time(tmp_path):
+    files = {"large.png": encode(picture(48, 300)), "small.png": encode(picture(48, 48))}
+    dataset = make_dataset(tmp_path / "images", files)
+    network = backbones.load("squeezenet1_1", "random", layer="fire4")
+    report = run(
+        dataset, tmp_path / "a.h5", load_backbone=lambda: _without_memory(network, 48 * 200)
+    )
+    assert report.failures == {"large.png": OUT_OF_MEMORY}
+    assert counts(run(dataset, tmp_path / "a.h5")) == (0, 1, 1, 0, 0)
+
+
+def test_a_cache_of_another_spec_is_refused_before_any_work(tmp_path):
+    dataset = make_dataset(tmp_path / "images", many_images(2))
+    run(dataset, tmp_path / "a.h5")
+    other = dataclasses.replace(SPEC, view="warp")
+    with pytest.raises(SpecMismatchError, match="view: full is not warp"):
+        run(dataset, tmp_path / "a.h5", other, load_backbone=forbidden)
+
+
+def test_a_wider_cache_serves_and_stays_wide(tmp_path):
+    dataset = make_dataset(tmp_path / "images", many_images(2))
+    wide = dataclasses.replace(SPEC, scales=(48, 64))
+    run(dataset, tmp_path / "a.h5", wide)
+    (dataset.root / "0001.png").write_bytes(encode(picture(30, 30, 5)))
+    assert run(dataset, tmp_path / "a.h5").changed == 1
+    assert FeatureCache.open(tmp_path / "a.h5").spec == wide
+
+
+def test_bad_requests_are_refused_by_name(tmp_path):
+    dataset = make_dataset(tmp_path / "images", many_images(1))
+    with pytest.raises(DatasetError, match="has no images"):
+        run(open_folder(tmp_path, []), tmp_path / "a.h5")
+    with pytest.raises(ConfigError, match="did you mean 'threads'"):
+        run(dataset, tmp_path / "a.h5", engine="thread")
+    with pytest.raises(ConfigError, match="too small"):
+        run(dataset, tmp_path / "a.h5", dataclasses.replace(SPEC, scales=(4,)))
+    assert not parts_folder(tmp_path / "a.h5").exists()
+
+
+def test_a_cache_that_vanishes_while_it_is_written_is_one_clear_line(tmp_path, monkeypatch):
+    dataset = make_dataset(tmp_path / "images", many_images(9))
+    make = parts_module.PartMaker.make
+
+    def vanish(self, part, note=lambda count: None):
+        if part.number == 1:
+            import shutil
+
+            shutil.rmtree(parts_folder(tmp_path / "a.h5"))
+        return make(self, part, note)
+
+    monkeypatch.setattr(parts_module.PartMaker, "make", vanish)
+    with pytest.raises(CacheError, match="No such file"):
+        run(dataset, tmp_path / "a.h5")
+    monkeypatch.undo()
+    assert run(dataset, tmp_path / "a.h5").added == 9
+
+
+def test_the_time_is_split_into_reading_computing_and_writing(awkward):
+    _, _, report = awkward
+    assert set(report.seconds) == {"read", "compute", "write"}
+    assert all(seconds > 0 for seconds in report.seconds.values())
+
+
+def test_the_bar_shows_images_and_the_busy_share(tmp_path, capsys):
+    dataset = make_dataset(tmp_path / "images", many_images(5) | {"broken.png": b"x"})
+    run(dataset, tmp_path / "a.h5", progress=True)
+    shown = capsys.readouterr().err
+    assert "6/6" in shown
+    assert "image/s" in shown or "s/image" in shown
+    assert "computing" in shown
+
+
+def test_a_rerun_imports_no_torch(tmp_path):
+    dataset = make_dataset(tmp_path / "images", {"a.png": encode(Image.new("L", (9, 9)))})
+    run(dataset, tmp_path / "a.h5")
+    code = f"""
+import sys, numpy as np
+from pathlib import Path
+from spptransfer.cache import FeatureCache
+from spptransfer.datasets import Dataset
+from spptransfer.extraction import extract
+path = Path({str(tmp_path / "a.h5")!r})
+dataset = Dataset("folder", Path({str(dataset.root)!r}), ("a.png",), ("ant", "bee"),
+                  np.zeros(1, np.int32))
+report = extract(dataset, FeatureCache.open(path).spec, channels={CHANNELS}, path=path,
+                 load_backbone=None)
+assert report.unchanged == 1 and "torch" not in sys.modules
+"""
+    import subprocess
+
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

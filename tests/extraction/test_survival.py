@@ -1,0 +1,223 @@
+"""Kills, full disks and dead workers: what is finished stays, and the end is always the same."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from extraction_cases import CHANNELS, SPEC, backbone, make_dataset, many_images, run
+
+from spptransfer.cache import FeatureCache
+from spptransfer.cache.verify import verify
+from spptransfer.cache.workspace import parts_folder
+from spptransfer.errors import CacheError
+
+TESTS = Path(__file__).resolve().parent.parent
+
+KILLING = """
+import os, random, signal, sys, time
+from pathlib import Path
+from extraction_cases import backbone, make_dataset, many_images, run
+
+folder, kills = Path(sys.argv[1]), int(sys.argv[2])
+dataset = make_dataset(folder / "images", many_images(30))
+backbone()
+
+def extract(path):
+    child = os.fork()
+    if child == 0:
+        try:
+            run(dataset, path, part_rows=1)
+            os._exit(0)
+        except BaseException as error:
+            print(type(error).__name__, error, file=sys.stderr, flush=True)
+            os._exit(1)
+    return child
+
+start = time.monotonic()
+_, status = os.waitpid(extract(folder / "reference.h5"), 0)
+assert status == 0
+duration = time.monotonic() - start
+reference = (folder / "reference.h5").read_bytes()
+killed = finished = rounds = 0
+path = folder / "killed.h5"
+chance = random.Random(20)
+while killed < kills:
+    child = extract(path)
+    time.sleep(chance.uniform(0, duration * chance.choice([0.1, 0.4, 1.0])))
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        killed += 1
+        continue
+    assert status == 0, status
+    assert path.read_bytes() == reference
+    assert not list(folder.glob("killed.h5*.tmp")) and not list(folder.glob("*.parts"))
+    finished += 1
+    path.unlink()
+_, status = os.waitpid(extract(path), 0)
+assert status == 0 and path.read_bytes() == reference
+print(killed, finished)
+"""
+
+
+def start_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_at_random_moments_lose_nothing(tmp_path):
+    done = start_python(KILLING, tmp_path, 110)
+    assert done.returncode == 0, done.stderr[-2000:]
+    killed, _ = map(int, done.stdout.split())
+    assert killed >= 100
+    assert verify(tmp_path / "killed.h5") == []
+
+
+def test_a_few_kills_at_random_moments_lose_nothing(tmp_path):
+    done = start_python(KILLING, tmp_path, 5)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 700 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(disk)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path, small_disk):
+    dataset = make_dataset(tmp_path / "images", many_images(24))
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(450_000))
+    with pytest.raises(CacheError, match=r"disk is full while writing .* are needed\)"):
+        run(dataset, small_disk / "a.h5")
+    kept = list(parts_folder(small_disk / "a.h5").glob("part-*.h5"))
+    assert 1 <= len(kept) < 6
+    assert not list(small_disk.rglob("*.tmp"))
+    ballast.unlink()
+    report = run(dataset, small_disk / "a.h5")
+    assert report.unchanged == 4 * len(kept)
+    run(dataset, tmp_path / "b.h5")
+    assert (small_disk / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # HDF5's own
+def test_a_disk_that_fills_up_between_the_check_and_the_write_is_no_crash(
+    tmp_path, small_disk, monkeypatch
+):
+    from spptransfer.cache import files
+
+    monkeypatch.setattr(files, "_check_space", lambda path, needed: None)
+    dataset = make_dataset(tmp_path / "images", many_images(24))
+    (small_disk / "ballast").write_bytes(bytes(450_000))
+    with pytest.raises(CacheError, match="disk is full"):
+        run(dataset, small_disk / "a.h5")
+    assert not list(small_disk.rglob("*.tmp"))
+    (small_disk / "ballast").unlink()
+    assert not run(dataset, small_disk / "a.h5").failures
+
+
+def test_a_read_only_folder_is_one_clear_line_and_loses_nothing(tmp_path, small_disk):
+    dataset = make_dataset(tmp_path / "images", many_images(5))
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(CacheError, match="Read-only file system"):
+        run(dataset, small_disk / "a.h5")
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    assert run(dataset, small_disk / "a.h5").added == 5
+
+
+@pytest.mark.slow
+def test_worker_processes_give_the_same_bytes_as_threads(tmp_path):
+    dataset = make_dataset(tmp_path / "images", many_images(20))
+    run(dataset, tmp_path / "threads.h5", jobs=1)
+    run(dataset, tmp_path / "processes.h5", engine="processes")
+    threads, processes = (
+        (tmp_path / f"{name}.h5").read_bytes() for name in ("threads", "processes")
+    )
+    assert threads == processes
+
+
+class _SuicidalOnce:
+    """Loads the backbone, but kills the first worker process that comes here."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __call__(self):
+        try:
+            self.marker.touch(exist_ok=False)
+        except FileExistsError:
+            return backbone()
+        os.kill(os.getpid(), 9)
+        raise AssertionError("unreachable")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_process_is_one_clear_line_and_the_next_run_goes_on(tmp_path):
+    dataset = make_dataset(tmp_path / "images", many_images(12))
+    kill = _SuicidalOnce(tmp_path / "marker")
+    with pytest.raises(CacheError, match="worker process died"):
+        run(dataset, tmp_path / "a.h5", engine="processes", load_backbone=kill)
+    assert not run(dataset, tmp_path / "a.h5", engine="processes", load_backbone=kill).failures
+    run(dataset, tmp_path / "b.h5")
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_dask_cluster_that_loses_a_worker_gives_the_same_bytes(tmp_path):
+    distributed = pytest.importorskip("distributed", reason="dask[distributed] is not installed")
+    dataset = make_dataset(tmp_path / "images", many_images(30))
+    run(dataset, tmp_path / "threads.h5", jobs=1)
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
+        report = run(
+            dataset,
+            tmp_path / "dask.h5",
+            engine="dask",
+            scheduler=cluster.scheduler_address,
+            load_backbone=_SuicidalOnce(tmp_path / "marker"),
+        )
+    assert (tmp_path / "marker").exists()
+    assert not report.failures
+    assert (tmp_path / "dask.h5").read_bytes() == (tmp_path / "threads.h5").read_bytes()
+
+
+def test_a_second_extraction_is_told_who_is_at_it(tmp_path):
+    dataset = make_dataset(tmp_path / "images", many_images(4))
+    refused = []
+
+    def meanwhile():
+        with pytest.raises(CacheError, match=f"being written by process {os.getpid()}") as caught:
+            run(dataset, tmp_path / "a.h5")
+        refused.append(str(caught.value))
+        return backbone()
+
+    run(dataset, tmp_path / "a.h5", load_backbone=meanwhile)
+    assert len(refused) == 1
+    cache = FeatureCache.open(tmp_path / "a.h5", SPEC)
+    assert np.isfinite(cache.matrix()).all()
+    assert cache.channels == CHANNELS

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from cache_files import make_spec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spptransfer.errors import CacheError, ConfigError
+from spptransfer.spec import FeatureSpec, check_scales, stored_levels
+
+SPEC = make_spec(levels=(6,), scales=(224,))
+
+
+def test_a_spec_comes_back_from_json_as_it_was():
+    again = FeatureSpec.from_dict(json.loads(json.dumps(SPEC.to_dict())))
+    assert again == SPEC
+    assert again.fingerprint == SPEC.fingerprint
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backbone": "alexnet"},
+        {"weights_sha256": "01"},
+        {"layer": "fire4"},
+        {"levels": (6, 4)},
+        {"levels": ()},
+        {"pooling": "mean"},
+        {"scales": (225,)},
+        {"scales": (224, 256)},
+        {"view": "warp"},
+        {"flip": True},
+        {"precision": "bfloat16"},
+        {"storage": "float16"},
+        {"preprocessing": {"mean": [0, 0, 0]}},
+        {"numerics": 2},
+    ],
+)
+def test_the_fingerprint_changes_with_everything_that_changes_a_value(change):
+    assert dataclasses.replace(SPEC, **change).fingerprint != SPEC.fingerprint
+
+
+@pytest.mark.parametrize("levels", [(6, 3, 2, 1), (1, 6), (2, 6, 3)])
+def test_levels_that_follow_from_others_do_not_change_the_fingerprint(levels):
+    assert dataclasses.replace(SPEC, levels=levels).fingerprint == SPEC.fingerprint
+
+
+def test_the_order_of_scales_and_levels_does_not_change_the_fingerprint():
+    a = make_spec(scales=(64, 48), levels=(4, 3))
+    b = make_spec(scales=(48, 64), levels=(3, 4))
+    assert a == b
+    assert a.fingerprint == b.fingerprint
+
+
+def test_tuples_in_the_preprocessing_are_what_lists_are():
+    assert make_spec(preprocessing={"mean": (1, 2)}) == make_spec(preprocessing={"mean": [1, 2]})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pooling": "median"}, "pooling"),
+        ({"view": "zoom"}, "view"),
+        ({"precision": "float64"}, "precision: 'float64' is unknown"),
+        ({"storage": "int8"}, "storage"),
+        ({"levels": (0,)}, "levels"),
+        ({"scales": ()}, "scales"),
+        ({"scales": (224, 224)}, "scales"),
+        ({"scales": (224.0,)}, "scales"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused_by_name(change, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(SPEC, **change)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {**SPEC.to_dict(), "colour": 1},
+        {**SPEC.to_dict(), "levels": "63"},
+        {**SPEC.to_dict(), "levels": 6},
+        {**SPEC.to_dict(), "scales": [1e300]},
+        {**SPEC.to_dict(), "backbone": 7},
+        {**SPEC.to_dict(), "flip": "yes"},
+        {**SPEC.to_dict(), "view": []},
+    ],
+)
+def test_what_is_no_spec_is_refused(values):
+    with pytest.raises(CacheError, match="not a feature spec"):
+        FeatureSpec.from_dict(values)
+
+
+def test_differences_name_the_field_and_both_values():
+    other = dataclasses.replace(SPEC, scales=(392,), flip=True)
+    assert SPEC.differences(other) == [
+        "scales: [224] is not [392]",
+        "flip: False is not True",
+    ]
+    assert SPEC.differences(SPEC) == []
+
+
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=4, unique=True),
+    st.lists(st.integers(1, 12), min_size=1, max_size=4, unique=True),
+    st.booleans(),
+)
+def test_a_spec_covers_exactly_what_its_levels_determine(stored, wanted, flip):
+    spec, other = (make_spec(levels=tuple(levels), flip=flip) for levels in (stored, wanted))
+    determined = {
+        level for level in range(1, 13) for n in stored if (n == level if flip else n % level == 0)
+    }
+    assert spec.covers(other) == (set(wanted) <= determined)
+
+
+def test_a_spec_covers_fewer_scales_but_not_more():
+    wide = make_spec(scales=(48, 64))
+    assert wide.covers(make_spec(scales=(64,)))
+    assert not make_spec(scales=(64,)).covers(wide)
+
+
+def test_a_vector_covers_no_map_and_a_map_no_vector():
+    vector = make_spec(levels=())
+    assert vector.covers(vector)
+    assert not vector.covers(make_spec())
+    assert not make_spec().covers(vector)
+
+
+def test_averages_over_mirror_images_determine_only_themselves():
+    assert stored_levels([6, 3], flip=True) == (6, 3)
+    assert make_spec(levels=(6,), flip=True).source_of(3) is None
+
+
+@pytest.mark.parametrize("scales", [[], [0], [True], [2.5], ["224"], [64, 64]])
+def test_scales_are_checked(scales):
+    with pytest.raises(ConfigError, match="scales"):
+        check_scales(scales)
