@@ -16,7 +16,7 @@ from sklearn.utils import Tags
 from spptransfer import backbones, images
 from spptransfer.backbones.weights import identify
 from spptransfer.cache.rows import OK
-from spptransfer.cache.selection import Selection
+from spptransfer.cache.selection import COMBINES, Selection
 from spptransfer.errors import ConfigError, ImageError
 from spptransfer.images import check_view
 from spptransfer.pyramid.bins import check_pooling
@@ -108,6 +108,7 @@ class DirectRows(NamedTuple):
     `matrix` holds one row per image, NaN where `errors` (by position) says why there is none.
     """
 
+    sources: tuple[Source, ...]
     matrix: npt.NDArray[np.float32]
     errors: dict[int, str]
 
@@ -150,7 +151,7 @@ def stream_features(
             matrix = np.empty((len(chunk), selection.width), dtype=np.float32)
             selection.fill(matrix, blocks.__getitem__)
             failed = np.flatnonzero(rows.status != OK)
-            yield DirectRows(matrix, {int(i): rows.error[i] for i in failed})
+            yield DirectRows(chunk, matrix, {int(i): rows.error[i] for i in failed})
 
 
 def feature_names(selection: Selection) -> list[str]:
@@ -283,8 +284,15 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         WeightsError
             If the weights are missing or do not fit the backbone.
         """
-        from spptransfer.extraction.compute import FeatureComputer
+        self._choose()
+        self._load()
+        return self
 
+    def _choose(self) -> None:
+        """Check the parameters, once for each setting of them; nothing here is learned."""
+        given = repr(self.get_params())
+        if given == getattr(self, "_chosen", None):
+            return
         self.spec_ = feature_spec(
             backbone=self.backbone,
             weights=self.weights,
@@ -298,12 +306,19 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         )
         channels = backbones.describe(self.backbone).layer(self.layer).channels
         levels = self.levels if self.spec_.levels else None
-        combine: Any = self.combine
+        combine = _one_of("combine", self.combine, COMBINES)
         self._selection = Selection.choose(self.spec_, channels, levels, self.scales, combine)
         self.n_features_out_ = self._selection.width
+        self.__dict__.pop("_computer", None)
+        self._chosen = given
+
+    def _load(self) -> None:
+        if hasattr(self, "_computer"):
+            return
+        from spptransfer.extraction.compute import FeatureComputer
+
         network = backbones.load(self.backbone, self.weights, layer=self.layer)
         self._computer = FeatureComputer(network, self.spec_, self.device)
-        return self
 
     def transform(self, X: Iterable[str | os.PathLike[str] | npt.NDArray[np.uint8]]) -> Any:
         """Compute the features of images.
@@ -322,13 +337,14 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         ImageError
             If an image cannot be read; the message names it.
         """
-        if not hasattr(self, "_computer"):
-            self.fit()
         sources = [_as_source(image) for image in _as_list(X)]
+        self._choose()
+        self._load()
         parts: list[npt.NDArray[np.float32]] = []
         for chunk in stream_features(sources, self._computer, self._selection, self.n_jobs):
             for position, error in chunk.errors.items():
-                raise ImageError(f"{_name(sources, CHUNK * len(parts) + position)}: {error}")
+                first = sum(len(part) for part in parts)
+                raise ImageError(f"{_name(sources, first + position)}: {error}")
             parts.append(chunk.matrix)
         return np.concatenate(parts) if parts else np.empty((0, self.n_features_out_), np.float32)
 
@@ -343,8 +359,7 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         -------
         ndarray of str objects
         """
-        if not hasattr(self, "_selection"):
-            self.fit()
+        self._choose()
         return np.array(feature_names(self._selection), dtype=object)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +20,18 @@ from safetensors.numpy import save_file
 
 from spptransfer import backbones
 from spptransfer.cache.files import appearing
-from spptransfer.cache.selection import Selection
-from spptransfer.errors import ModelError, SPPTransferError
-from spptransfer.normalization import PyramidNormalizer
+from spptransfer.cache.selection import Combine, Selection
+from spptransfer.datasets import folder
+from spptransfer.errors import ModelError, SPPTransferError, WeightsError
+from spptransfer.normalization import STEPS, PyramidNormalizer
 from spptransfer.spec import FeatureSpec
+
+if TYPE_CHECKING:
+    from spptransfer.backbones.loading import Backbone
 
 FORMAT = "spptransfer-model"
 FORMAT_VERSION = 1
+_FITTED = ("mean_", "scale_")  # what a fitted normalizer knows
 
 
 class Scores(NamedTuple):
@@ -46,7 +51,9 @@ class TransferModel:
     spec : FeatureSpec
         How features are computed; its hash tells the backbone's weights.
     weights : str
-        Name in the catalogue or path of the weights that were used.
+        Name in the catalogue or path of the weights that were used, as the user gave it.
+    weights_path : Path or None
+        Where they lay then, absolute; None for random ones.
     levels : tuple of int or None
         Levels in the order of the columns; None for fully connected layers.
     scales : tuple of int
@@ -71,9 +78,10 @@ class TransferModel:
 
     spec: FeatureSpec
     weights: str
+    weights_path: Path | None
     levels: tuple[int, ...] | None
     scales: tuple[int, ...]
-    combine: str
+    combine: Combine
     normalizer: PyramidNormalizer
     coef: npt.NDArray[np.float32]
     intercept: npt.NDArray[np.float32]
@@ -81,6 +89,17 @@ class TransferModel:
     multi_label: bool
     C: float | list[float]
     protocol: str
+
+    def selection(self) -> Selection:
+        """Say which levels and scales make up the columns, and how they are put together.
+
+        Raises
+        ------
+        SPPTransferError
+            If they do not follow from the spec.
+        """
+        channels = backbones.describe(self.spec.backbone).layer(self.spec.layer).channels
+        return Selection.choose(self.spec, channels, self.levels, self.scales, self.combine)
 
     def decision_function(self, X: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
         """Decision values of features as a cache gives them, not yet normalised.
@@ -148,29 +167,42 @@ class TransferModel:
             If the weights found are not those that the model was trained with.
         """
         from spptransfer.extraction.compute import FeatureComputer
-        from spptransfer.features import CHUNK, stream_features
+        from spptransfer.features import stream_features
 
-        spec = self.spec
-        backbone = backbones.load(
-            spec.backbone, weights or self.weights, layer=spec.layer, weights_dir=weights_dir
-        )
-        if backbone.weights_sha256 != spec.weights_sha256:
-            raise ModelError(
-                f"the weights '{weights or self.weights}' (SHA-256 {backbone.weights_sha256[:12]}) "
-                f"are not those that the model was trained with ({spec.weights_sha256[:12]})"
-            )
-        channels = backbone.info.layer(spec.layer).channels
-        selection = Selection.choose(spec, channels, self.levels, self.scales, self.combine)  # type: ignore[arg-type]
-        listed = list(paths)
-        computer = FeatureComputer(backbone, spec, device)
-        for number, chunk in enumerate(stream_features(listed, computer, selection, jobs)):
-            for position, path in enumerate(listed[number * CHUNK : (number + 1) * CHUNK]):
+        backbone = self._load_backbone(weights, weights_dir)
+        computer = FeatureComputer(backbone, self.spec, device)
+        for chunk in stream_features(map(Path, paths), computer, self.selection(), jobs):
+            for position, path in enumerate(cast(tuple[Path, ...], chunk.sources)):
                 error = chunk.errors.get(position)
                 if error is not None:
                     yield Scores(path, None, error)
                     continue
                 row = chunk.matrix[position : position + 1]
                 yield Scores(path, self.decision_function(row)[0], "")
+
+    def _load_backbone(
+        self, weights: str | os.PathLike[str] | None, weights_dir: Path | None
+    ) -> Backbone:
+        """Load the very weights of the training, from where they are now."""
+        spec = self.spec
+        if weights is None:
+            known = self.weights_path
+            weights = known if known is not None and known.exists() else self.weights
+        try:
+            backbone = backbones.load(
+                spec.backbone, weights, layer=spec.layer, weights_dir=weights_dir
+            )
+        except WeightsError as error:
+            raise ModelError(
+                f"{error}; the model needs the weights of {spec.backbone} with SHA-256 "
+                f"{spec.weights_sha256[:12]}: say where they are now (--weights FILE)"
+            ) from error
+        if backbone.weights_sha256 != spec.weights_sha256:
+            raise ModelError(
+                f"the weights '{weights}' (SHA-256 {backbone.weights_sha256[:12]}) "
+                f"are not those that the model was trained with ({spec.weights_sha256[:12]})"
+            )
+        return backbone
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to one file, whole or not at all.
@@ -189,7 +221,7 @@ class TransferModel:
             "coef": np.ascontiguousarray(self.coef, np.float32),
             "intercept": np.ascontiguousarray(self.intercept, np.float32),
         }
-        for name in ("mean_", "scale_"):
+        for name in _FITTED:
             if hasattr(self.normalizer, name):
                 tensors[f"normalizer.{name}"] = np.ascontiguousarray(getattr(self.normalizer, name))
         blocks = self.normalizer.block_sizes
@@ -198,6 +230,7 @@ class TransferModel:
             "format_version": FORMAT_VERSION,
             "spec": self.spec.to_dict(),
             "weights": self.weights,
+            "weights_path": None if self.weights_path is None else str(self.weights_path),
             "levels": self.levels,
             "scales": self.scales,
             "combine": self.combine,
@@ -248,52 +281,85 @@ class TransferModel:
             )
         try:
             return _build(facts, tensors)
-        except (KeyError, TypeError, ValueError, SPPTransferError) as error:
-            raise ModelError(f"'{path}' is damaged: {error}") from error
+        except (KeyError, TypeError, ValueError, AttributeError, SPPTransferError) as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(f"'{path}' is damaged: {reason}") from error
 
 
 def _build(facts: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> TransferModel:
-    coef, intercept = tensors["coef"], tensors["intercept"]
-    if coef.ndim != 2 or intercept.shape != (len(coef),) or len(facts["classes"]) != len(coef):
-        raise ValueError(f"weights {coef.shape}, biases {intercept.shape} and classes differ")
     normalizer = PyramidNormalizer(facts["normalize"], block_sizes=facts["block_sizes"])
-    for name in ("mean_", "scale_"):
+    for name in _FITTED:
         if f"normalizer.{name}" in tensors:
             setattr(normalizer, name, tensors[f"normalizer.{name}"])
-    normalizer.n_features_in_ = coef.shape[1]
-    return TransferModel(
+    known = facts["weights_path"]
+    model = TransferModel(
         spec=FeatureSpec.from_dict(facts["spec"]),
-        weights=facts["weights"],
+        weights=str(facts["weights"]),
+        weights_path=None if known is None else Path(known),
         levels=None if facts["levels"] is None else tuple(facts["levels"]),
         scales=tuple(facts["scales"]),
         combine=facts["combine"],
         normalizer=normalizer,
-        coef=coef,
-        intercept=intercept,
+        coef=tensors["coef"],
+        intercept=tensors["intercept"],
         classes=tuple(facts["classes"]),
         multi_label=bool(facts["multi_label"]),
         C=facts["C"],
-        protocol=facts["protocol"],
+        protocol=str(facts["protocol"]),
     )
+    _check(model)
+    return model
 
 
-def find_images(paths: Sequence[str | os.PathLike[str]], suffixes: Iterable[str]) -> list[Path]:
-    """Files as they are, and every image inside folders, in sorted order.
+def _check(model: TransferModel) -> None:
+    """Make sure that all parts fit, before an image is scored with them."""
+    width, n_classes = model.selection().width, len(model.classes)
+    expected = {"coef": (n_classes, width), "intercept": (n_classes,)}
+    found = {"coef": model.coef, "intercept": model.intercept}
+    if "standardize" in model.normalizer.steps:
+        expected |= dict.fromkeys(_FITTED, (width,))
+        found |= {name: getattr(model.normalizer, name) for name in _FITTED}
+    for name, shape in expected.items():
+        array = found[name]
+        if array.shape != shape or array.dtype.kind != "f":
+            raise ValueError(f"'{name}' is {array.shape} {array.dtype}, not {shape} float32")
+    for step in model.normalizer.steps:
+        if step not in STEPS:
+            raise ValueError(f"unknown normalization '{step}'")
+    model.normalizer.n_features_in_ = width
+    model.normalizer.transform(np.zeros((1, width), np.float32))
+
+
+def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Files as they are, and every image inside folders, sorted within each folder.
+
+    Parameters
+    ----------
+    paths : iterable of path-like
+        Files, whatever their names end with, and folders, searched like a dataset's.
+
+    Returns
+    -------
+    list of Path
+        Without repetition.
 
     Raises
     ------
     ModelError
         If a path does not exist, or nothing is found.
     """
-    known, found = frozenset(suffixes), []
-    for path in map(Path, paths):
+    listed = [Path(path) for path in paths]
+    found: dict[Path, None] = {}
+    for path in listed:
         if path.is_dir():
-            inside = (p for p in sorted(path.rglob("*")) if p.suffix.lower() in known)
-            found += [p for p in inside if not p.is_dir()]
+            found |= dict.fromkeys(path / id for id in sorted(folder.find_images(path)))
         elif path.exists() or path.is_symlink():
-            found.append(path)
+            found[path] = None
         else:
             raise ModelError(f"there is no image or folder '{path}'")
     if not found:
-        raise ModelError(f"no images in {', '.join(str(path) for path in paths)}")
-    return found
+        raise ModelError(
+            f"no images in {', '.join(str(path) for path in listed)}; looked for "
+            f"{', '.join(sorted(folder.IMAGE_SUFFIXES))} in it and its subfolders"
+        )
+    return list(found)

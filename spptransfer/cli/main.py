@@ -2,39 +2,69 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from spptransfer._version import __version__
 from spptransfer.cli import caches, catalogues, pipelines, scoring
-from spptransfer.cli.output import Output
-from spptransfer.errors import SPPTransferError
+from spptransfer.cli.output import Output, on_one_line, warnings_shown
+from spptransfer.errors import ConfigError, SPPTransferError, suggestion
 
 DONE, INCOMPLETE, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
+
+class Commands(TyperGroup):
+    """A group of commands that shows its help when it gets none, and the nearest to a wrong one."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the options before the command."""
+        return super().parse_args(ctx, args or ["--help"])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        """Find the command."""
+        if args[0] not in self.commands:
+            raise ConfigError(f"unknown command '{args[0]}'; {suggestion(args[0], self.commands)}")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
+    cls=Commands,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    no_args_is_help=True,
     help="Spatial-pyramid features from frozen networks, cached once; exact linear SVMs on top.",
 )
 pipelines.register(app)
 scoring.register(app)
 catalogues.register(app)
-app.add_typer(caches.app, name="cache")
+app.add_typer(caches.app, name="cache", cls=Commands)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"spptransfer {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
 ) -> None:
-    if version:
-        typer.echo(f"spptransfer {__version__}")
-        raise typer.Exit
+    pass
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,13 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         interrupted.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments == ["--version"]:
-        typer.echo(f"spptransfer {__version__}")
-        return DONE
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name it cannot show ends no command
     try:
-        command = typer.main.get_command(app)
-        status = command.main(arguments, prog_name="spptransfer", standalone_mode=False)
-        return int(status or DONE)
+        with warnings_shown(), _terminable():
+            status = _invoke(arguments)
+            sys.stdout.flush()
+        return status
     except SPPTransferError as error:
         return _refuse(arguments, str(error), _status_of(error))
     except KeyboardInterrupt:
@@ -70,21 +101,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        return _refuse(arguments, _usage(error), WRONG_INPUT)
+        return _refuse(arguments, str(error.format_message()), WRONG_INPUT)
 
 
-def _usage(error: Exception) -> str:
-    """Message about wrong arguments, as one line."""
-    message = " ".join(str(getattr(error, "format_message")()).split())  # noqa: B009
-    return message or "wrong arguments; see spptransfer --help"
+def _invoke(arguments: list[str]) -> int:
+    """Parse and call; what typer's own `main` would catch is left to ours."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("spptransfer", arguments) as context:
+            return int(command.invoke(context) or DONE)
+    except typer.Exit as end:
+        return int(end.exit_code)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does: with what is finished kept, and our status."""
+
+    def interrupt(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _status_of(error: SPPTransferError) -> int:
-    return INTERRUPTED if type(error).__name__ == "Interrupted" else WRONG_INPUT
+    # An extraction that was never imported cannot have been interrupted.
+    engine = sys.modules.get("spptransfer.extraction.engine")
+    interrupted = engine is not None and isinstance(error, engine.Interrupted)
+    return INTERRUPTED if interrupted else WRONG_INPUT
 
 
 def _refuse(arguments: Sequence[str], message: str, status: int) -> int:
-    line = " ".join(message.split())
+    line = on_one_line(message)
     print(f"spptransfer: {line}", file=sys.stderr)
     if "--json" in arguments:
         Output(quiet=False, json=True).finish(

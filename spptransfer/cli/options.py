@@ -17,7 +17,8 @@ DataRoot = Annotated[
 CacheDir = Annotated[Path, typer.Option(help="Folder of feature caches.")]
 RunsDir = Annotated[Path, typer.Option(help="Folder in which runs land.")]
 WeightsDir = Annotated[
-    Path | None, typer.Option(help="Folder of official weights.", show_default="the user's cache")
+    Path | None,
+    typer.Option(help="Folder of official weights.", show_default="the user's cache folder"),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Jobs = Annotated[
@@ -29,7 +30,7 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Replace a value of the pipeline file.",
+        help="Replace a value of the pipeline file, as features.scales=[224,320].",
         show_default=False,
     ),
 ]

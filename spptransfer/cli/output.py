@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 _KEYS = ("status", "headline", "metrics", "rows", "run", "cache", "report", "model")
@@ -32,11 +34,21 @@ class Output:
         if not self.quiet:
             print(text, file=sys.stderr if self.json else sys.stdout, flush=True)
 
+    def complain(self, text: str) -> None:
+        """Print a line about something that failed, which `quiet` does not silence."""
+        if self.quiet:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self.say(text)
+
+    def emit(self, values: Any) -> None:
+        """Print a line of JSON before the last one."""
+        print(json.dumps(values, default=str), flush=True)
+
     def finish(self, **values: Any) -> None:
         """Print the last line of JSON, if it was asked for."""
         if self.json:
-            line = {**dict.fromkeys(_KEYS), **values}
-            print(json.dumps(line, default=str), flush=True)
+            self.emit({**dict.fromkeys(_KEYS), **values})
 
 
 def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
@@ -51,7 +63,7 @@ def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     right = [
-        bool(rows) and all(isinstance(row[i], (int, float)) for row in rows)
+        bool(rows) and all(_is_number(row[i]) or row[i] is None for row in rows)
         for i in range(len(header))
     ]
     lines = [
@@ -64,17 +76,67 @@ def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else printable(value)
 
 
-def log_warnings() -> None:
+def printable(name: Any) -> str:
+    r"""Text as a terminal can show it on one line, whatever a file is called.
+
+    Examples
+    --------
+    >>> printable("two\nlines"), printable("caf\xe9"), printable("\udcff")
+    ('two\\nlines', 'café', '\\udcff')
+    """
+    text = str(name)
+    return text if text.isprintable() else "".join(map(_printable_character, text))
+
+
+def _printable_character(character: str) -> str:
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def on_one_line(message: str) -> str:
+    r"""Message without line breaks, with nothing that a terminal would obey.
+
+    Examples
+    --------
+    >>> on_one_line("a \n  b")
+    'a b'
+    """
+    return printable(" ".join(message.split()))
+
+
+def short_path(path: Path) -> str:
+    """Path as short as it can be told from here."""
+    path, here = path.resolve(), Path.cwd()
+    return printable(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+@contextlib.contextmanager
+def warnings_shown() -> Iterator[None]:
     """Show the library's warnings on the error stream, one line each."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("spptransfer: %(message)s"))
+    handler.setFormatter(_OneLine())
     handler.setLevel(logging.WARNING)
     logger = logging.getLogger("spptransfer")
-    if not logger.handlers:
-        logger.addHandler(handler)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"spptransfer: {on_one_line(record.getMessage())}"

@@ -6,9 +6,9 @@ import contextlib
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,7 +26,7 @@ from spptransfer.cli.options import (
     RunsDir,
     WeightsDir,
 )
-from spptransfer.cli.output import Output, log_warnings
+from spptransfer.cli.output import Output, printable, short_path
 
 if TYPE_CHECKING:
     from spptransfer.experiment import Experiment, Machine, RunResult
@@ -36,9 +36,9 @@ _SHOWN_FAILURES = 10
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command()(run)
-    app.command()(extract)
-    app.command()(train)
+    app.command(short_help="From images to results, a model and a report.")(run)
+    app.command(short_help="Fill the feature cache.")(extract)
+    app.command(short_help="Like run, from a cache that is there already.")(train)
 
 
 def run(
@@ -53,11 +53,23 @@ def run(
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
-    """From images to a results table, a saved model and an HTML report."""
+    """From images to a results table, a saved model and an HTML report.
+
+    What the feature cache holds already is not computed again.
+    """
+    from spptransfer.experiment import Machine
     from spptransfer.experiment import run as run_experiment
 
     output = Output(quiet, json)
-    machine = _machine(data_root, cache_dir, runs_dir, weights_dir, device, jobs, quiet)
+    machine = Machine(
+        data_root=data_root,
+        cache_dir=cache_dir,
+        runs_dir=runs_dir,
+        weights_dir=weights_dir,
+        device=device,
+        jobs=jobs,
+        progress=not quiet,
+    )
     experiment = _prepare(pipeline, overrides, machine, output)
     with _stopping(machine):
         result = run_experiment(experiment, _command())
@@ -75,10 +87,17 @@ def train(
     json: Json = False,
 ) -> int:
     """Like run, from a cache that is there already; no image is looked at."""
+    from spptransfer.experiment import Machine
     from spptransfer.experiment import train as train_experiment
 
     output = Output(quiet, json)
-    machine = _machine(data_root, cache_dir, runs_dir, weights_dir, "cpu", None, quiet)
+    machine = Machine(
+        data_root=data_root,
+        cache_dir=cache_dir,
+        runs_dir=runs_dir,
+        weights_dir=weights_dir,
+        progress=not quiet,
+    )
     experiment = _prepare(pipeline, overrides, machine, output)
     return _tell_run(train_experiment(experiment, _command()), output)
 
@@ -90,15 +109,38 @@ def extract(
     weights_dir: WeightsDir = None,
     device: Device = "auto",
     jobs: Jobs = None,
+    engine: Annotated[
+        str, typer.Option(help="Who computes: threads, processes, or dask (a Dask cluster).")
+    ] = "threads",
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Dask's scheduler, as tcp://10.0.0.1:8786.",
+            show_default="a cluster on this machine",
+        ),
+    ] = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
-    """Fill the feature cache and say what came in, out, and failed."""
-    from spptransfer.experiment import extract_features
+    """Fill the feature cache, and say what went in, came out and failed.
+
+    Interrupted or killed, the same command goes on where it stopped.
+    """
+    from spptransfer.experiment import Machine, extract_features
 
     output = Output(quiet, json)
-    machine = _machine(data_root, cache_dir, RUNS_DIR, weights_dir, device, jobs, quiet)
+    machine = Machine(
+        data_root=data_root,
+        cache_dir=cache_dir,
+        weights_dir=weights_dir,
+        device=device,
+        jobs=jobs,
+        engine=engine,
+        scheduler=scheduler,
+        progress=not quiet,
+    )
     experiment = _prepare(pipeline, overrides, machine, output)
     with _stopping(machine):
         result = extract_features(experiment)
@@ -107,8 +149,8 @@ def extract(
         f"{total:,} images: {result.added:,} added, {result.changed:,} changed, "
         f"{result.unchanged:,} unchanged, {result.removed:,} removed, {failed:,} failed"
     )
-    _tell_failures(dict(result.failures), output)
-    output.say(f"cache: {result.path}")
+    _tell_failures(result.failures, output)
+    output.say(f"cache: {short_path(result.path)}")
     output.finish(
         status="incomplete" if failed else "ok",
         rows={"ok": total - failed, "failed": failed, "reused": result.unchanged},
@@ -117,42 +159,20 @@ def extract(
     return 1 if failed else 0
 
 
-def _machine(
-    data_root: Path | None,
-    cache_dir: Path,
-    runs_dir: Path,
-    weights_dir: Path | None,
-    device: str,
-    jobs: int | None,
-    quiet: bool,
-) -> Machine:
-    from spptransfer.experiment import Machine
-
-    return Machine(
-        data_root=data_root,
-        cache_dir=cache_dir,
-        runs_dir=runs_dir,
-        weights_dir=weights_dir,
-        device=device,
-        jobs=jobs,
-        progress=not quiet,
-    )
-
-
 def _prepare(
     path: Path, overrides: list[str] | None, machine: Machine, output: Output
 ) -> Experiment:
+    """Read the pipeline file, check it against this machine, and say what is about to happen."""
     from spptransfer.config import read_pipeline
     from spptransfer.experiment import prepare
 
-    log_warnings()
-    pipeline = read_pipeline(path, overrides or ())
-    experiment = prepare(path.stem, pipeline, machine)
-    spec = experiment.wanted
+    experiment = prepare(path.stem, read_pipeline(path, overrides or ()), machine)
+    spec, section = experiment.wanted, experiment.pipeline.features
+    levels = f"levels {list(section.levels)}, " if experiment.levels else ""
     output.say(
-        f"{path.stem}: {len(experiment.dataset):,} images of {experiment.dataset.name}; "
-        f"{spec.backbone} {spec.layer} ({spec.weights_sha256[:8]}), "
-        f"scales {list(spec.scales)}, view {spec.view}"
+        f"{printable(path.stem)}: {len(experiment.dataset):,} images of {experiment.dataset.name}; "
+        f"{spec.backbone} {spec.layer} (weights {spec.weights_sha256[:8]}), {levels}"
+        f"scales {list(section.scales)}, view {spec.view}"
     )
     return experiment
 
@@ -168,11 +188,10 @@ def _stopping(machine: Machine) -> Iterator[None]:
         print(
             "\nspptransfer: finishing the parts in work; once more to stop at once",
             file=sys.stderr,
+            flush=True,
         )
 
-    previous: dict[int, Callable[..., Any] | int | None] = {
-        number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -185,19 +204,19 @@ def _tell_run(result: RunResult, output: Output) -> int:
 
     results = result.results
     files = {
-        "report": _shown(result.report),
-        "model": _shown(result.model),
-        "cache": _shown(Path(results["features"]["cache"])),
+        "report": short_path(result.report),
+        "model": short_path(result.model),
+        "cache": short_path(Path(results["features"]["cache"])),
+        "log": short_path(result.folder / "log.txt"),
     }
     output.say(terminal_table({**results, "files": files}))
     failures = {row["id"]: row["error"] for row in results["rows"]["failures"]}
     _tell_failures(failures, output)
-    rows = {key: results["rows"][key] for key in ("ok", "failed", "reused")}
     output.finish(
         status="incomplete" if failures else "ok",
         headline=results["headline"],
         metrics={name: metric["value"] for name, metric in results["metrics"].items()},
-        rows=rows,
+        rows={key: results["rows"][key] for key in ("ok", "failed", "reused")},
         run=str(result.folder.resolve()),
         cache=results["features"]["cache"],
         report=str(result.report.resolve()),
@@ -206,18 +225,12 @@ def _tell_run(result: RunResult, output: Output) -> int:
     return 1 if failures else 0
 
 
-def _shown(path: Path) -> str:
-    """Path as short as it can be told from here."""
-    path = path.resolve()
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
-def _tell_failures(failures: dict[str, str], output: Output) -> None:
+def _tell_failures(failures: Mapping[str, str], output: Output) -> None:
     for id, error in list(failures.items())[:_SHOWN_FAILURES]:
-        output.say(f"  failed: {id!r}: {error}")
+        output.complain(f"  failed: {printable(id)}: {printable(error)}")
     if len(failures) > _SHOWN_FAILURES:
-        output.say(f"  ... and {len(failures) - _SHOWN_FAILURES:,} more, listed by `cache info`")
+        more = len(failures) - _SHOWN_FAILURES
+        output.complain(f"  ... and {more:,} more; `spptransfer cache info` lists all")
 
 
 def _command() -> str:

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spptransfer.cli.options import Device, Jobs, Json, Quiet, WeightsDir
-from spptransfer.cli.output import Output
+from spptransfer.cli.output import Output, printable, short_path
+
+if TYPE_CHECKING:
+    from spptransfer.models import Scores, TransferModel
 
 _SHOWN_CLASSES = 3
+_NAME_WIDTHS = (5, 60)
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command()(predict)
-    app.command()(report)
+    app.command(short_help="Score new images with a saved model.")(predict)
+    app.command(short_help="Write the HTML report of a run anew.")(report)
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="A model file, or the folder of a run.")],
-    paths: Annotated[list[Path], typer.Argument(help="Images and folders of images.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A model file, or the folder of a run.")
+    ],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH", help="Images, and folders that are searched for some."),
+    ],
     weights: Annotated[
         str | None,
-        typer.Option(help="Where the backbone's weights are now.", show_default="as in training"),
+        typer.Option(
+            metavar="FILE",
+            help="Where the backbone's weights are now.",
+            show_default="where they were in training",
+        ),
     ] = None,
     weights_dir: WeightsDir = None,
     top: Annotated[int, typer.Option(min=1, help="Classes shown per image.")] = _SHOWN_CLASSES,
@@ -33,26 +47,32 @@ def predict(
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
-    """Score new images with a saved model; with --json one line per image, then the summary."""
-    from spptransfer.images import SUFFIXES
+    """Score new images with a saved model: the nearest classes with their decision values.
+
+    With --json one line per image with all decision values, then one for the whole.
+    """
+    from tqdm import tqdm
+
     from spptransfer.models import TransferModel, find_images
 
     output = Output(quiet, json)
     loaded = TransferModel.load(model)
-    files = find_images(paths, SUFFIXES)
+    files = find_images(paths)
+    width = _name_width(files)
+    scored = loaded.score(files, device=device, jobs=jobs, weights=weights, weights_dir=weights_dir)
     failed = 0
-    if not json and not quiet:
-        print(f"{'image':40}  predicted (decision values)")
-    for scores in loaded.score(
-        files, device=device, jobs=jobs, weights=weights, weights_dir=weights_dir
-    ):
+    # A table on the screen is its own progress bar; one that goes into a file needs another.
+    silent = quiet or sys.stdout.isatty() or not sys.stderr.isatty()
+    for number, scores in enumerate(tqdm(scored, total=len(files), unit="image", disable=silent)):
+        if not number and not json:
+            output.say(f"{'image':{width}}  predicted (decision values)")
         failed += scores.values is None
         if json:
-            _print_json(_as_json(loaded, scores))
-        elif scores.values is None:
-            print(f"{scores.path!s:40}  failed: {scores.error}")
+            output.emit(_as_json(loaded, scores))
         else:
-            print(f"{scores.path!s:40}  {_in_words(loaded, scores.values, top)}")
+            _tell_scores(loaded, scores, top, width, output)
+    if failed:
+        output.say(f"{len(files):,} images: {len(files) - failed:,} scored, {failed:,} failed")
     output.finish(
         status="incomplete" if failed else "ok",
         rows={"ok": len(files) - failed, "failed": failed, "reused": 0},
@@ -62,41 +82,52 @@ def predict(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
     output: Annotated[
-        Path | None, typer.Option(help="File to write.", show_default="RUN/report.html")
+        Path | None,
+        typer.Option(metavar="FILE", help="File to write.", show_default="RUN/report.html"),
     ] = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
-    """Write the HTML report of a run anew."""
+    """Write the HTML report of a run anew, one file that needs no other."""
     from spptransfer.report import write_report
 
     words = Output(quiet, json)
     written = write_report(run, output=output)
-    words.say(f"report: {written}")
+    words.say(f"report: {short_path(written)}")
     words.finish(status="ok", run=str(run.resolve()), report=str(written.resolve()))
     return 0
 
 
-def _in_words(model: Any, values: Any, top: int) -> str:
-    best = values.argsort()[::-1][:top]
-    shown = ", ".join(f"{model.classes[i]} ({values[i]:+.2f})" for i in best)
+def _name_width(files: list[Path]) -> int:
+    """Width of the column of names; a few long ones stand out of it."""
+    shortest, longest = _NAME_WIDTHS
+    return min(longest, max([shortest, *(len(printable(file)) for file in files)]))
+
+
+def _tell_scores(
+    model: TransferModel, scores: Scores, top: int, width: int, output: Output
+) -> None:
+    name = f"{printable(scores.path):{width}}"
+    if scores.values is None:
+        output.complain(f"{name}  failed: {printable(scores.error)}")
+    else:
+        output.say(f"{name}  {_in_words(model, scores.values, top)}")
+
+
+def _in_words(model: TransferModel, values: Any, top: int) -> str:
+    best = (-values).argsort(kind="stable")[:top]
+    shown = ", ".join(f"{printable(model.classes[i])} ({values[i]:+.2f})" for i in best)
     if not model.multi_label:
         return shown
-    labels = model.labels(values)
-    return f"{'; '.join(labels) or 'none'}   [{shown}]"
+    labels = "; ".join(map(printable, model.labels(values)))
+    return f"{labels or 'none'}   [{shown}]"
 
 
-def _as_json(model: Any, scores: Any) -> dict[str, Any]:
+def _as_json(model: TransferModel, scores: Scores) -> dict[str, Any]:
     if scores.values is None:
         return {"path": str(scores.path), "error": scores.error}
     values = {name: float(v) for name, v in zip(model.classes, scores.values, strict=True)}
     labels = model.labels(scores.values)
     return {"path": str(scores.path), "labels": labels, "decision_values": values}
-
-
-def _print_json(line: dict[str, Any]) -> None:
-    import json
-
-    print(json.dumps(line), flush=True)

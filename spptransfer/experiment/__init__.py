@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spptransfer.experiment.prepare import Experiment, Machine, prepare
-from spptransfer.experiment.run import RunResult, extract_features, run, train
+from spptransfer.experiment.running import RunResult, extract_features, run, train
 
 __all__ = [
     "Experiment",

@@ -5,20 +5,26 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spptransfer import backbones, protocols
 from spptransfer.backbones import weights as weights_files
 from spptransfer.cache import FeatureCache
 from spptransfer.config import Pipeline
 from spptransfer.datasets import Dataset, open_dataset
-from spptransfer.errors import CacheError
+from spptransfer.datasets.csv_file import find_csv
+from spptransfer.errors import CacheError, ConfigError, suggestion
+from spptransfer.extraction.engine import ENGINES, Engine
 from spptransfer.features import feature_spec
 from spptransfer.protocols import Protocol, Split
 from spptransfer.spec import FeatureSpec
+
+if TYPE_CHECKING:
+    from spptransfer.backbones.loading import Backbone
 
 # Datasets whose images are the user's own: their caches are told apart by where they lie.
 _OWN = ("folder", "csv", "demo")
@@ -45,7 +51,11 @@ class Machine:
     device : str
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     jobs : int or None
-        Threads; None for one per processor.
+        Parallel workers; None for one per processor.
+    engine : {"threads", "processes", "dask"}
+        What these workers are.
+    scheduler : str or None
+        Address of Dask's scheduler; None for a cluster on this machine.
     progress : bool
         Show progress bars.
     stop : StopRequest
@@ -58,6 +68,8 @@ class Machine:
     weights_dir: Path | None = None
     device: str = "auto"
     jobs: int | None = None
+    engine: str = "threads"
+    scheduler: str | None = None
     progress: bool = False
     stop: StopRequest = field(default_factory=StopRequest)
 
@@ -78,6 +90,10 @@ class Experiment:
         All images.
     wanted : FeatureSpec
         The features asked for.
+    protocol : Protocol
+        The protocol by name.
+    settings : dict
+        All its settings.
     """
 
     name: str
@@ -85,16 +101,8 @@ class Experiment:
     machine: Machine
     dataset: Dataset
     wanted: FeatureSpec
-
-    @property
-    def protocol(self) -> Protocol:
-        """The protocol by name."""
-        return protocols.get(self.pipeline.protocol.name)
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """All settings of the protocol."""
-        return self.protocol.settings(self.pipeline.protocol.settings())
+    protocol: Protocol
+    settings: dict[str, Any]
 
     @cached_property
     def counted(self) -> Dataset:
@@ -105,6 +113,19 @@ class Experiment:
     def splits(self) -> list[Split]:
         """Splits of the protocol, over all images whether they can be read or not."""
         return self.protocol.make_splits(self.dataset, self.settings)
+
+    @property
+    def load_backbone(self) -> Callable[[], Backbone]:
+        """Loads the backbone when it is called, here or in another process."""
+        section, machine = self.pipeline.features, self.machine
+        return partial(
+            backbones.load,
+            section.backbone,
+            section.weights,
+            layer=section.layer,
+            weights_dir=machine.weights_dir,
+            memo_dir=machine.cache_dir,
+        )
 
     @property
     def channels(self) -> int:
@@ -136,13 +157,20 @@ class Experiment:
         return exact, self.wanted
 
     def _cache_prefix(self) -> str:
-        dataset = self.dataset
-        where = dataset.name
-        if dataset.name in _OWN:
-            place = str(dataset.root.resolve())
-            digest = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-            where = f"{dataset.name}-{_slug(dataset.root.resolve().name)}-{digest}"
+        where = self.dataset.name
+        if where in _OWN:
+            place = self._place()
+            digest = hashlib.sha256(str(place).encode("utf-8", "surrogateescape")).hexdigest()
+            where = f"{where}-{_slug(place.name)}-{digest[:8]}"
         return f"{where}-{self.wanted.backbone}-{self.wanted.layer}"
+
+    def _place(self) -> Path:
+        """Folder or table of the user's own images; one folder can hold several tables."""
+        root = self.dataset.root.resolve()
+        if self.dataset.name != "csv":
+            return root
+        named = root / Path(self.pipeline.dataset.root or "").name
+        return named if named.is_file() else find_csv(root) or root
 
 
 def prepare(name: str, pipeline: Pipeline, machine: Machine) -> Experiment:
@@ -170,7 +198,10 @@ def prepare(name: str, pipeline: Pipeline, machine: Machine) -> Experiment:
     WeightsError
         If the weights are not found and cannot be fetched.
     """
+    _check_machine(machine)
     section = pipeline.features
+    protocol = protocols.get(pipeline.protocol.name)
+    settings = protocol.settings(pipeline.protocol.settings())
     dataset = open_dataset(
         pipeline.dataset.name,
         pipeline.dataset.root,
@@ -191,18 +222,33 @@ def prepare(name: str, pipeline: Pipeline, machine: Machine) -> Experiment:
         weights_dir=machine.weights_dir,
         memo_dir=machine.cache_dir,
     )
-    return Experiment(name, pipeline, machine, dataset, wanted)
+    return Experiment(name, pipeline, machine, dataset, wanted, protocol, settings)
 
 
-def weights_path(experiment: Experiment) -> str:
-    """Where the weights lie, absolute; random weights have no place and keep their name."""
+def check_engine(name: str) -> Engine:
+    """Validate the name of an engine, one of those of `spptransfer.extraction.extract`."""
+    for known in ENGINES:
+        if name == known:
+            return known
+    raise ConfigError(f"engine: '{name}' is unknown; {suggestion(name, ENGINES)}")
+
+
+def weights_path(experiment: Experiment) -> Path | None:
+    """Where the weights lie, absolute; None for random ones, which have no place."""
     weights = experiment.pipeline.features.weights
     if weights_files.random_seed(weights) is not None:
-        return weights
-    found = weights_files.path_of(
-        experiment.wanted.backbone, weights, experiment.machine.weights_dir
-    )
-    return str(found.resolve())
+        return None
+    backbone, folder = experiment.wanted.backbone, experiment.machine.weights_dir
+    return weights_files.path_of(backbone, weights, folder).resolve()
+
+
+def _check_machine(machine: Machine) -> None:
+    """Check names that would otherwise be looked at only once there is something to compute."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", machine.device):
+        raise ConfigError(
+            f"device: '{machine.device}' is unknown; allowed: auto, cpu, cuda, cuda:N"
+        )
+    check_engine(machine.engine)
 
 
 def _slug(name: str) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,13 +30,17 @@ from spptransfer.protocols.splits import shared_content, splits_checksum, write_
 
 FORMAT = "spptransfer-results"
 FORMAT_VERSION = 1
+RESULTS, MODEL = "results.json", "model.safetensors"
 _LIBRARIES = ("torch", "numpy", "scikit-learn", "h5py", "pillow")
 _SHOWN_PAIRS = 20
 
 
 @dataclass
 class RunFacts:
-    """Everything that `describe_run` and `write_run` put on the record."""
+    """Everything that `write_run` puts on the record.
+
+    `device` is what the features were computed on, None where they all came from the cache.
+    """
 
     experiment: Experiment
     cache: FeatureCache
@@ -41,16 +48,68 @@ class RunFacts:
     evaluation: Evaluation
     columns: Sequence[Column]
     seconds: Mapping[str, float]
+    device: str | None
     command: str
     started: datetime
     finished: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
-def write_run(facts: RunFacts, model: TransferModel) -> Path:
-    """Write results, predictions, splits and model into a new folder.
+@contextlib.contextmanager
+def run_folder(experiment: Experiment, started: datetime) -> Iterator[Path]:
+    """Make the folder of a run, with a log in it; it does not stay if it gets no results.
 
     Parameters
     ----------
+    experiment : Experiment
+        What is run.
+    started : datetime
+        When.
+
+    Yields
+    ------
+    Path
+        The folder, named after the pipeline and the time of its start.
+
+    Raises
+    ------
+    CacheError
+        If it cannot be written.
+    """
+    stamp = started.strftime("%Y%m%d-%H%M%S")
+    folder = _new_folder(experiment.machine.runs_dir, f"{experiment.name}-{stamp}")
+    try:
+        with _logging_to(folder / "log.txt"):
+            yield folder
+    except BaseException:
+        if not (folder / RESULTS).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Write what the library logs into a file too."""
+    library = logging.getLogger("spptransfer")
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    level = library.level
+    library.addHandler(handler)
+    library.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        library.setLevel(level)
+        library.removeHandler(handler)
+        handler.close()
+
+
+def write_run(folder: Path, facts: RunFacts, model: TransferModel) -> dict[str, Any]:
+    """Write results, predictions, splits and model into the folder of a run.
+
+    Parameters
+    ----------
+    folder : Path
+        From `run_folder`.
     facts : RunFacts
         What happened.
     model : TransferModel
@@ -58,22 +117,21 @@ def write_run(facts: RunFacts, model: TransferModel) -> Path:
 
     Returns
     -------
-    Path
-        The folder, named after the pipeline and the time of its start.
+    dict
+        Contents of ``results.json``.
     """
     experiment = facts.experiment
-    stamp = facts.started.strftime("%Y%m%d-%H%M%S")
-    folder = _new_folder(experiment.machine.runs_dir, f"{experiment.name}-{stamp}")
     splits = [result.split for result in facts.evaluation.results]
-    model.save(folder / "model.safetensors")
+    model.save(folder / MODEL)
     write_splits(
         folder / "splits.json",
         splits,
         description=experiment.protocol.description(experiment.settings, experiment.dataset),
     )
     _write_predictions(folder / "predictions.npz", facts.evaluation.results)
-    _write_text(folder / "results.json", json.dumps(describe_run(facts), indent=1))
-    return folder
+    results = describe_run(facts)
+    _write_text(folder / RESULTS, json.dumps(results, indent=1))
+    return results
 
 
 def describe_run(facts: RunFacts) -> dict[str, Any]:
@@ -105,7 +163,7 @@ def describe_run(facts: RunFacts) -> dict[str, Any]:
         "machine": {
             "platform": platform.platform(),
             "processors": len(os.sched_getaffinity(0)),
-            "device": experiment.machine.device,
+            "device": facts.device,
         },
         "dataset": _dataset(experiment),
         "features": _features(facts),

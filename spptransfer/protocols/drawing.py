@@ -121,7 +121,7 @@ def _sizes(
     needed = (n_train or fewest) + (n_test if n_test and not n_train else 1)
     if label is not None and available < needed:
         raise DatasetError(
-            f"class '{label}' has {available} images, "
+            f"class '{label}' has {available} image{'s' if available != 1 else ''}, "
             f"but the protocol needs at least {needed} of each class"
         )
     if n_train is not None:

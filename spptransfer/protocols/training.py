@@ -85,6 +85,35 @@ class Classifier:
         return np.asarray(X, np.float32) @ self.coef.T + self.intercept
 
 
+def check_training(training: Training, *, multi_label: bool, has_folds: bool) -> None:
+    """Refuse settings that do not fit the labels or the splits.
+
+    Parameters
+    ----------
+    training : Training
+        How to train.
+    multi_label : bool
+        Whether an image may carry several labels.
+    has_folds : bool
+        Whether there are folds to choose C on.
+
+    Raises
+    ------
+    ConfigError
+        If there are several values of C and no folds, or the class weights do not fit the labels.
+    """
+    if len(training.C) > 1 and not has_folds:
+        raise ConfigError(
+            f"classifier.C: {list(training.C)} leaves a choice, but the protocol has no folds "
+            "(protocol.folds: 0); give one value"
+        )
+    if isinstance(training.class_weight, Mapping) and not multi_label:
+        raise ConfigError(
+            "classifier.class_weight: weights of positives and negatives are for several labels "
+            "per image; allowed here: balanced, null"
+        )
+
+
 def fit_classifier(
     X: npt.NDArray[np.floating],
     targets: npt.NDArray[np.integer],
@@ -120,16 +149,7 @@ def fit_classifier(
     ConfigError
         If there are several values of C and no folds, or the class weights do not fit the labels.
     """
-    if len(training.C) > 1 and not folds:
-        raise ConfigError(
-            f"classifier.C: {list(training.C)} leaves a choice, but the protocol has no folds "
-            "(protocol.folds: 0); give one value"
-        )
-    if targets.ndim == 1 and isinstance(training.class_weight, Mapping):
-        raise ConfigError(
-            "classifier.class_weight: weights of positives and negatives are for several labels "
-            "per image; allowed here: balanced, null"
-        )
+    check_training(training, multi_label=targets.ndim == 2, has_folds=bool(folds))
     if targets.ndim == 2 and training.difficult == "negative":
         targets = np.where(targets > 0, targets, -1).astype(targets.dtype)
     everything = np.arange(len(targets))

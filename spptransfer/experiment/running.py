@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from spptransfer import backbones
-from spptransfer.cache import Column, FeatureCache
+from spptransfer.cache import FeatureCache
+from spptransfer.cache.files import make_folder
 from spptransfer.errors import CacheError, DatasetError
-from spptransfer.experiment.prepare import Experiment, weights_path
-from spptransfer.experiment.results import RunFacts, describe_run, write_run
+from spptransfer.experiment.prepare import Experiment, check_engine, weights_path
+from spptransfer.experiment.results import MODEL, RunFacts, run_folder, write_run
 from spptransfer.extraction import Extraction, extract
 from spptransfer.models import TransferModel
 from spptransfer.protocols import Split
 from spptransfer.protocols.evaluate import Evaluation, evaluate
 from spptransfer.protocols.splits import check_splits
-from spptransfer.protocols.training import Training
+from spptransfer.protocols.training import Training, check_training
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +63,8 @@ def extract_features(experiment: Experiment) -> Extraction:
         What was added, changed, removed or failed.
     """
     path, spec = experiment.cache
-    section, machine = experiment.pipeline.features, experiment.machine
+    machine = experiment.machine
+    make_folder(path.parent)
     machine.stop.extracting = True
     try:
         return extract(
@@ -72,16 +72,11 @@ def extract_features(experiment: Experiment) -> Extraction:
             spec,
             channels=experiment.channels,
             path=path,
-            load_backbone=partial(
-                backbones.load,
-                section.backbone,
-                section.weights,
-                layer=section.layer,
-                weights_dir=machine.weights_dir,
-                memo_dir=machine.cache_dir,
-            ),
+            load_backbone=experiment.load_backbone,
             device=machine.device,
             jobs=machine.jobs,
+            engine=check_engine(machine.engine),
+            scheduler=machine.scheduler,
             progress=machine.progress,
             stop=machine.stop,
         )
@@ -102,23 +97,66 @@ def run(experiment: Experiment, command: str) -> RunResult:
     Returns
     -------
     RunResult
+
+    Raises
+    ------
+    ConfigError, DatasetError
+        If the dataset or the classifier's settings do not fit the protocol; told before
+        anything is computed.
+    CacheError
+        If the cache or the run's folder cannot be written.
+    Interrupted
+        If it was asked to stop.
     """
-    started = datetime.now(UTC)
-    _ = experiment.splits  # a protocol that cannot be met is told before hours of extraction
-    extraction = extract_features(experiment)
-    return _train_on(experiment, extraction, command, started)
+    return _run(experiment, command, extract_features)
 
 
 def train(experiment: Experiment, command: str) -> RunResult:
     """Train and test on a cache that is there already; no image is looked at.
 
+    Parameters
+    ----------
+    experiment, command
+        As in `run`.
+
+    Returns
+    -------
+    RunResult
+
     Raises
     ------
     CacheError
-        If there is no such cache.
+        If there is no such cache, or it lacks images of the dataset.
     """
+    return _run(experiment, command, _use_cache)
+
+
+def _run(
+    experiment: Experiment, command: str, get_features: Callable[[Experiment], Extraction]
+) -> RunResult:
+    from spptransfer.report import write_report
+
     started = datetime.now(UTC)
-    _ = experiment.splits
+    _check(experiment)
+    with run_folder(experiment, started) as folder:
+        logger.info("%s", command)
+        extraction = get_features(experiment)
+        _log_extraction(extraction)
+        facts = _train_on(experiment, extraction, command, started)
+        results = write_run(folder, facts, _model(experiment, facts.evaluation))
+        logger.info("%(metric)s: %(value)s (standard deviation %(std)s)", results["headline"])
+        report = write_report(folder)
+    return RunResult(folder, results, report, folder / MODEL)
+
+
+def _check(experiment: Experiment) -> None:
+    """Tell before hours of extraction whatever would make them useless."""
+    has_folds = any(split.folds for split in experiment.splits)
+    multi_label = experiment.counted.multi_label
+    check_training(_training(experiment), multi_label=multi_label, has_folds=has_folds)
+
+
+def _use_cache(experiment: Experiment) -> Extraction:
     path, spec = experiment.cache
     if not path.exists():
         raise CacheError(f"there is no cache '{path}' yet; make it with `spptransfer extract`")
@@ -127,16 +165,15 @@ def train(experiment: Experiment, command: str) -> RunResult:
     missing = sum(id not in known for id in experiment.dataset.ids)
     if missing:
         raise CacheError(
-            f"'{path}' lacks {missing} images of the dataset; bring it up to date with "
-            "`spptransfer extract`"
+            f"'{path}' lacks {missing:,} of the dataset's {len(experiment.dataset):,} images; "
+            "bring it up to date with `spptransfer extract`"
         )
-    unchanged = Extraction(path, unchanged=len(cache), failures=dict(cache.failures))
-    return _train_on(experiment, unchanged, command, started)
+    return Extraction(path, unchanged=len(cache), failures=dict(cache.failures))
 
 
 def _train_on(
     experiment: Experiment, extraction: Extraction, command: str, started: datetime
-) -> RunResult:
+) -> RunFacts:
     cache = FeatureCache.open(extraction.path)
     section = experiment.pipeline.features
     selection: dict[str, Any] = {
@@ -156,19 +193,40 @@ def _train_on(
         block_sizes=[column.stop - column.start for column in columns],
         progress=experiment.machine.progress,
     )
-    seconds = {**extraction.seconds, "train": time.perf_counter() - begin}
-    facts = RunFacts(experiment, cache, extraction, evaluation, columns, seconds, command, started)
-    model = _model(experiment, evaluation, columns)
-    return _write(facts, model)
+    return RunFacts(
+        experiment=experiment,
+        cache=cache,
+        extraction=extraction,
+        evaluation=evaluation,
+        columns=columns,
+        seconds={**extraction.seconds, "train": time.perf_counter() - begin},
+        device=_device(experiment, extraction),
+        command=command,
+        started=started,
+    )
 
 
-def _write(facts: RunFacts, model: TransferModel) -> RunResult:
-    from spptransfer.report import write_report
+def _device(experiment: Experiment, extraction: Extraction) -> str | None:
+    """What the features were computed on; torch is not asked where nothing was computed."""
+    if not extraction.added + extraction.changed:
+        return None
+    from spptransfer.extraction.compute import choose_device
 
-    folder = write_run(facts, model)
-    results = describe_run(facts)
-    report = write_report(folder)
-    return RunResult(folder, results, report, folder / "model.safetensors")
+    return str(choose_device(experiment.machine.device))
+
+
+def _log_extraction(extraction: Extraction) -> None:
+    logger.info(
+        "%s: %d images added, %d changed, %d unchanged, %d removed, %d failed",
+        extraction.path,
+        extraction.added,
+        extraction.changed,
+        extraction.unchanged,
+        extraction.removed,
+        len(extraction.failures),
+    )
+    for id, error in extraction.failures.items():
+        logger.info("failed: %r: %s", id, error)
 
 
 def _readable(experiment: Experiment, cache: FeatureCache) -> list[Split]:
@@ -191,7 +249,7 @@ def _readable(experiment: Experiment, cache: FeatureCache) -> list[Split]:
         check_splits(splits, experiment.counted)
     except DatasetError as error:
         failed = len(cache.failures)
-        raise DatasetError(f"{error} ({failed} images could not be read)") from error
+        raise DatasetError(f"{error} (images that could not be read: {failed})") from error
     return splits
 
 
@@ -209,15 +267,14 @@ def _training(experiment: Experiment) -> Training:
     )
 
 
-def _model(
-    experiment: Experiment, evaluation: Evaluation, columns: Sequence[Column]
-) -> TransferModel:
+def _model(experiment: Experiment, evaluation: Evaluation) -> TransferModel:
     """The model of the first split, with the spec of just the levels and scales it needs."""
     first, section = evaluation.results[0], experiment.pipeline.features
     C = first.classifier.C
     return TransferModel(
         spec=experiment.wanted,
-        weights=weights_path(experiment),
+        weights=section.weights,
+        weights_path=weights_path(experiment),
         levels=experiment.levels,
         scales=section.scales,
         combine=section.combine,

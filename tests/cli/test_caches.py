@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cache_files import make_cache, make_ids, make_spec
+from small_projects import draw_image
+
+from spptransfer.cache import FeatureCache
+
+
+@pytest.fixture
+def cache(cli, project) -> Path:
+    return Path(cli("extract", "small.yaml", "--json").json["cache"])
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    position = len(data) * 3 // 4
+    data[position] ^= 0xFF
+    path.write_bytes(data)
+
+
+def test_list_shows_caches_their_rows_and_whether_they_are_complete(cli, project, cache):
+    (project / "cache" / "notes.txt").write_text("no cache")
+    done = cli("cache", "list")
+    header, line = done.out.splitlines()
+    assert header.split() == ["cache", "rows", "failed", "size", "state", "features"]
+    for words in (cache.name, " 18 ", "complete", "folder: spp-mini spp, scales [64], levels [3]"):
+        assert words in line
+    (entry,) = cli("cache", "list", "--json").json["caches"]
+    assert (entry["rows"], entry["failed"], entry["state"]) == (18, 0, "complete")
+
+
+def test_a_damaged_cache_is_listed_as_such(cli, project, cache):
+    cache.write_bytes(cache.read_bytes()[: cache.stat().st_size // 2])
+    assert " damaged " in cli("cache", "list").out
+
+
+def test_an_empty_or_missing_folder_has_no_caches(cli, project):
+    assert cli("cache", "list").out == "no caches in cache\n"
+
+
+def test_info_shows_the_spec_and_the_failures(cli, project):
+    make_cache(project / "made.h5", 10, failed=(2, 5))
+    done = cli("cache", "info", "made.h5")
+    assert done.status == 0
+    for words in ("fingerprint: ", "backbone: squeezenet1_1", "scales: [64]", "8 with features"):
+        assert words in done.out
+    assert f"failed: {make_ids(10)[2]}: reason 2" in done.out
+    line = cli("cache", "info", "made.h5", "--json").json
+    assert line["spec"]["layer"] == "spp"
+    assert len(line["failures"]) == 2
+
+
+def test_verify_finds_nothing_wrong_with_a_sound_cache(cli, project, cache):
+    assert cli("cache", "verify", cache).status == 0
+    done = cli("cache", "verify", cache, "--pipeline", "small.yaml", "--json")
+    assert done.status == 0
+    assert (done.json["status"], done.json["problems"]) == ("ok", [])
+
+
+def test_verify_finds_a_flipped_byte_and_repair_brings_the_row_back(cli, project, cache):
+    whole = FeatureCache.open(cache).matrix()
+    flip_a_byte(cache)
+    found = cli("cache", "verify", cache)
+    assert found.status == 1
+    assert "problem" in found.out
+    repaired = cli("cache", "verify", cache, "--pipeline", "small.yaml", "--repair", "--json")
+    assert repaired.status == 0
+    assert repaired.json["repaired"] is True
+    assert len(repaired.json["problems"]) >= 1
+    assert cli("cache", "verify", cache).status == 0
+    again = FeatureCache.open(cache).matrix()
+    np.testing.assert_allclose(again, whole, rtol=1e-5, atol=1e-5 * np.abs(whole).max())
+
+
+def test_verify_with_a_pipeline_finds_changed_and_missing_images(cli, project, cache):
+    draw_image(project / "photos" / "bee" / "000.png", 2, 77)
+    (project / "photos" / "cat" / "000.png").unlink()
+    done = cli("cache", "verify", cache, "--pipeline", "small.yaml", "--quiet")
+    assert done.status == 1
+    assert "bee/000.png" in done.err
+    assert "cat/000.png" in done.err
+
+
+def test_a_cache_of_another_spec_is_refused_with_both_values(cli, project, cache):
+    (project / "other.yaml").write_text((project / "small.yaml").read_text().replace("64", "80"))
+    refused = cli("cache", "verify", cache, "--pipeline", "other.yaml")
+    assert refused.status == 2
+    assert "scales: [64] is not [80]" in refused.complaint
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".csv"])
+def test_export_writes_chosen_rows_and_levels(cli, project, cache, suffix):
+    opened = FeatureCache.open(cache)
+    chosen = [opened.ids[4], opened.ids[1]]
+    (project / "ids.txt").write_text("\n".join(chosen))
+    done = cli("cache", "export", cache, f"out{suffix}", "--ids", "ids.txt", "--levels", "1")
+    assert (done.status, done.out) == (0, f"2 rows: out{suffix}\n")
+    expected = opened.matrix(chosen, levels=[1])
+    if suffix == ".npz":
+        with np.load("out.npz") as data:
+            arrays = {name: data[name] for name in data.files}
+        assert list(arrays["ids"]) == chosen
+        assert any(np.array_equal(array, expected) for array in arrays.values())
+    else:
+        with open("out.csv", newline="") as file:
+            header, *rows = csv.reader(file)
+        assert [row[0] for row in rows] == chosen
+        numbers = np.array([row[-expected.shape[1] :] for row in rows], float)
+        np.testing.assert_allclose(numbers, expected, rtol=1e-5)
+        assert header[0] == "id"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["out.foo"], "must end in one of .npz, .csv, .parquet"),
+        (["out.npz", "--levels", "six"], "--levels: 'six' must be numbers"),
+        (["out.npz", "--levels", "2"], "level 2 does not follow from the stored levels [3]"),
+        (["out.npz", "--scales", "99"], "scale 99 is not stored; allowed: [64]"),
+        (["out.npz", "--combine", "sum"], "sum"),
+        (["out.npz", "--ids", "nowhere.txt"], "nowhere.txt"),
+        (["out.npz", "--ids", "strange.txt"], "no such image"),
+    ],
+)
+def test_an_export_that_cannot_be_gets_one_line_and_leaves_no_file(
+    cli, project, cache, arguments, message
+):
+    (project / "strange.txt").write_text("no such image\n")
+    refused = cli("cache", "export", cache, *arguments)
+    assert refused.status == 2
+    assert message in refused.complaint
+    assert not list(project.glob("out.*"))
+
+
+def test_prune_only_tells_unless_it_is_told_to_delete(cli, project, cache):
+    other = Path(
+        cli("extract", "small.yaml", "--json", "--set", "features.scales=[80]").json["cache"]
+    )
+    assert cli("cache", "prune").out == "nothing to remove\n"
+    told = cli("cache", "prune", "small.yaml")
+    assert other.name in told.out
+    assert cache.name not in told.out
+    assert "--delete does so" in told.out
+    assert other.exists()
+    done = cli("cache", "prune", "small.yaml", "--delete", "--json")
+    assert done.json["removed"] == [str(Path("cache") / other.name)]
+    assert not other.exists()
+    assert cache.exists()
+
+
+def test_prune_deletes_nothing_for_a_pipeline_file_it_cannot_read(cli, project, cache):
+    (project / "broken.yaml").write_text("nonsense")
+    refused = cli("cache", "prune", "small.yaml", "broken.yaml", "--delete")
+    assert refused.status == 2
+    assert cache.exists()
+
+
+def test_merge_brings_caches_together(cli, project):
+    ids = make_ids(10)
+    make_cache(project / "a.h5", ids=ids[:6], seed=1)
+    make_cache(project / "b.h5", ids=ids[6:], seed=2)
+    done = cli("cache", "merge", "both.h5", "a.h5", "b.h5", "--json")
+    assert done.status == 0
+    assert done.json["rows"]["ok"] == 10
+    merged = FeatureCache.open("both.h5")
+    assert merged.ids == ids
+    np.testing.assert_array_equal(merged.matrix(ids[:6]), FeatureCache.open("a.h5").matrix())
+
+
+def test_merge_refuses_what_does_not_fit(cli, project):
+    make_cache(project / "a.h5", seed=1)
+    make_cache(project / "b.h5", seed=2)
+    make_cache(project / "c.h5", spec=make_spec(scales=(80,)))
+    assert make_ids(10)[0] in cli("cache", "merge", "both.h5", "a.h5", "b.h5").complaint
+    assert "scales" in cli("cache", "merge", "both.h5", "a.h5", "c.h5").complaint
+    assert not (project / "both.h5").exists()
+
+
+@pytest.mark.parametrize("command", ["info", "verify"])
+def test_missing_foreign_and_truncated_files_get_one_line(cli, project, cache, command):
+    (project / "foreign.h5").write_bytes(b"something else" * 100)
+    shutil.copy(cache, project / "cut.h5")
+    (project / "cut.h5").write_bytes(cache.read_bytes()[:-100])
+    for name in ("missing.h5", "foreign.h5", "cut.h5"):
+        refused = cli("cache", command, name)
+        assert refused.status in (1, 2)
+        assert name in refused.out + refused.err
+        assert "Traceback" not in refused.err

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import spptransfer
+from spptransfer.cli import main
+
+COMMANDS = ("run", "extract", "train", "predict", "report", "backbones", "datasets", "cache")
+CACHE_COMMANDS = ("list", "info", "verify", "export", "prune", "merge")
+
+
+def python(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout
+
+
+HEAVY = "{'torch', 'sklearn', 'numpy', 'h5py', 'PIL', 'yaml', 'scipy', 'pandas'}"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import spptransfer",
+        "from spptransfer.cli import main; main(['--help'])",
+        "from spptransfer.cli import main; main(['--version'])",
+        "from spptransfer.cli import main; main(['run', '--help'])",
+        "from spptransfer.cli import main; main(['cache', 'verify', '--help'])",
+        "from spptransfer.cli import main; main(['frobnicate'])",
+    ],
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(code):
+    listed = python(f"{code}\nimport sys; print(sorted({HEAVY} & set(sys.modules)))")
+    assert listed.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", ["backbones", "datasets"])
+def test_lists_need_no_torch(command):
+    code = f"import sys; from spptransfer.cli import main; main(['{command}'])"
+    assert python(f"{code}; print('torch' in sys.modules)").splitlines()[-1] == "False"
+
+
+def test_training_from_a_cache_needs_no_torch(finished):
+    code = (
+        "import sys; from spptransfer.cli import main; "
+        f"status = main(['train', {str(finished / 'small.yaml')!r}, '--quiet', "
+        f"'--cache-dir', {str(finished / 'cache')!r}, '--runs-dir', {str(finished / 'more')!r}]); "
+        "print(status, 'torch' in sys.modules)"
+    )
+    assert python(code).strip() == "0 False"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_the_help_lists_all_commands_each_on_one_line(cli, arguments):
+    done = cli(*arguments)
+    assert (done.status, done.err) == (0, "")
+    for command in COMMANDS:
+        (line,) = [line for line in done.out.splitlines() if line.startswith(f"  {command} ")]
+        assert line.endswith(".")
+        assert not line.endswith("...")
+
+
+@pytest.mark.parametrize("arguments", [["cache"], ["cache", "--help"]])
+def test_the_help_of_cache_lists_its_commands(cli, arguments):
+    done = cli(*arguments)
+    assert done.status == 0
+    for command in CACHE_COMMANDS:
+        assert f"  {command} " in done.out
+
+
+@pytest.mark.parametrize(
+    "command", [*((name,) for name in COMMANDS), *(("cache", name) for name in CACHE_COMMANDS)]
+)
+def test_every_command_has_help_and_every_option_says_what_it_is(cli, command):
+    done = cli(*command, "--help")
+    assert done.status == 0
+    assert done.out.startswith(f"Usage: spptransfer {' '.join(command)}")
+    options = [line for line in done.out.splitlines() if line.startswith("  --")]
+    assert len(options) >= 1
+    if command != ("cache",):
+        assert any("--json" in line for line in options)
+
+
+def test_the_version_is_printed(cli):
+    assert cli("--version").out == f"spptransfer {spptransfer.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rnu"], "unknown command 'rnu'; did you mean 'run'? allowed: run, extract, train"),
+        (["cache", "lst"], "unknown command 'lst'; did you mean 'list'? allowed: list, info"),
+        (["--verson"], "--verson"),
+        (["run"], "PIPELINE.yaml"),
+        (["run", "--jsn", "a.yaml"], "--jsn"),
+        (["run", "a.yaml", "b.yaml"], "b.yaml"),
+        (["run", "a.yaml", "--device"], "--device"),
+    ],
+)
+def test_a_wrong_command_line_gets_one_line_and_status_2(cli, arguments, message):
+    refused = cli(*arguments)
+    assert (refused.status, refused.out) == (2, "")
+    assert len(refused.err.splitlines()) == 1
+    assert message in refused.complaint
+
+
+def test_a_bug_is_no_mistake_of_the_user_and_keeps_its_traceback(monkeypatch, tmp_path):
+    def fail(*arguments, **options):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("spptransfer.datasets.status", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["datasets"])
+
+
+def test_an_interrupt_is_told_with_its_status(cli, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("spptransfer.datasets.status", interrupt)
+    done = cli("datasets", "--json")
+    assert done.status == 130
+    assert done.complaint == "spptransfer: interrupted; everything finished so far is kept"
+    assert done.json["status"] == "interrupted"
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "spptransfer", "backbones"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_stream_that_cannot_show_a_name_does_not_end_the_command(tmp_path):
+    (tmp_path / "ç.yaml").write_text(
+        "dataset: {name: folder, root: 日本}\nprotocol: {name: folder}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "spptransfer", "run", "ç.yaml"],
+        cwd=tmp_path,
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+    )
+    assert done.returncode == 2
+    assert b"\\u65e5\\u672c" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_warnings_of_the_library_are_shown_on_one_line_of_the_error_stream(cli, project):
+    (project / "photos" / "stray.png").write_bytes((project / "photos/bee/000.png").read_bytes())
+    done = cli("extract", "small.yaml", "--quiet")
+    assert done.status == 0
+    assert done.err == "spptransfer: photos: skipped 1 images that lie in no class folder\n"

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_projects import draw_folder, draw_image, write_pipeline
+
+from spptransfer.cache import FeatureCache
+
+
+def test_run_prints_the_table_and_where_everything_is(cli, project):
+    done = cli("run", "small.yaml")
+    assert done.status == 0
+    first = done.out.splitlines()[0]
+    assert first.startswith("small: 18 images of folder; spp-mini spp (weights ")
+    assert first.endswith("levels [3, 1], scales [64], view full")
+    for words in ("overall accuracy", "mean per-class accuracy", "18 ok", "report", "model", "log"):
+        assert words in done.out
+    assert str(project) not in done.out
+    (folder,) = (project / "runs").iterdir()
+    assert (folder / "report.html").exists()
+    assert "spptransfer run small.yaml" in (folder / "log.txt").read_text()
+
+
+def test_the_last_line_is_json_and_the_only_one_on_stdout(cli, project):
+    done = cli("run", "small.yaml", "--json")
+    assert len(done.out.splitlines()) == 1
+    assert "overall accuracy" in done.err
+    line = done.json
+    assert set(line) == {
+        "status", "headline", "metrics", "rows", "run", "cache", "report", "model",
+    }  # fmt: skip
+    assert line["status"] == "ok"
+    assert line["headline"]["metric"] == "overall accuracy"
+    assert 0 <= line["headline"]["value"] <= 1
+    assert line["metrics"]["overall accuracy"] == line["headline"]["value"]
+    assert line["rows"] == {"ok": 18, "failed": 0, "reused": 0}
+    for key in ("run", "cache", "report", "model"):
+        assert Path(line[key]).is_absolute()
+        assert Path(line[key]).exists()
+    results = json.loads(Path(line["run"], "results.json").read_text())
+    assert results["headline"] == line["headline"]
+    assert results["command"] == "spptransfer run small.yaml --json"
+
+
+def test_quiet_prints_nothing_and_quiet_json_one_line(cli, project):
+    done = cli("run", "small.yaml", "--quiet")
+    assert (done.status, done.out, done.err) == (0, "", "")
+    done = cli("run", "small.yaml", "--quiet", "--json")
+    assert (len(done.out.splitlines()), done.err) == (1, "")
+    assert done.json["rows"]["reused"] == 18
+
+
+def test_set_replaces_values_of_the_file(cli, project):
+    done = cli("run", "small.yaml", "--json", "--set", "features.levels=[2]", "--set",
+               "classifier.C=[0.5]")  # fmt: skip
+    results = json.loads(Path(done.json["run"], "results.json").read_text())
+    assert results["features"]["levels"] == [2]
+    assert results["classifier"]["C"] == [0.5]
+
+
+def test_places_are_chosen_by_options_and_may_hold_spaces(cli, project):
+    done = cli("run", "small.yaml", "--json", "--cache-dir", "my cache/deep", "--runs-dir",
+               "my runs")  # fmt: skip
+    assert Path(done.json["cache"]).parent == project / "my cache" / "deep"
+    assert Path(done.json["run"]).parent == project / "my runs"
+
+
+def test_data_root_is_where_relative_roots_are_looked_for(cli, project, monkeypatch):
+    (project / "elsewhere").mkdir()
+    monkeypatch.chdir(project / "elsewhere")
+    assert cli("extract", "../small.yaml").status == 2
+    assert cli("extract", "../small.yaml", "--data-root", "..").status == 0
+
+
+def test_extract_counts_what_went_in_and_came_out(cli, project):
+    done = cli("extract", "small.yaml")
+    assert done.status == 0
+    assert "18 images: 18 added, 0 changed, 0 unchanged, 0 removed, 0 failed" in done.out
+    draw_image(project / "photos/bee/new.png", 0, 40)
+    (project / "photos/cat/000.png").unlink()
+    (project / "photos/dog/000.png").write_bytes(b"broken")
+    done = cli("extract", "small.yaml")
+    assert done.status == 1
+    assert "18 images: 1 added, 1 changed, 16 unchanged, 1 removed, 1 failed" in done.out
+    assert "failed: dog/000.png: no image of a known format" in done.out
+
+
+@pytest.mark.parametrize("command", ["run", "extract"])
+def test_failed_images_are_listed_and_the_status_is_1(cli, project, command):
+    for number in range(3):
+        (project / f"photos/bee/broken {number}\n.jpg").write_bytes(b"")
+    done = cli(command, "small.yaml", "--json")
+    assert done.status == 1
+    assert done.json["status"] == "incomplete"
+    assert done.json["rows"]["failed"] == 3
+    assert "failed: bee/broken 2\\n.jpg: cannot read the image: the file is empty" in done.err
+    done = cli(command, "small.yaml", "--quiet")
+    assert done.status == 1
+    assert done.out == ""
+    assert done.err.count("failed:") == 3
+
+
+def test_many_failures_are_counted_and_cache_info_lists_them(cli, project):
+    for number in range(15):
+        (project / f"photos/bee/broken{number:02d}.jpg").write_bytes(b"")
+    done = cli("extract", "small.yaml", "--json")
+    assert "... and 5 more; `spptransfer cache info` lists all" in done.err
+    assert cli("cache", "info", done.json["cache"]).out.count("failed: bee/broken") == 15
+
+
+def test_train_uses_the_cache_alone(cli, project):
+    refused = cli("train", "small.yaml")
+    assert refused.status == 2
+    assert "make it with `spptransfer extract`" in refused.complaint
+    assert cli("extract", "small.yaml").status == 0
+    for path in (project / "photos").rglob("*.png"):
+        path.write_bytes(b"gone")
+    done = cli("train", "small.yaml", "--json")
+    assert done.status == 0
+    assert done.json["rows"] == {"ok": 18, "failed": 0, "reused": 18}
+
+
+@pytest.mark.slow
+def test_worker_processes_make_the_same_cache(cli, project):
+    draw_folder(project / "photos", per_class=60)
+    one = cli("extract", "small.yaml", "--json", "--cache-dir", "one").json
+    two = cli("extract", "small.yaml", "--json", "--cache-dir", "two", "--engine", "processes",
+              "--jobs", "2").json  # fmt: skip
+    first, second = FeatureCache.open(one["cache"]), FeatureCache.open(two["cache"])
+    assert first.ids == second.ids
+    np.testing.assert_array_equal(first.matrix(), second.matrix())
+
+
+@pytest.mark.slow
+def test_a_dask_cluster_that_is_not_there_is_told(cli, project):
+    done = cli("extract", "small.yaml", "--engine", "dask", "--scheduler", "tcp://127.0.0.1:9")
+    assert done.status == 2
+    assert "dask" in done.complaint.lower()
+
+
+# ---- mistakes: one line, status 2, nothing lost ----
+
+MISTAKES = [
+    (["--set", "features.bakbone=alexnet"], "unknown key 'features.bakbone'; did you mean"),
+    (["--set", "feature.backbone=alexnet"], "unknown key 'feature'; did you mean 'features'"),
+    (["--set", "features.backbone=alexnt"], "did you mean 'alexnet'"),
+    (["--set", "features.layer=conv9"], "unknown layer 'conv9'"),
+    (["--set", "features.scales=big"], "features.scales"),
+    (["--set", "features.levels=[0]"], "features.levels"),
+    (["--set", "features.flip=maybe"], "features.flip"),
+    (["--set", "classifier.C=-1"], "classifier.C"),
+    (["--set", "classifier=3"], "classifier: must be a mapping of keys"),
+    (["--set", "protocol.name=foldr"], "did you mean 'folder'"),
+    (["--set", "protocol.sed=1"], "did you mean 'seed'"),
+    (["--set", "protocol.splits=0"], "protocol.splits must be at least 1"),
+    (["--set", "protocol.splits=many"], "protocol.splits"),
+    (["--set", "nonsense"], "--set nonsense: expected section.key=value"),
+    (["--set", "features.weights=gone.pth"], "gone.pth"),
+    (["--set", "dataset.name=pictures"], "unknown dataset 'pictures'"),
+    (["--set", "dataset.root=nowhere"], "looked in"),
+    (["--set", "protocol.train_per_class=9", "--set", "protocol.test_fraction=null"],
+     "class 'bee' has 6 images, but the protocol needs at least 10"),
+    (["--device", "tpu"], "device: 'tpu' is unknown; allowed: auto, cpu, cuda, cuda:N"),
+    (["--devise", "cpu"], "--devise"),
+    (["--jobs", "0"], "--jobs"),
+    (["--jobs", "two"], "--jobs"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=lambda value: str(value)[:40])
+def test_a_mistake_gets_one_line_and_status_2(cli, project, arguments, message):
+    refused = cli("run", "small.yaml", *arguments, "--json")
+    assert refused.status == 2
+    assert message in refused.complaint
+    assert refused.json["status"] == "error"
+    assert message in refused.json["message"]
+    assert not (project / "runs").exists() or not list((project / "runs").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot read the pipeline file 'odd.yaml': No such file or directory"),
+        ("", "must hold the keys dataset, features, classifier, protocol"),
+        ("- a\n- b\n", "must hold the keys"),
+        ("dataset: {name: [", "is no YAML file"),
+        ("dataset: {name: folder, name: csv}", "key 'name' occurs twice"),
+        ("dataset: {name: folder}\n", "'protocol' is missing"),
+        ("dataset: !!python/object/apply:os.system [ls]", "is no YAML file"),
+        ("\x00\x01\x02", "is no YAML file"),
+    ],
+)
+def test_a_broken_pipeline_file_is_told(cli, project, text, message):
+    if text is not None:
+        (project / "odd.yaml").write_text(text)
+    refused = cli("run", "odd.yaml")
+    assert refused.status == 2
+    assert message in refused.complaint
+
+
+def test_a_missing_dataset_says_where_it_was_looked_for_and_how_to_get_it(cli, project):
+    refused = cli("run", "small.yaml", "--set", "dataset={name: caltech101}", "--data-root", "data")
+    assert refused.status == 2
+    assert f"looked in {project / 'data'}" in refused.complaint
+    assert "spptransfer datasets --fetch caltech101" in refused.complaint
+
+
+def test_a_folder_without_images_one_class_or_a_small_class_is_told(cli, project):
+    (project / "empty").mkdir()
+    draw_folder(project / "one", classes=("bee",))
+    draw_folder(project / "few", classes=("bee", "cat"))
+    for path in sorted((project / "few" / "cat").iterdir())[1:]:
+        path.unlink()
+    for root, message in {
+        "empty": "no images in empty",
+        "one": "one class only ('bee')",
+        "few": "class 'cat' has 1 image, but the protocol needs at least 2",
+    }.items():
+        refused = cli("run", "small.yaml", "--set", f"dataset.root={root}")
+        assert refused.status == 2
+        assert message in refused.complaint
+
+
+@pytest.mark.parametrize("data", [b"", b"not weights", b"PK\x03\x04" + b"\0" * 100])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_unreadable_weights_are_named(cli, project, data, suffix):
+    (project / f"odd{suffix}").write_bytes(data)
+    refused = cli("run", "small.yaml", "--set", f"features.weights=odd{suffix}")
+    assert refused.status == 2
+    assert f"odd{suffix}" in refused.complaint
+
+
+def test_weights_of_another_network_are_told(cli, project):
+    from spptransfer.backbones.weights import path_of
+
+    weights = path_of("spp-mini", "embedded")
+    refused = cli("run", "small.yaml", "--set", "features.backbone=squeezenet1_1", "--set",
+                  f"features.weights={weights}")  # fmt: skip
+    assert refused.status == 2
+    assert weights.name in refused.complaint
+
+
+def test_a_file_that_is_no_cache_in_a_caches_place_is_told_and_kept(cli, project):
+    path = Path(cli("extract", "small.yaml", "--json").json["cache"])
+    path.write_bytes(b"something else")
+    refused = cli("run", "small.yaml")
+    assert refused.status == 2
+    assert path.name in refused.complaint
+    assert path.read_bytes() == b"something else"
+
+
+def test_a_name_with_spaces_newlines_and_other_scripts_stays_on_its_line(cli, project):
+    draw_folder(project / "my photos", classes=("a b", "ç\n日本"))
+    (project / "my photos" / "a b" / "x\ny \x1b[31m.png").write_bytes(b"")
+    write_pipeline(project / "my pipeline.yaml", Path("my photos"))
+    done = cli("run", "my pipeline.yaml")
+    assert done.status == 1
+    assert "failed: a b/x\\ny \\x1b[31m.png: " in done.out
+    assert "\x1b" not in done.out

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_projects import draw_folder, write_pipeline
+
+from spptransfer.cache import FeatureCache
+
+pytestmark = pytest.mark.slow
+
+PER_CLASS = 200
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """Enough images for several parts, with the cache that an uninterrupted run makes of them."""
+    folder = tmp_path_factory.mktemp("work")
+    draw_folder(folder / "photos", per_class=PER_CLASS)
+    write_pipeline(folder / "small.yaml", folder / "photos", features={"scales": [96]})
+    assert spptransfer(folder, "extract", "--cache-dir", "whole").wait() == 0
+    return folder
+
+
+def spptransfer(folder: Path, command: str, *arguments: str) -> subprocess.Popen:
+    line = [sys.executable, "-m", "spptransfer", command, "small.yaml", "--jobs", "2", "--json"]
+    return subprocess.Popen(
+        [*line, *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for_a_part(folder: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("*.parts/part-*.h5")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def finish(process: subprocess.Popen) -> tuple[str, str]:
+    return process.communicate(timeout=120)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+def test_an_interrupted_extraction_exits_130_and_goes_on_to_the_same_cache(work, number, engine):
+    """As a terminal does it, the signal reaches all processes of the command."""
+    place = f"{engine}-{number}"
+    options = ("--cache-dir", place, "--engine", engine)
+    process = spptransfer(work, "extract", *options)
+    wait_for_a_part(work / place, process)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    out, err = finish(process)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "run the same command again" in err
+    assert json.loads(out.splitlines()[-1])["status"] == "interrupted"
+    assert not list((work / place).glob("*.h5"))
+
+    again = spptransfer(work, "extract", *options)
+    out, err = finish(again)
+    assert again.returncode == 0, err
+    resumed = json.loads(out.splitlines()[-1])
+    assert resumed["rows"]["reused"] > 0
+    (whole,) = (work / "whole").glob("*.h5")
+    first, second = FeatureCache.open(whole), FeatureCache.open(resumed["cache"])
+    assert first.ids == second.ids
+    assert first.digests() == second.digests()
+    np.testing.assert_array_equal(first.matrix(), second.matrix())
+
+
+def test_a_second_signal_stops_at_once(work):
+    process = spptransfer(work, "extract", "--cache-dir", "twice")
+    wait_for_a_part(work / "twice", process)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    _, err = finish(process)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+
+
+def test_an_interrupted_run_leaves_no_folder_of_a_run(work):
+    process = spptransfer(work, "run", "--cache-dir", "run", "--runs-dir", "runs")
+    wait_for_a_part(work / "run", process)
+    process.send_signal(signal.SIGTERM)
+    _, err = finish(process)
+    assert process.returncode == 130, err
+    assert list((work / "runs").iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def model(work) -> str:
+    trained = spptransfer(work, "run", "--cache-dir", "whole", "--runs-dir", "models")
+    return json.loads(finish(trained)[0].splitlines()[-1])["model"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_prediction_exits_130(work, model, number):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spptransfer", "predict", model, "photos", "--jobs", "1"],
+        cwd=work,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline().startswith("image ")
+    process.send_signal(number)
+    _, err = finish(process)
+    assert process.returncode == 130, err
+    assert err == "spptransfer: interrupted; everything finished so far is kept\n"

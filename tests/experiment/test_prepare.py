@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from small_projects import draw_folder, draw_image, experiment, pipeline
+
+from spptransfer.errors import ConfigError, DatasetError, WeightsError
+from spptransfer.experiment import Machine, extract_features, prepare
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    return draw_folder(tmp_path_factory.mktemp("data") / "photos")
+
+
+def test_what_is_wanted_follows_from_the_pipeline(images, tmp_path):
+    found = experiment(images, tmp_path, features={"levels": [6, 3, 1], "scales": [96, 64]})
+    assert found.wanted.levels == (6,)
+    assert found.wanted.scales == (64, 96)
+    assert found.levels == (6, 3, 1)
+    assert len(found.dataset) == 18
+    assert found.channels == 64
+
+
+def test_fully_connected_layers_have_no_levels(images, tmp_path):
+    found = experiment(images, tmp_path, features={"layer": "fc6"})
+    assert found.levels is None
+    assert found.wanted.levels == ()
+
+
+@pytest.mark.parametrize(
+    ("sections", "error", "message"),
+    [
+        ({"features": {"backbone": "alexnt"}}, ConfigError, "did you mean 'alexnet'"),
+        ({"features": {"layer": "conv9"}}, ConfigError, "unknown layer 'conv9'"),
+        ({"features": {"layer": "conv5", "levels": [3, 3]}}, ConfigError, "levels"),
+        ({"features": {"weights": "gone.pth"}}, WeightsError, "gone.pth"),
+        ({"protocol": {"name": "foldr"}}, ConfigError, "did you mean 'folder'"),
+        ({"protocol": {"seeed": 1}}, ConfigError, "did you mean 'seed'"),
+        ({"protocol": {"folds": -1}}, ConfigError, "protocol.folds must be at least 0"),
+        ({"dataset": {"name": "caltech"}}, ConfigError, "did you mean 'caltech101'"),
+        ({"dataset": {"root": "nowhere"}}, DatasetError, "looked in"),
+        ({"dataset": {"wat": 1}}, ConfigError, "no option 'wat'"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_computed(images, tmp_path, sections, error, message):
+    with pytest.raises(error) as caught:
+        experiment(images, tmp_path, **sections)
+    assert message in str(caught.value)
+    assert not list(tmp_path.rglob("*.h5"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "tpu"}, "device: 'tpu' is unknown; allowed: auto, cpu, cuda, cuda:N"),
+        ({"device": "cuda:x"}, "device: 'cuda:x' is unknown"),
+        ({"engine": "process"}, "did you mean 'processes'"),
+    ],
+)
+def test_a_wrong_machine_is_told_even_if_nothing_has_to_be_computed(images, options, message):
+    with pytest.raises(ConfigError, match=message):
+        prepare("small", pipeline(images), Machine(**options))
+
+
+def cache_name(*arguments, **sections) -> str:
+    return experiment(*arguments, **sections).cache[0].name
+
+
+def test_folders_of_one_name_in_different_places_have_different_caches(tmp_path):
+    first = draw_folder(tmp_path / "a" / "photos")
+    second = draw_folder(tmp_path / "b" / "photos")
+    names = {cache_name(root, tmp_path) for root in (first, second)}
+    assert len(names) == 2
+    assert all(name.startswith("folder-photos-") for name in names)
+
+
+def test_a_folder_has_one_cache_however_its_path_is_written(images, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(images)
+    monkeypatch.chdir(images.parent)
+    ways = [images, Path("photos"), images / ".." / "photos", tmp_path / "link"]
+    assert len({cache_name(way, tmp_path) for way in ways}) == 1
+
+
+def test_tables_in_one_folder_have_different_caches(images, tmp_path):
+    ids = [str(path.relative_to(images)) for path in sorted(images.rglob("*.png"))]
+    for name, chosen in {"a.csv": ids[:12], "b.csv": ids[6:]}.items():
+        rows = "".join(f"{id},{Path(id).parent}\n" for id in chosen)
+        (images / name).write_text(f"path,label\n{rows}")
+    try:
+        names = {
+            cache_name(images / table, tmp_path, dataset={"name": "csv"})
+            for table in ("a.csv", "b.csv")
+        }
+    finally:
+        for table in ("a.csv", "b.csv"):
+            (images / table).unlink()
+    assert len(names) == 2
+
+
+def test_a_table_has_one_cache_whether_it_or_its_folder_is_named(tmp_path):
+    draw_image(tmp_path / "photos" / "x.png", 0, 0)
+    (tmp_path / "photos" / "labels.csv").write_text("path,label\nx.png,bee\n")
+    names = {
+        cache_name(root, tmp_path, dataset={"name": "csv"})
+        for root in (tmp_path / "photos", tmp_path / "photos" / "labels.csv")
+    }
+    assert len(names) == 1
+
+
+@pytest.mark.parametrize("folder", ["with space", "uni-çödé-日本", "x" * 120, "a[b]*?", "..."])
+def test_any_folder_name_makes_a_plain_file_name(folder, tmp_path):
+    name = cache_name(draw_folder(tmp_path / folder, per_class=1), tmp_path)
+    assert len(name) < 120
+    assert all(c.isalnum() or c in "-_." for c in name)
+    assert name.isascii()
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("layer", "conv3"),
+        ("levels", [4]),
+        ("scales", [80]),
+        ("view", "warp"),
+        ("flip", True),
+        ("pooling", "mean"),
+        ("precision", "bfloat16"),
+        ("storage", "float16"),
+        ("weights", "random:1"),
+    ],
+)
+def test_whatever_changes_a_value_changes_the_cache(images, tmp_path, section, change):
+    assert cache_name(images, tmp_path) != cache_name(images, tmp_path, features={section: change})
+
+
+def test_what_changes_no_value_keeps_the_cache(images, tmp_path):
+    copied = tmp_path / "copy.safetensors"
+    shutil.copy(
+        pytest.importorskip("spptransfer.backbones.weights").path_of("spp-mini", "embedded"), copied
+    )
+    plain = cache_name(images, tmp_path)
+    for section, change in {
+        "features": {"weights": str(copied)},
+        "classifier": {"C": [3.0], "normalize": ["l2_block"]},
+        "protocol": {"seed": 5},
+    }.items():
+        assert cache_name(images, tmp_path, **{section: change}) == plain
+
+
+def test_a_wider_cache_serves_what_follows_from_it(images, tmp_path):
+    wide = experiment(images, tmp_path, features={"levels": [6], "scales": [64, 96]})
+    path = extract_features(wide).path
+    for features in ({"levels": [3, 2, 1], "scales": [96]}, {"levels": [6, 1], "scales": [64]}):
+        narrow = experiment(images, tmp_path, features=features)
+        assert narrow.wanted != wide.wanted
+        assert narrow.cache == (path, wide.wanted)
+    for features in ({"levels": [4]}, {"scales": [64, 80]}, {"view": "warp"}):
+        other = experiment(images, tmp_path, features={"levels": [6], **features})
+        assert other.cache[0] != path
+
+
+def test_a_damaged_candidate_is_passed_over(images, tmp_path):
+    exact = experiment(images, tmp_path).cache[0]
+    exact.parent.mkdir(exist_ok=True)
+    damaged = exact.with_name(exact.name.rpartition("-")[0] + "-0123456789ab.h5")
+    damaged.write_bytes(b"no cache")
+    assert experiment(images, tmp_path).cache[0] == exact

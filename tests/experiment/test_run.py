@@ -1,0 +1,370 @@
+from __future__ import annotations
+
+import builtins
+import io
+import json
+import logging
+import os
+import shutil
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from small_projects import CLASSES, draw_folder, draw_image, experiment
+
+from spptransfer import backbones
+from spptransfer.backbones.weights import path_of
+from spptransfer.cache import FeatureCache
+from spptransfer.errors import CacheError, ConfigError, DatasetError
+from spptransfer.experiment import extract_features, run, train
+from spptransfer.extraction import Interrupted
+from spptransfer.metrics import mean_per_class_accuracy, overall_accuracy
+
+COMMAND = "spptransfer run small.yaml"
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    return draw_folder(tmp_path_factory.mktemp("data") / "photos")
+
+
+@pytest.fixture(scope="module")
+def finished(images, tmp_path_factory):
+    """Three splits with a choice of C."""
+    work = tmp_path_factory.mktemp("work")
+    settings = {"classifier": {"C": [0.1, 1.0]}, "protocol": {"splits": 3, "folds": 2}}
+    return run(experiment(images, work, **settings), COMMAND)
+
+
+# ---- what a run leaves behind ----
+
+
+def test_a_run_leaves_its_files(finished):
+    assert {path.name for path in finished.folder.iterdir()} == {
+        "results.json",
+        "predictions.npz",
+        "splits.json",
+        "model.safetensors",
+        "report.html",
+        "log.txt",
+    }
+    assert json.loads((finished.folder / "results.json").read_text()) == finished.results
+
+
+def test_results_have_the_documented_keys(finished, images):
+    results = finished.results
+    assert results["format"] == "spptransfer-results"
+    assert results["format_version"] == 1
+    assert results["name"] == "small"
+    assert results["command"] == COMMAND
+    assert datetime.fromisoformat(results["started"]) <= datetime.fromisoformat(results["finished"])
+    assert set(results["versions"]) >= {"spptransfer", "python", "torch", "numpy", "h5py", "pillow"}
+    assert results["machine"]["device"] == "cpu"
+    assert results["dataset"] == {
+        "name": "folder",
+        "root": str(images),
+        "path_template": "{id}",
+        "images": 18,
+        "classes": list(CLASSES),
+        "multi_label": False,
+    }
+    assert results["rows"] == {"ok": 18, "failed": 0, "reused": 0, "failures": []}
+    assert results["classifier"]["C"] == [0.1, 1.0]
+    assert results["protocol"]["name"] == "folder"
+    assert len(results["protocol"]["checksum"]) == 64
+    assert set(results["timings"]) == {"read", "compute", "write", "train", "total"}
+    assert sum(results["timings"].values()) <= 2 * results["timings"]["total"]
+    json.dumps(results, allow_nan=False)
+
+
+def test_blocks_say_what_the_columns_of_the_model_are(finished):
+    features = finished.results["features"]
+    assert features["levels"] == [3, 1]
+    assert features["blocks"] == [
+        {"scale": 64, "level": 3, "start": 0, "stop": 9 * 64},
+        {"scale": 64, "level": 1, "start": 9 * 64, "stop": 10 * 64},
+    ]
+    assert (features["channels"], features["dimension"]) == (64, 640)
+    with safe_open(finished.model, framework="numpy") as file:
+        assert file.get_tensor("coef").shape == (3, 640)
+        assert file.get_tensor("intercept").shape == (3,)
+
+
+def test_metrics_can_be_recomputed_from_the_predictions(finished):
+    predictions = np.load(finished.folder / "predictions.npz", allow_pickle=False)
+    results = finished.results
+    overall, per_class = [], []
+    for number, split in enumerate(results["splits"]):
+        targets = predictions[f"split{number:02d}/targets"]
+        guesses = predictions[f"split{number:02d}/scores"].argmax(axis=1)
+        ids = predictions[f"split{number:02d}/ids"]
+        assert [CLASSES[t] for t in targets] == [id.split("/")[0] for id in ids]
+        overall.append(overall_accuracy(targets, guesses))
+        per_class.append(mean_per_class_accuracy(targets, guesses, 3))
+        assert split["test"] == len(ids)
+        assert split["metrics"]["overall accuracy"] == overall[-1]
+        assert split["C"] in (0.1, 1.0)
+        assert [entry["C"] for entry in split["validation"]] == [0.1, 1.0]
+    metric = results["metrics"]["overall accuracy"]
+    assert metric["per_split"] == overall
+    assert metric["value"] == pytest.approx(np.mean(overall))
+    assert metric["std"] == pytest.approx(np.std(overall, ddof=1))
+    assert results["metrics"]["mean per-class accuracy"]["value"] == pytest.approx(
+        np.mean(per_class)
+    )
+    assert results["headline"] == {
+        "metric": "overall accuracy",
+        "value": metric["value"],
+        "std": metric["std"],
+    }
+
+
+def test_the_log_tells_the_command_the_counts_and_every_split(finished):
+    log = (finished.folder / "log.txt").read_text()
+    for words in (COMMAND, "18 images added", "split 1", "split 3", "overall accuracy"):
+        assert words in log
+
+
+def test_logging_is_left_as_it_was(finished):
+    library = logging.getLogger("spptransfer")
+    assert library.level == logging.NOTSET
+    assert not any(isinstance(handler, logging.FileHandler) for handler in library.handlers)
+
+
+def test_runs_of_one_second_get_folders_of_their_own(images, tmp_path):
+    first = run(experiment(images, tmp_path), COMMAND)
+    names = {run(experiment(images, tmp_path), COMMAND).folder.name for _ in range(2)}
+    assert len(names | {first.folder.name}) == 3
+
+
+# ---- the cache is reused ----
+
+
+def refuse(*arguments, **options):
+    raise AssertionError("this must not be called")
+
+
+class Opened:
+    """Records every file that Python code opens."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.paths: set[str] = set()
+        for module, name in ((builtins, "open"), (io, "open"), (os, "open")):
+            monkeypatch.setattr(module, name, self._recording(getattr(module, name)))
+
+    def _recording(self, original):
+        def opening(path, *arguments, **options):
+            self.paths.add(str(path))
+            return original(path, *arguments, **options)
+
+        return opening
+
+
+def test_another_classifier_opens_neither_an_image_nor_the_weights(images, tmp_path, monkeypatch):
+    weights = shutil.copy(path_of("spp-mini", "embedded"), tmp_path / "mine.safetensors")
+    os.utime(weights, (1e9, 1e9))
+    features = {"weights": str(weights)}
+    first = run(experiment(images, tmp_path, features=features), COMMAND)
+    opened = Opened(monkeypatch)
+    monkeypatch.setattr(backbones, "load", refuse)
+    changed = {"C": [3.0], "normalize": ["signed_sqrt", "l2"], "solver": "scikit-learn"}
+    extraction = extract_features(experiment(images, tmp_path, features=features))
+    assert extraction.unchanged == 18
+    assert not {path for path in opened.paths if path.endswith((".png", ".safetensors"))}
+
+    second = run(experiment(images, tmp_path, features=features, classifier=changed), COMMAND)
+    assert second.results["rows"]["reused"] == 18
+    assert second.results["features"] == first.results["features"]
+    assert second.results["machine"]["device"] is None
+    assert str(weights) not in opened.paths
+
+
+def test_training_needs_no_image_at_all(images, tmp_path):
+    copied = shutil.copytree(images, tmp_path / "photos")
+    extract_features(experiment(copied, tmp_path))
+    for path in copied.rglob("*.png"):
+        path.write_bytes(b"")
+    result = train(experiment(copied, tmp_path), COMMAND)
+    assert result.results["rows"]["reused"] == 18
+    assert result.results["headline"]["value"] > 0.5
+
+
+def test_training_without_a_cache_says_how_to_get_one(images, tmp_path):
+    with pytest.raises(CacheError, match="make it with `spptransfer extract`"):
+        train(experiment(images, tmp_path), COMMAND)
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_training_on_a_cache_that_lacks_images_says_how_many(images, tmp_path):
+    copied = shutil.copytree(images, tmp_path / "photos")
+    extract_features(experiment(copied, tmp_path))
+    for number in (90, 91):
+        draw_image(copied / "bee" / f"{number}.png", 0, number)
+    with pytest.raises(CacheError, match=r"lacks 2 of the dataset's 20 images"):
+        train(experiment(copied, tmp_path), COMMAND)
+
+
+def test_only_what_changed_is_computed_again(images, tmp_path):
+    copied = shutil.copytree(images, tmp_path / "photos")
+    extract_features(experiment(copied, tmp_path))
+    draw_image(copied / "bee" / "new.png", 0, 50)
+    draw_image(copied / "cat" / "000.png", 1, 51)
+    (copied / "dog" / "000.png").unlink()
+    found = extract_features(experiment(copied, tmp_path))
+    assert (found.added, found.changed, found.unchanged, found.removed) == (1, 1, 16, 1)
+
+
+def test_folders_of_one_name_never_mix(tmp_path):
+    first = draw_folder(tmp_path / "a" / "photos")
+    second = draw_folder(tmp_path / "b" / "photos")
+    for number in range(6):  # in the second folder, bees look like dogs and dogs like bees
+        draw_image(second / "bee" / f"{number:03d}.png", 2, number)
+        draw_image(second / "dog" / f"{number:03d}.png", 0, number)
+    paths = [extract_features(experiment(root, tmp_path)).path for root in (first, second)]
+    assert extract_features(experiment(first, tmp_path)).unchanged == 18
+    bees, dogs = (FeatureCache.open(path) for path in paths)
+    np.testing.assert_allclose(
+        bees.matrix(["bee/000.png"]), dogs.matrix(["dog/000.png"]), rtol=1e-5, atol=1e-6
+    )
+    assert not np.allclose(bees.matrix(["bee/000.png"]), dogs.matrix(["bee/000.png"]))
+
+
+def test_a_wider_cache_gives_exactly_the_numbers_of_a_narrow_one(images, tmp_path):
+    """Its levels and scales are a choice of columns, not another computation."""
+    features = {"levels": [3, 1], "scales": [64]}
+    settings = {"features": features, "protocol": {"splits": 2}}
+    narrow = run(experiment(images, tmp_path / "narrow", **settings), COMMAND)
+    wide = {"levels": [6], "scales": [64, 96]}
+    extract_features(experiment(images, tmp_path / "wide", features=wide))
+    served = run(experiment(images, tmp_path / "wide", **settings), COMMAND)
+    assert served.results["rows"]["reused"] == 18
+    assert len(list((tmp_path / "wide" / "cache").glob("*.h5"))) == 1
+    for key in ("spec", "fingerprint", "blocks", "dimension"):
+        assert served.results["features"][key] == narrow.results["features"][key]
+    mine, theirs = (np.load(r.folder / "predictions.npz") for r in (served, narrow))
+    for name in mine.files:
+        np.testing.assert_array_equal(mine[name], theirs[name])
+
+
+# ---- what fails ----
+
+
+def test_a_broken_image_is_a_failed_row_and_splits_stay_as_they_were(images, tmp_path):
+    copied = shutil.copytree(images, tmp_path / "photos")
+    settings = {"protocol": {"splits": 3}}
+    whole = experiment(copied, tmp_path, **settings).splits
+    broken = whole[0].test[0]
+    (copied / broken).write_bytes(b"no image")
+    result = run(experiment(copied, tmp_path, **settings), COMMAND)
+    rows = result.results["rows"]
+    assert (rows["ok"], rows["failed"]) == (17, 1)
+    assert rows["failures"][0]["id"] == broken
+    assert "no image of a known format" in rows["failures"][0]["error"]
+    assert repr(broken) in (result.folder / "log.txt").read_text()
+    predictions = np.load(result.folder / "predictions.npz")
+    for number, split in enumerate(whole):
+        expected = [id for id in split.test if id != broken]
+        assert list(predictions[f"split{number:02d}/ids"]) == expected
+
+
+def test_a_class_of_broken_images_is_an_error_that_counts_them(images, tmp_path):
+    copied = shutil.copytree(images, tmp_path / "photos")
+    for path in (copied / "bee").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(DatasetError, match=r"bee.*could not be read: 6"):
+        run(experiment(copied, tmp_path), COMMAND)
+
+
+@pytest.mark.parametrize(
+    ("sections", "error", "message"),
+    [
+        ({"classifier": {"C": [1.0, 2.0]}}, ConfigError, "no folds"),
+        ({"classifier": {"class_weight": {1: 2.0}}}, ConfigError, "class_weight"),
+        ({"protocol": {"choose_C": "per class"}}, ConfigError, "choose_C"),
+        (
+            {"protocol": {"train_per_class": 50, "test_fraction": None}},
+            DatasetError,
+            "class 'bee' has 6 images",
+        ),
+    ],
+)
+def test_what_would_make_the_features_useless_is_told_first(
+    images, tmp_path, sections, error, message
+):
+    with pytest.raises(error, match=message):
+        run(experiment(images, tmp_path, **sections), COMMAND)
+    assert not (tmp_path / "runs").exists()
+    assert not list(tmp_path.rglob("*.h5"))
+
+
+def test_one_class_is_told_first(tmp_path):
+    root = draw_folder(tmp_path / "photos", classes=("bee",))
+    with pytest.raises(DatasetError, match=r"one class only \('bee'\)"):
+        run(experiment(root, tmp_path), COMMAND)
+
+
+@pytest.mark.parametrize("place", ["cache", "runs"])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_computed(
+    place, images, tmp_path, monkeypatch
+):
+    (tmp_path / place).write_text("a file, no folder")
+    monkeypatch.setattr("spptransfer.experiment.running.extract", None)
+    with pytest.raises(CacheError, match=f"cannot write '.*{place}'"):
+        run(experiment(images, tmp_path), COMMAND)
+
+
+def test_an_interrupted_run_leaves_no_folder_but_what_it_finished(images, tmp_path):
+    stopped = experiment(images, tmp_path)
+    stopped.machine.stop.set()
+    with pytest.raises(Interrupted, match="run the same command again"):
+        run(stopped, COMMAND)
+    assert list((tmp_path / "runs").iterdir()) == []
+    assert run(experiment(images, tmp_path), COMMAND).results["rows"]["ok"] == 18
+
+
+def test_a_report_that_fails_does_not_cost_the_results(images, tmp_path, monkeypatch):
+    def fail(folder):
+        raise RuntimeError("no report today")
+
+    monkeypatch.setattr("spptransfer.report.write_report", fail)
+    with pytest.raises(RuntimeError):
+        run(experiment(images, tmp_path), COMMAND)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (folder / "results.json").exists()
+    assert (folder / "model.safetensors").exists()
+
+
+# ---- other kinds of datasets ----
+
+
+def test_several_labels_per_image_from_a_table(tmp_path):
+    for number in range(24):
+        draw_image(tmp_path / "photos" / f"{number}.png", number % 4, number)
+    labels = ["bee", "cat", "bee;cat", ""]
+    rows = "".join(f"{n}.png,{labels[n % 4]},{'train' if n < 16 else 'test'}\n" for n in range(24))
+    (tmp_path / "photos" / "labels.csv").write_text(f"path,labels,split\n{rows}")
+    settings = {
+        "dataset": {"name": "csv", "root": str(tmp_path / "photos" / "labels.csv")},
+        "protocol": {"name": "csv", "test_fraction": None},
+    }
+    result = run(experiment(tmp_path, tmp_path, **settings), COMMAND).results
+    assert result["dataset"]["multi_label"] is True
+    assert [(s["train"], s["test"]) for s in result["splits"]] == [(16, 8)]
+    assert set(result["metrics"]) == {
+        "mean average precision (11-point)",
+        "mean average precision (area)",
+        "mean average precision (uninterpolated)",
+    }
+    assert set(result["metrics"]["mean average precision (area)"]["per_class"]) == {"bee", "cat"}
+    assert result["headline"]["std"] is None
+
+
+def test_awkward_file_names_go_all_the_way(tmp_path):
+    root = draw_folder(tmp_path / "my photos", classes=("a b", "ç\n日本", "<b>&'\""))
+    for folder in list(root.iterdir()):
+        draw_image(folder / "name with\nnewline, comma; 'quote' {id}.png", 0, 7)
+    result = run(experiment(root, tmp_path), COMMAND)
+    assert result.results["rows"]["ok"] == 21
+    assert "<b>&'" not in result.report.read_text().replace("&lt;b&gt;", "")

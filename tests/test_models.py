@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import json
+import shutil
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from small_projects import draw_folder, draw_image, experiment
+
+from spptransfer.cache import FeatureCache
+from spptransfer.errors import ModelError
+from spptransfer.experiment import run
+from spptransfer.models import TransferModel, find_images
+
+WEIGHTS = Path(__import__("spptransfer").__file__).parent / "backbones/spp_mini.safetensors"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run on a small folder of images, with the weights in a file of the user's own."""
+    work = tmp_path_factory.mktemp("work")
+    images = draw_folder(work / "images")
+    shutil.copy(WEIGHTS, work / "mine.safetensors")
+    features = {"weights": str(work / "mine.safetensors"), "levels": [3, 2, 1], "scales": [64, 80]}
+    settings = {"classifier": {"normalize": ["signed_sqrt", "standardize", "l2_block"]}}
+    return run(experiment(images, work, features=features, **settings), "spptransfer run"), images
+
+
+@pytest.fixture
+def model(finished) -> TransferModel:
+    return TransferModel.load(finished[0].model)
+
+
+def scores_of(model, paths, **options):
+    return list(model.score(paths, device="cpu", jobs=2, **options))
+
+
+def test_a_model_survives_the_round_trip(model, tmp_path):
+    model.save(tmp_path / "again.safetensors")
+    again = TransferModel.load(tmp_path / "again.safetensors")
+    for name, value in vars(model).items():
+        if name == "normalizer":
+            assert again.normalizer.get_params() == value.get_params()
+        elif isinstance(value, np.ndarray):
+            np.testing.assert_array_equal(getattr(again, name), value)
+        else:
+            assert getattr(again, name) == value
+    X = np.random.default_rng(0).normal(size=(5, model.coef.shape[1])).astype(np.float32)
+    np.testing.assert_array_equal(again.decision_function(X), model.decision_function(X))
+
+
+def test_scoring_an_image_gives_the_decision_values_of_training_from_the_cache(finished, model):
+    result, images = finished
+    predictions = np.load(result.folder / "predictions.npz", allow_pickle=False)
+    ids, recorded = predictions["split00/ids"], predictions["split00/scores"]
+    scored = scores_of(model, [images / id for id in ids])
+    np.testing.assert_allclose([s.values for s in scored], recorded, rtol=1e-4, atol=1e-5)
+
+    cache = FeatureCache.open(result.results["features"]["cache"])
+    X = cache.matrix(list(ids), levels=model.levels, scales=model.scales, combine=model.combine)
+    np.testing.assert_allclose(model.decision_function(X), recorded, rtol=1e-4, atol=1e-5)
+
+
+def test_the_folder_of_a_run_stands_for_its_model(finished):
+    assert TransferModel.load(finished[0].folder).classes == ("bee", "cat", "dog")
+
+
+def test_scores_come_in_the_order_of_the_paths_with_reasons_for_the_broken(
+    finished, model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("spptransfer.features.CHUNK", 4)
+    good = sorted(finished[1].rglob("*.png"))
+    (tmp_path / "broken.jpg").write_bytes(b"")
+    paths = [*good[:5], tmp_path / "broken.jpg", tmp_path / "missing.png", *good[5:]]
+    scored = scores_of(model, paths)
+    assert [s.path for s in scored] == paths
+    assert [s.values is None for s in scored] == [path not in good for path in paths]
+    assert scored[5].error == "cannot read the image: the file is empty"
+    assert "No such file" in scored[6].error
+    assert not any(s.error for s in scored if s.values is not None)
+
+
+def test_scoring_streams_in_bounded_memory(finished, model, monkeypatch):
+    """Peak memory must not grow with the number of images, nor may more than two chunks be read."""
+    monkeypatch.setattr("spptransfer.features.CHUNK", 8)
+    image = next(finished[1].rglob("*.png"))
+    read = []
+
+    def endless():
+        while True:
+            read.append(image)
+            yield image
+
+    stream, peaks = model.score(endless(), device="cpu", jobs=1), []
+    for _ in range(3):
+        tracemalloc.start()
+        for _ in range(24):
+            next(stream)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert len(read) <= 3 * 24 + 8
+    assert peaks[2] < 1.5 * peaks[1]
+
+
+def test_one_label_is_the_largest_value_and_several_are_all_above_zero(model):
+    values = np.array([-0.5, -0.2, -0.9])
+    assert model.labels(values) == ["cat"]
+    model.multi_label = True
+    assert model.labels(values) == []
+    assert model.labels(np.array([0.3, -0.1, 0.7])) == ["dog", "bee"]
+    assert model.labels(np.array([0.0, -0.1, 0.7])) == ["dog"]
+
+
+# ---- where the weights are ----
+
+
+def test_moved_weights_are_named_and_found_again_where_the_user_says(finished, model, tmp_path):
+    images = sorted(finished[1].rglob("*.png"))[:2]
+    before = scores_of(model, images)
+    model.weights = model.weights_path = tmp_path / "gone.safetensors"
+    with pytest.raises(ModelError, match=r"gone\.safetensors.*spp-mini.*--weights FILE"):
+        scores_of(model, images)
+    moved = shutil.copy(WEIGHTS, tmp_path / "elsewhere.safetensors")
+    after = scores_of(model, images, weights=moved)
+    np.testing.assert_array_equal([s.values for s in after], [s.values for s in before])
+
+
+def test_a_relative_path_is_kept_absolute(tmp_path, monkeypatch):
+    images = draw_folder(tmp_path / "images")
+    shutil.copy(WEIGHTS, tmp_path / "mine.safetensors")
+    monkeypatch.chdir(tmp_path)
+    features = {"weights": "mine.safetensors"}
+    model = TransferModel.load(run(experiment(images, tmp_path, features=features), "").model)
+    monkeypatch.chdir("/")
+    assert model.weights_path == tmp_path / "mine.safetensors"
+    assert scores_of(model, [next(images.rglob("*.png"))])[0].values is not None
+
+
+def test_catalogue_weights_are_found_by_name_on_another_machine(tmp_path):
+    images = draw_folder(tmp_path / "images")
+    model = TransferModel.load(run(experiment(images, tmp_path), "").model)
+    assert model.weights == "embedded"
+    model.weights_path = Path("/home/somebody else/spp_mini.safetensors")
+    assert scores_of(model, [next(images.rglob("*.png"))])[0].values is not None
+
+
+def test_other_weights_than_those_of_the_training_are_refused(finished, model):
+    with pytest.raises(ModelError, match=r"not those that the model was trained with"):
+        scores_of(model, [next(finished[1].rglob("*.png"))], weights="random:1")
+
+
+# ---- what is no model ----
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"\x80\x04K*.", b"\xff" * 64, b"\x00" * 4096])
+def test_a_foreign_file_is_refused_in_one_line(data, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(data)
+    with pytest.raises(ModelError, match="is no model of spptransfer, or damaged") as caught:
+        TransferModel.load(tmp_path / "model.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_missing_is_said(tmp_path):
+    with pytest.raises(ModelError, match="there is no model"):
+        TransferModel.load(tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"there is no model '.*model\.safetensors'"):
+        TransferModel.load(tmp_path)
+
+
+def test_no_truncated_file_is_taken_for_a_model(finished, tmp_path):
+    data = finished[0].model.read_bytes()
+    path = tmp_path / "cut.safetensors"
+    for length in [*range(0, 64, 7), *range(64, len(data), max(1, len(data) // 40)), len(data) - 1]:
+        path.write_bytes(data[:length])
+        with pytest.raises(ModelError):
+            TransferModel.load(path)
+
+
+def read_parts(path):
+    with safe_open(path, framework="numpy") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, json.loads(file.metadata()["spptransfer"])
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda tensors, facts: facts.pop("spec"),
+        lambda tensors, facts: facts.update(spec={"backbone": "alexnet"}),
+        lambda tensors, facts: facts.update(spec=[1, 2]),
+        lambda tensors, facts: facts["spec"].update(flip="yes"),
+        lambda tensors, facts: facts.update(classes=["bee", "cat"]),
+        lambda tensors, facts: facts.update(classes=7),
+        lambda tensors, facts: facts.update(levels=7),
+        lambda tensors, facts: facts.update(levels=[5]),
+        lambda tensors, facts: facts.update(scales=[100]),
+        lambda tensors, facts: facts.update(combine="sum"),
+        lambda tensors, facts: facts.update(normalize=["exec"]),
+        lambda tensors, facts: facts.update(format_version=99),
+        lambda tensors, facts: facts.update(format="other"),
+        lambda tensors, facts: tensors.pop("coef"),
+        lambda tensors, facts: tensors.update(coef=tensors["coef"][:, 1:].copy()),
+        lambda tensors, facts: tensors.update(coef=tensors["coef"].ravel()),
+        lambda tensors, facts: tensors.update(intercept=tensors["intercept"][1:].copy()),
+        lambda tensors, facts: tensors.update(coef=tensors["coef"].astype(np.int32)),
+        lambda tensors, facts: tensors.pop("normalizer.mean_"),
+        lambda tensors, facts: tensors.update(
+            {"normalizer.mean_": tensors["normalizer.mean_"][1:].copy()}
+        ),
+    ],
+)
+def test_a_file_whose_parts_do_not_fit_is_refused_when_it_is_loaded(tamper, finished, tmp_path):
+    tensors, facts = read_parts(finished[0].model)
+    tamper(tensors, facts)
+    path = tmp_path / "odd.safetensors"
+    save_file(tensors, path, metadata={"spptransfer": json.dumps(facts)})
+    with pytest.raises(ModelError) as caught:
+        TransferModel.load(path)
+    assert "odd.safetensors" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# ---- which files are scored ----
+
+
+def test_folders_are_searched_and_files_taken_as_they_are(tmp_path):
+    draw_image(tmp_path / "a" / "deep er" / "x.PNG", 0, 0)
+    draw_image(tmp_path / "a" / "b.png", 0, 1)
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    (tmp_path / "a" / ".hidden.png").touch()
+    (tmp_path / "a" / "self").symlink_to(tmp_path / "a")
+    found = find_images([tmp_path / "a" / "notes.txt", tmp_path / "a", tmp_path / "a" / "b.png"])
+    assert [str(path.relative_to(tmp_path / "a")) for path in found] == [
+        "notes.txt",
+        "b.png",
+        "deep er/x.PNG",
+    ]
+
+
+def test_a_broken_link_is_scored_so_that_its_failure_is_told(tmp_path):
+    (tmp_path / "link.png").symlink_to("nowhere")
+    assert find_images([tmp_path / "link.png"]) == [tmp_path / "link.png"]
+
+
+def test_paths_without_images_are_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"no images in .*looked for .*\.png"):
+        find_images([tmp_path])
+    with pytest.raises(ModelError, match="there is no image or folder 'nope'"):
+        find_images([tmp_path, "nope"])
