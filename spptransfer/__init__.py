@@ -18,6 +18,7 @@ _HOMES = {
     "PyramidNormalizer": "spptransfer.normalization",
     "SPPFeatures": "spptransfer.features",
     "SPPTransferError": "spptransfer.errors",
+    "TransferModel": "spptransfer.models",
 }
 _MODULES = ("backbones", "datasets", "metrics", "protocols", "pyramid")
 

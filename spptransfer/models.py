@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as to_bytes
+from sklearn.pipeline import Pipeline
 
 from spptransfer import backbones
 from spptransfer.cache.files import appearing
 from spptransfer.cache.selection import Combine, Selection
-from spptransfer.datasets import folder
 from spptransfer.errors import ModelError, SPPTransferError, WeightsError
 from spptransfer.normalization import STEPS, PyramidNormalizer
 from spptransfer.spec import FeatureSpec
@@ -42,7 +42,7 @@ class Scores(NamedTuple):
     error: str
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class TransferModel:
     """Linear classifiers on normalised pyramid features of a frozen backbone.
 
@@ -89,6 +89,62 @@ class TransferModel:
     multi_label: bool
     C: float | list[float]
     protocol: str
+
+    @classmethod
+    def from_pipeline(cls, pipeline: Pipeline, *, protocol: str = "") -> TransferModel:
+        """Take over a fitted scikit-learn pipeline from images to classes.
+
+        Parameters
+        ----------
+        pipeline : Pipeline
+            Three fitted steps: `SPPFeatures`, `PyramidNormalizer`, and a `LinearSVM` or
+            `LinearSVMCV` (or scikit-learn's LinearSVC) with one label per image.
+        protocol : str
+            What it was trained on, in words.
+
+        Returns
+        -------
+        TransferModel
+
+        Raises
+        ------
+        ModelError
+            If the steps are others, or images have several labels.
+        """
+        steps = [step for _, step in pipeline.steps]
+        expected = [getattr(steps[0], "spec_", None), hasattr(steps[-1], "coef_")]
+        if len(steps) != 3 or not all(expected) or not isinstance(steps[1], PyramidNormalizer):
+            raise ModelError(
+                "a model is made of three fitted steps: SPPFeatures, PyramidNormalizer, linear SVM"
+            )
+        features, normalizer, svm = steps
+        coef, intercept = np.asarray(svm.coef_, np.float32), np.asarray(svm.intercept_, np.float32)
+        if len(svm.classes_) == 2 and len(coef) == 1:  # two classes share one hyperplane
+            coef, intercept = np.concatenate([-coef, coef]), np.concatenate([-intercept, intercept])
+        C = np.asarray(getattr(svm, "C_", None) if hasattr(svm, "C_") else svm.C, dtype=float)
+        return cls(
+            spec=features.spec_,
+            weights=os.fspath(features.weights),
+            weights_path=None,
+            levels=tuple(features.levels) if features.spec_.levels else None,
+            scales=tuple(features.scales),
+            combine=features.combine,
+            normalizer=normalizer,
+            coef=coef,
+            intercept=np.broadcast_to(intercept, (len(coef),)).copy(),
+            classes=tuple(str(name) for name in svm.classes_),
+            multi_label=False,
+            C=float(C) if C.ndim == 0 else C.tolist(),
+            protocol=protocol,
+        )
+
+    def __repr__(self) -> str:
+        spec = self.spec
+        levels = f", levels={list(self.levels)}" if self.levels else ""
+        return (
+            f"<TransferModel: {len(self.classes)} classes; {spec.backbone} {spec.layer}, "
+            f"scales={list(self.scales)}{levels}, normalize={list(self.normalizer.steps)}>"
+        )
 
     def selection(self) -> Selection:
         """Say which levels and scales make up the columns, and how they are put together.
@@ -241,10 +297,10 @@ class TransferModel:
             "C": self.C,
             "protocol": self.protocol,
         }
-        with appearing(Path(path)) as temporary:
-            save_file(tensors, temporary, metadata={"spptransfer": json.dumps(facts)})
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
+        with appearing(Path(path)) as temporary, open(temporary, "wb") as file:
+            file.write(to_bytes(tensors, metadata={"spptransfer": json.dumps(facts)}))
+            file.flush()
+            os.fsync(file.fileno())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TransferModel:
@@ -328,38 +384,3 @@ def _check(model: TransferModel) -> None:
             raise ValueError(f"unknown normalization '{step}'")
     model.normalizer.n_features_in_ = width
     model.normalizer.transform(np.zeros((1, width), np.float32))
-
-
-def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """Files as they are, and every image inside folders, sorted within each folder.
-
-    Parameters
-    ----------
-    paths : iterable of path-like
-        Files, whatever their names end with, and folders, searched like a dataset's.
-
-    Returns
-    -------
-    list of Path
-        Without repetition.
-
-    Raises
-    ------
-    ModelError
-        If a path does not exist, or nothing is found.
-    """
-    listed = [Path(path) for path in paths]
-    found: dict[Path, None] = {}
-    for path in listed:
-        if path.is_dir():
-            found |= dict.fromkeys(path / id for id in sorted(folder.find_images(path)))
-        elif path.exists() or path.is_symlink():
-            found[path] = None
-        else:
-            raise ModelError(f"there is no image or folder '{path}'")
-    if not found:
-        raise ModelError(
-            f"no images in {', '.join(str(path) for path in listed)}; looked for "
-            f"{', '.join(sorted(folder.IMAGE_SUFFIXES))} in it and its subfolders"
-        )
-    return list(found)

@@ -12,9 +12,10 @@ from safetensors.numpy import save_file
 from small_projects import draw_folder, draw_image, experiment
 
 from spptransfer.cache import FeatureCache
-from spptransfer.errors import ModelError
+from spptransfer.datasets.folder import gather_images
+from spptransfer.errors import DatasetError, ModelError
 from spptransfer.experiment import run
-from spptransfer.models import TransferModel, find_images
+from spptransfer.models import TransferModel
 
 WEIGHTS = Path(__import__("spptransfer").__file__).parent / "backbones/spp_mini.safetensors"
 
@@ -233,7 +234,7 @@ def test_folders_are_searched_and_files_taken_as_they_are(tmp_path):
     (tmp_path / "a" / "notes.txt").write_text("no image")
     (tmp_path / "a" / ".hidden.png").touch()
     (tmp_path / "a" / "self").symlink_to(tmp_path / "a")
-    found = find_images([tmp_path / "a" / "notes.txt", tmp_path / "a", tmp_path / "a" / "b.png"])
+    found = gather_images([tmp_path / "a" / "notes.txt", tmp_path / "a", tmp_path / "a" / "b.png"])
     assert [str(path.relative_to(tmp_path / "a")) for path in found] == [
         "notes.txt",
         "b.png",
@@ -243,11 +244,57 @@ def test_folders_are_searched_and_files_taken_as_they_are(tmp_path):
 
 def test_a_broken_link_is_scored_so_that_its_failure_is_told(tmp_path):
     (tmp_path / "link.png").symlink_to("nowhere")
-    assert find_images([tmp_path / "link.png"]) == [tmp_path / "link.png"]
+    assert gather_images([tmp_path / "link.png"]) == [tmp_path / "link.png"]
 
 
 def test_paths_without_images_are_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"no images in .*looked for .*\.png"):
-        find_images([tmp_path])
-    with pytest.raises(ModelError, match="there is no image or folder 'nope'"):
-        find_images([tmp_path, "nope"])
+    with pytest.raises(DatasetError, match=r"no images in .*looked for .*\.png"):
+        gather_images([tmp_path])
+    with pytest.raises(DatasetError, match="there is no image or folder 'nope'"):
+        gather_images([tmp_path, "nope"])
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("a", "b", "c")])
+def test_a_fitted_pipeline_becomes_a_model_that_scores_alike(tmp_path, names):
+    from image_files import encode, picture
+    from sklearn.pipeline import make_pipeline
+
+    from spptransfer import LinearSVM, PyramidNormalizer, SPPFeatures
+
+    paths = [tmp_path / f"{name}{i}.png" for name in names for i in range(3)]
+    for number, path in enumerate(paths):
+        path.write_bytes(encode(picture(40 + number, 50, seed=number)))
+    labels = [path.name[0] for path in paths]
+    pipeline = make_pipeline(
+        SPPFeatures("squeezenet1_1", "random:3", levels=[2, 1], scales=[64]),
+        PyramidNormalizer(["signed_sqrt", "standardize", "l2"]),
+        LinearSVM(C=0.5),
+    ).fit(paths, labels)
+    TransferModel.from_pipeline(pipeline).save(tmp_path / "mine.safetensors")
+    model = TransferModel.load(tmp_path / "mine.safetensors")
+    values = np.array([scores.values for scores in model.score(paths)])
+    expected = pipeline.decision_function(paths)
+    if len(names) == 2:
+        expected = np.column_stack([-expected, expected])
+    np.testing.assert_allclose(values, expected, atol=1e-4)
+    assert [model.labels(row) for row in values] == [[label] for label in pipeline.predict(paths)]
+    assert f"{len(names)} classes; squeezenet1_1 spp" in repr(model)
+
+
+def test_a_pipeline_of_other_steps_is_refused():
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import LinearSVC
+
+    with pytest.raises(ModelError, match="three fitted steps"):
+        TransferModel.from_pipeline(make_pipeline(StandardScaler(), LinearSVC()))
+
+
+def test_a_model_file_follows_the_users_umask(model, tmp_path):
+    import os
+
+    path = tmp_path / "plain"
+    path.touch()
+    model_path = tmp_path / "model.safetensors"
+    model.save(model_path)
+    assert model_path.stat().st_mode == os.stat(path).st_mode

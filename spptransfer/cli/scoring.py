@@ -53,11 +53,12 @@ def predict(
     """
     from tqdm import tqdm
 
-    from spptransfer.models import TransferModel, find_images
+    from spptransfer.datasets.folder import gather_images
+    from spptransfer.models import TransferModel
 
     output = Output(quiet, json)
     loaded = TransferModel.load(model)
-    files = find_images(paths)
+    files = gather_images(paths)
     width = _name_width(files)
     scored = loaded.score(files, device=device, jobs=jobs, weights=weights, weights_dir=weights_dir)
     failed = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -139,3 +139,38 @@ def _storable(id: str) -> str:
             f"the file name {os.fsencode(id)!r} is not valid UTF-8; rename the file"
         ) from None
     return id
+
+
+def gather_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Files as they are, and every image inside folders, sorted within each folder.
+
+    Parameters
+    ----------
+    paths : iterable of path-like
+        Files, whatever their names end with, and folders, searched like a dataset's.
+
+    Returns
+    -------
+    list of Path
+        Without repetition.
+
+    Raises
+    ------
+    DatasetError
+        If a path does not exist, or nothing is found.
+    """
+    listed = [Path(path) for path in paths]
+    found: dict[Path, None] = {}
+    for path in listed:
+        if path.is_dir():
+            found |= dict.fromkeys(path / id for id in sorted(find_images(path)))
+        elif path.exists() or path.is_symlink():
+            found[path] = None
+        else:
+            raise DatasetError(f"there is no image or folder '{path}'")
+    if not found:
+        raise DatasetError(
+            f"no images in {', '.join(str(path) for path in listed)}; looked for "
+            f"{', '.join(sorted(IMAGE_SUFFIXES))} in it and its subfolders"
+        )
+    return list(found)
