@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from spptransfer import images
+from spptransfer.cache.ids import encoded_width
 from spptransfer.cache.layout import blocks_of
-from spptransfer.cache.rows import OK, Rows, encode
+from spptransfer.cache.rows import OK, Rows
 from spptransfer.cache.writing import Labels, write_cache
 from spptransfer.spec import FeatureSpec
 
@@ -68,7 +69,8 @@ def make_cache(
         spec=spec,
         channels=channels,
         dataset="made up",
-        ids=encode(ids),
+        count=len(ids),
+        id_width=encoded_width(ids),
         chunks=in_chunks(rows, features, 4),
         labels=labels,
     )

@@ -26,6 +26,11 @@ def backbone():
     return backbones.load("squeezenet1_1", "random", layer=LAYER)
 
 
+@functools.cache
+def fully_connected():
+    return backbones.load("alexnet", "random", layer="fc6")
+
+
 def awkward_images() -> dict[str, bytes]:
     cmyk = encode(picture(60, 80, 4).convert("CMYK"), "JPEG")
     return {

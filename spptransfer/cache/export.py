@@ -88,7 +88,7 @@ def column_names(columns: Iterable[Column]) -> list[str]:
     for column in columns:
         scale = "" if column.scale is None else f"s{column.scale}_"
         level = "v_" if column.level is None else f"n{column.level}_"
-        names += [f"{scale}{level}{i}" for i in range(column.stop - column.start)]
+        names += [f"{scale}{level}{i}" for i in range(column.width)]
     return names
 
 

@@ -7,8 +7,10 @@ import errno
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from spptransfer.errors import CacheError
 
@@ -45,6 +47,22 @@ def appearing(path: Path, needed: int = 0) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def scratch_file(folder: Path) -> Iterator[IO[bytes]]:
+    """Offer a file without a name, which is gone when it is closed or its process ends.
+
+    Raises
+    ------
+    CacheError
+        If the disk is full or the folder cannot be written to.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            yield file
+    except OSError as error:
+        raise CacheError(_explain(error, folder)) from error
 
 
 def remove_leftovers(folder: Path, pattern: str = "*") -> None:

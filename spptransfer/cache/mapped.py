@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spptransfer.cache.layout import Block, Extent, Header
+from spptransfer.cache.layout import Block, Extent, Header, body_sha256
 from spptransfer.cache.rows import CHECKSUM_BYTES, COLUMNS
 from spptransfer.errors import CacheError
 from spptransfer.spec import FeatureSpec
 
-_RELEASE_BYTES = 1 << 26
+_RELEASE_BYTES = 1 << 23
+# Rows are read with those between them if that is at most so many times as much.
+_SPAN = 2
 
 
 class MappedFile:
@@ -56,6 +58,14 @@ class MappedFile:
         flat = np.frombuffer(self._map, dtype, extent.nbytes // dtype.itemsize, extent.offset)
         return flat.reshape(extent.shape)
 
+    def row_numbers(self, name: str) -> npt.NDArray[np.int64]:
+        """Map a dataset of row numbers, after making sure that there are such rows."""
+        numbers = self.array(name)
+        count = self.header.extents["rows/id"].shape[0]
+        if len(numbers) and not (numbers.min() >= 0 and numbers.max() < count):
+            raise CacheError(f"'{self.path}' is damaged: '{name}' points beyond its rows")
+        return numbers
+
     def read_into(self, name: str, start: int, out: npt.NDArray[Any]) -> None:
         """Read consecutive rows of a dataset into a contiguous array of its type.
 
@@ -73,15 +83,27 @@ class MappedFile:
             buffer, offset = buffer[count:], offset + count
 
     def rows(self, name: str, positions: slice | npt.NDArray[np.intp]) -> npt.NDArray[Any]:
-        """Read rows of a dataset: consecutive ones at once, others through the map."""
-        run = positions if isinstance(positions, slice) else as_slice(positions)
-        if run is None:
-            return self.array(name)[positions]
+        """Read rows of a dataset: neighbours at once, others through the map."""
+        if isinstance(positions, slice):
+            return self._run(name, positions)
+        run = as_slice(positions)
+        if run is not None:
+            return self._run(name, run)
+        first, stop = int(positions.min()), int(positions.max()) + 1
+        if first >= 0 and stop - first <= _SPAN * len(positions):
+            return self._run(name, slice(first, stop))[positions - first]
+        return self.array(name)[positions]
+
+    def _run(self, name: str, run: slice) -> npt.NDArray[Any]:
         extent = self.header.extents[name]
         start, stop, _ = run.indices(extent.shape[0])
         rows = np.empty((max(0, stop - start), *extent.shape[1:]), extent.dtype)
         self.read_into(name, start, rows)
         return rows
+
+    def is_intact(self) -> bool:
+        """Whether every byte behind the header is what was written; reads the whole file."""
+        return body_sha256(self.path, self.header.header_bytes) == self.header.sha256
 
     def release(self, read: int) -> None:
         """Give back mapped pages after so many bytes were looked at in passing.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from spptransfer.cache.ids import id_runs, sort_ids
 from spptransfer.cache.layout import row_runs
 from spptransfer.cache.reading import FeatureCache
-from spptransfer.cache.rows import OK, TABLE_BYTES, FeatureRows, Rows, decode
+from spptransfer.cache.rows import OK, TABLE_BYTES, FeatureRows, Rows
 from spptransfer.cache.workspace import read_checked
 from spptransfer.cache.writing import Labels, write_cache
 from spptransfer.errors import CacheError, SpecMismatchError
@@ -49,68 +52,66 @@ def merge(path: Path, sources: Sequence[Path]) -> FeatureCache:
             raise SpecMismatchError(
                 f"'{first.path}' and '{cache.path}' have different specs: {differences}"
             )
-    chosen = _choose_rows(caches)
-    ids = np.concatenate(
-        [cache.column("id")[rows] for cache, rows in zip(caches, chosen, strict=True)]
-    )
+    chosen = _choose_rows(caches, path.parent)
     write_cache(
         path,
         spec=first.spec,
         channels=first.channels,
         dataset=first.dataset,
-        ids=ids,
+        count=sum(int(np.count_nonzero(rows)) for rows in chosen),
+        id_width=max(cache.column("id").itemsize for cache in caches),
         chunks=_copy(caches, chosen),
         labels=_labels(caches, chosen),
     )
     return FeatureCache.open(path)
 
 
-def _choose_rows(caches: Sequence[FeatureCache]) -> list[npt.NDArray[np.intp]]:
+def _choose_rows(caches: Sequence[FeatureCache], folder: Path) -> list[npt.NDArray[np.bool_]]:
     """Rows to take from each cache: the first with features of every id, else the first."""
-    ids = np.concatenate([cache.column("id") for cache in caches])
     good = np.concatenate([cache.column("status") == OK for cache in caches])
-    order = np.lexsort((np.arange(len(ids)), ~good, ids))
-    first = np.ones(len(ids), dtype=bool)
-    first[1:] = ids[order][1:] != ids[order][:-1]
-    _check_agreement(caches, ids[order], good[order], order, first)
-    taken = np.zeros(len(ids), dtype=bool)
-    taken[order[first]] = True
-    return [
-        np.flatnonzero(part)
-        for part in np.split(taken, np.cumsum([cache.count for cache in caches])[:-1])
-    ]
+    taken = np.zeros(len(good), dtype=bool)
+    starts = np.cumsum([0, *(cache.count for cache in caches)])
+    runs = (cache.file.rows("rows/id", run) for cache in caches for run in id_runs(cache.count))
+    for id, entries in groupby(sort_ids(runs, folder), key=itemgetter(0)):
+        positions = [position for _, position in entries]
+        with_features = [position for position in positions if good[position]]
+        taken[(with_features or positions)[0]] = True
+        if len(with_features) > 1:
+            _check_agreement(caches, starts, id, with_features)
+    return np.split(taken, starts[1:-1])
 
 
 def _check_agreement(
     caches: Sequence[FeatureCache],
-    ids: npt.NDArray[np.bytes_],
-    good: npt.NDArray[np.bool_],
-    order: npt.NDArray[np.intp],
-    first: npt.NDArray[np.bool_],
+    starts: npt.NDArray[np.intp],
+    id: bytes,
+    positions: Sequence[int],
 ) -> None:
     """Rows of one id that hold features must have the same checksum."""
-    sums = np.concatenate([cache.column("checksum") for cache in caches])[order]
-    again = np.flatnonzero(~first & good)
-    differing = again[(sums[again] != sums[again - 1]).any(axis=1)]
-    for position in differing[:1]:
-        (id,) = decode(ids[position : position + 1])
+    recorded = set()
+    for position in positions:
+        number = int(np.searchsorted(starts, position, side="right")) - 1
+        row = position - int(starts[number])
+        recorded.add(caches[number].file.rows("rows/checksum", slice(row, row + 1)).tobytes())
+    if len(recorded) > 1:
+        name = id.decode("utf-8", "surrogateescape")
         raise CacheError(
-            f"the caches disagree about the row '{id}': extract it anew in one of them"
+            f"the caches disagree about the row '{name}': extract it anew in one of them"
         )
 
 
 def _copy(
-    caches: Sequence[FeatureCache], chosen: Sequence[npt.NDArray[np.intp]]
+    caches: Sequence[FeatureCache], chosen: Sequence[npt.NDArray[np.bool_]]
 ) -> Iterator[tuple[Rows, FeatureRows]]:
-    for cache, rows in zip(caches, chosen, strict=True):
-        for run in row_runs(
-            len(rows), 4 * sum(block.width for block in cache.blocks) + TABLE_BYTES
-        ):
-            yield read_checked(cache, rows[run])
+    for cache, taken in zip(caches, chosen, strict=True):
+        width = 4 * sum(block.width for block in cache.blocks)
+        for run in row_runs(cache.count, width + TABLE_BYTES):
+            if taken[run].any():
+                yield read_checked(cache, run.start + np.flatnonzero(taken[run]))
 
 
 def _labels(
-    caches: Sequence[FeatureCache], chosen: Sequence[npt.NDArray[np.intp]]
+    caches: Sequence[FeatureCache], chosen: Sequence[npt.NDArray[np.bool_]]
 ) -> Labels | None:
     targets = [cache.targets for cache in caches]
     if any(cache.classes != caches[0].classes for cache in caches):

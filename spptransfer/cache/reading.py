@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spptransfer.cache.layout import Block, Header, blocks_of, body_sha256, row_runs
+from spptransfer.cache.ids import SortedIndex, decode
+from spptransfer.cache.layout import Block, Header, blocks_of, row_runs
 from spptransfer.cache.mapped import MappedFile, as_slice, check_extents
-from spptransfer.cache.rows import COLUMNS, OK, IdIndex, Rows, decode
-from spptransfer.cache.selection import Column, Combine, Selection
+from spptransfer.cache.rows import COLUMNS, OK, Rows
+from spptransfer.cache.selection import Column, Combine, Selection, derived_levels
 from spptransfer.cache.view import FeatureView
 from spptransfer.errors import CacheError, SpecMismatchError
 from spptransfer.spec import FeatureSpec
@@ -114,6 +115,8 @@ class FeatureCache:
     def __repr__(self) -> str:
         spec = self.spec
         levels = f", levels={list(spec.levels)}" if spec.levels else ""
+        if derived := derived_levels(spec):
+            levels += f" (and {', '.join(map(str, derived))})"
         failed = f", failed={len(self.failures)}" if self.failures else ""
         return (
             f"<FeatureCache '{self.path.name}': {len(self)} rows of {self.dataset}{failed}; "
@@ -126,11 +129,8 @@ class FeatureCache:
         return self.file.array(f"rows/{name}")
 
     @cached_property
-    def _index(self) -> IdIndex:
-        order = self.column("by_id")
-        if len(order) and not (order.min() >= 0 and order.max() < len(order)):
-            raise CacheError(f"'{self.path}' is damaged: its index of ids points beyond its rows")
-        return IdIndex(self.column("id"), order)
+    def _index(self) -> SortedIndex:
+        return SortedIndex(self.column("id"), self.file.row_numbers("rows/by_id"))
 
     @property
     def count(self) -> int:
@@ -145,12 +145,13 @@ class FeatureCache:
     @cached_property
     def failures(self) -> Mapping[str, str]:
         """Reason for every row that has no features, by id."""
-        positions = self.file.array("failures/row")
-        if len(positions) and not (positions.min() >= 0 and positions.max() < self.count):
-            raise CacheError(f"'{self.path}' is damaged: a failure is of a row beyond its rows")
+        ids = decode(self.column("id")[self.file.row_numbers("failures/row")])
         errors = decode(self.file.array("failures/error"))
-        ids = decode(self.column("id")[positions])
         return MappingProxyType(dict(zip(ids, errors, strict=False)))
+
+    def ids_at(self, positions: slice | npt.NDArray[np.intp]) -> list[str]:
+        """Ids of rows by position in the file."""
+        return decode(self.file.rows("rows/id", positions))
 
     @property
     def rows(self) -> Rows:
@@ -164,13 +165,9 @@ class FeatureCache:
         ----------
         positions : slice or ndarray of int
             Positions in the file.
-
-        Returns
-        -------
-        Rows
         """
-        ids = decode(self.column("id")[positions])
-        columns = {name: self.column(name)[positions].copy() for name in COLUMNS}
+        ids = self.ids_at(positions)
+        columns = {name: self.file.rows(f"rows/{name}", positions) for name in COLUMNS}
         return Rows(ids=ids, error=[self.failures.get(id, "") for id in ids], **columns)
 
     def digests(self) -> dict[str, str]:
@@ -309,11 +306,10 @@ class FeatureCache:
         (list of str, ndarray of shape (up to `rows`, n_features))
             Ids and their features.
         """
-        chosen = selected.pop("ids", None)
-        ids = self.ids if chosen is None else list(chosen)
-        for start in range(0, len(ids), rows):
-            block = ids[start : start + rows]
-            yield block, self.matrix(block, **selected)
+        view = self.view(**selected)
+        for start in range(0, len(view), rows):
+            block = slice(start, start + rows)
+            yield self.ids_at(view.positions[block]), view[block]
 
     def labels(self, ids: Iterable[str] | None = None) -> npt.NDArray[Any]:
         """Labels as they were when the cache was written, by id.
@@ -355,18 +351,10 @@ class FeatureCache:
         has = "labels/targets" in self.file.header.extents
         return self.file.array("labels/targets") if has else None
 
-    def checksums_at(self, positions: slice | npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
-        """Recorded checksums of rows, equal for equal rows of caches with one fingerprint."""
-        return self.column("checksum")[positions]
-
     @property
     def header(self) -> Header:
         """What the file says about itself before its HDF5 part begins."""
         return self.file.header
-
-    def is_intact(self) -> bool:
-        """Whether every byte behind the header is what was written; reads the whole file."""
-        return body_sha256(self.path, self.file.header.header_bytes) == self.header.sha256
 
     def read_selected(
         self, positions: npt.NDArray[np.intp], selection: Selection, dtype: np.dtype[Any]

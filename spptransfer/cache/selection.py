@@ -33,6 +33,11 @@ class Column:
     start: int
     stop: int
 
+    @property
+    def width(self) -> int:
+        """Number of columns."""
+        return self.stop - self.start
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -124,6 +129,18 @@ class Selection:
 
     def _source(self, scale: int, level: int | None) -> Block:
         return Block(scale, level and self.spec.source_of(level), self.channels)
+
+
+def derived_levels(spec: FeatureSpec) -> tuple[int, ...]:
+    """Levels that follow from the stored ones, the finest first.
+
+    Examples
+    --------
+    >>> derived_levels(FeatureSpec(backbone="a", weights_sha256="0", layer="spp", levels=(6, 4)))
+    (3, 2, 1)
+    """
+    coarser = range(max(spec.levels, default=1) - 1, 0, -1)
+    return tuple(n for n in coarser if n not in spec.levels and spec.source_of(n))
 
 
 def _choose_levels(spec: FeatureSpec, levels: Sequence[int] | None) -> tuple[int | None, ...]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +17,11 @@ import numpy.typing as npt
 
 from spptransfer import images
 from spptransfer.cache.files import make_folder
+from spptransfer.cache.ids import HashIndex, id_runs, sort_ids
 from spptransfer.cache.layout import row_runs
 from spptransfer.cache.lock import Lock
 from spptransfer.cache.reading import FeatureCache
-from spptransfer.cache.rows import FAILED, OK, TABLE_BYTES, FeatureRows, IdIndex, Rows, checksums
+from spptransfer.cache.rows import FAILED, OK, TABLE_BYTES, FeatureRows, Rows, checksums
 from spptransfer.cache.workspace import parts_folder, write_part
 from spptransfer.cache.writing import extents_of
 from spptransfer.errors import ImageError
@@ -152,10 +156,22 @@ def _check_rows(cache: FeatureCache) -> Iterator[Problem]:
     for rows, _, right in _read_all(cache):
         for position in np.flatnonzero(~right):
             yield Problem(rows.ids[position], "the row is not what was written (checksum)")
-    index = IdIndex(cache.column("id"))
-    for id in index.duplicates():
-        yield Problem(id, "the id occurs more than once")
-    if not np.array_equal(index.order, cache.column("by_id")):
+    yield from _check_ids(cache)
+
+
+def _check_ids(cache: FeatureCache) -> Iterator[Problem]:
+    def read(name: str) -> Iterator[npt.NDArray[Any]]:
+        return (cache.file.rows(name, run) for run in id_runs(cache.count))
+
+    stored = chain.from_iterable(part.tolist() for part in read("rows/by_id"))
+    ascending = sort_ids(read("rows/id"), Path(tempfile.gettempdir()))
+    in_order = True
+    for id, entries in groupby(ascending, key=itemgetter(0)):
+        positions = [position for _, position in entries]
+        in_order &= positions == list(islice(stored, len(positions)))
+        if len(positions) > 1:
+            yield Problem(id.decode("utf-8", "surrogateescape"), "the id occurs more than once")
+    if not in_order:
         yield Problem(None, "the index of ids does not sort them")
 
 
@@ -168,15 +184,14 @@ def _read_all(
         rows = cache.rows_at(run)
         features = {block: cache.read(block, run) for block in cache.blocks}
         sums = checksums(rows, features, cache.blocks)
-        right = (sums == cache.checksums_at(run)).all(axis=1)
+        right = (sums == cache.file.rows("rows/checksum", run)).all(axis=1)
         for values in features.values():
             right &= np.isfinite(values).all(axis=1) | (rows.status == FAILED)
-        cache.file.release(TABLE_BYTES * len(rows))
         yield rows, features, right
 
 
 def _check_file(cache: FeatureCache) -> Iterator[Problem]:
-    if not cache.is_intact():
+    if not cache.file.is_intact():
         yield Problem(None, "the file is not what was written (SHA-256)")
         return
     with h5py.File(cache.path, "r", locking=False) as file:
@@ -190,19 +205,21 @@ def _check_file(cache: FeatureCache) -> Iterator[Problem]:
 
 
 def _check_images(cache: FeatureCache, dataset: Dataset) -> Iterator[Problem]:
-    ids = set(dataset.ids)
-    known = IdIndex(cache.column("id")).find(dataset.ids)  # the file's own index may be damaged
-    for position in np.flatnonzero(known < 0):
-        yield Problem(dataset.ids[position], "the image has no row")
+    index = HashIndex(dataset.ids)
+    has_row = np.zeros(len(dataset), dtype=bool)
     for run in row_runs(cache.count, TABLE_BYTES):
         rows = cache.rows_at(run)
-        for id, digest in zip(rows.ids, rows.digest.tolist(), strict=True):
-            if id not in ids:
+        positions = index.find(rows.ids)
+        has_row[positions[positions >= 0]] = True
+        for id, position, digest in zip(rows.ids, positions, rows.digest.tolist(), strict=True):
+            if position < 0:
                 yield Problem(id, "the dataset has no such image")
             elif digest:
                 what = _compare_image(dataset.path(id), digest.decode())
                 if what:
                     yield Problem(id, what)
+    for position in np.flatnonzero(~has_row):
+        yield Problem(dataset.ids[position], "the image has no row")
 
 
 def _compare_image(path: Path, digest: str) -> str:
@@ -229,20 +246,22 @@ def _check_sample(
     from spptransfer.extraction.plan import Part
     from spptransfer.extraction.progress import Clock
 
-    good = [id for id in cache.ids if id not in bad]
-    ids = sorted(random.Random(seed).sample(good, min(sample, len(good))))
+    good = np.flatnonzero(cache.column("status") == OK)
+    drawn = random.Random(seed).sample(range(len(good)), min(sample + len(bad), len(good)))
+    named = zip(cache.ids_at(good[drawn]), good[drawn], strict=True)
+    chosen = sorted([(id, row) for id, row in named if id not in bad][:sample])
+    ids = [id for id, _ in chosen]
     computer = FeatureComputer(load_backbone(), cache.spec, device)
     settings = PartSettings(cache.path.parent, cache.spec, cache.channels, cache.dataset)
     with PartMaker(settings, computer, Clock(), workers=1) as maker:
         part = Part(0, tuple(ids), tuple(dataset.path(id) for id in ids))
         rows, features = maker.compute(part)
-    positions = IdIndex(cache.column("id")).find(ids)
-    for i, id in enumerate(ids):
+    for i, (id, row) in enumerate(chosen):
         if rows.status[i] != OK:
             yield Problem(id, f"extracted again, it fails: {rows.error[i]}")
             continue
         distance = max(
-            _distance(cache.read(block, positions[i : i + 1]), features[block][i])
+            _distance(cache.read(block, slice(row, row + 1)), features[block][i])
             for block in cache.blocks
         )
         if distance > TOLERANCE[cache.spec.storage]:

@@ -27,6 +27,8 @@ class FeatureView:
         Rows and columns.
     dtype : dtype
         Type of what slicing gives.
+    positions : ndarray of int, shape (n_rows,)
+        Where the rows are in the file.
 
     Examples
     --------
@@ -44,14 +46,14 @@ class FeatureView:
         dtype: np.dtype[Any],
     ) -> None:
         self._cache = cache
-        self._positions = positions
+        self.positions = positions
         self._selection = selection
         self.dtype = dtype
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
-        return len(self._positions), self._selection.width
+        return len(self.positions), self._selection.width
 
     @property
     def size(self) -> int:
@@ -64,7 +66,7 @@ class FeatureView:
         return self.size * self.dtype.itemsize
 
     def __len__(self) -> int:
-        return len(self._positions)
+        return len(self.positions)
 
     def __repr__(self) -> str:
         return f"<FeatureView {self.shape[0]} x {self.shape[1]} {self.dtype} of {self._cache!r}>"
@@ -75,11 +77,11 @@ class FeatureView:
         if rows is Ellipsis:
             rows, rest = slice(None), rest and [Ellipsis, *rest]
         if isinstance(rows, np.ndarray | list) and np.asarray(rows).ndim == 1:
-            values = self._read(self._positions[np.asarray(rows, dtype=None if len(rows) else int)])
+            values = self._read(self.positions[np.asarray(rows, dtype=None if len(rows) else int)])
         elif isinstance(rows, slice):
-            values = self._read(self._positions[rows])
+            values = self._read(self.positions[rows])
         else:
-            values = self._read(self._positions[[rows]])[0]
+            values = self._read(self.positions[[rows]])[0]
         columns = [part for part in rest if part is not Ellipsis]
         return values[..., columns[0]] if columns else values
 
@@ -93,7 +95,7 @@ class FeatureView:
         """Read everything; every call reads anew, so ``copy=False`` is refused."""
         if copy is False:
             raise ValueError("a FeatureView cannot become an array without being read")
-        values = self._read(self._positions)
+        values = self._read(self.positions)
         return values if dtype is None else values.astype(dtype, copy=False)
 
     def _read(self, positions: npt.NDArray[np.intp]) -> npt.NDArray[Any]:

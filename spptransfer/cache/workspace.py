@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from spptransfer.cache.files import make_folder, remove_leftovers
+from spptransfer.cache.ids import HashIndex, encode, encoded_width, id_runs
 from spptransfer.cache.layout import blocks_of, row_runs
 from spptransfer.cache.lock import Lock
 from spptransfer.cache.reading import FeatureCache
-from spptransfer.cache.rows import TABLE_BYTES, FeatureRows, IdIndex, Rows, checksums, encode
+from spptransfer.cache.rows import TABLE_BYTES, FeatureRows, Rows, checksums
 from spptransfer.cache.writing import Labels, write_cache
 from spptransfer.errors import CacheError, SpecMismatchError
 from spptransfer.spec import FeatureSpec
@@ -66,7 +67,8 @@ def write_part(
         spec=spec,
         channels=channels,
         dataset=dataset,
-        ids=encode(rows.ids),
+        count=len(rows),
+        id_width=encoded_width(rows.ids),
         chunks=[(rows, features)],
     )
     return folder / name
@@ -93,7 +95,8 @@ class Workspace:
     Raises
     ------
     CacheError
-        If another process holds the cache; the message says which one and since when.
+        If another process holds the cache (the message says which one and since when), or an id
+        ends in a NUL.
     SpecMismatchError
         If the file or a part was made with another spec.
     """
@@ -108,11 +111,17 @@ class Workspace:
         self.folder = parts_folder(path)
         self.finished: FeatureCache | None = None
         self._lock = Lock(self.folder / "lock", path)
-        self._encoded = encode(ids)
-        self._index = IdIndex(self._encoded)
+        for id in ids:
+            if id.endswith("\0"):
+                raise CacheError(
+                    f"the id {id!r} ends in a NUL, which fixed-length text cannot hold"
+                )
+        # All that is held of a row: 8 bytes to find it by, 8 to say where it is.
+        self._ids = ids
+        self._index = HashIndex(ids)
         self._sources: list[Path] = []
         self._source = np.full(len(ids), -1, dtype=np.int32)
-        self._row = np.zeros(len(ids), dtype=np.int64)
+        self._row = np.zeros(len(ids), dtype=np.int32)
         self._open = lru_cache(maxsize=8)(FeatureCache)
 
     def __enter__(self) -> Workspace:
@@ -154,17 +163,22 @@ class Workspace:
         self._lock.refresh()
 
     def _note(self, cache: FeatureCache) -> None:
-        positions = self._index.find_encoded(cache.column("id"))
-        rows = np.flatnonzero(positions >= 0)
-        self._source[positions[rows]] = len(self._sources)
-        self._row[positions[rows]] = rows
+        for start, positions in self._positions(cache):
+            rows = np.flatnonzero(positions >= 0)
+            self._source[positions[rows]] = len(self._sources)
+            self._row[positions[rows]] = start + rows
         self._sources.append(cache.path)
+
+    def _positions(self, cache: FeatureCache) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
+        """Positions of a cache's rows among all ids, some at a time, -1 for those of other ids."""
+        for run in row_runs(cache.count, TABLE_BYTES):
+            yield run.start, self._index.find(cache.ids_at(run))
 
     def count_removed(self) -> int:
         """Rows of the finished file that no id asks for any more."""
         if self.finished is None:
             return 0
-        return int((self._index.find_encoded(self.finished.column("id")) < 0).sum())
+        return sum(int((found < 0).sum()) for _, found in self._positions(self.finished))
 
     @property
     def known(self) -> npt.NDArray[np.bool_]:
@@ -173,18 +187,28 @@ class Workspace:
 
     def known_rows(self) -> Iterator[tuple[npt.NDArray[np.intp], Rows]]:
         """Newest rows known, some at a time, with their positions among all ids."""
-        for source in np.unique(self._source[self.known]):
-            cache = self._open(self._sources[source])
-            positions = np.flatnonzero(self._source == source)
-            for run in row_runs(len(positions), row_bytes=TABLE_BYTES):
-                yield positions[run], cache.rows_at(self._row[positions[run]])
+        for run in row_runs(len(self._ids), TABLE_BYTES):
+            for here, cache, rows in self._whereabouts(run):
+                yield run.start + here, cache.rows_at(rows)
+
+    def _whereabouts(
+        self, run: slice
+    ) -> Iterator[tuple[npt.NDArray[np.intp], FeatureCache, npt.NDArray[np.intp]]]:
+        """Which rows of a run each source holds, and at which of its own."""
+        for source in np.unique(self._source[run]):
+            if source >= 0:
+                here = np.flatnonzero(self._source[run] == source)
+                rows = self._row[run][here].astype(np.intp)
+                yield here, self._open(self._sources[source]), rows
 
     def is_finished(self, labels: Labels | None) -> bool:
         """Whether the finished file already holds exactly the rows known, in order, and labels."""
-        if self.finished is None or self.finished.count != len(self._encoded):
+        if self.finished is None or self.finished.count != len(self._ids):
             return False
-        in_order = np.array_equal(self._row, np.arange(len(self._encoded)))
-        if not in_order or self._source.any():
+        if self._source.any() or not all(
+            np.array_equal(self._row[run], np.arange(run.start, run.stop))
+            for run in id_runs(len(self._ids))
+        ):
             return False
         targets = self.finished.targets
         if labels is None or targets is None:
@@ -206,7 +230,8 @@ class Workspace:
                 spec=self.spec,
                 channels=self.channels,
                 dataset=self.dataset,
-                ids=self._encoded,
+                count=len(self._ids),
+                id_width=encoded_width(self._ids),
                 chunks=self._gather(),
                 labels=labels,
             )
@@ -217,17 +242,17 @@ class Workspace:
         """Rows from wherever they are known, checked against their recorded checksums."""
         blocks = blocks_of(self.spec, self.channels)
         row_bytes = sum(block.width for block in blocks) * np.dtype(self.spec.storage).itemsize
-        for run in row_runs(len(self._encoded), row_bytes + TABLE_BYTES):
+        for run in row_runs(len(self._ids), row_bytes + TABLE_BYTES):
             count = run.stop - run.start
             rows = Rows.empty([""] * count)
             values = {b: np.empty((count, b.width), self.spec.storage) for b in blocks}
-            for source in np.unique(self._source[run]):
-                here = np.flatnonzero(self._source[run] == source)
-                cache, at = self._open(self._sources[source]), self._row[run][here]
+            for here, cache, at in self._whereabouts(run):
                 copied, features = read_checked(cache, at)
                 rows.put(here, copied)
                 for block in blocks:
                     values[block][here] = features[block]
+            if rows.ids != list(self._ids[run]):
+                raise CacheError(f"'{self.path}' cannot be finished: not every image has a row")
             yield rows, values
 
 
@@ -241,7 +266,7 @@ def read_checked(cache: FeatureCache, positions: npt.NDArray[np.intp]) -> tuple[
     """
     rows = cache.rows_at(positions)
     features = {block: cache.read(block, positions) for block in cache.blocks}
-    right = checksums(rows, features, cache.blocks) == cache.checksums_at(positions)
+    right = checksums(rows, features, cache.blocks) == cache.file.rows("rows/checksum", positions)
     for wrong in np.flatnonzero(~right.all(axis=1))[:1]:
         raise CacheError(f"row '{rows.ids[wrong]}' of '{cache.path}' is not what was written")
     cache.file.release(sum(values.nbytes for values in features.values()) + TABLE_BYTES * len(rows))
@@ -250,6 +275,6 @@ def read_checked(cache: FeatureCache, positions: npt.NDArray[np.intp]) -> tuple[
 
 def _is_intact(part: Path) -> bool:
     try:
-        return FeatureCache(part).is_intact()
+        return FeatureCache(part).file.is_intact()
     except CacheError:
         return False

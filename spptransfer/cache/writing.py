@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy.typing as npt
 
 from spptransfer._version import __version__
 from spptransfer.cache.files import appearing
+from spptransfer.cache.ids import encode, id_runs, sort_ids
 from spptransfer.cache.layout import (
     FORMAT,
     FORMAT_VERSION,
@@ -29,14 +32,14 @@ from spptransfer.cache.rows import (
     COLUMNS,
     FAILED,
     FeatureRows,
-    IdIndex,
     Rows,
     checksums,
-    encode,
 )
 from spptransfer.spec import FeatureSpec
 
 _PAGE = 4096
+# One file at a time, as HDF5 does anyhow: another thread would take the space just found free.
+_writing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ def write_cache(
     spec: FeatureSpec,
     channels: int,
     dataset: str,
-    ids: npt.NDArray[np.bytes_],
+    count: int,
+    id_width: int,
     chunks: Iterable[tuple[Rows, FeatureRows]],
     labels: Labels | None = None,
 ) -> None:
@@ -72,10 +76,12 @@ def write_cache(
         Channels of the spec's layer.
     dataset : str
         Name of the dataset.
-    ids : ndarray of bytes, shape (n_rows,)
-        Ids of all rows, as `encode` stores them.
+    count : int
+        Number of rows.
+    id_width : int
+        Bytes of the longest id, see `encoded_width`.
     chunks : iterable of (Rows, mapping from Block to ndarray of shape (n, block.width))
-        The rows in the order of `ids`, some at a time, so that memory stays flat.
+        The rows in order, some at a time, so that memory stays flat.
     labels : Labels, optional
         Labels of the rows.
 
@@ -88,17 +94,17 @@ def write_cache(
     attributes = _attributes(spec, channels, dataset)
     header_bytes = _header_bytes(attributes, blocks)
     width = sum(block.width for block in blocks) * np.dtype(spec.storage).itemsize
-    table = ids.itemsize + sum(np.dtype(dtype).itemsize for dtype in COLUMNS.values())
-    needed = header_bytes + len(ids) * (width + table + CHECKSUM_BYTES + 8)
-    with appearing(path, needed) as temporary:
+    table = 2 * id_width + sum(np.dtype(dtype).itemsize for dtype in COLUMNS.values())
+    needed = header_bytes + count * (width + table + CHECKSUM_BYTES + 16)  # ids are sorted there
+    with _writing, appearing(path, needed) as temporary:
         options: dict[str, Any] = {"alignment_threshold": _PAGE, "alignment_interval": _PAGE}
         with h5py.File(
             temporary, "w", userblock_size=header_bytes, locking=False, **options
         ) as file:
             file.attrs.update(attributes)
-            file["rows/id"] = ids
-            file["rows/by_id"] = IdIndex(ids).order.astype("<i8")
+            ids = file.create_dataset("rows/id", count, f"S{id_width}")
             _write_chunks(file, blocks, spec.storage, ids, chunks)
+            _write_order(file, ids, path.parent)
             if labels is not None:
                 file["labels/classes"] = encode(labels.classes)
                 file["labels/targets"] = labels.targets
@@ -129,7 +135,7 @@ def _write_chunks(
     file: h5py.File,
     blocks: Sequence[Block],
     storage: str,
-    ids: npt.NDArray[np.bytes_],
+    ids: h5py.Dataset,
     chunks: Iterable[tuple[Rows, FeatureRows]],
 ) -> None:
     count, start = len(ids), 0
@@ -139,8 +145,10 @@ def _write_chunks(
     errors: dict[int, str] = {}
     for rows, features in chunks:
         run = slice(start, start + len(rows))
-        if not np.array_equal(encode(rows.ids), ids[run]):
+        encoded = encode(rows.ids)
+        if run.stop > count or encoded.itemsize > ids.dtype.itemsize:
             raise ValueError(f"rows {run.start} to {run.stop} are not those announced")
+        ids[run] = encoded
         for name, column in columns.items():
             column[run] = getattr(rows, name)
         values = {b: np.ascontiguousarray(features[b], dtype=storage) for b in blocks}
@@ -153,6 +161,14 @@ def _write_chunks(
         raise ValueError(f"{count} rows were announced and {start} came")
     file["failures/row"] = np.array(list(errors), dtype="<i8")
     file["failures/error"] = encode(list(errors.values()))
+
+
+def _write_order(file: h5py.File, ids: h5py.Dataset, folder: Path) -> None:
+    by_id = file.create_dataset("rows/by_id", len(ids), "<i8")
+    in_order = sort_ids((ids[run] for run in id_runs(len(ids))), folder)
+    for run in id_runs(len(ids)):
+        positions = (position for _, position in islice(in_order, run.stop - run.start))
+        by_id[run] = np.fromiter(positions, "<i8")
 
 
 def extents_of(file: h5py.File) -> dict[str, Extent]:

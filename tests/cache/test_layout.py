@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 
 import pytest
 from cache_files import make_cache
@@ -103,13 +104,14 @@ def test_a_file_that_was_added_to_is_found_when_it_is_opened(cache):
 
 
 def test_every_flipped_byte_of_the_header_is_found_when_the_file_is_opened(cache):
-    header, content = read_header(cache), cache.read_bytes()
-    for position in range(0, header.header_bytes, 7):
-        damaged = bytearray(content)
-        damaged[position] ^= 0x10
-        cache.write_bytes(damaged)
-        with pytest.raises(CacheError):
-            FeatureCache.open(cache)
+    content = cache.read_bytes()[: read_header(cache).header_bytes]
+    with open(cache, "r+b", buffering=0) as file:
+        for position, byte in enumerate(content):
+            os.pwrite(file.fileno(), bytes([byte ^ 0x10]), position)
+            with pytest.raises(CacheError):
+                read_header(cache)
+            os.pwrite(file.fileno(), bytes([byte]), position)
+    assert read_header(cache)
 
 
 @pytest.mark.parametrize(

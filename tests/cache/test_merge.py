@@ -30,6 +30,18 @@ def test_rows_that_several_hold_are_taken_once_if_they_agree(tmp_path):
     assert merged.ids == [*IDS[:8], "more"]
 
 
+def test_a_cache_that_adds_nothing_changes_nothing(tmp_path):
+    make_cache(tmp_path / "a.h5")
+    merge(tmp_path / "b.h5", [tmp_path / "a.h5"] * 3)
+    assert (tmp_path / "b.h5").read_bytes() == (tmp_path / "a.h5").read_bytes()
+
+
+def test_a_folder_that_is_not_there_is_one_clear_line(tmp_path):
+    make_cache(tmp_path / "a.h5")
+    with pytest.raises(CacheError, match=r"cannot write .*No such file"):
+        merge(tmp_path / "gone" / "b.h5", [tmp_path / "a.h5"])
+
+
 def test_rows_that_disagree_are_named_and_nothing_is_written(tmp_path):
     make_cache(tmp_path / "a.h5", ids=IDS[:8])
     make_cache(tmp_path / "b.h5", ids=IDS[7:], seed=1)

@@ -55,7 +55,7 @@ good = [id for i, id in enumerate(make_ids(30)) if i not in (3, 17)]
     scales,
     st.sampled_from(["concat", "mean", "max"]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_matrix_is_what_pooling_row_by_row_gives(stored, ids, levels, scales, combine):
     path, rows, features = stored
     cache = FeatureCache.open(path)
@@ -89,6 +89,7 @@ def test_columns_name_scale_and_level_of_every_number(stored):
         (48, 2, 15, 27),
         (48, 1, 27, 30),
     ]
+    assert [column.width for column in columns] == [12, 3, 12, 3]
     assert [column.scale for column in cache.columns([2, 1], combine="max")] == [None, None]
 
 
@@ -228,8 +229,22 @@ def test_a_label_of_no_class_is_damage(tmp_path):
 def test_repr_says_what_is_in_the_cache(stored):
     assert repr(FeatureCache.open(stored[0])) == (
         "<FeatureCache 'a.h5': 28 rows of made up, failed=2; "
-        "squeezenet1_1 spp, scales=[48, 64], levels=[6, 4], 3 channels, float32>"
+        "squeezenet1_1 spp, scales=[48, 64], levels=[6, 4] (and 3, 2, 1), 3 channels, float32>"
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"levels": (6,)}, "levels=[6] (and 3, 2, 1), "),
+        ({"levels": (6, 3, 2, 1), "pooling": "mean"}, "levels=[6, 3, 2, 1], "),
+        ({"levels": (1,)}, "levels=[1], "),
+        ({"levels": (), "layer": "fc6"}, "scales=[64], 3 channels"),
+    ],
+)
+def test_repr_says_which_levels_follow_from_the_stored_ones(tmp_path, changes, shown):
+    make_cache(tmp_path / "a.h5", 2, make_spec(**changes))
+    assert shown in repr(FeatureCache.open(tmp_path / "a.h5"))
 
 
 @pytest.mark.parametrize("name", ["two words.h5", "naïve 图像.h5", "line\nbreak.h5", "n" * 240])

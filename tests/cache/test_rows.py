@@ -5,47 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 from cache_files import make_rows, make_spec
-from hypothesis import given
-from hypothesis import strategies as st
 
 from spptransfer.cache.layout import blocks_of
-from spptransfer.cache.rows import IdIndex, Rows, checksums, decode, encode
-
-names = st.text(max_size=12).filter(lambda text: not text.endswith("\0"))
-unusual = st.lists(
-    st.one_of(names, st.binary(max_size=9).map(lambda raw: raw.decode("utf-8", "surrogateescape"))),
-    max_size=20,
-    unique=True,
-).map(lambda ids: [id for id in ids if not id.endswith("\0")])
-
-
-def encodable(ids):
-    try:
-        encode(ids)
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-@given(unusual.filter(encodable))
-def test_text_comes_back_as_it_was_stored(ids):
-    assert decode(encode(ids)) == ids
-
-
-@given(unusual.filter(encodable), unusual.filter(encodable))
-def test_the_index_finds_what_a_dict_finds(ids, others):
-    expected = {id: position for position, id in enumerate(ids)}
-    wanted = [*others, *ids]
-    found = IdIndex(encode(ids)).find(wanted)
-    assert found.tolist() == [expected.get(id, -1) for id in wanted]
-
-
-def test_an_id_longer_than_all_stored_ones_is_unknown_though_it_begins_like_one():
-    assert IdIndex(encode(["abc", "abd"])).find(["abcd", "abc\0", "ab"]).tolist() == [-1, -1, -1]
-
-
-def test_ids_that_occur_twice_are_named():
-    assert IdIndex(encode(["b", "a", "b", "c", "c", "b"])).duplicates() == ["b", "c"]
+from spptransfer.cache.rows import COLUMNS, Rows, checksums
 
 
 def test_rows_have_failed_until_something_is_known():
@@ -97,6 +59,10 @@ def test_a_checksum_does_not_cover_what_only_this_machine_says(name):
 
 def test_all_columns_of_the_table_are_taken_over():
     fields = {field.name for field in dataclasses.fields(Rows)}
-    from spptransfer.cache.rows import COLUMNS
-
     assert fields == {"ids", "error", *COLUMNS}
+
+
+def test_a_table_shows_how_many_rows_it_has_not_which():
+    rows, _ = make_rows([str(i) for i in range(300)], make_spec(), failed=[1, 7])
+    assert repr(rows) == "<Rows: 300 images, 2 failed>"
+    assert repr(rows.take(np.array([0, 2]))) == "<Rows: 2 images>"

@@ -13,8 +13,8 @@ from extraction_cases import (
 from image_files import encode, picture
 
 from spptransfer.cache import FeatureCache
+from spptransfer.cache.ids import encoded_width
 from spptransfer.cache.rows import checksums
-from spptransfer.cache.rows import encode as encode_ids
 from spptransfer.cache.verify import Problem, repair, verify
 from spptransfer.cache.writing import write_cache
 from spptransfer.errors import CacheError
@@ -92,7 +92,8 @@ def rewrite(path, change):
         spec=cache.spec,
         channels=cache.channels,
         dataset=cache.dataset,
-        ids=encode_ids(rows.ids),
+        count=len(rows),
+        id_width=encoded_width(rows.ids),
         chunks=[(rows, features)],
     )
 

@@ -212,3 +212,17 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(CacheError, match="cannot write"), workspace(tmp_path / "file" / "a.h5"):
         pass
+
+
+def test_an_id_that_cannot_be_stored_is_refused_before_any_work(tmp_path):
+    with pytest.raises(CacheError, match=r"the id 'a\\x00' ends in a NUL"):
+        workspace(tmp_path / "a.h5", ids=["b", "a\0"])
+
+
+def test_a_file_is_not_finished_before_every_image_has_a_row(tmp_path):
+    with workspace(tmp_path / "a.h5") as space:
+        put(space, 0, IDS[:6])
+        with pytest.raises(CacheError, match="not every image has a row"):
+            space.finish(None)
+    assert not (tmp_path / "a.h5").exists()
+    assert list(parts_folder(tmp_path / "a.h5").glob("part-*.h5"))

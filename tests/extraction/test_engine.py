@@ -17,6 +17,7 @@ from extraction_cases import (
     backbone,
     broken_images,
     forbidden,
+    fully_connected,
     make_dataset,
     many_images,
     open_folder,
@@ -142,11 +143,10 @@ def test_numbers_beyond_float16_make_a_failed_row(tmp_path):
 def test_a_vector_layer_is_cached_as_vectors(tmp_path):
     dataset = make_dataset(tmp_path / "images", many_images(3))
     spec = make_spec(backbone="alexnet", layer="fc6", levels=(), scales=(48,))
-    network = backbones.load("alexnet", "random", layer="fc6")
-    run(dataset, tmp_path / "a.h5", spec, channels=4096, load_backbone=lambda: network)
+    run(dataset, tmp_path / "a.h5", spec, channels=4096, load_backbone=fully_connected)
     matrix = FeatureCache.open(tmp_path / "a.h5", spec).matrix()
     view = images.render(picture(40, 44, 0), 48)
-    expected = FeatureComputer(network, spec)(view[None])[None]
+    expected = FeatureComputer(fully_connected(), spec)(view[None])[None]
     np.testing.assert_allclose(matrix[:1], expected, rtol=1e-4, atol=1e-5)
 
 

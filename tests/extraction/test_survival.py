@@ -24,8 +24,8 @@ import os, random, signal, sys, time
 from pathlib import Path
 from extraction_cases import backbone, make_dataset, many_images, run
 
-folder, kills = Path(sys.argv[1]), int(sys.argv[2])
-dataset = make_dataset(folder / "images", many_images(30))
+folder, images, kills = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+dataset = make_dataset(folder / "images", many_images(images))
 backbone()
 
 def extract(path):
@@ -80,7 +80,7 @@ def start_python(code: str, *arguments: object) -> subprocess.CompletedProcess[s
 
 @pytest.mark.slow
 def test_a_hundred_kills_at_random_moments_lose_nothing(tmp_path):
-    done = start_python(KILLING, tmp_path, 110)
+    done = start_python(KILLING, tmp_path, 30, 110)
     assert done.returncode == 0, done.stderr[-2000:]
     killed, _ = map(int, done.stdout.split())
     assert killed >= 100
@@ -88,7 +88,7 @@ def test_a_hundred_kills_at_random_moments_lose_nothing(tmp_path):
 
 
 def test_a_few_kills_at_random_moments_lose_nothing(tmp_path):
-    done = start_python(KILLING, tmp_path, 5)
+    done = start_python(KILLING, tmp_path, 8, 4)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

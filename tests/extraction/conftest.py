@@ -1,0 +1,14 @@
+"""Small views gain nothing from a second thread inside an operator, and other jobs lose one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread_per_operator():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
