@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -162,12 +163,18 @@ def fit_classifier(
 
 
 def gram_if_useful(
-    X: npt.NDArray[np.float32], training: Training
+    X: npt.NDArray[np.float32], training: Training, n_splits: int = 1
 ) -> npt.NDArray[np.floating] | None:
-    """Gram matrix of all rows, which every split reuses; None where it would not pay."""
+    """Gram matrix of all rows, which every split reuses; None where it would not pay.
+
+    From three splits on it is in float64 where that fits into memory: certificates then need no
+    pass over the features.
+    """
     if training.solver != "spptransfer" or len(X) > X.shape[1]:
         return None
-    gram: npt.NDArray[np.floating] = gram_matrix(X)
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    exact = n_splits >= 3 and 8 * len(X) ** 2 <= 0.5 * free
+    gram: npt.NDArray[np.floating] = gram_matrix(X, np.float64 if exact else np.float32)
     return gram
 
 

@@ -36,7 +36,7 @@ def conjugate_gradients(
     """
     dtype = residual.dtype
     step = np.zeros_like(residual)
-    image = np.zeros((image_rows, residual.shape[1]), dtype=dtype)
+    image = np.zeros((image_rows, residual.shape[1]), dtype=dtype, order="F")
     left = np.flatnonzero(error(residual, np.arange(residual.shape[1])) > target)
     rest = residual[:, left]
     direction = precondition(rest, left)

@@ -105,6 +105,8 @@ def _make_space(rows: Rows, gram: Array | None, settings: Settings) -> Space:
         gram = arithmetic.gram(rows, np.float64 if n_rows <= SMALL else np.float32)
     elif gram.shape != (n_rows, n_rows):
         raise ConfigError(f"gram has shape {gram.shape}; {n_rows} rows need {(n_rows, n_rows)}")
+    if gram.dtype == np.float64 and n_rows > SMALL:
+        return GramSpace(rows, gram.astype(np.float32), bias_square, arithmetic, exact_gram=gram)
     return GramSpace(rows, gram, bias_square, arithmetic)
 
 

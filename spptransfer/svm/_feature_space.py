@@ -28,6 +28,7 @@ class FeatureSpace:
         small = rows.shape[0] * self.n_weights <= SMALL
         self.dtype = np.dtype(np.float64) if small else rows.working_dtype
         self._known_spectrum: Spectrum | None = None
+        self._known_gradient = np.empty((0, 0)), np.empty((0, 0))
         self.begin()
 
     def begin(self) -> None:
@@ -38,6 +39,11 @@ class FeatureSpace:
     def care(self) -> float:
         """Close to rounding where a factorisation does it in one step."""
         return 1e-12 if self._factorises else 1e-2
+
+    @property
+    def forcing(self) -> float:
+        """Every product is a pass over the rows."""
+        return 1e-2
 
     @property
     def _factorises(self) -> bool:
@@ -56,7 +62,7 @@ class FeatureSpace:
 
     def start(self, n_problems: int) -> Array:
         """The state of zero weights."""
-        return np.zeros((self.n_weights, n_problems))
+        return np.zeros((self.n_weights, n_problems), order="F")
 
     def exact_scores(self, state: Array) -> Array:
         """Scores accumulated in float64."""
@@ -104,14 +110,20 @@ class FeatureSpace:
             duals = balance(duals, losses.signs)
         dtype = np.dtype(np.float64) if exact else self.dtype
         apart = state - self._combine(losses.signs * duals, dtype)
+        if not exact and proposing is losses:
+            # It is the gradient, which the Newton step from here would take a pass to find again.
+            self._known_gradient = state, apart
         distance = 0.5 * np.einsum("jt,jt->t", apart, apart)
         return distance + losses.gaps(duals, losses.deficits(scores))
 
     def _gradient(self, state: Array, deficits: Array, losses: Losses) -> Array:
+        known, gradient = self._known_gradient
+        if np.array_equal(known, state):
+            return gradient
         return state - self._combine(losses.signs * losses.responses(deficits), self.dtype)
 
     def _combine(self, weights: Array, dtype: np.dtype[Any]) -> Array:
-        combined = np.empty((self.n_weights, weights.shape[1]))
+        combined = np.empty((self.n_weights, weights.shape[1]), order="F")
         combined[:-1] = self.rows.combine(weights, dtype)
         combined[-1] = self.bias_value * weights.sum(axis=0)
         return combined

@@ -15,6 +15,8 @@ from spptransfer.svm._types import Array
 
 # A Cholesky factorisation runs at about this fraction of a matrix product's speed.
 FACTOR_SPEED = 0.5
+# A gap this many times too large takes another step, whatever other dual variables would say.
+FAR = 1e4
 # Systems of up to this many rows are factorised whatever it costs.
 TINY = 400
 
@@ -23,6 +25,8 @@ class GramSpace:
     """States are the weights ``beta`` of the rows: ``w = X.T @ beta``, scores ``K @ beta``.
 
     ``bias_square`` is added to every entry of K: the regularised bias as one more feature.
+    Beside a float32 ``gram``, ``exact_gram`` is the same in float64 where it is known: certificates
+    then need no pass over the rows.
     """
 
     def __init__(
@@ -31,10 +35,12 @@ class GramSpace:
         gram: Array,
         bias_square: float,
         arithmetic: Arithmetic,
+        exact_gram: Array | None = None,
     ) -> None:
         self.rows = rows
         self.bias_square = bias_square
         self.arithmetic = arithmetic
+        self.exact_gram = exact_gram
         self._set_gram(gram)
 
     def _set_gram(self, gram: Array) -> None:
@@ -55,6 +61,11 @@ class GramSpace:
         return 1e-2 if self.can_sharpen else 1e-12
 
     @property
+    def forcing(self) -> float:
+        """Products are cheap beside what else a step costs."""
+        return 1e-4
+
+    @property
     def scale(self) -> float:
         """The mean squared length of a row."""
         return float(self.diagonal.mean())
@@ -65,13 +76,14 @@ class GramSpace:
         return self.dtype != np.float64
 
     def sharpen(self) -> None:
-        """Compute the Gram matrix again, in float64."""
+        """Go over to the Gram matrix in float64, computing it if it is not known."""
         self.gram = None
-        self._set_gram(self.arithmetic.gram(self.rows, np.float64))
+        exact = self.exact_gram
+        self._set_gram(self.arithmetic.gram(self.rows, np.float64) if exact is None else exact)
 
     def start(self, n_problems: int) -> Array:
         """The state of zero weights."""
-        return np.zeros((self.rows.shape[0], n_problems))
+        return np.zeros((self.rows.shape[0], n_problems), order="F")
 
     def product(self, weights: Array) -> Array:
         """The change of the scores that a change of weights makes."""
@@ -83,6 +95,9 @@ class GramSpace:
         """Scores accumulated in float64 from the rows or from a float64 Gram matrix."""
         if self.dtype == np.float64:
             return self.product(state)
+        if self.exact_gram is not None:
+            scores = np.asfortranarray(self.exact_gram @ state)
+            return scores + self.bias_square * state.sum(axis=0)
         self._combined = state, self.rows.combine(state)
         return self.rows.scores(self._combined[1]) + self.bias_square * state.sum(axis=0)
 
@@ -112,15 +127,18 @@ class GramSpace:
             state,
             deficits,
             losses,
+            enough,
             balanced=balanced,
             exact=exact,
         )
-        bad = np.flatnonzero(gaps > enough)
+        bad = np.flatnonzero((gaps > enough) & (exact | (gaps <= FAR * enough)))
         if len(bad):
             state, deficits, losses = state[:, bad], deficits[:, bad], losses.columns(bad)
             proposing = proposing.columns(bad)
             duals = proposing.responses(proposing.deficits(scores[:, bad]))
-            others = self._gaps_with(duals, state, deficits, losses, balanced=balanced, exact=exact)
+            others = self._gaps_with(
+                duals, state, deficits, losses, enough[bad], balanced=balanced, exact=exact
+            )
             gaps[bad] = np.minimum(gaps[bad], others)
         return gaps
 
@@ -130,6 +148,7 @@ class GramSpace:
         state: Array,
         deficits: Array,
         losses: Losses,
+        enough: Array,
         *,
         balanced: bool,
         exact: bool,
@@ -141,10 +160,45 @@ class GramSpace:
         apart = state - losses.signs * duals
         moved = np.flatnonzero(apart.any(axis=0))
         if len(moved):
-            apart = apart[:, moved]
-            scores = self.exact_scores(apart) if exact else self.product(apart)
-            gaps[moved] += 0.5 * np.maximum(0.0, np.einsum("it,it->t", apart, scores))
+            room = enough[moved] - gaps[moved] if exact else None
+            gaps[moved] += self._distances(apart[:, moved], room)
         return gaps
+
+    def _distances(self, apart: Array, room: Array | None) -> Array:
+        """Half the squared lengths of small weights, in the working precision.
+
+        With ``room`` they include a bound on their rounding errors, and are computed in float64
+        where that does not show them to fit in.
+        """
+        product = self.product(apart)
+        distances = 0.5 * np.maximum(0.0, np.einsum("it,it->t", apart, product))
+        if room is None or self.dtype == np.float64:
+            return distances
+        distances += self._rounding(apart)
+        doubtful = np.flatnonzero(distances > room)
+        if len(doubtful):
+            distances[doubtful] = self._exact_distances(apart[:, doubtful])
+        return distances
+
+    def _rounding(self, apart: Array) -> Array:
+        """How far off half a squared length can be in the working precision.
+
+        An inner product of n terms misses by at most n * eps times the lengths of its factors.
+        """
+        n_terms = sum(self.rows.shape) + 4
+        lengths = np.einsum("it,i->t", np.abs(apart), np.sqrt(self.diagonal[:, 0]))
+        return np.asarray(0.5 * n_terms * np.finfo(self.dtype).eps * lengths**2)
+
+    def _exact_distances(self, apart: Array) -> Array:
+        """Half the squared lengths of weights, in float64."""
+        if self.exact_gram is not None:
+            squares = np.einsum("it,it->t", apart, self.exact_gram @ apart)
+        else:
+            combined = self.rows.combine(apart)
+            squares = np.einsum("jt,jt->t", combined, combined)
+        return np.asarray(
+            0.5 * (np.maximum(0.0, squares) + self.bias_square * apart.sum(axis=0) ** 2)
+        )
 
     def duals(self, state: Array, deficits: Array, losses: Losses) -> Array:
         """Feasible dual variables near those that a state stands for."""

@@ -30,6 +30,13 @@ class Space(Protocol):
         anyway, it may as well be taken.
         """
 
+    @property
+    def forcing(self) -> float:
+        """How much of the present gap a Newton step's linear system may leave.
+
+        Loose systems save products and cost steps: their directions are short, or do not descend.
+        """
+
     def begin(self) -> None:
         """Forget what was learnt from earlier problems, so that results do not depend on it."""
 
@@ -76,11 +83,6 @@ class Space(Protocol):
         """Minimiser of the quadratic piece at the scores, and its scores."""
 
 
-# How much of the present gap a Newton step's linear system may leave. Loose systems save few
-# products and cost steps: their directions are short, or do not descend at all.
-FORCING = 1e-4
-
-
 @dataclass
 class Points:
     """One point per problem: states, the scores they give to all rows, and the bias's centre.
@@ -119,7 +121,7 @@ def descend(space: Space, losses: Losses, points: Points, aim: float, max_iter: 
     n_steps = np.zeros(n_problems, dtype=int)
     patience = _Patience(n_problems)
     open_ = np.arange(n_problems)
-    forcing = np.full(n_problems, FORCING)
+    forcing = np.full(n_problems, space.forcing)
     for _ in range(max_iter):
         now, pieces = points.columns(open_), losses.columns(open_)
         scale = objectives(space, now, pieces)

@@ -11,6 +11,7 @@ from spptransfer.svm._threads import for_each, single_threaded
 from spptransfer.svm._types import Array
 
 RANK = 128
+NEGLIGIBLE = 0.1
 
 
 def leading_eigenpairs(
@@ -35,30 +36,48 @@ class LowRank:
         self, product: Callable[[Array], Array], diagonal: Array, dtype: np.dtype[Any]
     ) -> None:
         values, vectors = leading_eigenpairs(product, len(diagonal), dtype)
-        self.factor = (vectors * np.sqrt(values)).astype(dtype)
-        left = diagonal[:, 0] - np.einsum("ir,ir->i", self.factor, self.factor)
-        self.rest = max(float(left.mean()), 0.0)
+        order = np.argsort(values)[::-1]
+        self.values = values[order]
+        self.factor = np.ascontiguousarray((vectors[:, order] * np.sqrt(self.values)).astype(dtype))
+        self.trace = float(diagonal.sum())
 
-    def restricted(self, free: Array, softness: Array) -> Callable[[Array, Array], Array]:
-        """Inverse of each problem's own restriction to its free rows, by Woodbury's formula."""
-        dtype = self.factor.dtype
-        inverse = np.where(free, 1.0 / (softness + self.rest), 0.0).astype(dtype)
-        cores = np.empty((free.shape[1], *2 * self.factor.shape[1:]), dtype=dtype)
-        identity = np.eye(self.factor.shape[1], dtype=dtype)
+    def restricted(self, free: Array, softness: Array) -> Woodbury:
+        """Inverse of each problem's own restriction to its free rows.
 
-        def invert(problem: int) -> None:
-            rows = np.flatnonzero(free[:, problem])
-            part = self.factor[rows] * np.sqrt(inverse[rows, problem, None])
-            cores[problem] = np.linalg.inv(identity + part.T @ part)
+        Eigenvalues far below the softness change next to nothing, and are left out.
+        """
+        rank = max(1, int((self.values > NEGLIGIBLE * softness[free].min()).sum()))
+        rest = max(0.0, self.trace - float(self.values[:rank].sum())) / len(free)
+        factor = np.ascontiguousarray(self.factor[:, :rank])
+        inverse = np.where(free, 1.0 / (softness + rest), 0.0).astype(factor.dtype)
+        return Woodbury(factor, inverse)
 
-        for_each(invert, range(len(cores)))
 
-        def apply(residual: Array, columns: Array) -> Array:
-            scaled = inverse[:, columns] * residual
-            inner = np.einsum("trs,st->rt", cores[columns], self.factor.T @ scaled)
-            return scaled - inverse[:, columns] * (self.factor @ inner)
+class Woodbury:
+    """``(diag(1 / inverse) + factor @ factor.T)**-1`` on the rows where ``inverse`` is not zero."""
 
-        return apply
+    def __init__(self, factor: Array, inverse: Array) -> None:
+        self.factor, self.inverse = factor, inverse
+        self.columns = np.arange(inverse.shape[1])
+        self.cores = np.empty((inverse.shape[1], *2 * factor.shape[1:]), dtype=factor.dtype)
+        for_each(self._invert, range(len(self.cores)))
+
+    def _invert(self, problem: int) -> None:
+        weight = self.inverse[:, problem]
+        rows = np.flatnonzero(weight)
+        part = self.factor[rows] * np.sqrt(weight[rows, None])
+        identity = np.eye(part.shape[1], dtype=part.dtype)
+        self.cores[problem] = np.linalg.inv(identity + part.T @ part)
+
+    def __call__(self, residual: Array, columns: Array) -> Array:
+        """Apply it to some problems' residuals; from call to call they only become fewer."""
+        if len(columns) < len(self.columns):
+            kept = np.isin(self.columns, columns)
+            self.columns, self.cores = self.columns[kept], self.cores[kept]
+            self.inverse = self.inverse[:, kept]
+        scaled = self.inverse * residual
+        inner = np.matmul(self.cores, (self.factor.T @ scaled).T[:, :, None])[:, :, 0]
+        return scaled - self.inverse * np.asfortranarray(self.factor @ inner.T)
 
 
 class Spectrum:

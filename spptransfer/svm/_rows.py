@@ -12,7 +12,7 @@ from spptransfer.errors import ConfigError
 from spptransfer.svm._threads import for_each
 from spptransfer.svm._types import Array
 
-BLOCK_BYTES = 24 * 2**20
+BLOCK_BYTES = 12 * 2**20
 
 
 class Rows:
@@ -86,11 +86,11 @@ class Rows:
 
     def scores(self, coefficients: Array) -> Array:
         """``X @ coefficients`` in float64."""
-        scores = np.empty((self.shape[0], coefficients.shape[1]))
+        scores = np.empty((self.shape[0], coefficients.shape[1]), order="F")
         self.passes += 1
 
         def fill(where: slice) -> None:
-            np.matmul(self.block(where, np.float64), coefficients, out=scores[where])
+            scores[where] = self.block(where, np.float64) @ coefficients
 
         for_each(fill, self.block_slices(np.float64))
         return scores
@@ -100,7 +100,7 @@ class Rows:
         total = np.zeros((self.shape[1], weights.shape[1]))
         for where, block in self.blocks(dtype):
             total += block.T @ weights[where].astype(dtype, copy=False)
-        return total
+        return np.asfortranarray(total)
 
     def normal_product(
         self, vectors: Array, weights: Array | None, constant: Array
@@ -109,13 +109,14 @@ class Rows:
 
         Both in the vectors' precision; the blocks' sums are added up in float64.
         """
-        image = np.empty((self.shape[0], vectors.shape[1]), dtype=vectors.dtype)
+        image = np.empty((self.shape[0], vectors.shape[1]), dtype=vectors.dtype, order="F")
         total = np.zeros(vectors.shape)
         for where, block in self.blocks(vectors.dtype):
-            np.add(block @ vectors, constant, out=image[where])
+            image[where] = block @ vectors
+            image[where] += constant
             part = image[where] if weights is None else weights[where] * image[where]
             total += block.T @ part
-        return total, image
+        return np.asfortranarray(total), image
 
 
 def gram_matrix(X: Any, dtype: Any = np.float32) -> Array:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from spptransfer.errors import ConfigError
 from spptransfer.svm._checkpoint import Checkpoint, fingerprint

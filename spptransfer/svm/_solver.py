@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spptransfer.svm._loss import Losses, best_offset
-from spptransfer.svm._newton import Points, Space, descend, objectives
+from spptransfer.svm._newton import Points, Space, descend, line_search, objectives
 from spptransfer.svm._types import Array
 
 logger = logging.getLogger(__name__)
@@ -58,8 +58,13 @@ class Solver:
     def solve(self, signs: Array, costs: Array, start: Points | None = None) -> Solution:
         """Certified minimisers for these costs per row and problem."""
         squared = self.options.loss == "squared_hinge"
-        losses = (Losses.squared_hinge if squared else Losses.hinge)(signs, costs)
-        run = _Run(self.space, self.options, losses, start or approach(self.space, losses))
+        make = Losses.squared_hinge if squared else Losses.hinge
+        losses = make(np.asfortranarray(signs), np.asfortranarray(costs))
+        if start is None:
+            start = approach(self.space, losses)
+        elif losses.largest_cost * self.space.scale <= 1:
+            start = lengthened(start, self.space, losses)
+        run = _Run(self.space, self.options, losses, start)
         run.finish()
         return run.solution
 
@@ -70,9 +75,10 @@ def approach(space: Space, losses: Losses) -> Points:
     Newton's method likes to start nearby; how well each stop is solved matters little.
     """
     n_rows, n_problems = losses.signs.shape
-    points = Points(space.start(n_problems), np.zeros((n_rows, n_problems)), np.zeros(n_problems))
+    scores = np.zeros((n_rows, n_problems), order="F")
+    points = Points(space.start(n_problems), scores, np.zeros(n_problems))
     peak = losses.largest_cost * space.scale
-    n_decades = int(np.ceil(np.log10(peak))) if peak > 1 else 0
+    n_decades = int(np.ceil(np.log10(peak))) - 1 if peak > 10 else 0
     for decade in range(n_decades, 0, -1):
         cheaper = losses.times(10.0**-decade)
         softness = _first_softness(cheaper, space.scale)
@@ -80,6 +86,27 @@ def approach(space: Space, losses: Losses) -> Points:
             cheaper = cheaper.smoothed(softness, np.zeros((1, 1)))
         descend(space, cheaper, points, 1e-2, 20)
     return points
+
+
+def lengthened(points: Points, space: Space, losses: Losses, most: float = 10.0) -> Points:
+    """Multiply the weights by whatever in 1 to ``most`` suits larger costs best.
+
+    It takes no product, and saves a Newton step or two where the costs are still small.
+    """
+    softness = _first_softness(losses, space.scale)
+    if softness:
+        losses = losses.smoothed(softness, np.zeros((1, 1)))
+    own = points.scores - points.offset
+    square = space.inner(points.state, points.state, own)
+    length = line_search(
+        losses,
+        points.scores,
+        (most - 1) * own,
+        slope=(most - 1) * square,
+        curvature=(most - 1) ** 2 * square,
+    )
+    factor = 1 + (most - 1) * length
+    return Points(factor * points.state, factor * own + points.offset, points.offset.copy())
 
 
 class _Run:

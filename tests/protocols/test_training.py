@@ -77,6 +77,14 @@ def test_a_gram_matrix_at_hand_changes_nothing(three_classes):
     np.testing.assert_allclose(with_gram.coef, without.coef, atol=1e-4)
 
 
+def test_many_splits_share_a_float64_gram_matrix(three_classes):
+    wide = np.hstack([three_classes[0]] * 2)
+    for n_splits, dtype in ((1, np.float32), (2, np.float32), (3, np.float64)):
+        gram = gram_if_useful(wide, Training(), n_splits)
+        assert gram.dtype == dtype
+        np.testing.assert_allclose(gram, wide @ wide.T, atol=1e-3)
+
+
 def test_no_gram_matrix_is_made_where_rows_outnumber_features_or_liblinear_trains(three_classes):
     X, _ = three_classes
     assert gram_if_useful(X, Training()) is None
