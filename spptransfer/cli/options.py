@@ -23,7 +23,11 @@ WeightsDir = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Jobs = Annotated[
     int | None,
-    typer.Option(min=1, help="Parallel workers.", show_default="one per processor"),
+    typer.Option(min=1, help="Worker processes.", show_default="a thread per processor"),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--jobs", min=1, help="Parallel threads.", show_default="one per processor"),
 ]
 Overrides = Annotated[
     list[str] | None,

@@ -110,8 +110,12 @@ def extract(
     device: Device = "auto",
     jobs: Jobs = None,
     engine: Annotated[
-        str, typer.Option(help="Who computes: threads, processes, or dask (a Dask cluster).")
-    ] = "threads",
+        str,
+        typer.Option(
+            help="Who computes: threads, processes, dask (a cluster), or auto: processes if "
+            "--jobs asks for several, else threads."
+        ),
+    ] = "auto",
     scheduler: Annotated[
         str | None,
         typer.Option(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spptransfer.cli.options import Device, Jobs, Json, Quiet, WeightsDir
+from spptransfer.cli.options import Device, Json, Quiet, Threads, WeightsDir
 from spptransfer.cli.output import Output, printable, short_path
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def predict(
     weights_dir: WeightsDir = None,
     top: Annotated[int, typer.Option(min=1, help="Classes shown per image.")] = _SHOWN_CLASSES,
     device: Device = "auto",
-    jobs: Jobs = None,
+    jobs: Threads = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:

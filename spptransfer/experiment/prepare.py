@@ -52,8 +52,8 @@ class Machine:
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     jobs : int or None
         Parallel workers; None for one per processor.
-    engine : {"threads", "processes", "dask"}
-        What these workers are.
+    engine : {"auto", "threads", "processes", "dask"}
+        What these workers are: by default processes where `jobs` asks for several.
     scheduler : str or None
         Address of Dask's scheduler; None for a cluster on this machine.
     progress : bool
@@ -68,7 +68,7 @@ class Machine:
     weights_dir: Path | None = None
     device: str = "auto"
     jobs: int | None = None
-    engine: str = "threads"
+    engine: str = "auto"
     scheduler: str | None = None
     progress: bool = False
     stop: StopRequest = field(default_factory=StopRequest)

@@ -19,7 +19,7 @@ from spptransfer.spec import FeatureSpec
 
 PART_ROWS = 128
 
-Engine = Literal["threads", "processes", "dask"]
+Engine = Literal["auto", "threads", "processes", "dask"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 
@@ -92,9 +92,11 @@ def extract(
         A torch device.
     jobs : int, optional
         Threads or processes, by default one per processor that we may use.
-    engine : {"threads", "processes", "dask"}
+    engine : {"auto", "threads", "processes", "dask"}
         Who makes the parts: threads of this process, processes on this machine, or the workers
         of a Dask cluster, which must see the images and the cache's folder at the same paths.
+        With ``"auto"`` a number of `jobs` asks for so many processes, unless the device is a
+        GPU; without one, threads do.
     scheduler : str, optional
         Address of the Dask scheduler; by default a cluster is started on this machine.
     progress : bool, default=False
@@ -129,7 +131,7 @@ def extract(
         raise DatasetError(f"dataset '{dataset.name}' in '{dataset.root}' has no images")
     if engine not in ENGINES:
         raise ConfigError(f"engine: {engine!r} is unknown; {suggestion(str(engine), ENGINES)}")
-    jobs = jobs or len(os.sched_getaffinity(0))
+    asked, jobs = jobs, jobs or len(os.sched_getaffinity(0))
     clock = Clock(readers=jobs, computers=jobs)
     stop = stop or threading.Event()
     with Workspace(
@@ -140,8 +142,11 @@ def extract(
             from spptransfer.extraction import runners
             from spptransfer.extraction.compute import choose_device
 
-            if choose_device(device).type != "cpu":  # one batch at a time, whoever reads it
+            on_cpu = choose_device(device).type == "cpu"
+            if not on_cpu:  # one batch at a time, whoever reads it
                 clock = Clock(readers=jobs, computers=1)
+            if engine == "auto":
+                engine = "processes" if on_cpu and (asked or 1) > 1 else "threads"
             settings = runners.PartSettings(
                 workspace.folder, workspace.spec, channels, dataset.name, batch_pixels
             )

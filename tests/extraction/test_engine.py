@@ -422,3 +422,45 @@ assert report.unchanged == 1 and "torch" not in sys.modules
     import subprocess
 
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "engine", "expected"),
+    [
+        (None, "auto", "threads"),
+        (1, "auto", "threads"),
+        (3, "auto", "processes"),
+        (3, "threads", "threads"),
+        (1, "processes", "processes"),
+    ],
+)
+def test_a_number_of_jobs_asks_for_so_many_processes(tmp_path, monkeypatch, jobs, engine, expected):
+    from image_files import encode, picture
+
+    from spptransfer import backbones
+    from spptransfer.datasets import open_dataset
+    from spptransfer.extraction import extract, runners
+    from spptransfer.features import feature_spec
+
+    for name in "ab":
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "1.png").write_bytes(encode(picture(20, 30)))
+    seen = []
+
+    def record(engine, parts, task, jobs, scheduler, progress):
+        seen.append((engine, jobs))
+        return runners.run_threads(parts, task, 1, progress)
+
+    monkeypatch.setattr(runners, "run", record)
+    extract(
+        open_dataset("folder", tmp_path / "images"),
+        feature_spec(backbone="squeezenet1_1", weights="random", scales=[32], levels=[1]),
+        channels=512,
+        path=tmp_path / "features.h5",
+        load_backbone=lambda: backbones.load("squeezenet1_1", "random"),
+        jobs=jobs,
+        engine=engine,
+    )
+    ((chosen, workers),) = seen
+    assert chosen == expected
+    assert workers == (jobs or len(os.sched_getaffinity(0)))
