@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections import deque
@@ -53,9 +54,13 @@ class PartTask:
     load_backbone: LoadBackbone
     device: str
     key: str = field(default_factory=lambda: uuid4().hex)
+    directory: str = field(default_factory=os.getcwd)
 
     def __call__(self, part: Part) -> Done:
         """Make a part in a worker process, which keeps the backbone for the next one."""
+        # Workers outlive a call; relative paths must mean what they mean to the caller.
+        with contextlib.suppress(OSError):
+            os.chdir(self.directory)
         # Ctrl-C reaches every process of a terminal; only the one that asked for parts may stop.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
