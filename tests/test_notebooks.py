@@ -46,7 +46,7 @@ def test_there_are_no_other_notebooks_than_those_tested():
     assert tuple(path.stem for path in REFRESH["NOTEBOOKS"]) == NAMES
 
 
-@pytest.mark.parametrize("text", ["/home/ada/x", "open('/tmp/a')", r"C:\photos", "/root/.cache"])
+@pytest.mark.parametrize("text", ["/home/ada/x", "open('/tmp/a')", r"C:\photos"])
 def test_a_machine_path_is_recognised(text):
     assert MACHINE_PATH.search(text)
 
