@@ -69,11 +69,14 @@ class TransferModel:
     classes : tuple of str
         Names of the classes.
     multi_label : bool
-        Whether an image can be of several classes: all with a decision value above 0.
+        Whether an image can be of several classes: all with a decision value above their threshold.
     C : float or list of float
         The C trained with, one per class where it was chosen so.
     protocol : str
         What the model was trained on, in words.
+    thresholds : ndarray of float32, shape (n_classes,), optional
+        Decision values above which an image is of a class, where it can be of several. By default
+        0, the SVM's own boundary; other values trade precision for recall.
     """
 
     spec: FeatureSpec
@@ -89,6 +92,11 @@ class TransferModel:
     multi_label: bool
     C: float | list[float]
     protocol: str
+    thresholds: npt.NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        if self.thresholds is None:
+            self.thresholds = np.zeros(len(self.classes), np.float32)
 
     @classmethod
     def from_pipeline(cls, pipeline: Pipeline, *, protocol: str = "") -> TransferModel:
@@ -182,11 +190,12 @@ class TransferModel:
         Returns
         -------
         list of str
-            The class of the largest value; with several labels per image all above 0.
+            The class of the largest value; with several labels per image all above their threshold.
         """
         if not self.multi_label:
             return [self.classes[int(np.argmax(values))]]
-        return [self.classes[i] for i in np.argsort(-values, kind="stable") if values[i] > 0]
+        above = values > np.asarray(self.thresholds)
+        return [self.classes[i] for i in np.argsort(-values, kind="stable") if above[i]]
 
     def score(
         self,
@@ -276,6 +285,7 @@ class TransferModel:
         tensors = {
             "coef": np.ascontiguousarray(self.coef, np.float32),
             "intercept": np.ascontiguousarray(self.intercept, np.float32),
+            "thresholds": np.ascontiguousarray(self.thresholds, np.float32),
         }
         for name in _FITTED:
             if hasattr(self.normalizer, name):
@@ -362,6 +372,7 @@ def _build(facts: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> Trans
         multi_label=bool(facts["multi_label"]),
         C=facts["C"],
         protocol=str(facts["protocol"]),
+        thresholds=tensors.get("thresholds"),  # older files have none
     )
     _check(model)
     return model
@@ -370,8 +381,8 @@ def _build(facts: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> Trans
 def _check(model: TransferModel) -> None:
     """Make sure that all parts fit, before an image is scored with them."""
     width, n_classes = model.selection().width, len(model.classes)
-    expected = {"coef": (n_classes, width), "intercept": (n_classes,)}
-    found = {"coef": model.coef, "intercept": model.intercept}
+    expected = {"coef": (n_classes, width), "intercept": (n_classes,), "thresholds": (n_classes,)}
+    found = {name: getattr(model, name) for name in expected}
     if "standardize" in model.normalizer.steps:
         expected |= dict.fromkeys(_FITTED, (width,))
         found |= {name: getattr(model.normalizer, name) for name in _FITTED}

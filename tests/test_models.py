@@ -119,6 +119,26 @@ def test_one_label_is_the_largest_value_and_several_are_all_above_zero(model):
 # ---- where the weights are ----
 
 
+def test_thresholds_are_the_boundary_unless_set_and_are_kept_in_the_file(model, tmp_path):
+    np.testing.assert_array_equal(model.thresholds, np.zeros(len(model.classes)))
+    model.multi_label = True
+    model.thresholds = np.array([0.5, -0.5, 0.0], np.float32)
+    model.save(tmp_path / "model.safetensors")
+    again = TransferModel.load(tmp_path / "model.safetensors")
+    assert again.labels(np.array([0.4, -0.4, -0.1])) == ["cat"]
+    assert again.labels(np.array([0.6, -0.6, 0.1])) == ["bee", "dog"]
+
+
+def test_a_file_without_thresholds_gets_the_boundary(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    with safe_open(path, framework="numpy") as file:
+        kept = {n: file.get_tensor(n) for n in file.keys() if n != "thresholds"}  # noqa: SIM118
+        metadata = file.metadata()
+    save_file(kept, path, metadata)
+    np.testing.assert_array_equal(TransferModel.load(path).thresholds, np.zeros(3, np.float32))
+
+
 def test_moved_weights_are_named_and_found_again_where_the_user_says(finished, model, tmp_path):
     images = sorted(finished[1].rglob("*.png"))[:2]
     before = scores_of(model, images)
