@@ -3,8 +3,9 @@
     python benchmarks/cache_io.py [--rows 20000] [--memory]
 
 Both sides of a line are timed in turns in one run, on a warm page cache; the median counts.
-Memory is the most that a process of its own held at any time, imports included. Ids are made up
-as they are asked for; what a `Dataset` that holds them takes has a line of its own.
+Memory is the most that a process of its own held at any time, imports included: what bringing
+rows of a file into the order of the ids takes, in which the ids are held; what merging and the
+like take; and what a `Dataset` takes. What a whole extraction takes: `benchmarks/growth.py`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import h5py
 import numpy as np
-from PIL import Image
 
 from spptransfer.cache import FeatureCache
 from spptransfer.cache.ids import encoded_width
@@ -36,23 +35,32 @@ from spptransfer.spec import FeatureSpec
 
 CHANNELS = 256
 REPEATS = 7
-TASKS = ("imports alone", "finish", "merge", "verify", "read in blocks", "Dataset of the ids")
+ORDERS = {"backwards": -1, "scattered": 618_033}
+TASKS = (
+    "imports alone",
+    *(f"finish, {order}" for order in ORDERS),
+    "merge",
+    "verify",
+    "read in blocks",
+    "Dataset of the ids",
+)
 
 
 class NumberedIds(Sequence):
-    """Ids that take no memory; `step` -1 counts down."""
+    """Ids that take no memory; they go through all numbers by so many at a time."""
 
     def __init__(self, count: int, prefix: str = "", step: int = 1) -> None:
-        self._numbers = range(count)[::step]
-        self._prefix = prefix
+        self._count, self._prefix, self._step = count, prefix, step
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return self._count
 
     def __getitem__(self, key):
         if isinstance(key, slice):
-            return [self._name(number) for number in self._numbers[key]]
-        return self._name(self._numbers[key])
+            return [self[number] for number in range(*key.indices(self._count))]
+        if not -self._count <= key < self._count:
+            raise IndexError(key)
+        return self._name(key * self._step % self._count)
 
     def _name(self, number: int) -> str:
         return f"{self._prefix}{number:08d}.jpg"
@@ -142,8 +150,8 @@ def compare_reading(folder: Path, count: int) -> None:
 
 def measure_memory(task: str, folder: Path, count: int) -> None:
     """Do one thing with narrow rows and print this process's peak memory in MB."""
-    if task == "finish":
-        ids = NumberedIds(count, step=-1)
+    if task.startswith("finish"):
+        ids = NumberedIds(count, step=ORDERS[task.removeprefix("finish, ")])
         spec = make_spec(levels=(1,))
         with Workspace(
             folder / "a.h5", spec=spec, channels=4, dataset="benchmark", ids=ids
@@ -157,38 +165,10 @@ def measure_memory(task: str, folder: Path, count: int) -> None:
         for _ in FeatureCache.open(folder / "a.h5").iter_blocks():
             pass
     elif task == "Dataset of the ids":
-        Dataset("benchmark", folder, tuple(NumberedIds(count)), (), np.full(count, -1, np.int32))
-    elif task == "extract":
-        extract_images(folder)
+        Dataset("benchmark", folder, NumberedIds(count), (), np.full(count, -1, np.int32))
     # Not getrusage's figure, which a process inherits from the one that started it.
     status = Path("/proc/self/status").read_text()
     print(int(status.split("VmHWM:")[1].split()[0]) / 1e3)
-
-
-def extract_images(folder: Path) -> None:
-    from spptransfer import backbones
-    from spptransfer.datasets import open_dataset
-    from spptransfer.extraction import extract
-    from spptransfer.features import feature_spec
-
-    spec = feature_spec(backbone="squeezenet1_1", weights="random", scales=[32], levels=[1])
-    extract(
-        open_dataset("folder", folder / "images"),
-        spec,
-        channels=512,
-        path=folder / "extracted.h5",
-        load_backbone=partial(backbones.load, "squeezenet1_1", "random"),
-    )
-
-
-def draw_images(folder: Path, count: int) -> None:
-    """Small photographs of nothing, of a few sizes."""
-    generator = np.random.default_rng(0)
-    for number in range(count):
-        path = folder / "images" / "ab"[number % 2] / f"{number:05d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        samples = generator.integers(0, 256, (36, 40 + number % 4, 3), dtype=np.uint8)
-        Image.fromarray(samples).save(path)
 
 
 def measure_apart(task: str, folder: Path, count: int) -> float:
@@ -196,10 +176,6 @@ def measure_apart(task: str, folder: Path, count: int) -> float:
     command = [sys.executable, __file__, "--task", task, str(folder), str(count)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout)
-
-
-def show_title(what: str, few: str, many: str) -> None:
-    print(f"\n{what:<44} {few:>12} {many:>12} {'growth':>12}")
 
 
 def show_memory(what: str, few: float, many: float) -> None:
@@ -219,12 +195,6 @@ def compare_memory(folder: Path) -> None:
             peaks[task].append(measure_apart(task, folder, count))
     for task, (few, many) in peaks.items():
         show_memory(task, few, many)
-    show_title("peak memory, images", "1,000", "6,000")
-    found = []
-    for count in (1000, 6000):
-        draw_images(folder / str(count), count)
-        found.append(measure_apart("extract", folder / str(count), count))
-    show_memory("extract, squeezenet1_1, scale 32", *found)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from collections.abc import Mapping, Sequence
@@ -11,14 +12,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spptransfer.cache.layout import Block, Extent, Header, body_sha256
+from spptransfer.cache.ids import decode
+from spptransfer.cache.layout import Block, Extent, Header, body_sha256, row_runs
 from spptransfer.cache.rows import CHECKSUM_BYTES, COLUMNS
 from spptransfer.errors import CacheError
+from spptransfer.ids import TextById
 from spptransfer.spec import FeatureSpec
 
 _RELEASE_BYTES = 1 << 23
+# The most that the system maps around a byte that is looked at.
+_FAULT_BYTES = 1 << 21
 # Rows are read with those between them if that is at most so many times as much.
 _SPAN = 2
+# About what an id and the reason of its failure take while they are copied.
+_FAILURE_BYTES = 1024
 
 
 class MappedFile:
@@ -66,6 +73,16 @@ class MappedFile:
             raise CacheError(f"'{self.path}' is damaged: '{name}' points beyond its rows")
         return numbers
 
+    def failures(self) -> TextById:
+        """Reason for every row that has no features, by id."""
+        rows, errors = self.row_numbers("failures/row"), self.array("failures/error")
+        ids, runs = self.array("rows/id"), row_runs(min(len(rows), len(errors)), _FAILURE_BYTES)
+        return TextById(
+            pair
+            for run in runs
+            for pair in zip(decode(ids[rows[run]]), decode(errors[run]), strict=True)
+        )
+
     def read_into(self, name: str, start: int, out: npt.NDArray[Any]) -> None:
         """Read consecutive rows of a dataset into a contiguous array of its type.
 
@@ -92,7 +109,21 @@ class MappedFile:
         first, stop = int(positions.min()), int(positions.max()) + 1
         if first >= 0 and stop - first <= _SPAN * len(positions):
             return self._run(name, slice(first, stop))[positions - first]
-        return self.array(name)[positions]
+        return self._scattered(name, positions)
+
+    def _scattered(self, name: str, positions: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
+        """Read rows through the map; narrow ones, which lie among others, in the file's order."""
+        mapped = self.array(name)
+        row_bytes = mapped.itemsize * math.prod(mapped.shape[1:])
+        if row_bytes >= mmap.PAGESIZE:
+            return mapped[positions]
+        rows = np.empty((len(positions), *mapped.shape[1:]), mapped.dtype)
+        order = np.argsort(positions, kind="stable")
+        windows = positions[order] * row_bytes // _RELEASE_BYTES
+        for part in np.split(order, np.flatnonzero(np.diff(windows)) + 1):
+            rows[part] = mapped[positions[part]]
+            self.release(min(_RELEASE_BYTES, len(part) * (row_bytes + _FAULT_BYTES)))
+        return rows
 
     def _run(self, name: str, run: slice) -> npt.NDArray[Any]:
         extent = self.header.extents[name]
@@ -105,12 +136,12 @@ class MappedFile:
         """Whether every byte behind the header is what was written; reads the whole file."""
         return body_sha256(self.path, self.header.header_bytes) == self.header.sha256
 
-    def release(self, read: int) -> None:
+    def release(self, looked_at: int) -> None:
         """Give back mapped pages after so many bytes were looked at in passing.
 
         The system would do so anyhow when memory is short; until then they count as ours.
         """
-        self._unreleased += read
+        self._unreleased += looked_at
         if self._unreleased >= _RELEASE_BYTES:
             self._map.madvise(mmap.MADV_DONTNEED)
             self._unreleased = 0

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from spptransfer.cache.rows import COLUMNS, OK, Rows
 from spptransfer.cache.selection import Column, Combine, Selection, derived_levels
 from spptransfer.cache.view import FeatureView
 from spptransfer.errors import CacheError, SpecMismatchError
+from spptransfer.ids import TextById
 from spptransfer.spec import FeatureSpec
 
 
@@ -143,11 +143,9 @@ class FeatureCache:
         return decode(self.column("id")[self.column("status") == OK])
 
     @cached_property
-    def failures(self) -> Mapping[str, str]:
+    def failures(self) -> TextById:
         """Reason for every row that has no features, by id."""
-        ids = decode(self.column("id")[self.file.row_numbers("failures/row")])
-        errors = decode(self.file.array("failures/error"))
-        return MappingProxyType(dict(zip(ids, errors, strict=False)))
+        return self.file.failures()
 
     def ids_at(self, positions: slice | npt.NDArray[np.intp]) -> list[str]:
         """Ids of rows by position in the file."""
@@ -168,7 +166,8 @@ class FeatureCache:
         """
         ids = self.ids_at(positions)
         columns = {name: self.file.rows(f"rows/{name}", positions) for name in COLUMNS}
-        return Rows(ids=ids, error=[self.failures.get(id, "") for id in ids], **columns)
+        error = self.failures.texts_of(ids) if (columns["status"] != OK).any() else [""] * len(ids)
+        return Rows(ids=ids, error=error, **columns)
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of the image file of every row that holds features, by id."""

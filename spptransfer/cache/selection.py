@@ -131,6 +131,41 @@ class Selection:
         return Block(scale, level and self.spec.source_of(level), self.channels)
 
 
+def feature_names(selection: Selection, *, whole_map: bool = False) -> list[str]:
+    """Name every column by scale, level, channel, bin row and bin column.
+
+    Parameters
+    ----------
+    selection : Selection
+        Levels and scales of a feature matrix.
+    whole_map : bool, default=False
+        Whether the bins are the cells of a map, as with ``levels: []``.
+
+    Returns
+    -------
+    list of str
+        Such as ``"scale224_level6_channel0_bin0_5"``; for whole maps
+        ``"scale224_conv4_channel0_row0_column5"``, for fully connected layers
+        ``"scale224_unit0"``.
+    """
+    layer = selection.spec.layer
+    names = []
+    for column in selection.columns:
+        scale = selection.combine if column.scale is None else f"scale{column.scale}"
+        if column.level is None:
+            names += [f"{scale}_unit{unit}" for unit in range(selection.channels)]
+            continue
+        block = layer if whole_map else f"level{column.level}"
+        cell = "row{}_column{}" if whole_map else "bin{}_{}"
+        names += [
+            f"{scale}_{block}_channel{channel}_{cell.format(row, side)}"
+            for channel in range(selection.channels)
+            for row in range(column.level)
+            for side in range(column.level)
+        ]
+    return names
+
+
 def derived_levels(spec: FeatureSpec) -> tuple[int, ...]:
     """Levels that follow from the stored ones, the finest first.
 

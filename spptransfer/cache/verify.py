@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from spptransfer import images
 from spptransfer.cache.files import make_folder
-from spptransfer.cache.ids import HashIndex, id_runs, sort_ids
+from spptransfer.cache.ids import id_runs, sort_ids
 from spptransfer.cache.layout import row_runs
 from spptransfer.cache.lock import Lock
 from spptransfer.cache.reading import FeatureCache
@@ -25,6 +25,7 @@ from spptransfer.cache.rows import FAILED, OK, TABLE_BYTES, FeatureRows, Rows, c
 from spptransfer.cache.workspace import parts_folder, write_part
 from spptransfer.cache.writing import extents_of
 from spptransfer.errors import ImageError
+from spptransfer.ids import Ids
 
 if TYPE_CHECKING:
     from spptransfer.datasets import Dataset
@@ -205,11 +206,11 @@ def _check_file(cache: FeatureCache) -> Iterator[Problem]:
 
 
 def _check_images(cache: FeatureCache, dataset: Dataset) -> Iterator[Problem]:
-    index = HashIndex(dataset.ids)
+    ids = Ids.of(dataset.ids)
     has_row = np.zeros(len(dataset), dtype=bool)
     for run in row_runs(cache.count, TABLE_BYTES):
         rows = cache.rows_at(run)
-        positions = index.find(rows.ids)
+        positions = ids.find(rows.ids)
         has_row[positions[positions >= 0]] = True
         for id, position, digest in zip(rows.ids, positions, rows.digest.tolist(), strict=True):
             if position < 0:
@@ -218,8 +219,8 @@ def _check_images(cache: FeatureCache, dataset: Dataset) -> Iterator[Problem]:
                 what = _compare_image(dataset.path(id), digest.decode())
                 if what:
                     yield Problem(id, what)
-    for position in np.flatnonzero(~has_row):
-        yield Problem(dataset.ids[position], "the image has no row")
+    for id in ids.take(np.flatnonzero(~has_row)):
+        yield Problem(id, "the image has no row")
 
 
 def _compare_image(path: Path, digest: str) -> str:

@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from spptransfer.cache.files import make_folder, remove_leftovers
-from spptransfer.cache.ids import HashIndex, encode, encoded_width, id_runs
+from spptransfer.cache.ids import encode, encoded_width, id_runs
 from spptransfer.cache.layout import blocks_of, row_runs
 from spptransfer.cache.lock import Lock
 from spptransfer.cache.reading import FeatureCache
-from spptransfer.cache.rows import TABLE_BYTES, FeatureRows, Rows, checksums
+from spptransfer.cache.rows import OK, TABLE_BYTES, FeatureRows, Rows, checksums
 from spptransfer.cache.writing import Labels, write_cache
 from spptransfer.errors import CacheError, SpecMismatchError
+from spptransfer.ids import Ids
 from spptransfer.spec import FeatureSpec
 
 logger = logging.getLogger(__name__)
@@ -116,9 +117,8 @@ class Workspace:
                 raise CacheError(
                     f"the id {id!r} ends in a NUL, which fixed-length text cannot hold"
                 )
-        # All that is held of a row: 8 bytes to find it by, 8 to say where it is.
-        self._ids = ids
-        self._index = HashIndex(ids)
+        # All that is held of a row: its packed id, and 8 bytes to say where it lies.
+        self._ids = Ids.of(ids)
         self._sources: list[Path] = []
         self._source = np.full(len(ids), -1, dtype=np.int32)
         self._row = np.zeros(len(ids), dtype=np.int32)
@@ -147,20 +147,22 @@ class Workspace:
             self.spec = self.finished.spec
             self._note(self.finished)
         for part in sorted(self.folder.glob("part-*.h5")):
-            if _is_intact(part):
-                self.adopt(part)
+            cache = _open_intact(part)
+            if cache is not None:
+                self._adopt(cache)
             else:
                 logger.warning("'%s' is damaged and will be made again", part)
                 part.unlink()
 
     def adopt(self, part: Path) -> None:
         """Make the rows of a part known."""
-        cache = FeatureCache.open(part, self.spec)
-        if cache.spec != self.spec:
-            differences = "; ".join(cache.spec.differences(self.spec))
-            raise SpecMismatchError(f"'{part}' was made with another spec: {differences}")
-        self._note(cache)
-        self._lock.refresh()
+        self._adopt(FeatureCache(part))
+
+    def _adopt(self, part: FeatureCache) -> None:
+        if part.spec != self.spec:
+            differences = "; ".join(part.spec.differences(self.spec))
+            raise SpecMismatchError(f"'{part.path}' was made with another spec: {differences}")
+        self._note(part)
 
     def _note(self, cache: FeatureCache) -> None:
         for start, positions in self._positions(cache):
@@ -172,7 +174,7 @@ class Workspace:
     def _positions(self, cache: FeatureCache) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
         """Positions of a cache's rows among all ids, some at a time, -1 for those of other ids."""
         for run in row_runs(cache.count, TABLE_BYTES):
-            yield run.start, self._index.find(cache.ids_at(run))
+            yield run.start, self._ids.find(cache.ids_at(run))
 
     def count_removed(self) -> int:
         """Rows of the finished file that no id asks for any more."""
@@ -190,6 +192,15 @@ class Workspace:
         for run in row_runs(len(self._ids), TABLE_BYTES):
             for here, cache, rows in self._whereabouts(run):
                 yield run.start + here, cache.rows_at(rows)
+
+    def known_failures(self) -> Iterator[tuple[str, str]]:
+        """Ids and reasons of the rows known that have no features."""
+        for run in row_runs(len(self._ids), TABLE_BYTES):
+            for _, cache, rows in self._whereabouts(run):
+                failed = rows[cache.file.rows("rows/status", rows) != OK]
+                if len(failed):
+                    table = cache.rows_at(failed)
+                    yield from zip(table.ids, table.error, strict=True)
 
     def _whereabouts(
         self, run: slice
@@ -269,12 +280,13 @@ def read_checked(cache: FeatureCache, positions: npt.NDArray[np.intp]) -> tuple[
     right = checksums(rows, features, cache.blocks) == cache.file.rows("rows/checksum", positions)
     for wrong in np.flatnonzero(~right.all(axis=1))[:1]:
         raise CacheError(f"row '{rows.ids[wrong]}' of '{cache.path}' is not what was written")
-    cache.file.release(sum(values.nbytes for values in features.values()) + TABLE_BYTES * len(rows))
+    cache.file.release(sum(values.nbytes for values in features.values()))
     return rows, features
 
 
-def _is_intact(part: Path) -> bool:
+def _open_intact(part: Path) -> FeatureCache | None:
     try:
-        return FeatureCache(part).file.is_intact()
+        cache = FeatureCache(part)
     except CacheError:
-        return False
+        return None
+    return cache if cache.file.is_intact() else None

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from spptransfer._version import __version__
 from spptransfer.cache.files import appearing
-from spptransfer.cache.ids import encode, id_runs, sort_ids
+from spptransfer.cache.ids import encode, encoded_width, id_runs, sort_ids
 from spptransfer.cache.layout import (
     FORMAT,
     FORMAT_VERSION,
@@ -35,6 +35,7 @@ from spptransfer.cache.rows import (
     Rows,
     checksums,
 )
+from spptransfer.ids import Ids
 from spptransfer.spec import FeatureSpec
 
 _PAGE = 4096
@@ -142,7 +143,7 @@ def _write_chunks(
     columns = {n: file.create_dataset(f"rows/{n}", count, dtype) for n, dtype in COLUMNS.items()}
     checks = file.create_dataset("rows/checksum", (count, CHECKSUM_BYTES), "|u1")
     stored = {b: file.create_dataset(b.name, (count, b.width), storage) for b in blocks}
-    errors: dict[int, str] = {}
+    failures: list[tuple[npt.NDArray[np.int64], Ids]] = []
     for rows, features in chunks:
         run = slice(start, start + len(rows))
         encoded = encode(rows.ids)
@@ -155,12 +156,24 @@ def _write_chunks(
         for block in blocks:
             stored[block][run] = values[block]
         checks[run] = checksums(rows, values, blocks)
-        errors |= {start + int(i): rows.error[i] for i in np.flatnonzero(rows.status == FAILED)}
+        failed = np.flatnonzero(rows.status == FAILED)
+        if len(failed):
+            failures.append((start + failed, Ids(rows.error[i] for i in failed)))
         start = run.stop
     if start != count:
         raise ValueError(f"{count} rows were announced and {start} came")
-    file["failures/row"] = np.array(list(errors), dtype="<i8")
-    file["failures/error"] = encode(list(errors.values()))
+    _write_failures(file, failures)
+
+
+def _write_failures(file: h5py.File, failures: Sequence[tuple[npt.NDArray[np.int64], Ids]]) -> None:
+    """Write numbers of failed rows and the reasons, which were packed chunk by chunk."""
+    rows = np.concatenate([np.array([], "<i8"), *(numbers for numbers, _ in failures)])
+    file["failures/row"] = rows
+    width = max((encoded_width(reasons) for _, reasons in failures), default=1)
+    errors, start = file.create_dataset("failures/error", len(rows), f"S{width}"), 0
+    for _, reasons in failures:
+        errors[start : start + len(reasons)] = encode(reasons)
+        start += len(reasons)
 
 
 def _write_order(file: h5py.File, ids: h5py.Dataset, folder: Path) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from spptransfer.errors import DatasetError, suggestion
+from spptransfer.ids import Ids
 
 UNLABELLED = -1
 
@@ -20,7 +19,8 @@ UNLABELLED = -1
 class Dataset:
     """Images by id, with their classes and the splits that come with them.
 
-    Everything about an image is found by its id, never by its position.
+    Everything about an image is found by its id, never by its position. Ids are kept as `Ids`:
+    packed text, so that a million of them are no burden.
 
     Parameters
     ----------
@@ -28,8 +28,8 @@ class Dataset:
         Name of the kind of dataset, such as ``"caltech101"``.
     root : Path
         Folder that the paths are relative to.
-    ids : tuple of str
-        One per image, each different.
+    ids : sequence of str
+        One per image, each different; kept as `Ids`.
     classes : tuple of str
         Class names; empty where the images carry no labels.
     targets : ndarray
@@ -38,8 +38,8 @@ class Dataset:
         as *difficult*). Without classes, int32 filled with -1.
     path_template : str, default="{id}"
         The image of an id lies at ``root / path_template.format(id=id)``.
-    official_splits : mapping of str to tuple of str, optional
-        Ids of each split that the dataset itself defines, in its own order.
+    official_splits : mapping of str to sequence of str, optional
+        Ids of each split that the dataset itself defines, in its own order; kept as `Ids`.
 
     Raises
     ------
@@ -62,15 +62,20 @@ class Dataset:
 
     name: str
     root: Path
-    ids: tuple[str, ...]
+    ids: Sequence[str]
     classes: tuple[str, ...]
     targets: npt.NDArray[np.int32] | npt.NDArray[np.int8]
     path_template: str = "{id}"
-    official_splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    official_splits: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if len(set(self.ids)) < len(self.ids):
-            twice = Counter(self.ids).most_common(1)[0][0]
+        splits = {name: Ids.of(ids) for name, ids in self.official_splits.items()}
+        object.__setattr__(self, "official_splits", splits)
+        ids = Ids.of(self.ids)
+        object.__setattr__(self, "ids", ids)
+        repetition = ids.repetition()
+        if repetition is not None:
+            twice = ids[repetition[0]]
             raise DatasetError(f"dataset '{self.name}': the id '{twice}' occurs more than once")
         expected = (len(self.ids), len(self.classes)) if self.multi_label else (len(self.ids),)
         if self.targets.shape != expected:
@@ -116,11 +121,29 @@ class Dataset:
             If the dataset has no such id.
         """
         self.positions([id])
-        return self.root / self.path_template.format(id=id)
+        return self._path_of(id)
 
     def paths(self) -> list[Path]:
         """Paths of all images, in the order of `ids`."""
-        return [self.root / self.path_template.format(id=id) for id in self.ids]
+        return list(self.iter_paths(range(len(self))))
+
+    def iter_paths(self, positions: Iterable[int]) -> Iterator[Path]:
+        """Paths of some images by position, one at a time.
+
+        Parameters
+        ----------
+        positions : iterable of int, or ndarray of int
+            Positions in `ids`.
+
+        Yields
+        ------
+        Path
+            As `path` gives it.
+        """
+        return map(self._path_of, Ids.of(self.ids).take(positions))
+
+    def _path_of(self, id: str) -> Path:
+        return self.root / self.path_template.format(id=id)
 
     def positions(self, ids: Iterable[str]) -> npt.NDArray[np.intp]:
         """Row numbers in `targets` of some ids.
@@ -140,12 +163,13 @@ class Dataset:
         DatasetError
             If the dataset lacks one of the ids.
         """
-        try:
-            return np.array([self._position[id] for id in ids], dtype=np.intp)
-        except KeyError as error:
+        wanted = ids if isinstance(ids, Ids) else list(ids)
+        found = Ids.of(self.ids).find(wanted)
+        for unknown in np.flatnonzero(found < 0)[:1]:
             raise DatasetError(
-                f"dataset '{self.name}' at {self.root} has no image with the id {error}"
-            ) from None
+                f"dataset '{self.name}' at {self.root} has no image with the id {wanted[unknown]!r}"
+            )
+        return found
 
     def targets_of(self, ids: Iterable[str]) -> npt.NDArray[np.int32] | npt.NDArray[np.int8]:
         """Targets of some ids, in the order of those ids.
@@ -193,23 +217,18 @@ class Dataset:
         dropped = self.classes.index(name)
         kept = np.flatnonzero(self.targets != dropped)
         targets = self.targets[kept]
-        ids = tuple(self.ids[position] for position in kept)
+        ids = Ids.of(self.ids).take(kept)
         return replace(
             self,
             ids=ids,
             classes=tuple(other for other in self.classes if other != name),
             targets=(targets - (targets > dropped)).astype(np.int32),
-            official_splits=_restricted(self.official_splits, set(ids)),
+            official_splits=_restricted(self.official_splits, ids),
         )
 
-    @cached_property
-    def _position(self) -> dict[str, int]:
-        """Position of each id."""
-        return {id: position for position, id in enumerate(self.ids)}
 
-
-def _restricted(
-    splits: Mapping[str, tuple[str, ...]], kept: set[str]
-) -> dict[str, tuple[str, ...]]:
+def _restricted(splits: Mapping[str, Sequence[str]], kept: Ids) -> dict[str, Ids]:
     """Reduce the splits to the ids that are kept."""
-    return {name: tuple(id for id in ids if id in kept) for name, ids in splits.items()}
+    return {
+        name: Ids.of(ids).take(np.flatnonzero(kept.find(ids) >= 0)) for name, ids in splits.items()
+    }

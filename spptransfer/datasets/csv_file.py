@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,17 +15,52 @@ import numpy.typing as npt
 
 from spptransfer.datasets.base import Dataset
 from spptransfer.errors import DatasetError
+from spptransfer.ids import Ids
 
 _HEADERS = "path,label or path,labels, either with a further column split"
 
 
-class _Row(NamedTuple):
-    """One line of the table; `number` counts as a text editor does."""
+class _Header(NamedTuple):
+    """Where the columns stand that are read; `split` is None where there is none."""
 
-    number: int
+    width: int
+    path: int
+    label: int
+    split: int | None
+    multi_label: bool
+
+
+class _Row(NamedTuple):
+    """One line of the table."""
+
     path: str
     labels: tuple[str, ...]
     split: str
+
+
+@dataclass
+class _Notes:
+    """What is kept of all rows but their paths: numbers, not Python objects for each.
+
+    `numbers` counts lines as a text editor does. `labels` of all rows stand one after another,
+    by their number in `classes`; `counts` says how many each row has. `splits` holds numbers in
+    `names`, -1 for none.
+    """
+
+    numbers: array[int] = field(default_factory=lambda: array("q"))
+    labels: array[int] = field(default_factory=lambda: array("i"))
+    counts: array[int] = field(default_factory=lambda: array("i"))
+    splits: array[int] = field(default_factory=lambda: array("i"))
+    classes: dict[str, int] = field(default_factory=dict)
+    names: dict[str, int] = field(default_factory=dict)
+
+    def add(self, number: int, row: _Row) -> None:
+        self.numbers.append(number)
+        self.counts.append(len(row.labels))
+        for label in row.labels:
+            self.labels.append(self.classes.setdefault(label, len(self.classes)))
+        split = self.names.setdefault(row.split, len(self.names)) if row.split else -1
+        self.splits.append(split)
 
 
 def read_csv(table: str | os.PathLike[str], *, separator: str = ";") -> Dataset:
@@ -64,23 +101,34 @@ def read_csv(table: str | os.PathLike[str], *, separator: str = ";") -> Dataset:
     >>> dataset.classes, dataset.targets.tolist()
     (('cat', 'sofa'), [[1, 1], [1, -1]])
     >>> dataset.official_splits
-    {'train': ('a.jpg',), 'test': ('b.jpg',)}
+    {'train': Ids(['a.jpg']), 'test': Ids(['b.jpg'])}
     """
     table = Path(table)
-    rows, multi_label = _read_rows(table, separator)
-    if not rows:
+    notes = _Notes()
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as lines:
+            reader = csv.reader(lines, strict=True)
+            header = _read_header(table, next(reader, []))
+            ids = Ids(_read_rows(table, reader, header, separator, notes))
+    except OSError as error:
+        raise DatasetError(f"cannot read {table}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{table} is not UTF-8 text: {error.reason}") from error
+    except csv.Error as error:
+        raise DatasetError(f"{table}, row {reader.line_num}: {error}") from error
+    if not ids:
         raise DatasetError(f"{table} has a header but no rows")
-    _check_paths(table, rows)
-    classes = sorted({label for row in rows for label in row.labels})
-    if not classes:
+    _check_paths(table, ids, notes)
+    if not notes.classes:
         raise DatasetError(f"{table}: no row has a label")
+    classes = sorted(notes.classes)
     return Dataset(
         name="csv",
         root=table.parent,
-        ids=tuple(row.path for row in rows),
+        ids=ids,
         classes=tuple(classes),
-        targets=_targets(rows, classes, multi_label),
-        official_splits=_splits(rows),
+        targets=_targets(notes, classes, header.multi_label),
+        official_splits=_splits(ids, notes),
     )
 
 
@@ -103,92 +151,84 @@ def find_csv(place: Path) -> Path | None:
     return tables[0] if len(tables) == 1 else None
 
 
-def _read_rows(table: Path, separator: str) -> tuple[list[_Row], bool]:
-    """All rows, and whether an image may carry several labels."""
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.reader(lines, strict=True)
-            header = [name.strip().lower() for name in next(reader, [])]
-            multi_label = _is_multi_label(table, header)
-            rows = [
-                _parse(table, reader.line_num, header, cells, separator)
-                for cells in reader
-                if any(cell.strip() for cell in cells)
-            ]
-    except OSError as error:
-        raise DatasetError(f"cannot read {table}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{table} is not UTF-8 text: {error.reason}") from error
-    except csv.Error as error:
-        raise DatasetError(f"{table}, row {reader.line_num}: {error}") from error
-    return rows, multi_label
+def _read_header(table: Path, cells: Sequence[str]) -> _Header:
+    """Find the columns, or say what they may be."""
+    names = [name.strip().lower() for name in cells]
+    labels = [name for name in names if name in ("label", "labels")]
+    if names.count("path") != 1 or len(labels) != 1 or names.count("split") > 1:
+        raise DatasetError(f"{table}: the header is '{','.join(names)}'; allowed: {_HEADERS}")
+    split = names.index("split") if "split" in names else None
+    multi_label = labels == ["labels"]
+    return _Header(len(names), names.index("path"), names.index(labels[0]), split, multi_label)
 
 
-def _is_multi_label(table: Path, header: Sequence[str]) -> bool:
-    """Tell one label from several by the header, or say what it may be."""
-    label_columns = [name for name in header if name in ("label", "labels")]
-    if header.count("path") == 1 and len(label_columns) == 1 and header.count("split") <= 1:
-        return label_columns == ["labels"]
-    raise DatasetError(f"{table}: the header is '{','.join(header)}'; allowed: {_HEADERS}")
+def _read_rows(
+    table: Path, lines: Iterator[list[str]], header: _Header, separator: str, notes: _Notes
+) -> Iterator[str]:
+    """Paths of all rows; what else they say is noted."""
+    for cells in lines:
+        if any(cell.strip() for cell in cells):
+            number: int = lines.line_num  # type: ignore[attr-defined]
+            row = _parse(table, number, header, cells, separator)
+            notes.add(number, row)
+            yield row.path
 
 
-def _parse(
-    table: Path, number: int, header: Sequence[str], cells: Sequence[str], separator: str
-) -> _Row:
+def _parse(table: Path, number: int, header: _Header, cells: Sequence[str], separator: str) -> _Row:
     """One row of the table."""
-    if len(cells) != len(header):
+    if len(cells) != header.width:
         raise DatasetError(
-            f"{table}, row {number}: {len(cells)} columns where the header has {len(header)}"
+            f"{table}, row {number}: {len(cells)} columns where the header has {header.width}"
         )
-    values = dict(zip(header, (cell.strip() for cell in cells), strict=True))
-    if "labels" in values:
-        parts = (part.strip() for part in values["labels"].split(separator))
-        labels = tuple(part for part in parts if part)
-    else:
-        labels = (values["label"],)
-    if not values["path"] or "" in labels:
-        lacking = "label" if values["path"] else "path"
+    path, written = cells[header.path].strip(), cells[header.label].strip()
+    labels = [written]
+    if header.multi_label:
+        labels = [part.strip() for part in written.split(separator) if part.strip()]
+    if not path or "" in labels:
+        lacking = "label" if path else "path"
         raise DatasetError(f"{table}, row {number}: the {lacking} is empty")
-    return _Row(number, values["path"], labels, values.get("split", ""))
+    split = "" if header.split is None else cells[header.split].strip()
+    return _Row(path, tuple(labels), split)
 
 
-def _check_paths(table: Path, rows: Iterable[_Row]) -> None:
+def _check_paths(table: Path, ids: Ids, notes: _Notes) -> None:
     """Refuse images that are named twice or are not there."""
-    first: dict[str, int] = {}
-    missing: list[_Row] = []
-    for row in rows:
-        if row.path in first:
-            raise DatasetError(
-                f"{table}, row {row.number}: '{row.path}' is already in row {first[row.path]}"
-            )
-        first[row.path] = row.number
-        if not os.path.isfile(os.path.join(table.parent, row.path)):
-            missing.append(row)
+    repetition = ids.repetition()
+    if repetition is not None:
+        first, again = (notes.numbers[position] for position in repetition)
+        path = ids[repetition[0]]
+        raise DatasetError(f"{table}, row {again}: '{path}' is already in row {first}")
+    folder = str(table.parent)
+    missing = [
+        position
+        for position, path in enumerate(ids)
+        if not os.path.isfile(os.path.join(folder, path))
+    ]
     if missing:
         others = f" (and {len(missing) - 1} more missing images)" if len(missing) > 1 else ""
         raise DatasetError(
-            f"{table}, row {missing[0].number}: no image at '{missing[0].path}'{others}; "
+            f"{table}, row {notes.numbers[missing[0]]}: no image at '{ids[missing[0]]}'{others}; "
             f"paths are relative to {table.parent.absolute()}"
         )
 
 
 def _targets(
-    rows: Sequence[_Row], classes: Sequence[str], multi_label: bool
+    notes: _Notes, classes: Sequence[str], multi_label: bool
 ) -> npt.NDArray[np.int32] | npt.NDArray[np.int8]:
     """Targets as a `Dataset` holds them."""
     index = {label: position for position, label in enumerate(classes)}
+    in_order = np.array([index[label] for label in notes.classes], dtype=np.int32)
+    labels = in_order[np.asarray(notes.labels)]
     if not multi_label:
-        return np.array([index[row.labels[0]] for row in rows], dtype=np.int32)
-    targets = np.full((len(rows), len(classes)), -1, dtype=np.int8)
-    for position, row in enumerate(rows):
-        targets[position, [index[label] for label in row.labels]] = 1
+        return labels
+    targets = np.full((len(notes.counts), len(classes)), -1, dtype=np.int8)
+    targets[np.repeat(np.arange(len(targets)), np.asarray(notes.counts)), labels] = 1
     return targets
 
 
-def _splits(rows: Iterable[_Row]) -> dict[str, tuple[str, ...]]:
+def _splits(ids: Ids, notes: _Notes) -> dict[str, Ids]:
     """Ids of each split that the table names."""
-    splits: dict[str, list[str]] = {}
-    for row in rows:
-        if row.split:
-            splits.setdefault(row.split, []).append(row.path)
-    return {name: tuple(ids) for name, ids in splits.items()}
+    splits = np.asarray(notes.splits)
+    return {
+        name: ids.take(np.flatnonzero(splits == number)) for name, number in notes.names.items()
+    }

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from spptransfer.datasets.base import UNLABELLED, Dataset
 from spptransfer.errors import DatasetError
+from spptransfer.ids import Ids
 from spptransfer.images import SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -56,32 +58,40 @@ def read_folder(root: str | os.PathLike[str], *, name: str = "folder") -> Datase
     ...         path.touch()
     ...     dataset = read_folder(folder)
     >>> dataset.ids
-    ('cat/b.JPG', 'cat/kittens/a.png', 'dog/a.jpg')
+    Ids(['cat/b.JPG', 'cat/kittens/a.png', 'dog/a.jpg'])
     >>> dataset.classes
     ('cat', 'dog')
     """
     root = Path(root)
     if not root.is_dir():
         raise DatasetError(f"dataset '{name}': {root} is not a folder")
-    ids = sorted(find_images(root))
+    ids = Ids.sort(find_images(root))
     if not ids:
         raise DatasetError(
             f"dataset '{name}': no images in {root}; "
             f"looked for {', '.join(sorted(IMAGE_SUFFIXES))} in it and its subfolders"
         )
-    labelled = [id for id in ids if "/" in id]
-    if not labelled:
+    in_class = np.fromiter(("/" in id for id in ids), bool, len(ids))
+    if not in_class.any():
         logger.warning("%s holds images but no class folders: read without labels", root)
         targets = np.full(len(ids), UNLABELLED, dtype=np.int32)
-        return Dataset(name, root, tuple(ids), (), targets)
-    if len(labelled) < len(ids):
-        stray = len(ids) - len(labelled)
+        return Dataset(name, root, ids, (), targets)
+    if not in_class.all():
+        stray = len(ids) - np.count_nonzero(in_class)
         logger.warning("%s: skipped %d images that lie in no class folder", root, stray)
-    names = [id.partition("/")[0] for id in labelled]
-    classes = sorted(set(names))
-    index = {label: position for position, label in enumerate(classes)}
-    targets = np.array([index[label] for label in names], dtype=np.int32)
-    return Dataset(name, root, tuple(labelled), tuple(classes), targets)
+        ids = ids.take(np.flatnonzero(in_class))
+    classes, targets = _classes_of(ids)
+    return Dataset(name, root, ids, classes, targets)
+
+
+def _classes_of(ids: Ids) -> tuple[tuple[str, ...], npt.NDArray[np.int32]]:
+    """Names of the class folders, and the number of each image's."""
+    found: dict[str, int] = {}
+    numbers = (found.setdefault(id.partition("/")[0], len(found)) for id in ids)
+    seen = np.fromiter(numbers, np.int32, len(ids))
+    classes = sorted(found)
+    in_order = {label: position for position, label in enumerate(classes)}
+    return tuple(classes), np.array([in_order[label] for label in found], np.int32)[seen]
 
 
 def find_images(root: Path) -> Iterator[str]:
@@ -105,21 +115,33 @@ def find_images(root: Path) -> Iterator[str]:
     pending: list[tuple[str, str, frozenset[tuple[int, int]]]] = [(str(root), "", frozenset())]
     while pending:
         folder, prefix, ancestors = pending.pop()
-        try:
-            identity = os.stat(folder)
-            with os.scandir(folder) as listing:
-                entries = [entry for entry in listing if not entry.name.startswith(".")]
-        except OSError as error:
-            raise DatasetError(f"cannot read the folder {folder}: {error.strerror}") from error
-        key = (identity.st_dev, identity.st_ino)
+        key = _identity(folder)
         if key in ancestors:
             logger.warning("%s: skipped, since this link leads into a folder that holds it", folder)
             continue
-        for entry in entries:
+        for entry in _visible(folder):
             if _is_folder(entry):
                 pending.append((entry.path, f"{prefix}{entry.name}/", ancestors | {key}))
             elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
                 yield _storable(f"{prefix}{entry.name}")
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    """What tells a folder from all others, whatever path leads to it."""
+    try:
+        found = os.stat(folder)
+    except OSError as error:
+        raise DatasetError(f"cannot read the folder {folder}: {error.strerror}") from error
+    return found.st_dev, found.st_ino
+
+
+def _visible(folder: str) -> Iterator[os.DirEntry[str]]:
+    """Entries of a folder but the hidden ones, as they are found: there may be millions."""
+    try:
+        with os.scandir(folder) as listing:
+            yield from (entry for entry in listing if not entry.name.startswith("."))
+    except OSError as error:
+        raise DatasetError(f"cannot read the folder {folder}: {error.strerror}") from error
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

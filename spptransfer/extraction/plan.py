@@ -4,25 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from spptransfer import images
-from spptransfer.cache.rows import OK, Rows
+from spptransfer.cache.rows import Rows
 from spptransfer.cache.workspace import Workspace
 from spptransfer.datasets import Dataset
 from spptransfer.errors import DatasetError, ImageError
 from spptransfer.extraction.batches import PASSING, Source, Stamp, probe
+from spptransfer.ids import Ids, TextById
 from spptransfer.images import check_view
 
 
 @dataclass(frozen=True)
 class Part:
-    """A run of images that is computed and written as one."""
+    """A run of images that is computed and written as one.
+
+    `lack` says for every cache which of the images it lacks; without it each lacks all of them.
+    """
 
     number: int
     ids: tuple[str, ...]
     sources: tuple[Source, ...]
+    lack: tuple[npt.NDArray[np.bool_], ...] = ()
+
+    def lacking(self, cache: int) -> npt.NDArray[np.bool_]:
+        """Which of the images a cache lacks, by its number."""
+        return self.lack[cache] if self.lack else np.ones(len(self.ids), dtype=bool)
 
 
 class Plan:
@@ -48,24 +59,31 @@ class Plan:
     def __init__(self, dataset: Dataset, workspace: Workspace, redo: Collection[str] = ()) -> None:
         self._dataset = dataset
         self._workspace = workspace
-        self._again = frozenset(redo)
-        for unknown in self._again.difference(dataset.ids):
-            raise DatasetError(f"dataset '{dataset.name}' has no image '{unknown}'")
+        self._ids = Ids.of(dataset.ids)
+        again = self._positions(redo)
         self.todo = ~workspace.known
         self.added = int(self.todo.sum())
         for positions, rows in workspace.known_rows():
-            for i, position in enumerate(positions):
-                self.todo[position] = not self._is_unchanged(rows, i)
+            for i, path in enumerate(dataset.iter_paths(positions)):
+                self.todo[positions[i]] = not self._is_unchanged(rows, i, path)
+        self.todo[again] = True
         self.changed = int(self.todo.sum()) - self.added
         self.unchanged = len(dataset) - self.added - self.changed
         self.removed = workspace.count_removed()
 
-    def _is_unchanged(self, rows: Rows, i: int) -> bool:
+    def _positions(self, redo: Collection[str]) -> npt.NDArray[np.intp]:
+        """Where the images are that are asked for again."""
+        wanted = list(redo)
+        positions = self._ids.find(wanted)
+        for unknown in np.flatnonzero(positions < 0)[:1]:
+            raise DatasetError(f"dataset '{self._dataset.name}' has no image '{wanted[unknown]}'")
+        return positions
+
+    def _is_unchanged(self, rows: Rows, i: int, path: Path) -> bool:
         """Whether a known row still describes its file; only the stamp is read if that is so."""
-        id, error = rows.ids[i], rows.error[i]
-        if id in self._again or error in PASSING:
+        error = rows.error[i]
+        if error in PASSING:
             return False
-        path = self._dataset.path(id)
         try:
             stamp = Stamp.of(path)
             if stamp == Stamp(int(rows.size[i]), int(rows.modified[i]), int(rows.changed[i])):
@@ -77,24 +95,20 @@ class Plan:
 
     def count_parts(self, part_rows: int) -> int:
         """Number of parts that have something to do."""
-        return len(np.unique(np.flatnonzero(self.todo) // part_rows))
+        starts = np.arange(0, len(self.todo), part_rows)
+        return int(np.logical_or.reduceat(self.todo, starts).sum())
 
     def parts(self, part_rows: int) -> Iterator[Part]:
         """Cut the dataset, not the work left, into parts.
 
         A resumed run then meets the same parts, hence the same batches, as an uninterrupted one.
         """
-        ids = self._dataset.ids
-        for number, start in enumerate(range(0, len(ids), part_rows)):
+        for number, start in enumerate(range(0, len(self._ids), part_rows)):
             chosen = start + np.flatnonzero(self.todo[start : start + part_rows])
             if len(chosen):
-                part = tuple(ids[i] for i in chosen)
-                yield Part(number, part, tuple(self._dataset.path(id) for id in part))
+                paths = tuple(self._dataset.iter_paths(chosen))
+                yield Part(number, tuple(self._ids.take(chosen)), paths)
 
-    def failures(self) -> dict[str, str]:
+    def failures(self) -> TextById:
         """Reason for every image without features, once the workspace has a row for each."""
-        return {
-            rows.ids[i]: rows.error[i]
-            for _, rows in self._workspace.known_rows()
-            for i in np.flatnonzero(rows.status != OK)
-        }
+        return TextById(self._workspace.known_failures())

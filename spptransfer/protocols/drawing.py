@@ -139,7 +139,7 @@ def _share(available: int, fraction: float | None) -> int:
 def _official(dataset: Dataset, name: str, setting: str) -> tuple[str, ...]:
     """Ids of one of the dataset's own splits."""
     try:
-        return dataset.official_splits[name]
+        return tuple(dataset.official_splits[name])
     except KeyError:
         present = ", ".join(dataset.official_splits) or "none"
         raise DatasetError(

@@ -226,3 +226,19 @@ def test_a_file_is_not_finished_before_every_image_has_a_row(tmp_path):
             space.finish(None)
     assert not (tmp_path / "a.h5").exists()
     assert list(parts_folder(tmp_path / "a.h5").glob("part-*.h5"))
+
+
+def test_a_file_in_a_wholly_other_order_is_brought_into_the_right_one(tmp_path):
+    ids = make_ids(900)
+    make_cache(tmp_path / "a.h5", ids=ids, spec=SPEC, labels=None, failed=(5, 800))
+    before = FeatureCache.open(tmp_path / "a.h5")
+    shuffled = [ids[i] for i in np.random.default_rng(0).permutation(len(ids))]
+    kept = [id for id in shuffled if id not in before.failures]
+    expected, reasons = before.matrix(kept), dict(before.failures)
+    with workspace(tmp_path / "a.h5", ids=shuffled) as space:
+        assert dict(space.known_failures()) == reasons
+        space.finish(None)
+    after = FeatureCache.open(tmp_path / "a.h5")
+    assert after.rows.ids == shuffled
+    assert after.failures == reasons
+    np.testing.assert_array_equal(after.matrix(), expected)

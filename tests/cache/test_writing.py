@@ -157,3 +157,14 @@ def test_sizes_are_shown_with_three_digits_or_so():
         "1.0 GB",
         "10000.0 TB",
     ]
+
+
+def test_reasons_of_any_length_come_back_from_whatever_chunk_they_were_in(tmp_path):
+    ids = make_ids(20)
+    rows, features = make_rows(ids, make_spec(), failed=[0, 5, 6, 19])
+    rows.error[5], rows.error[19] = "", "ü" * 300
+    write(tmp_path / "a.h5", in_chunks(rows, features, 3), ids)
+    cache = FeatureCache.open(tmp_path / "a.h5")
+    assert cache.failures == {ids[i]: rows.error[i] for i in (0, 5, 6, 19)}
+    assert cache.rows.error == rows.error
+    assert cache.rows_at(np.array([19, 7, 5, 0])).error == [rows.error[i] for i in (19, 7, 5, 0)]

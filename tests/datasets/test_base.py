@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from spptransfer.datasets import Dataset
 from spptransfer.errors import DatasetError
+from spptransfer.ids import Ids
 
 
 def single_label(**changes) -> Dataset:
@@ -100,3 +102,22 @@ def test_a_million_ids_are_no_burden():
 
 def test_the_repr_says_what_it_is():
     assert repr(single_label()) == "Dataset('folder', 4 images, 3 classes, root='/images')"
+
+
+def test_ids_and_splits_are_packed_whatever_sequence_they_come_in():
+    dataset = single_label(ids=["b", "a", "c", "d"], official_splits={"train": ["a", "b"]})
+    assert isinstance(dataset.ids, Ids)
+    assert dataset.ids == ("b", "a", "c", "d")
+    assert isinstance(dataset.official_splits["train"], Ids)
+    assert single_label(ids=dataset.ids).ids is dataset.ids
+
+
+def test_a_pickled_dataset_finds_its_images():
+    dataset = pickle.loads(pickle.dumps(multi_label()))
+    assert dataset.targets_of(("c", "b")).tolist() == [[-1, -1], [0, 1]]
+    assert dataset.paths() == multi_label().paths()
+
+
+def test_paths_are_found_by_position_too():
+    dataset = multi_label()
+    assert list(dataset.iter_paths(np.array([2, 0]))) == [Path("/images/c"), Path("/images/a")]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,22 @@ def test_the_only_table_of_a_folder_is_found(table, tmp_path):
     (tmp_path / "more.csv").touch()
     assert find_csv(tmp_path) is None
     assert find_csv(tmp_path / "none") is None
+
+
+def test_a_large_table_is_held_as_packed_text_and_numbers(tmp_path):
+    """Its 20,000 paths all lead to one file."""
+    (tmp_path / "a.jpg").touch()
+    text = "path,labels,split\n" + "".join(
+        f"{''.join('.//' if number >> bit & 1 else './' for bit in range(15))}a.jpg,a;b,train\n"
+        for number in range(20_000)
+    )
+    (tmp_path / "labels.csv").write_text(text)
+    tracemalloc.start()
+    try:
+        dataset = read_csv(tmp_path / "labels.csv")
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    per_id = sum(map(len, dataset.ids)) / len(dataset)
+    assert held / len(dataset) < 1.3 * (2 * per_id + 16 + 8 + 2)  # ids, split and two labels
+    assert peak / len(dataset) < 2.5 * (2 * per_id + 16 + 8 + 2)

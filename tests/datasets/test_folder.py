@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import os
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
+from spptransfer import ids as ids_module
 from spptransfer.datasets.folder import IMAGE_SUFFIXES, read_folder
 from spptransfer.errors import DatasetError
 
@@ -119,3 +121,19 @@ def test_a_file_or_a_missing_folder_is_no_dataset(tmp_path):
 def test_suffixes_are_those_that_images_are_decoded_from():
     assert {".jpg", ".jpeg", ".png", ".webp", ".tiff"} <= IMAGE_SUFFIXES
     assert all(suffix == suffix.lower() and suffix[0] == "." for suffix in IMAGE_SUFFIXES)
+
+
+def test_a_folder_of_many_images_is_sorted_some_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(ids_module, "_SORTED_AT_ONCE", 100)
+    names = [f"{label}/{number}.jpg" for label in ("b", "a") for number in range(1000)]
+    touch(tmp_path, *names)
+    tracemalloc.start()
+    try:
+        dataset = read_folder(tmp_path)
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert dataset.ids == sorted(names)
+    assert dataset.targets.tolist() == [0] * 1000 + [1] * 1000
+    assert held / len(dataset) < 50
+    assert peak / len(dataset) < 150
