@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 
 from spptransfer.errors import ConfigError, suggestion
 from spptransfer.images import View
 from spptransfer.pyramid.bins import Pooling
 from spptransfer.spec import Storage
-
-NormalizationStep = Literal["l2", "l2_block", "signed_sqrt", "standardize"]
-PositiveInt = Annotated[int, Field(ge=1, strict=True)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+from spptransfer.yaml_files import explain, read_mapping, replace
 
 
 def _listed(value: Any) -> Any:
     return value if isinstance(value, (list, tuple)) else [value]
+
+
+NormalizationStep = Literal["l2", "l2_block", "signed_sqrt", "standardize"]
+PositiveInt = Annotated[int, Field(ge=1, strict=True)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Label = Annotated[str, Field(min_length=1)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+# What a paper prints: a number, or a number with its standard deviation.
+PaperValue = Annotated[
+    tuple[Number, ...], BeforeValidator(_listed), Field(min_length=1, max_length=2)
+]
 
 
 def _class_weight(value: Any) -> Any:
@@ -69,7 +83,8 @@ class FeaturesSection(_Section):
     weights: str = Field("imagenet", description="a catalogue name, a file, or random:SEED")
     layer: str = Field("spp", description="a layer of the backbone")
     levels: tuple[PositiveInt, ...] = Field(
-        (6, 3, 2, 1), min_length=1, description="n x n grids of the pyramid"
+        (6, 3, 2, 1),
+        description="n x n grids of the pyramid; none: the whole map of a center_crop or warp",
     )
     pooling: Pooling = Field("max", description="what is taken in a bin")
     scales: Annotated[tuple[PositiveInt, ...], BeforeValidator(_listed), Field(min_length=1)] = (
@@ -114,8 +129,64 @@ class ProtocolSection(_Section):
         return dict(self.model_extra or {})
 
 
+class GridRow(_Section):
+    """A row of a table of experiments."""
+
+    label: Label = Field(description="what the row is called")
+    set: dict[str, Any] = Field({}, description="values replaced in it, as features.layer: conv4")
+    only: tuple[Label, ...] | None = Field(
+        None, description="labels of the columns it is computed in; all by default"
+    )
+
+
+class GridColumn(_Section):
+    """A column of a table of experiments, and the paper's columns to print beside it."""
+
+    label: Label = Field(description="what the column is called")
+    set: dict[str, Any] = Field({}, description="values replaced in it, as features.view: warp")
+    paper: dict[Label, dict[Label, PaperValue]] = Field(
+        {}, description="the paper's values: by column of its table, then by row of this one"
+    )
+
+
+class GridSection(_Section):
+    """A table of experiments: every row in every column."""
+
+    title: str = Field("", description="what the table shows")
+    rows: tuple[GridRow, ...] = Field(min_length=1)
+    columns: tuple[GridColumn, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check_labels(self) -> Self:
+        rows, columns = ([line.label for line in lines] for lines in (self.rows, self.columns))
+        for labels, name in ((rows, "row"), (columns, "column")):
+            for label in labels:
+                if labels.count(label) > 1:
+                    raise ValueError(f"two {name}s are called '{label}'")
+        for row in self.rows:
+            for label in row.only or ():
+                _known("column", label, columns)
+        for column in self.columns:
+            for values in column.paper.values():
+                for label in values:
+                    _known("row", label, rows)
+        return self
+
+    def cells(self) -> Iterator[tuple[GridRow, GridColumn]]:
+        """Rows and columns that are to be computed, row by row."""
+        for row in self.rows:
+            for column in self.columns:
+                if row.only is None or column.label in row.only:
+                    yield row, column
+
+
+def _known(kind: str, label: str, labels: Sequence[str]) -> None:
+    if label not in labels:
+        raise ValueError(f"no {kind} is called '{label}'; {suggestion(label, labels)}")
+
+
 class Pipeline(_Section):
-    """One experiment: dataset, features, classifier, protocol.
+    """One experiment, or a table of them: dataset, features, classifier, protocol.
 
     Examples
     --------
@@ -128,6 +199,7 @@ class Pipeline(_Section):
     features: FeaturesSection = FeaturesSection()
     classifier: ClassifierSection = ClassifierSection()
     protocol: ProtocolSection
+    grid: GridSection | None = Field(None, description="a table of experiments, if it is one")
 
 
 def read_pipeline(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Pipeline:
@@ -150,17 +222,7 @@ def read_pipeline(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -
         If the file cannot be read, is no YAML mapping, or has an unknown key or a wrong value;
         the message names the key and what is allowed.
     """
-    try:
-        values = yaml.load(Path(path).read_text("utf-8"), _StrictLoader)
-    except OSError as error:
-        raise ConfigError(f"cannot read the pipeline file '{path}': {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"'{path}' is no YAML file: {_one_line(error)}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"'{path}' must hold the keys {', '.join(Pipeline.model_fields)}")
-    for override in overrides:
-        values = _override(values, override)
-    return parse_pipeline(values)
+    return parse_pipeline(read_mapping(path, list(Pipeline.model_fields), overrides))
 
 
 def parse_pipeline(values: Mapping[str, Any]) -> Pipeline:
@@ -181,79 +243,38 @@ def parse_pipeline(values: Mapping[str, Any]) -> Pipeline:
     try:
         return Pipeline.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from error
+        raise ConfigError(explain(error, Pipeline)) from error
 
 
-def _override(values: Mapping[str, Any], override: str) -> dict[str, Any]:
-    """Copy of nested mappings with one value replaced."""
-    name, equals, text = override.partition("=")
-    keys = name.strip().split(".")
-    if not equals or not all(keys):
-        raise ConfigError(f"--set {override}: expected section.key=value")
+def cell_pipeline(pipeline: Pipeline, row: GridRow, column: GridColumn) -> Pipeline:
+    """Give the pipeline of one cell of a grid.
+
+    Parameters
+    ----------
+    pipeline : Pipeline
+        With a grid.
+    row, column : GridRow, GridColumn
+        Of that grid.
+
+    Returns
+    -------
+    Pipeline
+        Without a grid, with the values that row and column set.
+
+    Raises
+    ------
+    ConfigError
+        If a value is wrong or an unknown key is set, or row and column set the same key; the
+        message names the cell.
+    """
+    cell = f"grid cell '{row.label}' x '{column.label}'"
+    for key in row.set:
+        if key in column.set:
+            raise ConfigError(f"{cell}: its row and its column both set {key}")
+    values = pipeline.model_dump(exclude={"grid"})
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {name}: {text!r} is no YAML value") from error
-    changed = dict(values)
-    section = changed
-    for key in keys[:-1]:
-        inner = section.get(key)
-        section[key] = dict(inner) if isinstance(inner, Mapping) else {}
-        section = section[key]
-    section[keys[-1]] = value
-    return changed
-
-
-def _explain(error: ValidationError) -> str:
-    """One line for the first mistake; unknown keys come before what they leave missing."""
-    mistakes = sorted(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
-    mistake = mistakes[0]
-    where = [str(part) for part in mistake["loc"]]
-    if mistake["type"] == "extra_forbidden":
-        known = _fields(where[:-1])
-        return f"unknown key '{'.'.join(where)}'; {suggestion(where[-1], known)}"
-    if mistake["type"] == "missing":
-        return f"'{'.'.join(where)}' is missing"
-    return f"{'.'.join(where)}: {_expectation(mistake)}, got {mistake['input']!r}"
-
-
-def _fields(section: Sequence[str]) -> list[str]:
-    model: Any = Pipeline
-    for name in section:
-        model = model.model_fields[name].annotation
-    return list(model.model_fields)
-
-
-def _expectation(mistake: Mapping[str, Any]) -> str:
-    """What the value should have been, in the words of YAML instead of Python."""
-    ours = {
-        "model_type": "must be a mapping of keys",
-        "tuple_type": "must be a list",
-        "too_short": "must not be empty",
-        "string_type": "must be a string",
-    }
-    message: str = ours.get(mistake["type"], mistake["msg"]).removeprefix("Value error, ")
-    return message[0].lower() + message[1:]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe subset, in which no key may occur twice."""
-
-
-def _mapping_without_duplicates(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(
-                problem=f"key '{key}' occurs twice", problem_mark=node.start_mark
-            )
-    return loader.construct_mapping(node, deep=True)
-
-
-_StrictLoader.add_constructor(
-    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates
-)
+        for key, value in {**row.set, **column.set}.items():
+            values = replace(values, key, value, f"set {key}")
+        return parse_pipeline(values)
+    except ConfigError as error:
+        raise ConfigError(f"{cell}: {error}") from error

@@ -16,7 +16,7 @@ from sklearn.utils import Tags
 from spptransfer import backbones, images
 from spptransfer.backbones.weights import identify
 from spptransfer.cache.rows import OK
-from spptransfer.cache.selection import COMBINES, Selection
+from spptransfer.cache.selection import COMBINES, Selection, feature_names
 from spptransfer.errors import ConfigError, ImageError
 from spptransfer.images import check_view
 from spptransfer.pyramid.bins import check_pooling
@@ -74,19 +74,21 @@ def feature_spec(
     ((6,), 'float32')
     """
     info = backbones.describe(backbone)
-    kind = info.layer(layer).kind
-    checked = stored_levels(levels, check_pooling(pooling), flip)
+    is_map = info.layer(layer).kind == "map"
+    checked = stored_levels(levels, check_pooling(pooling), flip) if len(levels) else ()
     smallest = min(check_scales(scales))
     if smallest < info.min_side:
         raise ConfigError(
             f"scales: {smallest} is too small for '{backbone}'; at least {info.min_side} pixels"
         )
+    if is_map and not checked:
+        checked = _whole_map(backbone, layer, scales, view)
     return FeatureSpec(
         backbone=backbone,
         weights_sha256=identify(backbone, weights, weights_dir, memo_dir=memo_dir),
         layer=layer,
-        levels=checked if kind == "map" else (),
-        pooling=check_pooling(pooling) if kind == "map" else "max",
+        levels=checked if is_map else (),
+        pooling=check_pooling(pooling) if is_map else "max",
         scales=tuple(sorted(scales)),
         view=check_view(view),
         flip=bool(flip),
@@ -94,6 +96,20 @@ def feature_spec(
         storage=_one_of("storage", storage, STORAGES),
         preprocessing={**images.description(), "mean": list(info.mean), "std": list(info.std)},
     )
+
+
+def _whole_map(backbone: str, layer: str, scales: Sequence[int], view: str) -> tuple[int, ...]:
+    """Level whose bins are the cells of a map: what ``levels: []`` stands for."""
+    if check_view(view) == "full":
+        raise ConfigError(
+            "levels: [] takes the whole map, whose size differs from image to image with view "
+            "'full'; allowed views: center_crop, warp"
+        )
+    if len(scales) > 1:
+        raise ConfigError(f"levels: [] takes the whole map at one scale, not at {list(scales)}")
+    from spptransfer.backbones.loading import map_side
+
+    return (map_side(backbone, layer, scales[0]),)
 
 
 def _one_of(name: str, value: str, allowed: Sequence[Any]) -> Any:
@@ -154,35 +170,6 @@ def stream_features(
             yield DirectRows(chunk, matrix, {int(i): rows.error[i] for i in failed})
 
 
-def feature_names(selection: Selection) -> list[str]:
-    """Name every column by scale, level, channel, bin row and bin column.
-
-    Parameters
-    ----------
-    selection : Selection
-        Levels and scales of a feature matrix.
-
-    Returns
-    -------
-    list of str
-        Such as ``"scale224_level6_channel0_bin0_5"``; for fully connected layers
-        ``"scale224_unit0"``.
-    """
-    names = []
-    for column in selection.columns:
-        scale = selection.combine if column.scale is None else f"scale{column.scale}"
-        if column.level is None:
-            names += [f"{scale}_unit{unit}" for unit in range(selection.channels)]
-            continue
-        names += [
-            f"{scale}_level{column.level}_channel{channel}_bin{row}_{side}"
-            for channel in range(selection.channels)
-            for row in range(column.level)
-            for side in range(column.level)
-        ]
-    return names
-
-
 class SPPFeatures(TransformerMixin, BaseEstimator):
     """Turn images of any size into spatial-pyramid features, as a scikit-learn transformer.
 
@@ -196,8 +183,9 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
     layer : str, default="spp"
         A layer of the backbone; ``"spp"`` is its last map, pooled by the pyramid.
     levels : sequence of int, default=(6, 3, 2, 1)
-        Levels of the pyramid, in the order of the columns. Fully connected layers ignore it:
-        they use the pyramid that they were trained with.
+        Levels of the pyramid, in the order of the columns; without any, the whole map of a
+        ``center_crop`` or ``warp``, channel by channel. Fully connected layers ignore it: they
+        use the pyramid that they were trained with.
     pooling : {"max", "mean"}, default="max"
         What is taken in a bin.
     scales : sequence of int, default=(224,)
@@ -305,7 +293,7 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
             precision=self.precision,
         )
         channels = backbones.describe(self.backbone).layer(self.layer).channels
-        levels = self.levels if self.spec_.levels else None
+        levels = (tuple(self.levels) or self.spec_.levels) if self.spec_.levels else None
         combine = _one_of("combine", self.combine, COMBINES)
         self._selection = Selection.choose(self.spec_, channels, levels, self.scales, combine)
         self.n_features_out_ = self._selection.width
@@ -360,7 +348,9 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         ndarray of str objects
         """
         self._choose()
-        return np.array(feature_names(self._selection), dtype=object)
+        return np.array(
+            feature_names(self._selection, whole_map=not len(self.levels)), dtype=object
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         # A network is loaded again where it is needed; weights have no place in a pickle.

@@ -15,7 +15,7 @@ from PIL import Image
 
 from spptransfer import backbones
 from spptransfer.datasets import Dataset
-from spptransfer.extraction import extract
+from spptransfer.extraction import Destination, extract, extract_together
 
 LAYER, CHANNELS = "fire4", 256
 SPEC = make_spec(backbone="squeezenet1_1", layer=LAYER, scales=(48,), levels=(3,))
@@ -87,6 +87,49 @@ def many_images(count: int) -> dict[str, bytes]:
 def run(dataset, path, spec=SPEC, **options):
     options = {"load_backbone": backbone, "channels": CHANNELS, "jobs": 2, "part_rows": 4} | options
     return extract(dataset, spec, path=path, **options)
+
+
+MINI = {"backbone": "spp-mini", "scales": (64,)}
+SEVERAL = {
+    "conv1": make_spec(**MINI, layer="conv1", levels=(3,)),
+    "conv4": make_spec(**MINI, layer="conv4", levels=(4, 3), pooling="mean"),
+    "spp": make_spec(**MINI, layer="spp", levels=(6,)),
+    "crop": make_spec(**MINI, layer="conv5", levels=(8,), view="center_crop", storage="float16"),
+    "larger": make_spec(**MINI | {"scales": (64, 72)}, layer="spp", levels=(2,)),
+    "fc6": make_spec(**MINI, layer="fc6", levels=()),
+    "fc7": make_spec(**MINI, layer="fc7", levels=()),
+}
+
+
+@functools.cache
+def mini():
+    layers = sorted({spec.layer for spec in SEVERAL.values()})
+    return backbones.load("spp-mini", "embedded", layer=layers)
+
+
+def channels_of(spec) -> int:
+    return backbones.describe(spec.backbone).layer(spec.layer).channels
+
+
+def run_together(dataset, folder, names=tuple(SEVERAL), **options):
+    """Fill one cache per name in a folder from one pass; returns their reports by name."""
+    folder.mkdir(exist_ok=True, parents=True)
+    destinations = [
+        Destination(folder / f"{name}.h5", SEVERAL[name], channels_of(SEVERAL[name]))
+        for name in names
+    ]
+    options = {"load_backbone": mini, "jobs": 2, "part_rows": 4} | options
+    done = extract_together(dataset, destinations, **options)
+    return dict(zip(names, done, strict=True))
+
+
+def run_alone(dataset, folder, name, **options):
+    """Fill one of these caches by itself, with a backbone that computes its layer only."""
+    folder.mkdir(exist_ok=True, parents=True)
+    spec = SEVERAL[name]
+    load = functools.partial(backbones.load, "spp-mini", "embedded", layer=spec.layer)
+    options = {"load_backbone": load, "channels": channels_of(spec)} | options
+    return run(dataset, folder / f"{name}.h5", spec, **options)
 
 
 class StopAfter(threading.Event):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 from torch import nn
@@ -56,3 +57,36 @@ def cut(network: Network, layer: LayerInfo) -> tuple[nn.Sequential, nn.Sequentia
     if layer.kind == "map":
         return network.trunk(layer.name), None
     return network.trunk("spp"), network.head(layer.name)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The part of a network that computes some of its layers, each from the one before.
+
+    Attributes
+    ----------
+    trunk : Sequential
+        From the image to the deepest map that a layer needs.
+    head : Sequential or None
+        From the map ``"spp"`` to the deepest vector; None if all layers are maps.
+    ends : mapping of str to (int, int)
+        By layer, after how many modules of the trunk and of the head it is there.
+    """
+
+    trunk: nn.Sequential
+    head: nn.Sequential | None
+    ends: Mapping[str, tuple[int, int]]
+
+
+def cut_at(network: Network, layers: Sequence[LayerInfo]) -> Cut:
+    """Trunk and head that compute several layers: each layer's own are prefixes of them."""
+    parts = {layer.name: cut(network, layer) for layer in layers}
+    heads = [head for _, head in parts.values() if head is not None]
+    return Cut(
+        trunk=max((trunk for trunk, _ in parts.values()), key=len),
+        head=max(heads, key=len, default=None),
+        ends={
+            name: (len(trunk), 0 if head is None else len(head))
+            for name, (trunk, head) in parts.items()
+        },
+    )

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from spptransfer.backbones.base import Network, cut
 from spptransfer.backbones.info import BackboneInfo, LayerInfo
 from spptransfer.errors import WeightsError
+from spptransfer.pyramid import check_levels
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -54,6 +57,32 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(state, dict) or not all(_is_named_tensor(*item) for item in state.items()):
         raise WeightsError(f"weights '{path}' are no state dict, a mapping of names to tensors")
     return dict(state)
+
+
+def trained_levels(path: Path, name: str) -> tuple[int, ...] | None:
+    """The pyramid that a weights file of `spptransfer pretrain` says it was trained with.
+
+    Parameters
+    ----------
+    path : Path
+        A weights file that `read_tensors` reads.
+    name : str
+        Name of the network that is to be built.
+
+    Returns
+    -------
+    tuple of int or None
+        None where the file does not say, or is another network's.
+    """
+    if path.suffix != ".safetensors":
+        return None
+    with safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get("spptransfer", "{}")
+    try:
+        about = json.loads(text)
+        return check_levels(about["levels"]) if about["network"] == name else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def _is_named_tensor(name: object, value: object) -> bool:

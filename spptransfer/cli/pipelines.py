@@ -6,12 +6,13 @@ import contextlib
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spptransfer.cli import grids
 from spptransfer.cli.options import (
     CACHE_DIR,
     RUNS_DIR,
@@ -26,12 +27,11 @@ from spptransfer.cli.options import (
     RunsDir,
     WeightsDir,
 )
-from spptransfer.cli.output import Output, printable, short_path
+from spptransfer.cli.output import Output, counts, printable, short_path, tell_failures
 
 if TYPE_CHECKING:
+    from spptransfer.config import Pipeline
     from spptransfer.experiment import Experiment, Machine, RunResult
-
-_SHOWN_FAILURES = 10
 
 
 def register(app: typer.Typer) -> None:
@@ -55,12 +55,14 @@ def run(
 ) -> int:
     """From images to a results table, a saved model and an HTML report.
 
-    What the feature cache holds already is not computed again.
+    What the feature cache holds already is not computed again. A file with a grid makes a table
+    of runs, from one pass over the images.
     """
     from spptransfer.experiment import Machine
     from spptransfer.experiment import run as run_experiment
 
     output = Output(quiet, json)
+    checked = _read(pipeline, overrides)
     machine = Machine(
         data_root=data_root,
         cache_dir=cache_dir,
@@ -70,9 +72,12 @@ def run(
         jobs=jobs,
         progress=not quiet,
     )
-    experiment = _prepare(pipeline, overrides, machine, output)
-    with _stopping(machine):
-        result = run_experiment(experiment, _command())
+    if checked.grid is not None:
+        with stopping(machine):
+            return grids.run(pipeline.stem, checked, machine, output, command())
+    experiment = _prepare(pipeline, checked, machine, output)
+    with stopping(machine):
+        result = run_experiment(experiment, command())
     return _tell_run(result, output)
 
 
@@ -91,6 +96,7 @@ def train(
     from spptransfer.experiment import train as train_experiment
 
     output = Output(quiet, json)
+    checked = _read(pipeline, overrides)
     machine = Machine(
         data_root=data_root,
         cache_dir=cache_dir,
@@ -98,8 +104,10 @@ def train(
         weights_dir=weights_dir,
         progress=not quiet,
     )
-    experiment = _prepare(pipeline, overrides, machine, output)
-    return _tell_run(train_experiment(experiment, _command()), output)
+    if checked.grid is not None:
+        return grids.run(pipeline.stem, checked, machine, output, command(), from_caches=True)
+    experiment = _prepare(pipeline, checked, machine, output)
+    return _tell_run(train_experiment(experiment, command()), output)
 
 
 def extract(
@@ -135,6 +143,7 @@ def extract(
     from spptransfer.experiment import Machine, extract_features
 
     output = Output(quiet, json)
+    checked = _read(pipeline, overrides)
     machine = Machine(
         data_root=data_root,
         cache_dir=cache_dir,
@@ -145,15 +154,15 @@ def extract(
         scheduler=scheduler,
         progress=not quiet,
     )
-    experiment = _prepare(pipeline, overrides, machine, output)
-    with _stopping(machine):
+    if checked.grid is not None:
+        with stopping(machine):
+            return grids.extract(pipeline.stem, checked, machine, output)
+    experiment = _prepare(pipeline, checked, machine, output)
+    with stopping(machine):
         result = extract_features(experiment)
     total, failed = len(experiment.dataset), len(result.failures)
-    output.say(
-        f"{total:,} images: {result.added:,} added, {result.changed:,} changed, "
-        f"{result.unchanged:,} unchanged, {result.removed:,} removed, {failed:,} failed"
-    )
-    _tell_failures(result.failures, output)
+    output.say(counts(total, result))
+    tell_failures(result.failures, output)
     output.say(f"cache: {short_path(result.path)}")
     output.finish(
         status="incomplete" if failed else "ok",
@@ -163,16 +172,19 @@ def extract(
     return 1 if failed else 0
 
 
-def _prepare(
-    path: Path, overrides: list[str] | None, machine: Machine, output: Output
-) -> Experiment:
-    """Read the pipeline file, check it against this machine, and say what is about to happen."""
+def _read(path: Path, overrides: list[str] | None) -> Pipeline:
     from spptransfer.config import read_pipeline
+
+    return read_pipeline(path, overrides or ())
+
+
+def _prepare(path: Path, pipeline: Pipeline, machine: Machine, output: Output) -> Experiment:
+    """Check the pipeline against this machine, and say what is about to happen."""
     from spptransfer.experiment import prepare
 
-    experiment = prepare(path.stem, read_pipeline(path, overrides or ()), machine)
+    experiment = prepare(path.stem, pipeline, machine)
     spec, section = experiment.wanted, experiment.pipeline.features
-    levels = f"levels {list(section.levels)}, " if experiment.levels else ""
+    levels = f"levels {list(experiment.levels)}, " if experiment.levels else ""
     output.say(
         f"{printable(path.stem)}: {len(experiment.dataset):,} images of {experiment.dataset.name}; "
         f"{spec.backbone} {spec.layer} (weights {spec.weights_sha256[:8]}), {levels}"
@@ -182,7 +194,7 @@ def _prepare(
 
 
 @contextlib.contextmanager
-def _stopping(machine: Machine) -> Iterator[None]:
+def stopping(machine: Machine) -> Iterator[None]:
     """Let the first Ctrl-C or SIGTERM finish the parts in work, the second one stop at once."""
 
     def ask(signum: int, frame: Any) -> None:
@@ -215,7 +227,7 @@ def _tell_run(result: RunResult, output: Output) -> int:
     }
     output.say(terminal_table({**results, "files": files}))
     failures = {row["id"]: row["error"] for row in results["rows"]["failures"]}
-    _tell_failures(failures, output)
+    tell_failures(failures, output)
     output.finish(
         status="incomplete" if failures else "ok",
         headline=results["headline"],
@@ -229,13 +241,6 @@ def _tell_run(result: RunResult, output: Output) -> int:
     return 1 if failures else 0
 
 
-def _tell_failures(failures: Mapping[str, str], output: Output) -> None:
-    for id, error in list(failures.items())[:_SHOWN_FAILURES]:
-        output.complain(f"  failed: {printable(id)}: {printable(error)}")
-    if len(failures) > _SHOWN_FAILURES:
-        more = len(failures) - _SHOWN_FAILURES
-        output.complain(f"  ... and {more:,} more; `spptransfer cache info` lists all")
-
-
-def _command() -> str:
+def command() -> str:
+    """The command as the user gave it."""
     return shlex.join(["spptransfer", *sys.argv[1:]])

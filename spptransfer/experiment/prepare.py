@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -114,18 +114,22 @@ class Experiment:
         """Splits of the protocol, over all images whether they can be read or not."""
         return self.protocol.make_splits(self.dataset, self.settings)
 
-    @property
-    def load_backbone(self) -> Callable[[], Backbone]:
-        """Loads the backbone when it is called, here or in another process."""
+    def loader(self, layers: Sequence[str]) -> Callable[[], Backbone]:
+        """Loads the backbone with some of its layers when called, here or in another process."""
         section, machine = self.pipeline.features, self.machine
         return partial(
             backbones.load,
             section.backbone,
             section.weights,
-            layer=section.layer,
+            layer=tuple(layers),
             weights_dir=machine.weights_dir,
             memo_dir=machine.cache_dir,
         )
+
+    @property
+    def load_backbone(self) -> Callable[[], Backbone]:
+        """Loads the backbone with the experiment's layer."""
+        return self.loader([self.wanted.layer])
 
     @property
     def channels(self) -> int:
@@ -134,8 +138,13 @@ class Experiment:
 
     @property
     def levels(self) -> tuple[int, ...] | None:
-        """Levels in the order of the columns; None for fully connected layers."""
-        return self.pipeline.features.levels if self.wanted.levels else None
+        """Levels in the order of the columns; None for fully connected layers.
+
+        The whole map is the level whose bins are its cells.
+        """
+        if not self.wanted.levels:
+            return None
+        return self.pipeline.features.levels or self.wanted.levels
 
     @cached_property
     def cache(self) -> tuple[Path, FeatureSpec]:
@@ -173,7 +182,9 @@ class Experiment:
         return named if named.is_file() else find_csv(root) or root
 
 
-def prepare(name: str, pipeline: Pipeline, machine: Machine) -> Experiment:
+def prepare(
+    name: str, pipeline: Pipeline, machine: Machine, *, dataset: Dataset | None = None
+) -> Experiment:
     """Open the dataset and check everything that a pipeline asks for.
 
     Parameters
@@ -184,6 +195,8 @@ def prepare(name: str, pipeline: Pipeline, machine: Machine) -> Experiment:
         A checked pipeline file.
     machine : Machine
         Where it runs.
+    dataset : Dataset, optional
+        The pipeline's dataset where it is open already.
 
     Returns
     -------
@@ -202,12 +215,13 @@ def prepare(name: str, pipeline: Pipeline, machine: Machine) -> Experiment:
     section = pipeline.features
     protocol = protocols.get(pipeline.protocol.name)
     settings = protocol.settings(pipeline.protocol.settings())
-    dataset = open_dataset(
-        pipeline.dataset.name,
-        pipeline.dataset.root,
-        data_root=machine.data_root,
-        **pipeline.dataset.options(),
-    )
+    if dataset is None:
+        dataset = open_dataset(
+            pipeline.dataset.name,
+            pipeline.dataset.root,
+            data_root=machine.data_root,
+            **pipeline.dataset.options(),
+        )
     wanted = feature_spec(
         backbone=section.backbone,
         weights=section.weights,

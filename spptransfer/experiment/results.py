@@ -52,10 +52,13 @@ class RunFacts:
     command: str
     started: datetime
     finished: datetime = field(default_factory=lambda: datetime.now(UTC))
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
-def run_folder(experiment: Experiment, started: datetime) -> Iterator[Path]:
+def run_folder(
+    experiment: Experiment, started: datetime, name: str | None = None
+) -> Iterator[Path]:
     """Make the folder of a run, with a log in it; it does not stay if it gets no results.
 
     Parameters
@@ -64,11 +67,14 @@ def run_folder(experiment: Experiment, started: datetime) -> Iterator[Path]:
         What is run.
     started : datetime
         When.
+    name : str, optional
+        What the folder is called; by default it is named after the pipeline and the time of its
+        start. A number is added where there is such a folder already.
 
     Yields
     ------
     Path
-        The folder, named after the pipeline and the time of its start.
+        The folder.
 
     Raises
     ------
@@ -76,7 +82,7 @@ def run_folder(experiment: Experiment, started: datetime) -> Iterator[Path]:
         If it cannot be written.
     """
     stamp = started.strftime("%Y%m%d-%H%M%S")
-    folder = _new_folder(experiment.machine.runs_dir, f"{experiment.name}-{stamp}")
+    folder = _new_folder(experiment.machine.runs_dir, name or f"{experiment.name}-{stamp}")
     try:
         with _logging_to(folder / "log.txt"):
             yield folder
@@ -130,7 +136,7 @@ def write_run(folder: Path, facts: RunFacts, model: TransferModel) -> dict[str, 
     )
     _write_predictions(folder / "predictions.npz", facts.evaluation.results)
     results = describe_run(facts)
-    _write_text(folder / RESULTS, json.dumps(results, indent=1))
+    write_text(folder / RESULTS, json.dumps(results, indent=1))
     return results
 
 
@@ -155,16 +161,12 @@ def describe_run(facts: RunFacts) -> dict[str, Any]:
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "name": experiment.name,
-        "pipeline": pipeline.model_dump(mode="json"),
+        "pipeline": pipeline.model_dump(mode="json", exclude={"grid"}),
         "command": facts.command,
         "started": facts.started.isoformat(timespec="seconds"),
         "finished": facts.finished.isoformat(timespec="seconds"),
-        "versions": _versions(),
-        "machine": {
-            "platform": platform.platform(),
-            "processors": len(os.sched_getaffinity(0)),
-            "device": facts.device,
-        },
+        "versions": versions(),
+        "machine": {**machine_facts(), "device": facts.device},
         "dataset": _dataset(experiment),
         "features": _features(facts),
         "rows": {
@@ -185,6 +187,7 @@ def describe_run(facts: RunFacts) -> dict[str, Any]:
         },
         "splits": [_split(result, classes) for result in evaluation.results],
         "timings": {**{k: round(v, 3) for k, v in facts.seconds.items()}, "total": round(total, 3)},
+        **facts.notes,
     }
 
 
@@ -275,7 +278,13 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, os.PathLike) else value
 
 
-def _versions() -> dict[str, str]:
+def machine_facts() -> dict[str, Any]:
+    """What the numbers were computed on."""
+    return {"platform": platform.platform(), "processors": len(os.sched_getaffinity(0))}
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of what its numbers depend on."""
     libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     return {"spptransfer": __version__, "python": platform.python_version(), **libraries}
 
@@ -292,7 +301,8 @@ def _write_predictions(path: Path, results: Sequence[SplitResult]) -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     with appearing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 

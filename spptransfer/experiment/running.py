@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from spptransfer.cache.files import make_folder
 from spptransfer.errors import CacheError, DatasetError
 from spptransfer.experiment.prepare import Experiment, check_engine, weights_path
 from spptransfer.experiment.results import MODEL, RunFacts, run_folder, write_run
-from spptransfer.extraction import Extraction, extract
+from spptransfer.extraction import Destination, Extraction, extract_together
 from spptransfer.models import TransferModel
 from spptransfer.protocols import Split
 from spptransfer.protocols.evaluate import Evaluation, evaluate
@@ -62,17 +62,34 @@ def extract_features(experiment: Experiment) -> Extraction:
     Extraction
         What was added, changed, removed or failed.
     """
-    path, spec = experiment.cache
-    machine = experiment.machine
-    make_folder(path.parent)
+    (extraction,) = extract_together_for([experiment])
+    return extraction
+
+
+def extract_together_for(experiments: Sequence[Experiment]) -> list[Extraction]:
+    """Bring the caches of several experiments up to date, all from one pass over the images.
+
+    Parameters
+    ----------
+    experiments : sequence of Experiment
+        With caches of their own, of one dataset, whose features differ in nothing but layer,
+        levels, pooling, scales, view and storage.
+
+    Returns
+    -------
+    list of Extraction
+        One for each.
+    """
+    first = experiments[0]
+    machine = first.machine
+    layers = tuple(dict.fromkeys(experiment.wanted.layer for experiment in experiments))
+    make_folder(machine.cache_dir)
     machine.stop.extracting = True
     try:
-        return extract(
-            experiment.dataset,
-            spec,
-            channels=experiment.channels,
-            path=path,
-            load_backbone=experiment.load_backbone,
+        return extract_together(
+            first.dataset,
+            [Destination(*each.cache, each.channels) for each in experiments],
+            load_backbone=first.loader(layers),
             device=machine.device,
             jobs=machine.jobs,
             engine=check_engine(machine.engine),
@@ -108,7 +125,7 @@ def run(experiment: Experiment, command: str) -> RunResult:
     Interrupted
         If it was asked to stop.
     """
-    return _run(experiment, command, extract_features)
+    return run_with(experiment, command, extract_features)
 
 
 def train(experiment: Experiment, command: str) -> RunResult:
@@ -128,35 +145,59 @@ def train(experiment: Experiment, command: str) -> RunResult:
     CacheError
         If there is no such cache, or it lacks images of the dataset.
     """
-    return _run(experiment, command, _use_cache)
+    return run_with(experiment, command, use_cache)
 
 
-def _run(
-    experiment: Experiment, command: str, get_features: Callable[[Experiment], Extraction]
+def run_with(
+    experiment: Experiment,
+    command: str,
+    get_features: Callable[[Experiment], Extraction],
+    *,
+    folder_name: str | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> RunResult:
+    """Train and test on features from anywhere, write results, model and report.
+
+    Parameters
+    ----------
+    experiment, command
+        As in `run`.
+    get_features : callable
+        Brings the experiment's cache up to date.
+    folder_name : str, optional
+        Name of the run's folder, by default that of the pipeline and the time.
+    notes : mapping, optional
+        What else goes into ``results.json``.
+
+    Returns
+    -------
+    RunResult
+    """
     from spptransfer.report import write_report
 
     started = datetime.now(UTC)
-    _check(experiment)
-    with run_folder(experiment, started) as folder:
+    check(experiment)
+    with run_folder(experiment, started, folder_name) as folder:
         logger.info("%s", command)
         extraction = get_features(experiment)
         _log_extraction(extraction)
         facts = _train_on(experiment, extraction, command, started)
+        facts.notes = notes or {}
         results = write_run(folder, facts, _model(experiment, facts.evaluation))
         logger.info("%(metric)s: %(value)s (standard deviation %(std)s)", results["headline"])
         report = write_report(folder)
     return RunResult(folder, results, report, folder / MODEL)
 
 
-def _check(experiment: Experiment) -> None:
+def check(experiment: Experiment) -> None:
     """Tell before hours of extraction whatever would make them useless."""
     has_folds = any(split.folds for split in experiment.splits)
     multi_label = experiment.counted.multi_label
     check_training(_training(experiment), multi_label=multi_label, has_folds=has_folds)
 
 
-def _use_cache(experiment: Experiment) -> Extraction:
+def use_cache(experiment: Experiment) -> Extraction:
+    """Take the experiment's cache as it is; it must hold all images."""
     path, spec = experiment.cache
     if not path.exists():
         raise CacheError(f"there is no cache '{path}' yet; make it with `spptransfer extract`")

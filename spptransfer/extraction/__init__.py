@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
-from spptransfer.extraction.engine import ENGINES, Extraction, Interrupted, extract
+from spptransfer.extraction.engine import (
+    ENGINES,
+    Destination,
+    Extraction,
+    Interrupted,
+    extract,
+    extract_together,
+)
 
-__all__ = ["ENGINES", "Extraction", "Interrupted", "extract"]
+__all__ = ["ENGINES", "Destination", "Extraction", "Interrupted", "extract", "extract_together"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from spptransfer import images
 from spptransfer.errors import ImageError
@@ -54,9 +55,16 @@ class Probe:
     error: str = ""
 
 
+class Rendering(NamedTuple):
+    """How an image becomes a view."""
+
+    scale: int
+    view: View
+
+
 @dataclass(frozen=True)
 class Loaded:
-    """A decoded image: digest of its very bytes and its view at every scale, or why not."""
+    """A decoded image: digest of its very bytes and its views, or why there are none."""
 
     digest: str = ""
     views: tuple[npt.NDArray[np.uint8], ...] = ()
@@ -65,6 +73,11 @@ class Loaded:
 
 def probe(source: Source, scales: Sequence[int], view: View) -> Probe:
     """Read the size of an image from its header; a broken image is no exception but a result."""
+    return measure(look(source), scales, view)
+
+
+def look(source: Source) -> Probe:
+    """Read what an image's header says, whatever is to become of it."""
     stamp, digest = Stamp(), ""
     try:
         if isinstance(source, np.ndarray):
@@ -75,35 +88,54 @@ def probe(source: Source, scales: Sequence[int], view: View) -> Probe:
             data = images.read_bytes(source)
             digest = images.content_digest(data)
             height, width = images.upright_size(data)
-        sizes = tuple(images.view_size(height, width, scale, view) for scale in scales)
     except ImageError as error:
         return Probe(stamp, digest, error=str(error))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         return Probe(stamp, digest, error=f"cannot read the image: {reason}")
-    return Probe(stamp, digest, height, width, sizes)
+    return Probe(stamp, digest, height, width)
 
 
-def load(source: Source, expected: Probe, scales: Sequence[int], view: View) -> Loaded:
-    """Read an image and render it at every scale; a broken one is a result too."""
-    digest = expected.digest
+def measure(seen: Probe, scales: Sequence[int], view: View) -> Probe:
+    """Say how large the views of an image will be; one that gets too large is a result too."""
+    if seen.error:
+        return seen
     try:
-        image = _decode(source, digest)
-        views = tuple(images.render(image, scale, view) for scale in scales)
+        sizes = [images.view_size(seen.height, seen.width, scale, view) for scale in scales]
+    except ImageError as error:
+        return Probe(seen.stamp, seen.digest, error=str(error))
+    return replace(seen, view_sizes=tuple(sizes))
+
+
+def load(source: Source, digest: str, renderings: Sequence[Rendering]) -> Loaded:
+    """Read an image once and render its views; a broken one is a result too.
+
+    Parameters
+    ----------
+    source : Path or ndarray of uint8
+        The image.
+    digest : str
+        SHA-256 that the file must still have.
+    renderings : sequence of Rendering
+        The views wanted.
+
+    Returns
+    -------
+    Loaded
+    """
+    try:
+        if isinstance(source, np.ndarray):
+            image = images.from_array(source)
+            return Loaded(digest, tuple(images.render(image, *each) for each in renderings))
+        data = images.read_bytes(source)
+        if images.content_digest(data) != digest:
+            return Loaded(digest, error=CHANGED)
+        image = images.decode(data)
+        return Loaded(digest, tuple(images.render(image, *each) for each in renderings))
     except ImageError as error:
         return Loaded(digest, error=str(error))
     except MemoryError:
         return Loaded(digest, error=OUT_OF_MEMORY)
-    return Loaded(digest, views)
-
-
-def _decode(source: Source, digest: str) -> Image.Image:
-    if isinstance(source, np.ndarray):
-        return images.from_array(source)
-    data = images.read_bytes(source)
-    if images.content_digest(data) != digest:
-        raise ImageError(CHANGED)
-    return images.decode(data)
 
 
 def group(
@@ -138,3 +170,93 @@ def group(
         size = max(1, budget // max(1, costs[positions[0]]))
         for start in range(0, len(positions), size):
             yield positions[start : start + size]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images whose views at one rendering have one size, wanted by the same caches.
+
+    Attributes
+    ----------
+    rendering : Rendering
+        Scale and view.
+    wanted : tuple of int
+        Numbers of the caches.
+    positions : tuple of int
+        Positions of the images in their part, ascending.
+    """
+
+    rendering: Rendering
+    wanted: tuple[int, ...]
+    positions: tuple[int, ...]
+
+
+class Gathering:
+    """Views on their way into batches; the last one to come makes a batch complete.
+
+    An image is decoded once for all batches that it belongs to, and each batch holds what it
+    would hold if its rendering were the only one.
+
+    Parameters
+    ----------
+    batches : sequence of Batch
+        What is to be computed.
+
+    Examples
+    --------
+    >>> small, large = Rendering(64, "full"), Rendering(96, "full")
+    >>> batches = [Batch(small, (0,), (0, 1)), Batch(large, (0,), (0,)), Batch(large, (0,), (1,))]
+    >>> gathering = Gathering(batches)
+    >>> list(gathering.chunks())
+    [(0, 1)]
+    >>> gathering.renderings(1)
+    [Rendering(scale=64, view='full'), Rendering(scale=96, view='full')]
+    """
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self._batches = batches
+        self._missing = [len(batch.positions) for batch in batches]
+        self._views: list[dict[int, npt.NDArray[np.uint8]]] = [{} for _ in batches]
+        self._of: dict[int, list[int]] = {}
+        for number, batch in enumerate(batches):
+            for position in batch.positions:
+                self._of.setdefault(position, []).append(number)
+        self._lock = threading.Lock()
+
+    def chunks(self) -> Iterator[tuple[int, ...]]:
+        """Positions to load one after the other, such that few views wait for others."""
+        seen: set[int] = set()
+        for batch in self._batches:
+            chunk = tuple(position for position in batch.positions if position not in seen)
+            seen.update(chunk)
+            if chunk:
+                yield chunk
+
+    def renderings(self, position: int) -> list[Rendering]:
+        """Views that an image is wanted in, in the order in which `put` expects them."""
+        return [self._batches[number].rendering for number in self._of[position]]
+
+    def wanted(self, position: int) -> set[int]:
+        """Numbers of the caches that an image is wanted for."""
+        return {cache for number in self._of[position] for cache in self._batches[number].wanted}
+
+    def put(
+        self, position: int, views: Sequence[npt.NDArray[np.uint8]]
+    ) -> list[tuple[Batch, Mapping[int, npt.NDArray[np.uint8]]]]:
+        """Take an image's views, or none if it cannot be read.
+
+        Returns
+        -------
+        list of (Batch, mapping from position to ndarray)
+            Batches that this completes, with the views there are, by ascending position.
+        """
+        complete: list[tuple[Batch, Mapping[int, npt.NDArray[np.uint8]]]] = []
+        with self._lock:
+            for i, number in enumerate(self._of[position]):
+                if views:
+                    self._views[number][position] = views[i]
+                self._missing[number] -= 1
+                if not self._missing[number]:
+                    gathered, self._views[number] = self._views[number], {}
+                    complete.append((self._batches[number], dict(sorted(gathered.items()))))
+        return complete

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,14 +10,16 @@ import torch
 
 from spptransfer.backbones.loading import Backbone
 from spptransfer.errors import ConfigError
+from spptransfer.extraction.joint import check_alike
+from spptransfer.extraction.strips import Strips
 from spptransfer.pyramid import SpatialPyramidPooling
 from spptransfer.spec import FeatureSpec
 
 # Beyond this many pixels a view goes through the network strip by strip.
 STRIP_PIXELS = 1 << 21
-_PROBE_CELLS = 256
 
 Vectors = dict[int | None, npt.NDArray[np.float32]]
+_Tensors = dict[int | None, torch.Tensor]
 
 
 def choose_device(name: str) -> torch.device:
@@ -51,35 +51,48 @@ class FeatureComputer:
     Parameters
     ----------
     backbone : Backbone
-        Frozen network, up to the spec's layer.
-    spec : FeatureSpec
-        What to compute.
+        Frozen network that computes the layers of all specs.
+    spec : FeatureSpec or sequence of FeatureSpec
+        What to compute. Several specs differ in nothing but layer, levels, pooling, scales,
+        view and storage; their layers come from one pass.
     device : str, default="cpu"
         See `choose_device`.
 
+    Raises
+    ------
+    ConfigError
+        If the specs cannot be computed together, the backbone lacks a layer, a scale is too
+        small for it, or there is no such device.
+
     Notes
     -----
-    A view of any length is computed in bounded memory: beyond `STRIP_PIXELS` its map is put
-    together from strips. These overlap by the network's receptive field and start at multiples
-    of its total stride, so that every kept cell sees what it would see in the whole view.
+    A view of any length is computed in bounded memory: beyond `STRIP_PIXELS` its maps are put
+    together from `Strips`.
     """
 
-    def __init__(self, backbone: Backbone, spec: FeatureSpec, device: str = "cpu") -> None:
-        _check_scales(spec, backbone.info.min_side)
-        self._spec = spec
+    def __init__(
+        self,
+        backbone: Backbone,
+        spec: FeatureSpec | Sequence[FeatureSpec],
+        device: str = "cpu",
+    ) -> None:
+        self.specs = (spec,) if isinstance(spec, FeatureSpec) else tuple(spec)
+        check_alike(self.specs)
+        for one in self.specs:
+            _check_fit(one, backbone)
+        first = self.specs[0]
         self.device = choose_device(device)
-        self._dtype: torch.dtype = getattr(torch, spec.precision)
+        self._dtype: torch.dtype = getattr(torch, first.precision)
         self._backbone = backbone.to(device=self.device, dtype=self._dtype)
         self._backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._pools = {n: SpatialPyramidPooling([n], spec.pooling) for n in spec.levels}
-        mean, std = spec.preprocessing["mean"], spec.preprocessing["std"]
+        self._flip = first.flip
+        mean, std = first.preprocessing["mean"], first.preprocessing["std"]
         self._shift = torch.tensor(mean, dtype=torch.float64, device=self.device).mul(255).float()
         self._span = torch.tensor(std, dtype=torch.float64, device=self.device).mul(255).float()
         self.strip_pixels = STRIP_PIXELS
 
-    @torch.inference_mode()
     def __call__(self, views: npt.NDArray[np.uint8]) -> Vectors:
-        """Compute the features of a batch.
+        """Compute the features of a batch for the first spec.
 
         Parameters
         ----------
@@ -91,66 +104,67 @@ class FeatureComputer:
         dict of ndarray of float32, shape (N, channels * level**2)
             By determining level; under None for a fully connected layer.
         """
+        return self.compute(views, [0])[0]
+
+    @torch.inference_mode()
+    def compute(self, views: npt.NDArray[np.uint8], wanted: Sequence[int]) -> list[Vectors]:
+        """Compute the features of a batch for several specs from one pass.
+
+        Parameters
+        ----------
+        views : ndarray of uint8, shape (N, H, W, 3)
+            Views of one size.
+        wanted : sequence of int
+            Numbers of the specs.
+
+        Returns
+        -------
+        list of dict of ndarray of float32
+            As `__call__` gives it, for every spec wanted.
+        """
+        specs = [self.specs[number] for number in wanted]
         pixels = torch.from_numpy(views).to(self.device)
-        vectors = self._features(pixels)
-        if self._spec.flip:
-            mirrored = self._features(pixels.flip(2))
-            vectors = {key: (vectors[key] + mirrored[key]) / 2 for key in vectors}
-        return {key: value.cpu().numpy() for key, value in vectors.items()}
+        found = self._features(pixels, specs)
+        if self._flip:
+            mirrored = self._features(pixels.flip(2), specs)
+            found = [
+                {key: (one[key] + other[key]) / 2 for key in one}
+                for one, other in zip(found, mirrored, strict=True)
+            ]
+        return [{key: value.cpu().numpy() for key, value in one.items()} for one in found]
 
-    def _features(self, pixels: torch.Tensor) -> dict[int | None, torch.Tensor]:
-        maps = self._maps(pixels)
-        if self._backbone.head is not None:
-            return {None: self._backbone.head(maps).float()}
-        return {level: pool(maps).float() for level, pool in self._pools.items()}
+    def _features(self, pixels: torch.Tensor, specs: Sequence[FeatureSpec]) -> list[_Tensors]:
+        layers = tuple(dict.fromkeys(spec.layer for spec in specs))
+        maps = self._maps(pixels, layers)
+        in_head = [spec.layer for spec in specs if not spec.levels]
+        vectors = self._backbone.vectors_of(maps[in_head[0]], in_head) if in_head else {}
+        pooled: dict[tuple[str, str, int], torch.Tensor] = {}
+        for spec in specs:
+            for level in spec.levels:
+                key = (spec.layer, spec.pooling, level)
+                if key not in pooled:
+                    pool = SpatialPyramidPooling([level], spec.pooling)
+                    pooled[key] = pool(maps[spec.layer]).float()
+        return [
+            {level: pooled[spec.layer, spec.pooling, level] for level in spec.levels}
+            or {None: vectors[spec.layer].float()}
+            for spec in specs
+        ]
 
-    def _maps(self, pixels: torch.Tensor) -> torch.Tensor:
-        count, height, width, _ = pixels.shape
+    def _maps(self, pixels: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Maps that the layers are made of; all from one pass, whole or in strips."""
+        _, height, width, _ = pixels.shape
         if height * width <= self.strip_pixels:
-            return self._backbone.maps(self._normalize(pixels))
-        images = [torch.cat(list(self._strips(pixels[i : i + 1])), dim=3) for i in range(count)]
-        maps = torch.cat(images)
-        return maps if width >= height else maps.transpose(2, 3)
+            return self._backbone.maps_of(self._normalize(pixels), layers)
+        strips = Strips(self._backbone.info, self.strip_pixels)
+        return strips.join(
+            pixels, lambda piece: self._backbone.maps_of(self._normalize(piece), layers)
+        )
 
     def _normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """N x H x W x 3 bytes to N x 3 x H x W numbers, without leaving channels-last memory."""
         normal = pixels.float().sub_(self._shift).div_(self._span)
         return normal.to(self._dtype).permute(0, 3, 1, 2)
-
-    def _strips(self, pixels: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Consecutive pieces of the map of one view, with its longer side along the columns."""
-        _, height, width, _ = pixels.shape
-        axis, length, side = (2, width, height) if width >= height else (1, height, width)
-        stride, margin = self._stride, self._margin
-        core = max(4 * margin, self.strip_pixels // (side * stride))
-        for cell in itertools.count(0, core):
-            first = max(cell - margin, 0)
-            stop = (cell + core + margin) * stride
-            last = stop + margin * stride >= length
-            piece = pixels.narrow(axis, first * stride, (length if last else stop) - first * stride)
-            maps = self._backbone.maps(self._normalize(piece))
-            kept = (maps if axis == 2 else maps.transpose(2, 3))[:, :, :, cell - first :]
-            yield kept if last else kept[:, :, :, :core]
-            if last:
-                return
-
-    @property
-    def _stride(self) -> int:
-        """Pixels from one cell of the map to the next."""
-        info = self._backbone.info
-        own = info.layer(self._backbone.layer).stride
-        return own or info.layer("spp").stride or 1  # vectors are made from the map "spp"
-
-    @cached_property
-    def _margin(self) -> int:
-        """How many cells on each side of a pixel see it, measured: a NaN goes where it is seen."""
-        side = max(self._backbone.info.min_side, self._stride)
-        probe = torch.zeros(1, 3, side, _PROBE_CELLS * self._stride, device=self.device)
-        middle = _PROBE_CELLS // 2
-        probe[:, :, :, middle * self._stride] = torch.nan
-        maps = self._backbone.maps(probe.to(self._dtype, memory_format=torch.channels_last))
-        seen = maps.isnan().any(dim=1).any(dim=1)[0].nonzero().flatten()
-        return int((seen - middle).abs().max()) + 2
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -160,7 +174,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-def _check_scales(spec: FeatureSpec, smallest: int) -> None:
+def _check_fit(spec: FeatureSpec, backbone: Backbone) -> None:
+    """Whether the backbone computes the spec's layer at its scales."""
+    if spec.layer not in backbone.layers:
+        raise ConfigError(
+            f"layer '{spec.layer}' is not one that this backbone was loaded for: "
+            f"{', '.join(backbone.layers)}"
+        )
+    smallest = backbone.info.min_side
     if spec.scales[0] < smallest:
         raise ConfigError(
             f"scales: {spec.scales[0]} is too small for {spec.backbone}; "

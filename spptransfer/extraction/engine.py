@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,6 +14,7 @@ from spptransfer.cache.workspace import Workspace
 from spptransfer.cache.writing import Labels
 from spptransfer.datasets import Dataset
 from spptransfer.errors import ConfigError, DatasetError, SPPTransferError, suggestion
+from spptransfer.extraction.joint import JointPlan, check_alike
 from spptransfer.extraction.plan import Plan
 from spptransfer.extraction.progress import Clock, Progress
 from spptransfer.spec import FeatureSpec
@@ -50,6 +52,25 @@ class Extraction:
     removed: int = 0
     failures: Mapping[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Destination:
+    """One cache to fill.
+
+    Parameters
+    ----------
+    path : Path
+        Where the finished HDF5 file stands or will stand.
+    spec : FeatureSpec
+        What to compute. Where the file at `path` already holds more, it keeps doing so.
+    channels : int
+        Channels of the spec's layer.
+    """
+
+    path: Path
+    spec: FeatureSpec
+    channels: int
 
 
 def extract(
@@ -127,46 +148,158 @@ def extract(
     Interrupted
         If `stop` was set before all was done.
     """
+    (done,) = extract_together(
+        dataset,
+        [Destination(path, spec, channels)],
+        load_backbone=load_backbone,
+        device=device,
+        jobs=jobs,
+        engine=engine,
+        scheduler=scheduler,
+        progress=progress,
+        stop=stop,
+        redo=redo,
+        part_rows=part_rows,
+        batch_pixels=batch_pixels,
+    )
+    return done
+
+
+def extract_together(
+    dataset: Dataset,
+    destinations: Sequence[Destination],
+    *,
+    load_backbone: Callable[[], Any],
+    device: str = "cpu",
+    jobs: int | None = None,
+    engine: Engine = "threads",
+    scheduler: str | None = None,
+    progress: bool = False,
+    stop: threading.Event | None = None,
+    redo: Collection[str] = (),
+    part_rows: int = PART_ROWS,
+    batch_pixels: int | None = None,
+) -> list[Extraction]:
+    """Bring several caches up to date with a dataset, from one pass over its images.
+
+    Each image is decoded once and goes through the network once per view and scale, for all
+    caches that lack it. What each cache then holds is what `extract` would have given it, byte
+    for byte; what it holds already is not computed for it again.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Images by id.
+    destinations : sequence of Destination
+        The caches, at different paths. Their specs differ in nothing but layer, levels,
+        pooling, scales, view and storage.
+    load_backbone : callable
+        Returns a `Backbone` with the layers of all specs.
+    device, jobs, engine, scheduler, progress, stop, redo, part_rows, batch_pixels
+        As in `extract`.
+
+    Returns
+    -------
+    list of Extraction
+        One for each cache; the seconds are those of all of them together.
+
+    Raises
+    ------
+    ConfigError
+        If the specs cannot be computed together, or two paths are the same.
+    CacheError, SpecMismatchError, DatasetError, Interrupted
+        As in `extract`.
+    """
+    _check(dataset, destinations, engine)
+    crew = _Crew(load_backbone, device, jobs, engine, scheduler, progress, stop, batch_pixels)
+    with contextlib.ExitStack() as stack:
+        workspaces = [
+            stack.enter_context(
+                Workspace(
+                    to.path,
+                    spec=to.spec,
+                    channels=to.channels,
+                    dataset=dataset.name,
+                    ids=dataset.ids,
+                )
+            )
+            for to in destinations
+        ]
+        plan = JointPlan([Plan(dataset, workspace, redo) for workspace in workspaces])
+        if plan.todo.any():
+            crew.work(plan, workspaces, part_rows)
+        return [
+            _finish(workspace, one, dataset, crew.clock)
+            for workspace, one in zip(workspaces, plan.plans, strict=True)
+        ]
+
+
+@dataclass
+class _Crew:
+    """Who makes the parts, and how."""
+
+    load_backbone: Callable[[], Any]
+    device: str
+    jobs: int | None
+    engine: Engine
+    scheduler: str | None
+    progress: bool
+    stop: threading.Event | None
+    batch_pixels: int | None
+    clock: Clock = field(default_factory=Clock)
+
+    def work(self, plan: JointPlan, workspaces: Sequence[Workspace], part_rows: int) -> None:
+        """Make all parts of a plan and hand them to the caches."""
+        from spptransfer.extraction import runners
+        from spptransfer.extraction.compute import choose_device
+
+        jobs = self.jobs or len(os.sched_getaffinity(0))
+        on_cpu = choose_device(self.device).type == "cpu"
+        # On a GPU one batch at a time, whoever reads it.
+        self.clock = Clock(readers=jobs, computers=jobs if on_cpu else 1)
+        engine = self.engine
+        if engine == "auto":
+            engine = "processes" if on_cpu and (self.jobs or 1) > 1 else "threads"
+        settings = tuple(
+            runners.PartSettings(w.folder, w.spec, w.channels, w.dataset, self.batch_pixels)
+            for w in workspaces
+        )
+        task = runners.PartTask(settings, self.load_backbone, self.device)
+        stop = self.stop or threading.Event()
+        made = 0
+        with Progress(int(plan.todo.sum()), self.clock, stop, shown=self.progress) as bar:
+            parts = plan.parts(part_rows)
+            for files in runners.run(engine, parts, task, jobs, self.scheduler, bar):
+                for number, file in files:
+                    workspaces[number].adopt(file)
+                made += 1
+        if made < plan.count_parts(part_rows):
+            paths = ", ".join(f"'{workspace.path}'" for workspace in workspaces)
+            raise Interrupted(
+                f"interrupted: the finished parts of {paths} are kept; "
+                "run the same command again to go on"
+            )
+
+
+def _check(dataset: Dataset, destinations: Sequence[Destination], engine: str) -> None:
     if not len(dataset):
         raise DatasetError(f"dataset '{dataset.name}' in '{dataset.root}' has no images")
     if engine not in ENGINES:
         raise ConfigError(f"engine: {engine!r} is unknown; {suggestion(str(engine), ENGINES)}")
-    asked, jobs = jobs, jobs or len(os.sched_getaffinity(0))
-    clock = Clock(readers=jobs, computers=jobs)
-    stop = stop or threading.Event()
-    with Workspace(
-        path, spec=spec, channels=channels, dataset=dataset.name, ids=dataset.ids
-    ) as workspace:
-        plan = Plan(dataset, workspace, redo)
-        if plan.todo.any():
-            from spptransfer.extraction import runners
-            from spptransfer.extraction.compute import choose_device
+    check_alike([to.spec for to in destinations])
+    paths = [to.path for to in destinations]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ConfigError(f"two kinds of features cannot be written to one cache, '{path}'")
 
-            on_cpu = choose_device(device).type == "cpu"
-            if not on_cpu:  # one batch at a time, whoever reads it
-                clock = Clock(readers=jobs, computers=1)
-            if engine == "auto":
-                engine = "processes" if on_cpu and (asked or 1) > 1 else "threads"
-            settings = runners.PartSettings(
-                workspace.folder, workspace.spec, channels, dataset.name, batch_pixels
-            )
-            task = runners.PartTask(settings, load_backbone, device)
-            with Progress(int(plan.todo.sum()), clock, stop, shown=progress) as bar:
-                parts = plan.parts(part_rows)
-                made = 0
-                for part in runners.run(engine, parts, task, jobs, scheduler, bar):
-                    workspace.adopt(part)
-                    made += 1
-            if made < plan.count_parts(part_rows):
-                raise Interrupted(
-                    f"interrupted: the finished parts of '{path}' are kept; "
-                    "run the same command again to go on"
-                )
-        with clock.measure("write"):
-            failures = plan.failures()  # the parts that know them are gone afterwards
-            workspace.finish(_labels(dataset))
+
+def _finish(workspace: Workspace, plan: Plan, dataset: Dataset, clock: Clock) -> Extraction:
+    """Make the finished file of one cache."""
+    with clock.measure("write"):
+        failures = plan.failures()  # the parts that know them are gone afterwards
+        workspace.finish(_labels(dataset))
     return Extraction(
-        path,
+        workspace.path,
         added=plan.added,
         changed=plan.changed,
         unchanged=plan.unchanged,

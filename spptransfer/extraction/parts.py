@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,18 @@ import torch
 from spptransfer.cache.layout import Block, blocks_of
 from spptransfer.cache.rows import OK, Rows
 from spptransfer.cache.workspace import write_part
-from spptransfer.extraction.batches import OUT_OF_MEMORY, Loaded, Probe, Source, group, load, probe
+from spptransfer.extraction.batches import (
+    OUT_OF_MEMORY,
+    Batch,
+    Gathering,
+    Probe,
+    Rendering,
+    Source,
+    group,
+    load,
+    look,
+    measure,
+)
 from spptransfer.extraction.compute import FeatureComputer, is_out_of_memory
 from spptransfer.extraction.plan import Part
 from spptransfer.extraction.progress import Clock
@@ -51,18 +63,87 @@ class PartSettings:
     batch_pixels: int | None = None
 
 
+class Sheet:
+    """What one cache gets of a part: the table of its rows, and the features of every block.
+
+    Parameters
+    ----------
+    settings : PartSettings
+        The cache.
+    ids : sequence of str
+        All images of the part.
+    wanted : ndarray of bool, shape (n_images,)
+        Which of them the cache lacks; the others stay empty.
+    """
+
+    def __init__(
+        self, settings: PartSettings, ids: Sequence[str], wanted: npt.NDArray[np.bool_]
+    ) -> None:
+        spec = settings.spec
+        self.settings = settings
+        self.wanted = wanted
+        self.rows = Rows.empty(ids)
+        self.blocks = blocks_of(spec, settings.channels)
+        self.features: PartFeatures = {
+            b: np.full((len(ids), b.width), np.nan, spec.storage) for b in self.blocks
+        }
+        self.renderings = [Rendering(scale, check_view(spec.view)) for scale in spec.scales]
+        self.sizes: list[tuple[tuple[int, int], ...] | None] = [None] * len(ids)
+
+    def note_probe(self, position: int, seen: Probe) -> None:
+        """Put down what is known of an image before it is decoded."""
+        spec, rows = self.settings.spec, self.rows
+        found = measure(seen, spec.scales, check_view(spec.view))
+        rows.digest[position] = found.digest.encode()
+        rows.height[position], rows.width[position] = found.height, found.width
+        rows.size[position] = found.stamp.size
+        rows.modified[position] = found.stamp.modified
+        rows.changed[position] = found.stamp.changed
+        rows.error[position] = found.error
+        self.sizes[position] = found.view_sizes
+
+    def note_vectors(
+        self, scale: int, positions: Sequence[int], vectors: Mapping[Any, Any]
+    ) -> None:
+        """Put down the features of a batch."""
+        for block in self.blocks:
+            if block.scale == scale:
+                with np.errstate(over="ignore"):  # float16's range is checked by `close`
+                    self.features[block][positions] = vectors[block.level]
+
+    def close(self) -> None:
+        """Accept rows whose numbers, as they are stored, are all finite; empty the others."""
+        finite = np.ones(len(self.rows), dtype=bool)
+        for values in self.features.values():
+            finite &= np.isfinite(values).all(axis=1)
+        for position in np.flatnonzero(self.wanted):
+            if finite[position] and not self.rows.error[position]:
+                self.rows.status[position] = OK
+                continue
+            self.rows.error[position] = self.rows.error[position] or NOT_FINITE
+            for values in self.features.values():
+                values[position] = np.nan
+
+    def taken(self) -> tuple[Rows, PartFeatures]:
+        """Rows and features of the images that the cache lacked."""
+        if self.wanted.all():
+            return self.rows, self.features
+        kept = np.flatnonzero(self.wanted)
+        return self.rows.take(kept), {b: values[kept] for b, values in self.features.items()}
+
+
 class PartMaker:
-    """Makes parts with a pool of worker threads.
+    """Makes parts with a pool of worker threads, for one cache or for several at once.
 
     On a CPU every worker computes its own batch with one thread of its own: images are
     independent, so parallelism belongs between them, not inside an operator.
 
     Parameters
     ----------
-    settings : PartSettings
-        What is common to all parts.
+    settings : PartSettings or sequence of PartSettings
+        What is common to all parts, for every cache.
     computer : FeatureComputer
-        Runs the backbone.
+        Runs the backbone; its specs are those of the caches, in their order.
     clock : Clock
         Where the time goes.
     workers : int
@@ -70,17 +151,18 @@ class PartMaker:
     """
 
     def __init__(
-        self, settings: PartSettings, computer: FeatureComputer, clock: Clock, workers: int
+        self,
+        settings: PartSettings | Sequence[PartSettings],
+        computer: FeatureComputer,
+        clock: Clock,
+        workers: int,
     ) -> None:
-        self._settings = settings
-        self._spec = settings.spec
+        self._caches = (settings,) if isinstance(settings, PartSettings) else tuple(settings)
         self._computer = computer
         self._clock = clock
-        self._view = check_view(settings.spec.view)
-        self._blocks = blocks_of(settings.spec, settings.channels)
         on_cpu = computer.device.type == "cpu"
         default = CPU_BATCH_PIXELS if on_cpu else GPU_BATCH_PIXELS
-        self._batch_pixels = settings.batch_pixels or default
+        self._batch_pixels = self._caches[0].batch_pixels or default
         begin = (lambda: torch.set_num_threads(1)) if on_cpu else None
         self._workers = ThreadPoolExecutor(workers, "worker", begin)
         # A GPU takes one batch at a time, or two would share its memory.
@@ -92,8 +174,10 @@ class PartMaker:
     def __exit__(self, *_: object) -> None:
         self._workers.shutdown(wait=True, cancel_futures=True)
 
-    def make(self, part: Part, note: Callable[[int], Any] = lambda count: None) -> Path:
-        """Compute a part and write it.
+    def make(
+        self, part: Part, note: Callable[[int], Any] = lambda count: None
+    ) -> list[tuple[int, Path]]:
+        """Compute a part and write what each cache lacks of it.
 
         Parameters
         ----------
@@ -104,117 +188,144 @@ class PartMaker:
 
         Returns
         -------
-        Path
-            The part's file.
+        list of (int, Path)
+            Number of the cache and the part's file, for every cache that lacked something.
         """
-        rows, features = self.compute(part, note)
-        settings = self._settings
-        with self._clock.measure("write"):
-            return write_part(
-                settings.folder,
-                part.number,
-                rows,
-                features,
-                spec=settings.spec,
-                channels=settings.channels,
-                dataset=settings.dataset,
-            )
+        written = []
+        for number, sheet in enumerate(self._fill(part, note)):
+            if sheet.wanted.any():
+                with self._clock.measure("write"):
+                    written.append((number, _write(part, sheet)))
+        return written
 
     def compute(
         self, part: Part, note: Callable[[int], Any] = lambda count: None
     ) -> tuple[Rows, PartFeatures]:
-        """Compute a part: the table of its rows, and the features of every block."""
-        rows = Rows.empty(part.ids)
-        storage = self._spec.storage
-        features = {b: np.full((len(rows), b.width), np.nan, storage) for b in self._blocks}
-        probes = list(self._workers.map(self._probe, part.sources))
-        for position, found in enumerate(probes):
-            _note_probe(rows, position, found)
-        batches = [
-            self._workers.submit(self._compute, batch, part.sources, probes, rows, features)
-            for batch in self._batches(probes)
+        """Compute a part for the first cache: the table of its rows, the features of its blocks."""
+        return self._fill(part, note)[0].taken()
+
+    def _fill(self, part: Part, note: Callable[[int], Any]) -> list[Sheet]:
+        """Compute all that the caches lack of a part; every image is decoded once."""
+        sheets = [
+            Sheet(cache, part.ids, part.lacking(number))
+            for number, cache in enumerate(self._caches)
         ]
-        note(sum(found.view_sizes is None for found in probes))
+        for position, seen in enumerate(self._workers.map(self._look, part.sources)):
+            for sheet in sheets:
+                if sheet.wanted[position]:
+                    sheet.note_probe(position, seen)
+        gathering = Gathering(_plan(sheets, self._batch_pixels))
+        work = partial(self._load, gathering=gathering, sources=part.sources, sheets=sheets)
+        chunks = [self._workers.submit(work, chunk) for chunk in gathering.chunks()]
+        note(sum(all(sheet.sizes[i] is None for sheet in sheets) for i in range(len(part.ids))))
         # In order: `as_completed` would wait for ever for what a shutdown cancels.
-        for done in batches:
+        for done in chunks:
             note(done.result())
-        return rows, features
+        for sheet in sheets:
+            sheet.close()
+        return sheets
 
-    def _probe(self, source: Source) -> Probe:
+    def _look(self, source: Source) -> Probe:
         with self._clock.measure("read"):
-            return probe(source, self._spec.scales, self._view)
+            return look(source)
 
-    def _batches(self, probes: Sequence[Probe]) -> Iterator[list[int]]:
-        """Group by the views' sizes at all scales, which are then computed from one decoding."""
-        keys = [found.view_sizes for found in probes]
-        costs = [max((h * w for h, w in sizes), default=0) if sizes else 0 for sizes in keys]
-        return group(keys, costs, self._batch_pixels)
+    def _load(
+        self,
+        chunk: Sequence[int],
+        gathering: Gathering,
+        sources: Sequence[Source],
+        sheets: Sequence[Sheet],
+    ) -> int:
+        """Decode some images; compute the batches that are complete thereby."""
+        with self._clock.measure("read"):
+            loaded = {}
+            for position in chunk:
+                digest = _digest(sheets, position)
+                loaded[position] = load(sources[position], digest, gathering.renderings(position))
+        for position in chunk:
+            image = loaded.pop(position)
+            for number in gathering.wanted(position) if image.error else ():
+                sheets[number].rows.error[position] = image.error
+            for batch, views in gathering.put(position, image.views):
+                if views:
+                    self._compute(batch, views, sheets)
+        return len(chunk)
 
     def _compute(
-        self,
-        batch: Sequence[int],
-        sources: Sequence[Source],
-        probes: Sequence[Probe],
-        rows: Rows,
-        features: PartFeatures,
-    ) -> int:
-        """Decode a batch, compute it at every scale, put the results in their rows."""
-        with self._clock.measure("read"):
-            loaded = {i: load(sources[i], probes[i], self._spec.scales, self._view) for i in batch}
-        for position, image in loaded.items():
-            rows.error[position] = image.error
-        readable = [position for position in batch if loaded[position].views]
-        if readable:
-            self._fill([loaded[i] for i in readable], readable, rows, features)
-        return len(batch)
-
-    def _fill(
-        self, loaded: Sequence[Loaded], positions: Sequence[int], rows: Rows, features: PartFeatures
+        self, batch: Batch, views: Mapping[int, npt.NDArray[np.uint8]], sheets: Sequence[Sheet]
     ) -> None:
         """Compute a batch; halve it where memory does not suffice."""
+        positions, wanted = list(views), batch.wanted
         try:
-            for number, scale in enumerate(self._spec.scales):
-                views = np.stack([image.views[number] for image in loaded])
-                with self._device, self._clock.measure("compute"):
-                    vectors = self._computer(views)
-                for block in self._blocks:
-                    if block.scale == scale:
-                        with np.errstate(over="ignore"):  # float16's range is checked below
-                            features[block][positions] = vectors[block.level]
+            with self._device, self._clock.measure("compute"):
+                vectors = self._computer.compute(np.stack(list(views.values())), wanted)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         else:
-            _note_results(rows, positions, features)
+            for number, found in zip(wanted, vectors, strict=True):
+                sheets[number].note_vectors(batch.rendering.scale, positions, found)
             return
-        half = len(positions) // 2
-        if not half:
-            _fail(rows, positions[0], features, OUT_OF_MEMORY)
+        smaller = _halves(batch, positions)
+        if not smaller:
+            sheets[wanted[0]].rows.error[positions[0]] = OUT_OF_MEMORY
             return
         logger.info("a batch of %d images does not fit in memory; halving it", len(positions))
-        self._fill(loaded[:half], positions[:half], rows, features)
-        self._fill(loaded[half:], positions[half:], rows, features)
+        for half in smaller:
+            self._compute(half, {i: views[i] for i in half.positions}, sheets)
 
 
-def _note_probe(rows: Rows, position: int, found: Probe) -> None:
-    rows.digest[position] = found.digest.encode()
-    rows.height[position], rows.width[position] = found.height, found.width
-    rows.size[position] = found.stamp.size
-    rows.modified[position] = found.stamp.modified
-    rows.changed[position] = found.stamp.changed
-    rows.error[position] = found.error
+def _plan(sheets: Sequence[Sheet], budget: int) -> list[Batch]:
+    """Batches for every rendering, as they would be if it were the only one."""
+    batches = []
+    for rendering in dict.fromkeys(r for sheet in sheets for r in sheet.renderings):
+        keys = [_key(sheets, rendering, position) for position in range(len(sheets[0].rows))]
+        costs = [key[1][0] * key[1][1] if key else 0 for key in keys]
+        for positions in group(keys, costs, budget):
+            key = keys[positions[0]]
+            assert key is not None
+            batches.append(Batch(rendering, key[0], tuple(positions)))
+    return batches
 
 
-def _note_results(rows: Rows, positions: Sequence[int], features: PartFeatures) -> None:
-    """Accept rows whose numbers, as they are stored, are all finite."""
-    for position in positions:
-        if all(np.isfinite(values[position]).all() for values in features.values()):
-            rows.status[position] = OK
-        else:
-            _fail(rows, position, features, NOT_FINITE)
+def _key(
+    sheets: Sequence[Sheet], rendering: Rendering, position: int
+) -> tuple[tuple[int, ...], tuple[int, int]] | None:
+    """Caches that want an image at a rendering, and the size of the view; None if none does."""
+    sizes = {
+        number: found[sheet.renderings.index(rendering)]
+        for number, sheet in enumerate(sheets)
+        if rendering in sheet.renderings and (found := sheet.sizes[position]) is not None
+    }
+    return (tuple(sizes), next(iter(sizes.values()))) if sizes else None
 
 
-def _fail(rows: Rows, position: int, features: PartFeatures, error: str) -> None:
-    rows.error[position] = error
-    for values in features.values():
-        values[position] = np.nan
+def _digest(sheets: Sequence[Sheet], position: int) -> str:
+    """SHA-256 of an image's file when it was looked at."""
+    return next(bytes(s.rows.digest[position]).decode() for s in sheets if s.wanted[position])
+
+
+def _halves(batch: Batch, positions: Sequence[int]) -> list[Batch]:
+    """Two halves of a batch, or of the caches that want its only image; none if neither is left."""
+    middle = len(positions) // 2
+    if middle:
+        parts = [(batch.wanted, positions[:middle]), (batch.wanted, positions[middle:])]
+    elif len(batch.wanted) > 1:
+        parts = [((number,), positions) for number in batch.wanted]
+    else:
+        return []
+    return [Batch(batch.rendering, wanted, tuple(some)) for wanted, some in parts]
+
+
+def _write(part: Part, sheet: Sheet) -> Path:
+    rows, features = sheet.taken()
+    settings = sheet.settings
+    return write_part(
+        settings.folder,
+        part.number,
+        rows,
+        features,
+        spec=settings.spec,
+        channels=settings.channels,
+        dataset=settings.dataset,
+    )

@@ -25,13 +25,14 @@ from spptransfer.extraction.plan import Part
 from spptransfer.extraction.progress import Clock, Progress
 
 LoadBackbone = Callable[[], Backbone]
+PartFiles = list[tuple[int, Path]]
 
 
 @dataclass(frozen=True)
 class Done:
-    """What a worker process reports of a part it wrote."""
+    """What a worker process reports of a part it wrote, for each cache."""
 
-    path: Path
+    files: PartFiles
     images: int
     seconds: dict[str, float]
 
@@ -42,15 +43,15 @@ class PartTask:
 
     Parameters
     ----------
-    settings : PartSettings
-        What is common to all parts; the folder must be the same for all processes.
+    settings : tuple of PartSettings
+        What is common to all parts, for every cache; folders must be the same for all processes.
     load_backbone : callable
         Returns the `Backbone`; it travels by pickle.
     device : str
         A torch device.
     """
 
-    settings: PartSettings
+    settings: tuple[PartSettings, ...]
     load_backbone: LoadBackbone
     device: str
     key: str = field(default_factory=lambda: uuid4().hex)
@@ -69,12 +70,13 @@ class PartTask:
             _COMPUTERS[self.key] = self.computer()
         clock = Clock()
         with PartMaker(self.settings, _COMPUTERS[self.key], clock, workers=1) as maker:
-            path = maker.make(part)
-        return Done(path, len(part.ids), clock.seconds())
+            files = maker.make(part)
+        return Done(files, len(part.ids), clock.seconds())
 
     def computer(self) -> FeatureComputer:
         """Load the backbone."""
-        return FeatureComputer(self.load_backbone(), self.settings.spec, self.device)
+        specs = [cache.spec for cache in self.settings]
+        return FeatureComputer(self.load_backbone(), specs, self.device)
 
 
 _COMPUTERS: dict[str, FeatureComputer] = {}
@@ -87,7 +89,7 @@ def run(
     jobs: int,
     scheduler: str | None,
     progress: Progress,
-) -> Iterator[Path]:
+) -> Iterator[PartFiles]:
     """Make parts with one of the engines of `extract`; yields the files of finished parts."""
     if engine == "dask":
         return run_dask(parts, task, scheduler, progress)
@@ -97,13 +99,13 @@ def run(
 
 def run_threads(
     parts: Iterable[Part], task: PartTask, jobs: int, progress: Progress
-) -> Iterator[Path]:
+) -> Iterator[PartFiles]:
     """Make parts with threads, two parts at a time, so that one is written as another computes.
 
     Yields
     ------
-    Path
-        Files of the finished parts, in order.
+    list of (int, Path)
+        Cache by its number and file, for every finished part, in order.
     """
     computer = task.computer()
     # The maker closes first: it cancels the batches that a part in work still waits for.
@@ -111,7 +113,7 @@ def run_threads(
         ThreadPoolExecutor(2, "part") as pool,
         PartMaker(task.settings, computer, progress.clock, jobs) as maker,
     ):
-        running: deque[Future[Path]] = deque()
+        running: deque[Future[PartFiles]] = deque()
         for part in parts:
             running.append(pool.submit(maker.make, part, progress.note))
             if len(running) == 2:
@@ -126,13 +128,13 @@ def run_threads(
 
 def run_processes(
     parts: Iterable[Part], task: PartTask, jobs: int, progress: Progress
-) -> Iterator[Path]:
+) -> Iterator[PartFiles]:
     """Make parts with worker processes on this machine.
 
     Yields
     ------
-    Path
-        Files of the finished parts, in any order.
+    list of (int, Path)
+        Cache by its number and file, for every finished part, in any order.
 
     Raises
     ------
@@ -150,7 +152,7 @@ def run_processes(
 
 def run_dask(
     parts: Iterable[Part], task: PartTask, scheduler: str | None, progress: Progress
-) -> Iterator[Path]:
+) -> Iterator[PartFiles]:
     """Make parts with the workers of a Dask cluster; those of a dead worker go to another one.
 
     Parameters
@@ -160,8 +162,8 @@ def run_dask(
 
     Yields
     ------
-    Path
-        Files of the finished parts, in any order.
+    list of (int, Path)
+        Cache by its number and file, for every finished part, in any order.
 
     Raises
     ------
@@ -182,13 +184,13 @@ def run_dask(
 
 def _run(
     parts: Iterable[Part], task: PartTask, progress: Progress, **options: Any
-) -> Iterator[Path]:
+) -> Iterator[PartFiles]:
     waiting = (joblib.delayed(task)(part) for part in parts if not progress.stopped)
     parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1, **options)
     with contextlib.closing(parallel(waiting)) as results:
         for done in results:
             progress.clock.add(done.seconds)
             progress.note(done.images)
-            yield done.path
+            yield done.files
             if progress.stopped:
                 return

@@ -310,7 +310,7 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_computed(
     place, images, tmp_path, monkeypatch
 ):
     (tmp_path / place).write_text("a file, no folder")
-    monkeypatch.setattr("spptransfer.experiment.running.extract", None)
+    monkeypatch.setattr("spptransfer.experiment.running.extract_together", None)
     with pytest.raises(CacheError, match=f"cannot write '.*{place}'"):
         run(experiment(images, tmp_path), COMMAND)
 

@@ -11,7 +11,17 @@ from image_files import encode, picture, rotated_by_exif
 
 from spptransfer import images
 from spptransfer.extraction import batches
-from spptransfer.extraction.batches import CHANGED, OUT_OF_MEMORY, Stamp, group, load, probe
+from spptransfer.extraction.batches import (
+    CHANGED,
+    OUT_OF_MEMORY,
+    Batch,
+    Gathering,
+    Rendering,
+    Stamp,
+    group,
+    load,
+    probe,
+)
 
 
 @pytest.fixture
@@ -32,7 +42,7 @@ def test_a_probe_knows_size_and_digest_without_decoding(image, monkeypatch):
 
 def test_the_views_loaded_have_the_size_that_was_probed(image):
     found = probe(image, [25, 64], "full")
-    loaded = load(image, found, [25, 64], "full")
+    loaded = load(image, found.digest, [Rendering(25, "full"), Rendering(64, "full")])
     assert tuple(view.shape[:2] for view in loaded.views) == found.view_sizes
     assert loaded.error == ""
 
@@ -74,13 +84,13 @@ def test_an_image_cut_off_after_its_header_fails_when_it_is_decoded(tmp_path):
     path.write_bytes(encode(picture(50, 70))[:900])
     found = probe(path, [64], "full")
     assert found.error == ""
-    assert "cannot decode" in load(path, found, [64], "full").error
+    assert "cannot decode" in load(path, found.digest, [Rendering(64, "full")]).error
 
 
 def test_an_image_that_changes_between_probing_and_loading_fails(image):
     found = probe(image, [64], "full")
     image.write_bytes(encode(picture(50, 70, 9)))
-    assert load(image, found, [64], "full").error == CHANGED
+    assert load(image, found.digest, [Rendering(64, "full")]).error == CHANGED
 
 
 def test_an_image_too_large_to_decode_fails(image, monkeypatch):
@@ -90,7 +100,7 @@ def test_an_image_too_large_to_decode_fails(image, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(batches.images, "render", exhausted)
-    assert load(image, found, [64], "full").error == OUT_OF_MEMORY
+    assert load(image, found.digest, [Rendering(64, "full")]).error == OUT_OF_MEMORY
 
 
 @given(
@@ -110,6 +120,43 @@ def test_every_position_with_a_key_is_in_one_batch_of_equals_within_the_budget(k
 
 
 def test_views_are_bytes_of_three_channels(image):
-    loaded = load(image, probe(image, [33], "warp"), [33], "warp")
+    loaded = load(image, probe(image, [33], "warp").digest, [Rendering(33, "warp")])
     assert loaded.views[0].shape == (33, 33, 3)
     assert loaded.views[0].dtype == np.uint8
+
+
+@st.composite
+def batches_of_a_part(draw):
+    """Batches in which every image is at most once per rendering, and at least in one."""
+    count = draw(st.integers(1, 12))
+    found = []
+    for scale in draw(st.lists(st.integers(1, 4), min_size=1, max_size=3, unique=True)):
+        keys = draw(
+            st.lists(st.one_of(st.none(), st.integers(1, 3)), min_size=count, max_size=count)
+        )
+        for positions in group(keys, [1] * count, draw(st.integers(1, 4))):
+            found.append(Batch(Rendering(scale, "full"), (keys[positions[0]],), tuple(positions)))
+    return found
+
+
+@given(batches_of_a_part(), st.randoms(), st.sets(st.integers(0, 11)))
+def test_every_batch_is_completed_once_by_the_last_of_its_views(some, chance, broken):
+    gathering = Gathering(some)
+    order = [position for chunk in gathering.chunks() for position in chunk]
+    assert sorted(order) == sorted({p for batch in some for p in batch.positions})
+    chance.shuffle(order)
+    done = []
+    for count, position in enumerate(order, start=1):
+        renderings = gathering.renderings(position)
+        views = [np.full((1, 1, 3), scale, np.uint8) for scale, _ in renderings]
+        put = set(order[:count])
+        for batch, gathered in gathering.put(position, [] if position in broken else views):
+            assert put.issuperset(batch.positions)
+            assert list(gathered) == [p for p in batch.positions if p not in broken]
+            assert all((view == batch.rendering.scale).all() for view in gathered.values())
+            done.append(batch)
+    assert len(done) == len(some)
+    assert {(b.rendering, b.positions) for b in done} == {(b.rendering, b.positions) for b in some}
+    for position in order:
+        caches = {c for batch in some if position in batch.positions for c in batch.wanted}
+        assert gathering.wanted(position) == caches

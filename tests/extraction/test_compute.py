@@ -13,6 +13,7 @@ from image_files import picture
 from spptransfer import backbones, images
 from spptransfer.errors import ConfigError
 from spptransfer.extraction.compute import FeatureComputer, is_out_of_memory
+from spptransfer.extraction.strips import Strips
 from spptransfer.pyramid import bin_bounds
 
 FAMILIES = [
@@ -88,17 +89,17 @@ def test_strips_give_the_whole_map_for_every_family(name):
     spec = make_spec(backbone=name, levels=(6,), scales=(64,))
     computer = FeatureComputer(network, spec)
     generator = np.random.default_rng(7)
-    shortest = (6 * computer._margin + 3) * computer._stride
+    cutter = Strips(network.info, 1)
+    shortest = (6 * cutter.margin + 3) * cutter.stride
     side = int(generator.integers(31, 60))
     length = int(shortest * generator.uniform(1, 1.5))
     pixels = generator.integers(0, 256, (1, side, length, 3), dtype=np.uint8)
     for views in (pixels, pixels.transpose(0, 2, 1, 3).copy()):
         batch = torch.from_numpy(views)
         computer.strip_pixels = 1 << 30
-        whole = computer._maps(batch)
+        whole = computer._maps(batch, ["spp"])["spp"]
         computer.strip_pixels = 1
-        strips = computer._maps(batch)
-        assert len(list(computer._strips(batch))) > 1
+        strips = computer._maps(batch, ["spp"])["spp"]
         assert strips.shape == whole.shape
         assert_close(strips.numpy(), whole.numpy(), 2e-5)
 
@@ -108,13 +109,14 @@ def test_a_strip_never_grows_with_the_image():
     computer.strip_pixels = 48 * 400
     seen = []
     network = computer._backbone
-    computer._margin  # noqa: B018 - measured before the maps are watched
-    original = network.maps
-    network.maps = lambda pixels: seen.append(pixels.shape[3]) or original(pixels)
+    original = network.maps_of
+    network.maps_of = lambda pixels, layers: (
+        seen.append(pixels.shape[3]) or original(pixels, layers)
+    )
     try:
-        computer(view(48, 3000)[None])
+        computer(view(48, 4000)[None])
     finally:
-        del network.maps
+        del network.maps_of
     assert len(seen) > 5
     assert max(seen) < 1000
 
@@ -197,10 +199,10 @@ def test_extreme_shapes_equal_the_whole_map_in_every_cell(size):
     pixels = torch.from_numpy(images.render(picture(*size), 64)[None])
     assert max(pixels.shape[1:3]) > 85_000
     computer.strip_pixels = 1 << 18
-    assert len(list(computer._strips(pixels))) > 10
-    strips = computer._maps(pixels)
+    assert max(pixels.shape[1:3]) * 64 > 10 * computer.strip_pixels
+    strips = computer._maps(pixels, ["spp"])["spp"]
     computer.strip_pixels = 1 << 30
-    whole = computer._maps(pixels)
+    whole = computer._maps(pixels, ["spp"])["spp"]
     assert strips.shape == whole.shape
     assert_close(strips.numpy(), whole.numpy(), 1e-5)
 
@@ -215,14 +217,15 @@ def test_extreme_shapes_at_full_scale_equal_what_pieces_of_them_give(size):
     axis = 2 if size[0] == 3 else 1
     length = pixels.shape[axis]
     assert length > 290_000
-    maps = computer._maps(pixels)
-    stride, cells, margin = computer._stride, 300, computer._margin
+    maps = computer._maps(pixels, ["spp"])["spp"]
+    cutter, cells = Strips(network.info, computer.strip_pixels), 300
+    stride, margin = cutter.stride, cutter.margin
     last = (length - cells * stride) // stride
     computer.strip_pixels = 1 << 30
     for first in (0, 7777, last):
         end = length if first == last else (first + cells) * stride
         piece = pixels.narrow(axis, first * stride, end - first * stride)
-        whole = computer._maps(piece)
+        whole = computer._maps(piece, ["spp"])["spp"]
         inner = slice(margin if first else 0, whole.shape[axis + 1] - (first < last) * margin)
         found = maps.narrow(axis + 1, first, whole.shape[axis + 1])
         expected, found = (

@@ -202,7 +202,9 @@ def test_only_what_is_new_or_changed_is_decoded(tmp_path, monkeypatch):
     ids = [id for id in dataset.ids if id != "0004.png"]
     decoded = []
     decode = images.decode
-    monkeypatch.setattr(images, "decode", lambda data: decoded.append(data) or decode(data))
+    monkeypatch.setattr(
+        images, "decode", lambda data, *how: decoded.append(data) or decode(data, *how)
+    )
     report = run(open_folder(dataset.root, [*ids, "new.png"]), tmp_path / "a.h5")
     assert counts(report) == (1, 1, 4, 1, 0)
     assert len(decoded) == 2
@@ -283,14 +285,14 @@ def test_an_error_in_the_middle_keeps_the_parts_and_is_passed_on(tmp_path):
     dataset = make_dataset(tmp_path / "images", many_images(12))
     network = backbones.load("squeezenet1_1", "random", layer="fire4")
     calls = iter(range(100))
-    original = network.maps
+    original = network.maps_of
 
-    def breaking(pixels):
+    def breaking(pixels, layers):
         if next(calls) > 20:
             raise RuntimeError("the device fell off the bus")
-        return original(pixels)
+        return original(pixels, layers)
 
-    network.maps = breaking
+    network.maps_of = breaking
     with pytest.raises(RuntimeError, match="fell off the bus"):
         run(
             dataset,
@@ -306,14 +308,14 @@ def test_an_error_in_the_middle_keeps_the_parts_and_is_passed_on(tmp_path):
 
 
 def _without_memory(network, largest):
-    original = network.maps
+    original = network.maps_of
 
-    def maps(pixels):
+    def maps_of(pixels, layers):
         if pixels.shape[0] * pixels.shape[2] * pixels.shape[3] > largest:
             raise torch.OutOfMemoryError("out of memory")
-        return original(pixels)
+        return original(pixels, layers)
 
-    network.maps = maps
+    network.maps_of = maps_of
     return network
 
 

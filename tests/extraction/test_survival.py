@@ -66,6 +66,71 @@ print(killed, finished)
 """
 
 
+KILLING_SEVERAL = """
+import os, random, shutil, signal, sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)  # threads of an operator do not survive a fork
+from extraction_cases import make_dataset, many_images, mini, run_alone, run_together
+
+folder, images, kills = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+names = ("conv1", "conv4", "larger", "crop", "fc6", "fc7")
+dataset = make_dataset(folder / "images", many_images(images))
+mini()
+
+def in_child(work):
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException as error:
+            print(type(error).__name__, error, file=sys.stderr, flush=True)
+            os._exit(1)
+    return child
+
+def together(path):
+    return in_child(lambda: run_together(dataset, path, names, part_rows=1))
+
+def alone():
+    for name in names:
+        run_alone(dataset, folder / "alone", name, part_rows=1)
+
+_, status = os.waitpid(in_child(alone), 0)
+assert status == 0
+start = time.monotonic()
+_, status = os.waitpid(together(folder / "at_once"), 0)
+assert status == 0
+duration = time.monotonic() - start
+reference = {name: (folder / "alone" / f"{name}.h5").read_bytes() for name in names}
+
+def compare(path):
+    for name in names:
+        assert (path / f"{name}.h5").read_bytes() == reference[name], name
+    assert sorted(file.name for file in path.iterdir()) == sorted(f"{name}.h5" for name in names)
+
+compare(folder / "at_once")
+killed = 0
+chance = random.Random(20)
+path = folder / "killed"
+while killed < kills:
+    child = together(path)
+    time.sleep(chance.uniform(0, duration * chance.choice([0.1, 0.4, 1.0])))
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        killed += 1
+        continue
+    assert status == 0, status
+    compare(path)
+    shutil.rmtree(path)
+_, status = os.waitpid(together(path), 0)
+assert status == 0
+compare(path)
+print(killed)
+"""
+
+
 def start_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     return subprocess.run(
@@ -89,6 +154,20 @@ def test_a_hundred_kills_at_random_moments_lose_nothing(tmp_path):
 
 def test_a_few_kills_at_random_moments_lose_nothing(tmp_path):
     done = start_python(KILLING, tmp_path, 8, 4)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_kills_of_a_pass_for_several_caches_leave_those_of_uninterrupted_single_ones(tmp_path):
+    done = start_python(KILLING_SEVERAL, tmp_path, 20, 40)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) == 40
+    for name in ("conv1", "crop", "fc7"):
+        assert verify(tmp_path / "killed" / f"{name}.h5") == []
+
+
+def test_a_few_kills_of_a_pass_for_several_caches_lose_nothing(tmp_path):
+    done = start_python(KILLING_SEVERAL, tmp_path, 6, 4)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -1,0 +1,125 @@
+"""A table of experiments as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from spptransfer.cache.files import appearing
+from spptransfer.errors import ConfigError
+from spptransfer.report import formatting, grid
+
+_HERE = Path(__file__).parent
+
+
+def is_grid(folder: Path) -> bool:
+    """Whether a folder holds the results of a table of experiments, not those of one run."""
+    try:
+        results = json.loads((folder / "results.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(results, dict) and results.get("format") == "spptransfer-grid"
+
+
+def write_grid_page(folder: Path, *, output: Path | None = None) -> Path:
+    """Write the page of a table of experiments.
+
+    Parameters
+    ----------
+    folder : Path
+        The table's folder, with its ``results.json``.
+    output : Path, optional
+        The file to write, by default ``report.html`` in that folder.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds no results.
+
+    Examples
+    --------
+    >>> write_grid_page(Path("no such table"))
+    Traceback (most recent call last):
+        ...
+    spptransfer.errors.ConfigError: 'no such table' holds no results of a grid
+    """
+    if not is_grid(folder):
+        raise ConfigError(f"'{folder}' holds no results of a grid")
+    results = json.loads((folder / "results.json").read_text("utf-8"))
+    target = folder / "report.html" if output is None else output
+    with appearing(target) as temporary:
+        # A file name that is no valid UTF-8 arrives as lone surrogates, which have no encoding.
+        temporary.write_bytes(render_grid(results).encode("utf-8", errors="replace"))
+    return target
+
+
+def render_grid(results: Mapping[str, Any]) -> str:
+    """Make the page of a table of experiments.
+
+    Parameters
+    ----------
+    results : mapping
+        Contents of the table's ``results.json``.
+
+    Returns
+    -------
+    str
+        The HTML text.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters.update(duration=formatting.duration, count=formatting.count)
+    style = Markup((_HERE / "grid.css").read_text("utf-8"))
+    return environment.get_template("grid.html").render(
+        results=results,
+        tables=[_table(results, metric) for metric in grid.shown_metrics(results)],
+        notes=grid.missing_notes(results),
+        theirs=grid.THEIRS,
+        style=style,
+        policy=f"default-src 'none'; img-src data:; style-src {_digest(style)}; base-uri 'none'",
+    )
+
+
+def _table(results: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """Header cells with their spans, and rows of values with links to their runs."""
+    columns = grid.grid_columns(results, metric)
+    runs = {(cell["row"], cell["column"]): cell["run"] for cell in results["cells"]}
+    groups = list(dict.fromkeys(column.group for column in columns))
+    return {
+        "caption": grid.caption(results, metric),
+        "groups": [(group, sum(c.group == group for c in columns)) for group in groups],
+        "names": columns,
+        "rows": [
+            (
+                label,
+                [
+                    (c.values[i], c.is_ours, runs.get((label, c.group)) if c.is_ours else None)
+                    for c in columns
+                ],
+            )
+            for i, label in enumerate(results["rows"])
+        ],
+    }
+
+
+def _digest(text: str) -> str:
+    """Name an inline element's text in a content security policy."""
+    digest = hashlib.sha256(text.encode("utf-8")).digest()
+    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
