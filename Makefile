@@ -52,3 +52,6 @@ clean:
 schema: $(VENV)/.demo-installed
 	$(RUN) -c "import json; from spptransfer.config import Pipeline; \
 	print(json.dumps(Pipeline.model_json_schema(), indent=1))" > pipelines/pipeline.schema.json
+	$(RUN) -c "import json; from spptransfer.pretraining.config import PretrainingPipeline; \
+	print(json.dumps(PretrainingPipeline.model_json_schema(), indent=1))" \
+	> pipelines/pretraining.schema.json

@@ -16,6 +16,11 @@ of 0.75), which is the code the authors built upon.
 The last pooling is the pyramid: (6, 3, 2, 1) with SPP, level 6 alone without. On the 13 x 13 and
 18 x 18 maps of a 224-pixel input level 6 is the plain pooling of 3 x 3 windows.
 
+ZF-5-64 is not in the table: the same shape for images of 64 pixels. The second pooling is left out,
+so that the total stride is 8 and a 64-pixel input keeps 8 x 8 cells, and every convolution is
+followed by a batch normalisation instead of the response normalisation. Its widths are those of
+its catalogue entry.
+
 Inputs are ``255 * x - 128`` for RGB in [0, 1].
 """
 
@@ -26,8 +31,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from spptransfer.backbones.base import Network, leading, pyramid_head
+from spptransfer.backbones.base import Network, initialize, leading, pyramid_head
 from spptransfer.backbones.catalogue import describe
+from spptransfer.backbones.info import BackboneInfo
 from spptransfer.pyramid import SpatialPyramidPooling
 
 
@@ -47,8 +53,10 @@ def network(name: str, num_classes: int, levels: tuple[int, ...] | None = None) 
     -------
     Network
     """
-    build = _CONVOLUTIONS[name.removesuffix("-no-spp")]
-    return PaperNet(build(), levels or describe(name).levels, num_classes)
+    info = describe(name)
+    modules = _CONVOLUTIONS[name.removesuffix("-no-spp")](info)
+    length = info.layers[-1].channels
+    return PaperNet(modules, levels or info.levels, num_classes, length)
 
 
 class WithinChannelNorm(nn.Module):
@@ -81,7 +89,7 @@ def _max_pool(kernel: int, stride: int, round_up: bool) -> nn.Module:
     return nn.MaxPool2d(kernel, stride, ceil_mode=round_up)
 
 
-def _zf5() -> dict[str, nn.Module]:
+def _zf5(info: BackboneInfo) -> dict[str, nn.Module]:
     return {
         "conv1": nn.Conv2d(3, 96, 7, stride=2, padding=1),
         "relu1": nn.ReLU(inplace=True),
@@ -95,7 +103,7 @@ def _zf5() -> dict[str, nn.Module]:
     }
 
 
-def _convnet_star_5() -> dict[str, nn.Module]:
+def _convnet_star_5(info: BackboneInfo) -> dict[str, nn.Module]:
     return {
         "conv1": nn.Conv2d(3, 96, 11, stride=4, padding=2),
         "relu1": nn.ReLU(inplace=True),
@@ -123,6 +131,28 @@ def _overfeat(last: int) -> dict[str, nn.Module]:
     }
 
 
+def _zf5_64(info: BackboneInfo) -> dict[str, nn.Module]:
+    widths = [layer.channels for layer in info.layers if layer.name.startswith("conv")]
+    modules = _normalised(1, 3, widths[0], kernel=7, stride=2)
+    modules["pool1"] = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+    modules |= _normalised(2, widths[0], widths[1], kernel=5, stride=2)
+    for number in (3, 4, 5):
+        modules |= _normalised(number, widths[number - 2], widths[number - 1], kernel=3, stride=1)
+    return modules
+
+
+def _normalised(
+    number: int, in_channels: int, out_channels: int, kernel: int, stride: int
+) -> dict[str, nn.Module]:
+    """Convolution that keeps the map's size up to its stride, its batch norm and ReLU."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
+    return {
+        f"conv{number}": conv,
+        f"bn{number}": nn.BatchNorm2d(out_channels),
+        f"relu{number}": nn.ReLU(inplace=True),
+    }
+
+
 def _three_by_three(first: int, channels: tuple[int, ...]) -> dict[str, nn.Module]:
     """3 x 3 convolutions that keep the size, numbered from the first."""
     modules: dict[str, nn.Module] = {}
@@ -133,11 +163,12 @@ def _three_by_three(first: int, channels: tuple[int, ...]) -> dict[str, nn.Modul
     return modules
 
 
-_CONVOLUTIONS: dict[str, Callable[[], dict[str, nn.Module]]] = {
+_CONVOLUTIONS: dict[str, Callable[[BackboneInfo], dict[str, nn.Module]]] = {
     "zf5": _zf5,
     "convnet-star-5": _convnet_star_5,
-    "overfeat-5": lambda: _overfeat(5),
-    "overfeat-7": lambda: _overfeat(7),
+    "overfeat-5": lambda info: _overfeat(5),
+    "overfeat-7": lambda info: _overfeat(7),
+    "zf5-64": _zf5_64,
 }
 
 
@@ -152,10 +183,16 @@ class PaperNet(Network):
         Pyramid in front of the fully connected layers.
     num_classes : int
         Length of the last layer.
+    length : int, default=4096
+        Length of the other two fully connected layers.
     """
 
     def __init__(
-        self, convolutional: dict[str, nn.Module], levels: tuple[int, ...], num_classes: int
+        self,
+        convolutional: dict[str, nn.Module],
+        levels: tuple[int, ...],
+        num_classes: int,
+        length: int = 4096,
     ) -> None:
         super().__init__()
         for name, module in convolutional.items():
@@ -163,17 +200,23 @@ class PaperNet(Network):
         self._last_map = list(convolutional)[-1]
         channels = [m.out_channels for m in self.children() if isinstance(m, nn.Conv2d)]
         self.pyramid = SpatialPyramidPooling(levels)
-        length = channels[-1] * self.pyramid.bins
+        in_features = channels[-1] * self.pyramid.bins
         for number in (len(channels) + 1, len(channels) + 2):
-            self.add_module(f"fc{number}", nn.Linear(length, 4096))
+            self.add_module(f"fc{number}", nn.Linear(in_features, length))
             self.add_module(f"relu{number}", nn.ReLU(inplace=True))
             self.add_module(f"drop{number}", nn.Dropout(0.5))
-            length = 4096
+            in_features = length
         self.add_module(f"fc{len(channels) + 3}", nn.Linear(length, num_classes))
         self._initialize()
 
     def _initialize(self) -> None:
-        """Draw narrow gaussian weights; biases start at 0 in conv1 and conv3, else at 1."""
+        """Draw narrow gaussian weights; biases start at 0 in conv1 and conv3, else at 1.
+
+        With batch norms, convolutions are drawn by He's rule and biases start at 0.
+        """
+        if any(isinstance(module, nn.BatchNorm2d) for module in self.children()):
+            initialize(self)
+            return
         for name, module in self.named_children():
             if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
                 nn.init.normal_(module.weight, std=0.01)

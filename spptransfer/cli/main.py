@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from spptransfer._version import __version__
-from spptransfer.cli import caches, catalogues, pipelines, scoring
+from spptransfer.cli import caches, catalogues, evaluation, pipelines, pretraining, scoring
 from spptransfer.cli.output import Output, on_one_line, warnings_shown
 from spptransfer.errors import ConfigError, SPPTransferError, suggestion
 
@@ -46,7 +46,14 @@ app = typer.Typer(
 pipelines.register(app)
 scoring.register(app)
 catalogues.register(app)
-app.add_typer(caches.app, name="cache", cls=Commands)
+pretraining.register(app)
+evaluation.register(app)
+app.add_typer(
+    caches.app,
+    name="cache",
+    cls=Commands,
+    short_help="List, verify, export, merge and prune feature caches.",
+)
 
 
 def _print_version(wanted: bool) -> None:

@@ -6,11 +6,16 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from spptransfer.extraction import Extraction
+
+_SHOWN_FAILURES = 10
 _KEYS = ("status", "headline", "metrics", "rows", "run", "cache", "report", "model")
 
 
@@ -121,6 +126,24 @@ def short_path(path: Path) -> str:
     """Path as short as it can be told from here."""
     path, here = path.resolve(), Path.cwd()
     return printable(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def counts(total: int, extraction: Extraction) -> str:
+    """Say how many images went in, and what became of them."""
+    return (
+        f"{total:,} images: {extraction.added:,} added, {extraction.changed:,} changed, "
+        f"{extraction.unchanged:,} unchanged, {extraction.removed:,} removed, "
+        f"{len(extraction.failures):,} failed"
+    )
+
+
+def tell_failures(failures: Mapping[str, str], output: Output) -> None:
+    """List the first images that failed, and count the others."""
+    for id, error in islice(failures.items(), _SHOWN_FAILURES):
+        output.complain(f"  failed: {printable(id)}: {printable(error)}")
+    if len(failures) > _SHOWN_FAILURES:
+        more = len(failures) - _SHOWN_FAILURES
+        output.complain(f"  ... and {more:,} more; `spptransfer cache info` lists all")
 
 
 @contextlib.contextmanager

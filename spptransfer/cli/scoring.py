@@ -91,11 +91,13 @@ def report(
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
-    """Write the HTML report of a run anew, one file that needs no other."""
+    """Write the HTML report of a run, or of a table of runs, anew: one file without others."""
     from spptransfer.report import write_report
+    from spptransfer.report.grid_page import is_grid, write_grid_page
 
     words = Output(quiet, json)
-    written = write_report(run, output=output)
+    write = write_grid_page if is_grid(run) else write_report
+    written = write(run, output=output)
     words.say(f"report: {short_path(written)}")
     words.finish(status="ok", run=str(run.resolve()), report=str(written.resolve()))
     return 0

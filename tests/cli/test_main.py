@@ -9,7 +9,10 @@ import pytest
 import spptransfer
 from spptransfer.cli import main
 
-COMMANDS = ("run", "extract", "train", "predict", "report", "backbones", "datasets", "cache")
+COMMANDS = (
+    *("run", "extract", "train", "predict", "report", "backbones", "datasets"),
+    *("pretrain", "evaluate-backbone", "cache"),
+)
 CACHE_COMMANDS = ("list", "info", "verify", "export", "prune", "merge")
 
 

@@ -1,0 +1,140 @@
+"""The command that trains a network of the paper from random weights."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spptransfer.cli.options import (
+    RUNS_DIR,
+    DataRoot,
+    Device,
+    Json,
+    Overrides,
+    PipelineFile,
+    Quiet,
+    WeightsDir,
+)
+from spptransfer.cli.output import Output, short_path
+
+if TYPE_CHECKING:
+    from spptransfer.pretraining.run import Outcome
+
+_ONE_SIGNAL_SECONDS = 2
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(short_help="Train a network of the paper from random weights.")(pretrain)
+
+
+def pretrain(
+    pipeline: PipelineFile,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run.", show_default="runs/ and the pipeline file's name"),
+    ] = None,
+    data_root: DataRoot = None,
+    weights_dir: WeightsDir = None,
+    device: Device = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Threads of the network on a CPU.", show_default="one per processor"
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Threads that prepare images.", show_default="as many as are worth it"
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> int:
+    """Train a network of the paper from random weights on a folder of class folders.
+
+    Interrupted or killed, the same command goes on where its last checkpoint stands.
+    """
+    from spptransfer.pretraining.config import read_pipeline
+    from spptransfer.pretraining.distributed import team_of_environment
+    from spptransfer.pretraining.machine import Machine
+    from spptransfer.pretraining.run import pretrain as run
+
+    leads = team_of_environment().leads
+    if not leads:
+        logging.getLogger("spptransfer").setLevel(logging.ERROR)
+    output = Output(quiet or not leads, json and leads)
+    settings = read_pipeline(pipeline, overrides or ())
+    machine = Machine(
+        folder=out or RUNS_DIR / pipeline.stem,
+        data_root=data_root,
+        weights_dir=weights_dir,
+        device=device,
+        jobs=jobs,
+        threads=threads,
+        progress=_bar(output.quiet),
+        tell=output.say,
+    )
+    with _stopping(machine.stop):
+        outcome = run(settings, machine)
+    if not outcome.finished:
+        raise KeyboardInterrupt
+    return _tell(outcome, output)
+
+
+def _bar(quiet: bool) -> Any:
+    """Progress bars on a terminal's error stream."""
+    from tqdm import tqdm
+
+    def progress(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
+        hidden = quiet or not sys.stderr.isatty()
+        return tqdm(items, desc=label, total=total, disable=hidden, leave=False)
+
+    return progress
+
+
+@contextlib.contextmanager
+def _stopping(stop: threading.Event) -> Iterator[None]:
+    """Let the first Ctrl-C or SIGTERM finish the step in work, a later one stop at once."""
+    asked = 0.0
+
+    def ask(signum: int, frame: Any) -> None:
+        nonlocal asked
+        # Torch's launcher passes on the signal that the terminal has sent to its processes too.
+        if stop.is_set() and time.monotonic() > asked + _ONE_SIGNAL_SECONDS:
+            raise KeyboardInterrupt
+        asked = asked or time.monotonic()
+        stop.set()
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _tell(outcome: Outcome, output: Output) -> int:
+    last = outcome.history[-1]
+    if outcome.weights is not None:
+        output.say(f"weights: {short_path(outcome.weights)}")
+    names = ("loss", "val_top1", "val_top5")
+    output.finish(
+        status="ok",
+        headline={"metric": "val_top1", "value": last["val_top1"], "std": None},
+        metrics={name: last[name] for name in names},
+        run=str(outcome.folder.resolve()),
+        model=str(outcome.weights.resolve()) if outcome.weights else None,
+    )
+    return 0

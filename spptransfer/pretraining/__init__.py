@@ -1,0 +1,1 @@
+"""Pre-training: a network of the SPP-net paper, from random weights, on folders of classes."""

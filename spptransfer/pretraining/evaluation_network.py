@@ -1,0 +1,269 @@
+"""A trained classification network in three parts: maps, a row per region of them, class scores."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from spptransfer import backbones
+from spptransfer.backbones.base import Network
+from spptransfer.backbones.checkpoints import read_tensors
+from spptransfer.backbones.folding import fold_batch_norms
+from spptransfer.backbones.info import BackboneInfo
+from spptransfer.backbones.loading import map_side
+from spptransfer.backbones.weights import locate
+from spptransfer.errors import WeightsError
+from spptransfer.pyramid import check_levels
+
+_COUNTER = "num_batches_tracked"  # in old files absent, and only used in training
+
+
+@dataclass(frozen=True)
+class About:
+    """What a weights file of `spptransfer pretrain` says of its training; None where it does not.
+
+    Parameters
+    ----------
+    network : str, optional
+        Name of the network.
+    classes : tuple of str, optional
+        Names of the classes in the order of the scores.
+    levels : tuple of int, optional
+        The pyramid, where it is not the catalogue's.
+    resize, size : int, optional
+        Smaller side of the image and side of the crop, in pixels.
+    """
+
+    network: str | None = None
+    classes: tuple[str, ...] | None = None
+    levels: tuple[int, ...] | None = None
+    resize: int | None = None
+    size: int | None = None
+
+
+def read_about(path: Path) -> About:
+    """Read what a weights file says of its training.
+
+    Parameters
+    ----------
+    path : Path
+        A weights file; only ``.safetensors`` files can say anything.
+
+    Returns
+    -------
+    About
+
+    Raises
+    ------
+    WeightsError
+        If the file cannot be read, or its description is damaged.
+
+    Examples
+    --------
+    >>> from spptransfer.backbones.weights import path_of
+    >>> read_about(path_of("spp-mini", "embedded")).classes is None
+    True
+    """
+    if path.suffix != ".safetensors":
+        return About()
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("spptransfer", "{}")
+        return _parse_about(json.loads(text))
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"weights '{path}' cannot be read: {error}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise WeightsError(f"what weights '{path}' say of themselves is damaged") from error
+
+
+def _parse_about(values: dict[str, Any]) -> About:
+    pipeline = values.get("pipeline", {})
+    levels = pipeline.get("network", {}).get("levels")
+    images = pipeline.get("images", {})
+    sides = {key: int(images[key]) for key in ("resize", "size") if key in images}
+    classes = values.get("classes")
+    return About(
+        network=values.get("network"),
+        classes=None if classes is None else tuple(map(str, classes)),
+        levels=None if levels is None else check_levels(levels),
+        **sides,
+    )
+
+
+class Classifier(nn.Module):
+    """A frozen network that classifies regions of feature maps as it classifies images.
+
+    Parameters
+    ----------
+    network : Network
+        Trained, with all its layers. It is not changed.
+    info : BackboneInfo
+        Its entry in the catalogue.
+    about : About, optional
+        What its weights say of themselves.
+
+    Attributes
+    ----------
+    trunk : Sequential
+        From N x 3 x H x W images, normalised with ``info.mean`` and ``info.std``, to maps.
+    pool : Module
+        From maps, or regions of maps, of any size to rows of one length: the pyramid.
+    score : Module
+        From rows to class scores: the fully connected layers. Networks without a pyramid end in
+        a mean over the map; with them `pool` is all of the rest and `score` passes it on.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spptransfer import backbones
+    >>> info = backbones.describe("spp-mini")
+    >>> classifier = Classifier(backbones.network("spp-mini", num_classes=5), info)
+    >>> maps = classifier.trunk(torch.zeros(1, 3, 96, 128))
+    >>> maps.shape
+    torch.Size([1, 64, 12, 16])
+    >>> rows = classifier.pool(maps[:, :, 2:10, 4:12])
+    >>> rows.shape, classifier.score(rows).shape
+    (torch.Size([1, 3200]), torch.Size([1, 5]))
+    """
+
+    def __init__(self, network: Network, info: BackboneInfo, about: About | None = None) -> None:
+        super().__init__()
+        network = copy.deepcopy(network).eval()
+        self.info = info
+        self.about = about or About()
+        self.trunk = network.trunk("spp")
+        _pass_through(network, self.trunk.children())
+        pyramid = getattr(network, "pyramid", None)
+        if pyramid is not None:
+            _pass_through(network, [pyramid])
+        self.pool: nn.Module = network if pyramid is None else pyramid
+        self.score: nn.Module = nn.Identity() if pyramid is None else network
+        fold_batch_norms(self.trunk)
+        self.eval().requires_grad_(False)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of class scores."""
+        last = [module for module in self.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+        return int(last[-1].weight.shape[0])
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image between neighbouring cells of the map."""
+        return self.info.layer("spp").stride or 1
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Class scores of N x 3 x H x W images, as the network itself gives them."""
+        return self.score(self.pool(self.trunk(images)))
+
+    def cells(self, side: int) -> int:
+        """Cells of the map along the side of a square image, given in pixels."""
+        return map_side(self.info.name, "spp", side)
+
+
+def _pass_through(network: nn.Module, modules: Iterable[nn.Module]) -> None:
+    """Replace modules inside a network by ones that hand on what they get.
+
+    What is left of the network's own `forward` then begins behind them, whatever it looks like.
+    """
+    replaced = {id(module) for module in modules}
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if id(child) in replaced:
+                setattr(parent, name, nn.Identity())
+
+
+def load_classifier(
+    name: str,
+    weights: str | os.PathLike[str],
+    *,
+    levels: tuple[int, ...] | None = None,
+    weights_dir: Path | None = None,
+) -> Classifier:
+    """Load a network with all its layers, for as many classes as its weights score.
+
+    Parameters
+    ----------
+    name : str
+        One of `spptransfer.backbones.names`.
+    weights : str or path
+        A ``.safetensors`` or ``.pth`` file, or a name in the catalogue, such as ``"imagenet"``.
+    levels : tuple of int, optional
+        The pyramid that it was trained with, by default what the file says, else the catalogue's.
+    weights_dir : Path, optional
+        Folder of official weights, by default the user's; see `weights.default_dir`.
+
+    Returns
+    -------
+    Classifier
+        On the CPU, in float32.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such network or weights' name, or its pyramid cannot be chosen.
+    WeightsError
+        If the file is missing, damaged, of another network, or does not hold all of this one.
+
+    Examples
+    --------
+    >>> load_classifier("spp-mini", "embedded").num_classes
+    48
+    """
+    info = backbones.describe(name)
+    path = locate(name, weights, weights_dir)
+    tensors, about = read_tensors(path), read_about(path)
+    if about.network not in (None, name):
+        raise WeightsError(f"weights '{path}' are those of '{about.network}', not of '{name}'")
+    levels = levels or about.levels
+    with torch.device("meta"):
+        last = list(_shapes(backbones.network(name, levels=levels)))[-1]
+        if last not in tensors or tensors[last].dim() != 1:
+            raise WeightsError(f"weights '{path}' do not hold the classes of '{name}': no {last}")
+        network = backbones.network(name, num_classes=len(tensors[last]), levels=levels)
+    _check(_shapes(network), tensors, name, path)
+    floats = {key: value.float() for key, value in tensors.items() if not key.endswith(_COUNTER)}
+    network.load_state_dict(floats, strict=False, assign=True)
+    if about.classes is not None and len(about.classes) != len(tensors[last]):
+        raise WeightsError(f"weights '{path}' name {len(about.classes):,} classes, not all")
+    return Classifier(network, info, about)
+
+
+def _shapes(network: Network) -> dict[str, torch.Size]:
+    """Shapes of all tensors that evaluating a network needs."""
+    state = network.state_dict()
+    return {key: value.shape for key, value in state.items() if not key.endswith(_COUNTER)}
+
+
+def _check(
+    wanted: dict[str, torch.Size], tensors: dict[str, torch.Tensor], name: str, path: Path
+) -> None:
+    """Refuse a file that is not exactly this network, for the first thing that is wrong."""
+    for key, shape in wanted.items():
+        if key not in tensors:
+            raise WeightsError(f"weights '{path}' do not hold all of '{name}': no {key}")
+        found = tensors[key].shape
+        if found != shape:
+            # Other columns alone: the same layer behind another number of bins.
+            hint = "; say which levels" if len(shape) == 2 and found[:1] == shape[:1] else ""
+            raise WeightsError(
+                f"weights '{path}' do not fit '{name}': {key} is {_text(found)}, "
+                f"not {_text(shape)}{hint}"
+            )
+    for key in tensors:
+        if key not in wanted and not key.endswith(_COUNTER):
+            raise WeightsError(f"weights '{path}' are not those of '{name}': it has no {key}")
+
+
+def _text(shape: torch.Size) -> str:
+    return "x".join(map(str, shape)) or "a scalar"

@@ -1,0 +1,199 @@
+"""Images are read, batched by their size and classified by a pool of threads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from spptransfer.errors import ImageError
+from spptransfer.extraction.batches import group
+from spptransfer.pretraining.evaluation_views import (
+    Pixels,
+    ViewAverager,
+    render_scales,
+    view_sizes,
+)
+from spptransfer.pretraining.views import Scheme
+
+# Decoded images held in memory at a time, and how many are read before that is looked at.
+_CHUNK_BYTES = 1 << 28
+_READ_AT_ONCE = 32
+# A CPU gains nothing from larger batches, a GPU does.
+_CPU_BATCH_PIXELS = 8 * 224 * 300
+_GPU_BATCH_PIXELS = 128 * 224 * 300
+
+
+class LabelledImages(Protocol):
+    """What is evaluated on: images by position, each with the index of its class."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes, in the order of their indices."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def __getitem__(self, position: int) -> tuple[Pixels, int]:
+        """Upright RGB image, uint8 of shape (H, W, 3), and index of its class.
+
+        May raise `ImageError`.
+        """
+
+
+def rank_of_truth(
+    probabilities: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer[Any]]
+) -> npt.NDArray[np.int64]:
+    """Rank of each image's own class, from 0 for the best.
+
+    Parameters
+    ----------
+    probabilities : ndarray of shape (n_images, n_classes)
+        Any scores; higher means more likely. Equal ones are ranked by class index.
+    labels : ndarray of int, shape (n_images,)
+        Class indices.
+
+    Returns
+    -------
+    ndarray of int64, shape (n_images,)
+
+    Examples
+    --------
+    >>> rank_of_truth(np.array([[0.5, 0.3, 0.2], [0.4, 0.4, 0.2]]), np.array([2, 1]))
+    array([2, 1])
+    """
+    own = np.take_along_axis(probabilities, labels[:, None], axis=1)
+    first = np.arange(probabilities.shape[1]) < labels[:, None]
+    ahead = (probabilities > own) | ((probabilities == own) & first)
+    return ahead.sum(axis=1, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class _Image:
+    position: int
+    pixels: Pixels
+    label: int
+
+    @property
+    def height(self) -> int:
+        return self.pixels.shape[0]
+
+    @property
+    def width(self) -> int:
+        return self.pixels.shape[1]
+
+
+class Pool:
+    """Threads that read images and classify batches of them.
+
+    Parameters
+    ----------
+    averagers : sequence of ViewAverager
+        The network; of several, the class probabilities are averaged.
+    score_of : ndarray of int, shape (n_classes,)
+        Which score belongs to each class of the images.
+    jobs : int or None
+        Number of threads; None for one per processor.
+    note : callable
+        Is told of the images of every batch once they are classified.
+
+    Notes
+    -----
+    On a CPU every thread computes its own batch with one thread of its own: parallelism belongs
+    between images, not inside an operator.
+    """
+
+    def __init__(
+        self,
+        averagers: Sequence[ViewAverager],
+        score_of: npt.NDArray[np.int64],
+        jobs: int | None,
+        note: Callable[[int], Any],
+    ) -> None:
+        self._note = note
+        self._averagers = averagers
+        self._score_of = score_of
+        on_cpu = averagers[0].device.type == "cpu"
+        self._batch_pixels = _CPU_BATCH_PIXELS if on_cpu else _GPU_BATCH_PIXELS
+        begin = (lambda: torch.set_num_threads(1)) if on_cpu else None
+        self._threads = ThreadPoolExecutor(jobs or len(os.sched_getaffinity(0)), "evaluate", begin)
+        # A GPU takes one batch at a time, or two would share its memory.
+        self._device = contextlib.nullcontext() if on_cpu else threading.Lock()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def chunks(self, images: LabelledImages, failures: dict[int, str]) -> Iterator[list[_Image]]:
+        """Read images in their order, as many at a time as may be held."""
+        chunk: list[_Image] = []
+        for start in range(0, len(images), _READ_AT_ONCE):
+            positions = range(start, min(start + _READ_AT_ONCE, len(images)))
+            chunk += self._read(images, positions, failures)
+            if sum(image.pixels.nbytes for image in chunk) >= _CHUNK_BYTES:
+                yield chunk
+                chunk = []
+        yield chunk
+
+    def _read(
+        self, images: LabelledImages, positions: range, failures: dict[int, str]
+    ) -> list[_Image]:
+        """Read images; those that cannot be are noted as failures."""
+
+        def one(position: int) -> _Image | str:
+            try:
+                return _Image(position, *images[position])
+            except ImageError as error:
+                return str(error)
+
+        found = dict(zip(positions, self._threads.map(one, positions), strict=True))
+        failures.update({at: image for at, image in found.items() if isinstance(image, str)})
+        return [image for image in found.values() if isinstance(image, _Image)]
+
+    def ranks(
+        self, chunk: Sequence[_Image], scheme: Scheme, failures: dict[int, str]
+    ) -> npt.NDArray[np.int64]:
+        """Classify images and rank their classes; those that cannot be are noted as failures."""
+        batches = list(self._batches(chunk, scheme, failures))
+        classified = self._threads.map(lambda batch: self._rank(batch, scheme), batches)
+        ranks: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
+        for batch, found in zip(batches, classified, strict=True):
+            ranks.append(found[found >= 0])
+            lost = [image.position for image, rank in zip(batch, found, strict=True) if rank < 0]
+            failures.update(dict.fromkeys(lost, "the class scores are not finite"))
+            self._note(len(batch))
+        return np.concatenate(ranks)
+
+    def _batches(
+        self, chunk: Sequence[_Image], scheme: Scheme, failures: dict[int, str]
+    ) -> Iterator[list[_Image]]:
+        """Images whose views have one size at every scale, within the budget of pixels."""
+        keys: list[tuple[tuple[int, int], ...] | None] = []
+        for image in chunk:
+            try:
+                keys.append(view_sizes(image.height, image.width, scheme))
+            except ImageError as error:
+                keys.append(None)
+                failures[image.position] = str(error)
+        costs = [max((tall * wide for tall, wide in key or ()), default=1) for key in keys]
+        for members in group(keys, costs, self._batch_pixels):
+            yield [chunk[member] for member in members]
+
+    def _rank(self, batch: Sequence[_Image], scheme: Scheme) -> npt.NDArray[np.int64]:
+        """Rank of every image's class; -1 where the scores are not finite."""
+        views = render_scales([image.pixels for image in batch], scheme)
+        with self._device:
+            each = [averager.probabilities(views, scheme) for averager in self._averagers]
+        mean = np.mean(each, axis=0)
+        ranks = rank_of_truth(mean, self._score_of[[image.label for image in batch]])
+        return np.where(np.isfinite(mean).all(axis=1), ranks, -1)

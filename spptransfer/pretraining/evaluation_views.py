@@ -1,0 +1,200 @@
+"""From images to class probabilities, averaged over the views of a scheme."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from spptransfer import images
+from spptransfer.errors import ConfigError, ImageError
+from spptransfer.pretraining.evaluation_network import Classifier
+from spptransfer.pretraining.views import (
+    ScaleViews,
+    Scheme,
+    first_cell,
+    mirrored,
+    window_corners,
+)
+
+Pixels = npt.NDArray[np.uint8]
+
+# A longer view would need gigabytes for its first maps.
+MAX_PIXELS = 1 << 24
+
+
+class ViewAverager:
+    """Average a network's class probabilities over views of images.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        The network, on the device and in the type of numbers to compute with.
+
+    Notes
+    -----
+    The trunk sees every image once per scale, and its mirror image once more; all views on the
+    maps are pooled from those, and the fully connected layers see the views of all scales
+    together. Views that coincide are computed once and counted as often as they occur.
+
+    Examples
+    --------
+    >>> from spptransfer.pretraining.evaluation_network import load_classifier
+    >>> from spptransfer.pretraining.views import make_scheme
+    >>> averager = ViewAverager(load_classifier("spp-mini", "embedded"))
+    >>> scheme = make_scheme("96-maps", size=64, scales=[64, 80])
+    >>> image = np.zeros((80, 100, 3), dtype=np.uint8)
+    >>> averager.probabilities(render_scales([image], scheme), scheme).shape
+    (1, 48)
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        self.classifier = classifier
+        some = next(classifier.parameters())
+        self.device, self._dtype = some.device, some.dtype
+        mean, std = classifier.info.mean, classifier.info.std
+        self._shift = torch.tensor(mean, dtype=torch.float64).mul(255).float().to(self.device)
+        self._span = torch.tensor(std, dtype=torch.float64).mul(255).float().to(self.device)
+
+    @torch.inference_mode()
+    def probabilities(self, views: Sequence[Pixels], scheme: Scheme) -> npt.NDArray[np.float32]:
+        """Classify a batch of images.
+
+        Parameters
+        ----------
+        views : sequence of ndarray of uint8, each of shape (N, H, W, 3)
+            The images at every scale of the scheme, in its order; see `render_scales`.
+        scheme : Scheme
+            What to average over.
+
+        Returns
+        -------
+        ndarray of float32, shape (N, n_classes)
+            Means over the views of the softmax of the class scores.
+        """
+        rows, weights = [], []
+        for pixels, at in zip(views, scheme.scales, strict=True):
+            for row, weight in self._rows(torch.from_numpy(pixels).to(self.device), at, scheme):
+                rows.append(row)
+                weights.append(weight)
+        scores = self.classifier.score(torch.cat(rows)).float()
+        chances = scores.softmax(dim=1).reshape(len(rows), -1, scores.shape[1])
+        shares = torch.tensor(weights, device=self.device, dtype=torch.float32) / scheme.views
+        return torch.einsum("v,vnk->nk", shares, chances).cpu().numpy()
+
+    def _rows(
+        self, pixels: torch.Tensor, at: ScaleViews, scheme: Scheme
+    ) -> Iterator[tuple[torch.Tensor, int]]:
+        """What the fully connected layers get of each different view, and its multiplicity."""
+        size, (height, width) = scheme.size, pixels.shape[1:3]
+        for flipped in (False, True) if at.flip else (False,):
+            seen = pixels.flip(2) if flipped else pixels
+            if at.places == "full":
+                yield self.classifier.pool(self._maps(seen)), 1
+                continue
+            corners = window_corners(height, width, size, at.places)
+            corners = mirrored(corners, width, size) if flipped else corners
+            yield from (self._on_maps if scheme.on_maps else self._on_crops)(seen, corners, size)
+
+    def _on_crops(
+        self, pixels: torch.Tensor, corners: Sequence[tuple[int, int]], size: int
+    ) -> Iterator[tuple[torch.Tensor, int]]:
+        for (top, left), times in Counter(corners).items():
+            crop = pixels[:, top : top + size, left : left + size]
+            yield self.classifier.pool(self._maps(crop)), times
+
+    def _on_maps(
+        self, pixels: torch.Tensor, corners: Sequence[tuple[int, int]], size: int
+    ) -> Iterator[tuple[torch.Tensor, int]]:
+        maps = self._maps(pixels)
+        cells, stride = self.classifier.cells(size), self.classifier.stride
+        height, width = maps.shape[2:]
+        regions = Counter(
+            (first_cell(top, stride, cells, height), first_cell(left, stride, cells, width))
+            for top, left in corners
+        )
+        for (row, column), times in regions.items():
+            region = maps[:, :, row : row + cells, column : column + cells]
+            yield self.classifier.pool(region), times
+
+    def _maps(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Maps of N x H x W x 3 bytes, without leaving channels-last memory."""
+        normal = pixels.float().sub_(self._shift).div_(self._span)
+        return self.classifier.trunk(normal.to(self._dtype).permute(0, 3, 1, 2))
+
+
+def check_scheme(scheme: Scheme, classifier: Classifier) -> None:
+    """Refuse windows or images that the network's map has no cell for.
+
+    Raises
+    ------
+    ConfigError
+        If the smallest side of a view is below the network's smallest.
+
+    Examples
+    --------
+    >>> from spptransfer.pretraining.evaluation_network import load_classifier
+    >>> from spptransfer.pretraining.views import make_scheme
+    >>> check_scheme(make_scheme("10-maps", size=64), load_classifier("spp-mini", "embedded"))
+    """
+    least = classifier.info.min_side
+    whole = [at.scale for at in scheme.scales if at.places == "full"]
+    windows = [scheme.size] if len(whole) < len(scheme.scales) else []
+    for key, side in [*(("resize", s) for s in whole), *(("size", s) for s in windows)]:
+        if side < least:
+            raise ConfigError(
+                f"{key}: {side} pixels are too few for {classifier.info.name}; at least {least}"
+            )
+
+
+def view_sizes(height: int, width: int, scheme: Scheme) -> tuple[tuple[int, int], ...]:
+    """Height and width of an image at every scale of a scheme.
+
+    Raises
+    ------
+    ImageError
+        If the image is so elongated that a view would have more than `MAX_PIXELS`.
+
+    Examples
+    --------
+    >>> from spptransfer.pretraining.views import make_scheme
+    >>> view_sizes(375, 500, make_scheme("10-maps"))
+    ((256, 341),)
+    """
+    sizes = tuple(images.view_size(height, width, at.scale) for at in scheme.scales)
+    for tall, wide in sizes:
+        if tall * wide > MAX_PIXELS:
+            raise ImageError(
+                f"{height} x {width} pixels become {tall} x {wide}; "
+                f"at most {MAX_PIXELS:,} pixels are evaluated"
+            )
+    return sizes
+
+
+def render_scales(originals: Sequence[Pixels], scheme: Scheme) -> list[Pixels]:
+    """Resize images to every scale of a scheme.
+
+    Parameters
+    ----------
+    originals : sequence of ndarray of uint8, each of shape (H, W, 3)
+        RGB images whose views have one size at every scale; see `view_sizes`.
+    scheme : Scheme
+        Whose scales.
+
+    Returns
+    -------
+    list of ndarray of uint8, each of shape (N, height, width, 3)
+        One per scale.
+
+    Examples
+    --------
+    >>> from spptransfer.pretraining.views import make_scheme
+    >>> image = np.zeros((375, 500, 3), dtype=np.uint8)
+    >>> [views.shape for views in render_scales([image, image], make_scheme("full"))]
+    [(2, 256, 341, 3)]
+    """
+    opened = [images.from_array(original) for original in originals]
+    return [np.stack([images.render(image, at.scale) for image in opened]) for at in scheme.scales]

@@ -1,0 +1,95 @@
+"""Decoded images: kept in memory where they fit, else decoded anew whenever they are shown."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+
+from spptransfer.errors import DatasetError, ImageError
+from spptransfer.images import decode, render
+from spptransfer.pretraining.source import Source, Split
+
+logger = logging.getLogger(__name__)
+
+Image = npt.NDArray[np.uint8]
+Progress = Callable[[Iterable[Image | None], int, str], Iterable[Image | None]]
+
+# Beyond this, decoded images stay on the disk as files.
+MEMORY_LIMIT = 6 * 2**30
+# Photographs are about this much longer than wide.
+_ASPECT = 1.4
+
+
+class Pixels:
+    """Images of a split at one scale.
+
+    Parameters
+    ----------
+    source : Source
+        Where the files lie.
+    split : Split
+        Which files.
+    scale : int
+        Smaller side of every image in pixels.
+    limit : int, default=6 GiB
+        Bytes of decoded images that may be kept in memory.
+
+    Attributes
+    ----------
+    fits : bool
+        Whether the images are kept in memory.
+    damaged : int
+        How many of those in memory are no images.
+    """
+
+    def __init__(self, source: Source, split: Split, scale: int, limit: int = MEMORY_LIMIT) -> None:
+        self.split = split
+        self.scale = scale
+        self._source = source
+        self._kept: list[Image | None] | None = None
+        self._told: set[str] = set()
+        self.damaged = 0
+        self.fits = len(split) * 3 * scale**2 * _ASPECT <= limit
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def load(self, jobs: int, progress: Progress) -> None:
+        """Decode all images once, if they fit.
+
+        Raises
+        ------
+        DatasetError
+            If not one of them can be decoded.
+        """
+        if not self.fits:
+            return
+        with ThreadPoolExecutor(jobs) as pool:
+            decoded = pool.map(self._decoded, range(len(self)), chunksize=64)
+            kept = list(progress(decoded, len(self), "decoding"))
+        self.damaged = sum(image is None for image in kept)
+        if self.damaged == len(kept):
+            raise DatasetError(f"'{self._source.root}': not one image can be decoded")
+        self._kept = kept
+
+    def image(self, position: int) -> Image | None:
+        """One image, H x W x 3; None if its file is damaged."""
+        return self._decoded(position) if self._kept is None else self._kept[position]
+
+    def at_scale(self, position: int, scale: int) -> Image | None:
+        """One image decoded anew at another scale."""
+        name = self.split.names[position]
+        try:
+            return render(decode(self._source.read(name)), scale)
+        except ImageError as error:
+            if name not in self._told:  # it is met again in every epoch
+                self._told.add(name)
+                logger.warning("'%s' is left out: %s", name, error)
+            return None
+
+    def _decoded(self, position: int) -> Image | None:
+        return self.at_scale(position, self.scale)

@@ -1,0 +1,235 @@
+"""Where training images lie: a folder or a ZIP file, read without unpacking."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+
+from spptransfer.datasets.folder import IMAGE_SUFFIXES, find_images
+from spptransfer.errors import DatasetError, ImageError
+from spptransfer.images import MAX_FILE_BYTES, read_bytes
+from spptransfer.pretraining.config import DatasetSection
+
+logger = logging.getLogger(__name__)
+
+Labels = npt.NDArray[np.int64]
+
+
+class Source:
+    """Image files by name, relative to a root, with forward slashes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def names(self, folder: str) -> list[str]:
+        """Images below a folder of the root, sorted by code points; none where it is absent."""
+        raise NotImplementedError
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        raise NotImplementedError
+
+    def read(self, name: str) -> bytes:
+        """Content of a file; an `ImageError` where it cannot be read."""
+        raise NotImplementedError
+
+
+class FolderSource(Source):
+    """Image files below a folder."""
+
+    def names(self, folder: str) -> list[str]:
+        """Images below a folder of the root."""
+        where = self.root / folder
+        prefix = f"{folder}/" if folder else ""
+        return sorted(f"{prefix}{name}" for name in find_images(where)) if where.is_dir() else []
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        return (self.root / name).stat().st_size
+
+    def read(self, name: str) -> bytes:
+        """Content of a file."""
+        return read_bytes(self.root / name)
+
+
+class ZipSource(Source):
+    """Image files inside a ZIP file; several threads may read at once."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        try:
+            self._archive = zipfile.ZipFile(root)
+        except (OSError, zipfile.BadZipFile) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise DatasetError(f"cannot read the ZIP file '{root}': {reason}") from error
+        self._members = {
+            member.filename: member
+            for member in self._archive.infolist()
+            if _is_image(member.filename)
+        }
+
+    def names(self, folder: str) -> list[str]:
+        """Images below a folder of the archive."""
+        prefix = f"{folder}/" if folder else ""
+        return sorted(name for name in self._members if name.startswith(prefix))
+
+    def size(self, name: str) -> int:
+        """Bytes of a file, unpacked."""
+        return self._members[name].file_size
+
+    def read(self, name: str) -> bytes:
+        """Content of a file."""
+        if self.size(name) > MAX_FILE_BYTES:
+            raise ImageError(f"the file has {self.size(name):,} bytes; too many to be read")
+        try:
+            return self._archive.read(self._members[name])
+        except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+            raise ImageError(f"cannot read the image: {error}") from error
+
+
+def _is_image(name: str) -> bool:
+    path = PurePosixPath(name)
+    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    return not hidden and not name.endswith("/") and path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def open_source(root: str, data_root: Path | None = None) -> Source:
+    """Open a folder or a ZIP file.
+
+    Parameters
+    ----------
+    root : str
+        As the pipeline file names it.
+    data_root : Path, optional
+        Folder in which a relative root is looked for first; by default ``data``.
+
+    Returns
+    -------
+    Source
+
+    Raises
+    ------
+    DatasetError
+        If there is none, or the file is no ZIP file.
+    """
+    candidates = [(data_root or Path("data")) / root, Path(root)]
+    found = [path for path in candidates if path.exists()]
+    if not found:
+        raise DatasetError(f"no folder or ZIP file '{root}': looked for {_listed(candidates)}")
+    return FolderSource(found[0]) if found[0].is_dir() else ZipSource(found[0])
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    return " and ".join(f"'{path}'" for path in dict.fromkeys(paths))
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images that are used alike.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Files of the source.
+    labels : ndarray of int64, shape (n_images,)
+        Class numbers.
+    """
+
+    names: tuple[str, ...]
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def subset(self, positions: npt.NDArray[np.intp]) -> Split:
+        """The images at some positions."""
+        return Split(tuple(self.names[i] for i in positions), self.labels[positions])
+
+
+def read_splits(source: Source, section: DatasetSection) -> tuple[tuple[str, ...], Split, Split]:
+    """List the classes, the training and the validation images.
+
+    Parameters
+    ----------
+    source : Source
+        Where the images lie.
+    section : DatasetSection
+        Which folders of it are which.
+
+    Returns
+    -------
+    (tuple of str, Split, Split)
+        Class names, sorted; training; validation.
+
+    Raises
+    ------
+    DatasetError
+        If a folder holds no class folders with images, there is one class only, or the validation
+        images have a class that the training images lack.
+    """
+    names, of_class = _labelled(source, section.train)
+    classes = tuple(sorted(set(of_class)))
+    if len(classes) < 2:
+        raise DatasetError(f"'{source.root}': training needs two classes, found {len(classes)}")
+    train = Split(tuple(names), _numbered(of_class, classes))
+    if section.val is None:
+        return classes, *_held_out(train, section.holdout)
+    names, of_class = _labelled(source, section.val)
+    unknown = sorted(set(of_class) - set(classes))
+    if unknown:
+        raise DatasetError(
+            f"'{source.root}': '{section.val}' holds the class '{unknown[0]}', "
+            f"which '{section.train}' lacks"
+        )
+    return classes, train, Split(tuple(names), _numbered(of_class, classes))
+
+
+def _labelled(source: Source, folder: str) -> tuple[list[str], list[str]]:
+    """Names of the images in class folders, and their classes."""
+    depth = len(PurePosixPath(folder).parts)
+    found = [(name, name.split("/")) for name in source.names(folder.strip("/"))]
+    kept = [(name, parts[depth]) for name, parts in found if len(parts) > depth + 1]
+    if not kept:
+        raise DatasetError(f"'{source.root}': no images in class folders of '{folder or '.'}'")
+    if len(kept) < len(found):
+        logger.warning("%s: skipped images that lie in no class folder", source.root)
+    return [name for name, _ in kept], [label for _, label in kept]
+
+
+def _numbered(of_class: Sequence[str], classes: Sequence[str]) -> Labels:
+    number = {name: position for position, name in enumerate(classes)}
+    return np.array([number[name] for name in of_class], dtype=np.int64)
+
+
+def _held_out(split: Split, share: float) -> tuple[Split, Split]:
+    """Set a share of every class aside, at least one image where there are two."""
+    generator = np.random.default_rng(0)
+    aside = np.zeros(len(split), dtype=bool)
+    for label in np.unique(split.labels):
+        members = generator.permutation(np.flatnonzero(split.labels == label))
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        aside[members[:count]] = True
+    return split.subset(np.flatnonzero(~aside)), split.subset(np.flatnonzero(aside))
+
+
+def digest(source: Source, splits: Sequence[Split]) -> str:
+    """Hash names, sizes in bytes and classes of the images, by which other data are recognised.
+
+    Returns
+    -------
+    str
+        SHA-256 in hexadecimal.
+    """
+    sha256 = hashlib.sha256()
+    for split in splits:
+        for name, label in zip(split.names, split.labels, strict=True):
+            sha256.update(f"{name}\t{source.size(name)}\t{label}\n".encode())
+        sha256.update(b"\n")
+    return sha256.hexdigest()

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from spptransfer.backbones.weights import path_of
+from spptransfer.datasets.drawing import draw
+from spptransfer.datasets.generated import TRAINING_CLASSES
+from spptransfer.images import decode, read_bytes, render
+from spptransfer.pretraining.evaluation import ViewAverager, load_classifier, make_scheme
+
+MINI = path_of("spp-mini", "embedded")
+CLASSES = sorted(TRAINING_CLASSES[::4])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Images of some classes that the embedded weights were trained on, below val/."""
+    root = tmp_path_factory.mktemp("my data")
+    rng = np.random.default_rng(0)
+    for name in CLASSES:
+        folder = root / "val" / name
+        folder.mkdir(parents=True)
+        size = tuple(rng.integers(80, 130, 2).tolist())
+        draw(*name.split("_"), size, rng).save(folder / "1.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """The embedded weights, which are told the names of their classes."""
+    return described(tmp_path_factory.mktemp("weights") / "w.safetensors", classes=TRAINING_CLASSES)
+
+
+def described(path: Path, **about) -> Path:
+    """The embedded weights with a description as `pretrain` writes it."""
+    save_file(load_file(MINI), path, metadata={"spptransfer": json.dumps(about)})
+    return path
+
+
+@pytest.fixture
+def evaluated(cli, data, weights):
+    """Run the command on the embedded weights."""
+
+    def run(*arguments, files=(weights,), name="spp-mini", root=data):
+        options = [argument for path in files for argument in ("--weights", path)]
+        return cli("evaluate-backbone", name, *options, "--data", root, "--jobs", 2, *arguments)
+
+    return run
+
+
+def test_every_scheme_gets_a_line_of_the_table(evaluated):
+    views = "center_crop,full,10-crops,10-maps,96-maps"
+    done = evaluated("--size", 64, "--views", views)
+    assert (done.status, done.err) == (0, "")
+    first, header, *rows = done.out.splitlines()
+    assert first == "spp-mini: 12 images of 12 classes, windows of 64 pixels"
+    assert header.split("  ")[0] == "views"
+    cells = [row.split() for row in rows]
+    assert [row[0] for row in cells] == views.split(",")
+    assert [row[1] for row in cells] == ["1", "1", "10", "10", "96"]
+    assert all(row[4] == "12" for row in cells)
+    assert all(float(row[3]) <= float(row[2]) < 60 for row in cells)
+
+
+def test_the_numbers_are_those_of_a_loop_over_the_files(evaluated, data):
+    scheme = make_scheme("full", size=64, resize=96)
+    averager = ViewAverager(load_classifier("spp-mini", MINI))
+    wrong = 0
+    for name in CLASSES:
+        pixels = render(decode(read_bytes(data / "val" / name / "1.png")), 96)
+        own = averager.probabilities([pixels[None]], scheme)[0]
+        wrong += TRAINING_CLASSES[own.argmax()] != name
+    found = evaluated("--size", 64, "--resize", 96, "--views", "full", "--json").json
+    assert found["views"][0]["top1_error"] == wrong / 12
+
+
+def test_the_json_line_holds_every_number(evaluated, weights):
+    done = evaluated("--size", 64, "--views", "full,96-maps", "--scales", "64,80", "--json")
+    found = done.json
+    assert found["status"] == "ok"
+    assert found["rows"] == {"ok": 12, "failed": 0, "reused": 0}
+    assert found["weights"] == [found["model"]] == [str(weights.resolve())]
+    full, many = found["views"]
+    assert (full["name"], full["views"], full["scales"]) == ("full", 1, [73])
+    assert (many["name"], many["views"], many["scales"]) == ("96-maps", 24, [64, 80])
+    assert many["top1_accuracy"] == 1 - many["top1_error"]
+    assert many["images"] == 12
+    assert many["seconds"] > 0
+    assert found["headline"] == {
+        "metric": "top-1 accuracy, 96-maps",
+        "value": many["top1_accuracy"],
+        "std": None,
+    }
+    assert found["metrics"]["top-5 accuracy, full"] == full["top5_accuracy"]
+    assert len(done.out.splitlines()) == 1
+
+
+def test_quiet_prints_nothing(evaluated):
+    assert evaluated("--size", 64, "--views", "full", "--quiet")[1:] == ("", "")
+
+
+def test_a_zip_file_needs_no_unpacking(evaluated, data, tmp_path):
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        for file in data.rglob("*.png"):
+            archive.write(file, file.relative_to(data).as_posix())
+    folder = evaluated("--size", 64, "--views", "full", "--json").json
+    zipped = evaluated("--size", 64, "--views", "full", "--json", root=tmp_path / "data.zip").json
+    assert zipped["metrics"] == folder["metrics"]
+
+
+def test_a_split_may_have_any_name_or_be_the_whole(evaluated, data):
+    whole = evaluated("--size", 64, "--views", "full", "--json", "--split", "", root=data / "val")
+    assert (
+        whole.json["metrics"]
+        == evaluated("--size", 64, "--views", "full", "--json").json["metrics"]
+    )
+    refused = evaluated("--size", 64, "--split", "test")
+    assert refused.status == 2
+    assert "no images in class folders of 'test'" in refused.complaint
+
+
+def test_weights_that_tell_how_they_were_trained_set_the_sizes(evaluated, tmp_path):
+    about = {
+        "pipeline": {"images": {"resize": 72, "size": 64}},
+        "classes": sorted(TRAINING_CLASSES),
+    }
+    path = described(tmp_path / "w.safetensors", **about)
+    found = evaluated("--views", "full", "--json", files=[path]).json["views"][0]
+    assert (found["size"], found["scales"]) == (64, [72])
+    found = evaluated("--views", "full", "--size", 96, "--json", files=[path]).json["views"][0]
+    assert (found["size"], found["scales"]) == (96, [110])
+
+
+def test_several_weights_are_averaged(evaluated, weights):
+    twice = evaluated("--size", 64, "--views", "full", "--json", files=[weights, weights]).json
+    once = evaluated("--size", 64, "--views", "full", "--json").json
+    assert twice["weights"] == [str(weights.resolve())] * 2
+    assert twice["metrics"] == once["metrics"]
+
+
+def test_a_broken_image_is_named_and_the_rest_counts(evaluated, data, tmp_path):
+    for file in data.rglob("*.png"):
+        copy = tmp_path / file.relative_to(data)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    broken = copy.with_name("er \n.png")
+    broken.write_bytes(b"no image")
+    done = evaluated("--size", 64, "--views", "full", root=tmp_path)
+    assert done.status == 1
+    assert done.out.splitlines()[-1].startswith("  failed: val/")
+    assert "er \\n.png: no image of a known format" in done.out
+    found = evaluated("--size", 64, "--views", "full", "--json", root=tmp_path).json
+    assert found["status"] == "incomplete"
+    assert found["rows"] == {"ok": 12, "failed": 1, "reused": 0}
+    assert list(found["failures"]) == [broken.relative_to(tmp_path).as_posix()]
+
+
+def test_bfloat16_is_a_choice(evaluated):
+    done = evaluated("--size", 64, "--views", "10-maps", "--precision", "bfloat16", "--json")
+    assert done.status == 0
+    assert done.json["metrics"]["top-1 accuracy, 10-maps"] > 0.4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--views", "10-map"], "unknown scheme '10-map'; did you mean '10-maps'?"),
+        (["--size", "64", "--resize", "60"], "resize: 60 is smaller than the windows of 64"),
+        (["--size", "64", "--views", "96-maps", "--scales", "60"], "scales: 60 is smaller"),
+        (["--size", "64", "--scales", "a,b"], "--scales: 'a,b' must be numbers"),
+        (["--levels", "3,2"], "the pyramid of 'spp-mini' cannot be chosen"),
+        (["--precision", "int8"], "precision: 'int8' is unknown; allowed: float32, bfloat16"),
+        (["--device", "tpu"], "device: 'tpu' is unknown"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_one_line(evaluated, arguments, message):
+    refused = evaluated(*arguments)
+    assert (refused.status, refused.out) == (2, "" if "--size" in arguments else refused.out)
+    assert message in refused.complaint
+
+
+def test_weights_and_data_that_do_not_fit_are_refused_in_one_line(evaluated, data, tmp_path):
+    assert "unknown backbone 'spp-mni': did you mean" in evaluated(name="spp-mni").complaint
+    assert "no weights file at" in evaluated(files=[tmp_path / "no.pth"]).complaint
+    assert "unknown weights 'imagnet'" in evaluated(files=["imagnet"]).complaint
+    assert "no folder or ZIP file" in evaluated(root=tmp_path / "nothing").complaint
+    (tmp_path / "w.pth").write_bytes(b"no weights")
+    assert "w.pth' are damaged" in evaluated(files=[tmp_path / "w.pth"]).complaint
+    (tmp_path / "d.zip").write_bytes(b"no zip")
+    assert "cannot read the ZIP file" in evaluated(root=tmp_path / "d.zip").complaint
+    few = tmp_path / "few" / "val" / "ant"
+    few.mkdir(parents=True)
+    Image.new("RGB", (80, 80)).save(few / "1.png")
+    refused = evaluated("--size", 64, root=tmp_path / "few")
+    assert refused.status == 2
+    assert "the network has no class 'ant'" in refused.complaint
+    refused = evaluated("--size", 64, files=["embedded"])
+    assert "48 classes cannot be evaluated on images of 12 classes" in refused.complaint
+
+
+def test_weights_that_name_no_classes_are_taken_by_the_order_of_folders(evaluated, tmp_path):
+    rng = np.random.default_rng(1)
+    for number, name in enumerate(TRAINING_CLASSES):
+        folder = tmp_path / "val" / f"{number:02d} {name}"
+        folder.mkdir(parents=True)
+        draw(*name.split("_"), (96, 96), rng).save(folder / "1.png")
+    done = evaluated("--size", 96, "--views", "full", files=[MINI], root=tmp_path)
+    assert "the weights name no classes: taken to be the folders, sorted by name" in done.out
+    error = float(done.out.splitlines()[-1].split()[2])
+    assert error < 50
+
+
+def test_the_help_lists_the_views(cli):
+    done = cli("evaluate-backbone", "--help")
+    assert done.status == 0
+    for name in ("center_crop", "full", "10-crops", "10-maps", "96-maps", "98-maps"):
+        assert name in done.out

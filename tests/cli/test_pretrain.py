@@ -1,0 +1,80 @@
+"""The command `pretrain`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+from pretraining_cases import values
+
+from spptransfer.cli import pretraining
+
+
+@pytest.fixture
+def small(project) -> Path:
+    """A pre-training pipeline for the images of the current folder."""
+    path = project / "net.yaml"
+    path.write_text(yaml.safe_dump(values(Path("photos"), training={"epochs": 1})))
+    return path
+
+
+def test_pretrain_ends_with_weights_metrics_and_one_line_of_json(cli, small, project):
+    outcome = cli("pretrain", small, "--device", "cpu", "--threads", 1, "--json")
+    assert outcome.status == 0
+    told = outcome.json
+    assert told["status"] == "ok"
+    assert told["headline"]["metric"] == "val_top1"
+    assert told["run"] == str(project / "runs" / "net")
+    assert Path(told["model"]).exists()
+    (line,) = (project / "runs" / "net" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["val_top1"] == told["headline"]["value"]
+
+
+def test_epochs_are_told_one_by_one(cli, small):
+    outcome = cli("pretrain", small, "--set", "training.epochs=2", "--out", "here", "--threads", 1)
+    assert outcome.status == 0
+    told = [line for line in outcome.out.splitlines() if line.startswith("epoch")]
+    assert [line.split()[1] for line in told] == ["1/2", "2/2"]
+    assert outcome.out.splitlines()[-1] == "weights: here/weights.safetensors"
+
+
+def test_a_wrong_key_is_one_line(cli, small):
+    outcome = cli("pretrain", small, "--set", "training.epoch=3")
+    assert outcome.status == 2
+    assert "unknown key 'training.epoch'; did you mean 'epochs'" in outcome.complaint
+
+
+def test_missing_images_are_one_line(cli, small):
+    outcome = cli("pretrain", small, "--set", "dataset.root=absent")
+    assert outcome.status == 2
+    assert "no folder or ZIP file 'absent'" in outcome.complaint
+
+
+def test_a_device_that_is_not_there_is_one_line(cli, small):
+    outcome = cli("pretrain", small, "--device", "cuda:99")
+    assert outcome.status == 2
+    assert "--device cuda:99" in outcome.complaint
+
+
+def test_one_signal_that_comes_twice_is_one_and_a_later_one_stops_at_once(monkeypatch):
+    stop = threading.Event()
+    with pretraining._stopping(stop):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.is_set()
+        monkeypatch.setattr(pretraining, "_ONE_SIGNAL_SECONDS", 0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_of_several_processes_only_the_first_speaks(cli, small, monkeypatch):
+    for key, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(key, value)
+    outcome = cli("pretrain", small, "--device", "cuda:0", "--json")
+    assert outcome.status == 2
+    assert "2 processes need a GPU each; allowed: auto, cpu, cuda" in outcome.complaint

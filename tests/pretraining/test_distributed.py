@@ -1,0 +1,116 @@
+"""Several processes that train one network."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from pretraining_cases import curve, same_tensors, values
+
+from spptransfer.errors import ConfigError
+from spptransfer.pretraining import checkpoint
+from spptransfer.pretraining.distributed import Team, in_parallel, prepared, team_of_environment
+from spptransfer.pretraining.machine import Machine
+
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+# 7 images for two processes: their shares differ. Dropout is drawn by each process for itself.
+SHRUNK = {
+    "network": {"name": "zf5", "levels": [1], "dropout": 0.0},
+    "images": {"resize": 36, "size": 35, "small": 31},
+    "training": {"batch": 7, "learning_rate": 1e-3, "checkpoint_every": 100},
+}
+
+
+def start(root, folder, launcher=(), **sections):
+    path = folder.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(values(root, **sections)))
+    command = [sys.executable, *launcher, "-m", "spptransfer", "pretrain", str(path)]
+    command += ["--out", str(folder), "--device", "cpu", "--threads", "1", "--quiet"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    return subprocess.Popen(command, env=environment, start_new_session=True)
+
+
+def finish(process):
+    assert process.wait(timeout=600) == 0
+
+
+def test_without_a_launcher_there_is_one_process_which_leads():
+    team = team_of_environment({})
+    assert (team.rank, team.count, team.leads) == (0, 1, True)
+    assert team.sums([1, 2.5]) == [1.0, 2.5]
+    assert team.told(3) == 3
+    assert team.agrees(4)
+    assert team.any(True)
+    assert not team.any(False)
+
+
+def test_the_launcher_says_who_is_who():
+    said = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    assert team_of_environment(said) == Team(5, 8, 1, 4)
+    assert not team_of_environment(said).leads
+
+
+@pytest.mark.parametrize(
+    "said", [{"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "a", "WORLD_SIZE": "2"}]
+)
+def test_a_launcher_that_contradicts_itself_is_told(said):
+    with pytest.raises(ConfigError, match="RANK"):
+        team_of_environment(said)
+
+
+def test_one_process_trains_the_network_as_it_is():
+    network, cpu = torch.nn.Linear(2, 2), torch.device("cpu")
+    assert in_parallel(network, Team(), cpu) is network
+    assert prepared(network, Team(), cpu) is network
+
+
+def test_processes_share_the_processors_of_their_machine(tmp_path):
+    processors = os.cpu_count() or 1
+    machine = Machine(tmp_path)
+    assert machine.decoders(Team()) == processors
+    assert machine.decoders(Team(1, 64, 1, 64)) == max(1, processors // 64)
+    assert Machine(tmp_path, jobs=3).decoders(Team(1, 64, 1, 64)) == 3
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(photos, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    finish(start(photos, one, **SHRUNK))
+    finish(start(photos, two, LAUNCHER, **SHRUNK))
+    lines = zip(curve(one), curve(two), strict=True)
+    for alone, together in lines:
+        assert together == pytest.approx(alone, rel=1e-4)
+    states = [checkpoint.load(folder)["student"] for folder in (one, two)]
+    for key, value in states[0].items():
+        assert torch.allclose(value, states[1][key], rtol=1e-3, atol=1e-5), key
+
+
+@pytest.mark.slow
+def test_processes_that_are_told_to_end_do_so_together_and_go_on_together(photos, tmp_path):
+    """Batch norms included, whose statistics are each process's own on a CPU."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    training = {"epochs": 4}
+    finish(start(photos, whole, LAUNCHER, training=training))
+    process = start(photos, stopped, LAUNCHER, training=training)
+    while process.poll() is None and not (stopped / checkpoint.NAME).exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=600) != 0
+    assert len(curve(stopped)) < 4
+    finish(start(photos, stopped, LAUNCHER, training=training))
+    assert curve(stopped) == curve(whole)
+    states = [checkpoint.load(folder)["student"] for folder in (stopped, whole)]
+    assert same_tensors(*states)
+
+
+@pytest.mark.slow
+def test_more_processes_than_images_in_a_batch_are_refused(photos, tmp_path):
+    process = start(photos, tmp_path / "run", LAUNCHER, training={"batch": 1})
+    assert process.wait(timeout=600) != 0
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

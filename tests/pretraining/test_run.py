@@ -1,0 +1,239 @@
+"""Whole runs on a few small images."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+import yaml
+from pretraining_cases import curve, same_tensors, values
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from spptransfer import backbones
+from spptransfer.cache.lock import Lock
+from spptransfer.errors import CacheError, ConfigError, ModelError, WeightsError
+from spptransfer.pretraining import checkpoint
+from spptransfer.pretraining.config import NetworkSection, parse_pipeline
+from spptransfer.pretraining.machine import Machine
+from spptransfer.pretraining.run import pretrain
+from spptransfer.pretraining.student import build_student
+
+DISTILL = {"backbone": "squeezenet1_1", "weights": "random:1", "scale": 33, "levels": [2, 1]}
+
+
+def run(root, folder, *, steps=None, **sections):
+    """A run; with `steps`, one that is stopped after so many."""
+    machine = Machine(folder, device="cpu", jobs=2, threads=1)
+    if steps is not None:
+        machine.progress = stopping(machine.stop, steps)
+    return pretrain(parse_pipeline(values(root, **sections)), machine)
+
+
+def stopping(stop, steps):
+    left = iter(range(steps, -1, -1))
+
+    def progress(items, total, label):
+        for item in items:
+            if label.startswith("epoch") and next(left) <= 1:
+                stop.set()
+            yield item
+
+    return progress
+
+
+@pytest.fixture(scope="module")
+def whole(photos, tmp_path_factory):
+    """A run with a teacher that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(photos, folder, distill=DISTILL)
+    return folder
+
+
+def test_a_run_leaves_a_line_per_epoch_and_weights_that_load(whole):
+    lines = curve(whole)
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert [line["size"] for line in lines] == [24, 32]
+    assert all(0 <= line["val_top1"] <= line["val_top5"] <= 1 for line in lines)
+    backbone = backbones.load("zf5-64", whole / "weights.safetensors")
+    assert backbone(torch.zeros(1, 3, 48, 64)).shape == (1, 192, 6, 8)
+
+
+def test_vector_layers_stand_on_the_pyramid_that_was_trained(whole):
+    trained = build_student(NetworkSection(name="zf5-64", levels=(2, 1)), 3, None, 0).network
+    trained.load_state_dict(load_file(whole / "weights.safetensors"), strict=False)
+    backbone = backbones.load("zf5-64", whole / "weights.safetensors", layer="fc7")
+    images = torch.randn(2, 3, 40, 48)
+    with torch.no_grad():
+        expected = trained.eval().head("fc7")(trained.trunk("spp")(images))
+        assert torch.allclose(backbone(images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_folder_says_what_was_made_and_how_well(whole, photos):
+    with safe_open(whole / "weights.safetensors", framework="pt") as file:
+        about = json.loads(file.metadata()["spptransfer"])
+    last = curve(whole)[-1]
+    assert (about["network"], about["levels"], about["epochs"]) == ("zf5-64", [2, 1], 2)
+    assert about["accuracy"]["top1"] == last["val_top1"]
+    assert about["classes"] == ["bee", "cat", "dog"]
+    assert (about["data"]["name"], about["data"]["images"]) == ("photos", 21)
+    assert about["teacher_sha256"] == backbones.load("squeezenet1_1", "random:1").weights_sha256
+    card = (whole / "model-card.md").read_text()
+    assert about["data"]["sha256"] in card
+    assert str(photos.parent) not in card + json.dumps(about)
+    assert (whole / "curves.svg").read_text().count("<circle") == 2 * 4
+    modes = {path.stat().st_mode for path in whole.iterdir() if path.is_file()}
+    assert len(modes) == 1  # whoever may read one file may read them all
+
+
+@pytest.mark.parametrize("lost", ["weights.safetensors", "model-card.md", "metrics.jsonl"])
+def test_what_a_kill_after_the_last_checkpoint_left_unwritten_is_written(
+    photos, tmp_path, whole, lost
+):
+    shutil.copytree(whole, tmp_path / "run")
+    for name in ("weights.safetensors", lost):
+        (tmp_path / "run" / name).unlink(missing_ok=True)
+    assert run(photos, tmp_path / "run", distill=DISTILL).weights.exists()
+    files = [load_file(folder / "weights.safetensors") for folder in (tmp_path / "run", whole)]
+    assert same_tensors(*files)
+    assert curve(tmp_path / "run") == curve(whole)
+
+
+def test_weights_of_another_number_of_epochs_are_written_anew(photos, tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    path = tmp_path / "run" / "weights.safetensors"
+    save_file(load_file(path), path, metadata={"spptransfer": '{"epochs": 1}'})
+    run(photos, tmp_path / "run", distill=DISTILL)
+    with safe_open(path, framework="pt") as file:
+        assert json.loads(file.metadata()["spptransfer"])["epochs"] == 2
+
+
+def test_two_runs_in_one_folder_are_refused(photos, tmp_path):
+    lock = Lock(tmp_path / "lock", tmp_path)
+    lock.acquire()
+    with pytest.raises(CacheError, match=f"the run '{tmp_path}' is being written by process"):
+        run(photos, tmp_path)
+    lock.release()
+
+
+def test_dropout_is_drawn_anew_in_every_step_and_the_same_after_a_restart(photos, tmp_path):
+    seeds = []
+
+    def note(seed):
+        seeds.append(seed)
+        return torch.default_generator
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "manual_seed", note)
+        run(photos, tmp_path / "one")
+        whole_run = list(seeds)
+        seeds.clear()
+        run(photos, tmp_path / "two", steps=3)
+        run(photos, tmp_path / "two")
+    assert len(set(whole_run)) == len(whole_run) == 4
+    assert seeds == whole_run
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_stopped_run_continues_to_the_same_curve_and_weights(photos, tmp_path, whole, steps):
+    stopped = run(photos, tmp_path / "run", steps=steps, distill=DISTILL)
+    assert not stopped.finished
+    assert run(photos, tmp_path / "run", distill=DISTILL).finished
+    assert curve(tmp_path / "run") == curve(whole)
+    one, other = checkpoint.load(tmp_path / "run"), checkpoint.load(whole)
+    assert same_tensors(one["student"], other["student"])
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues_to_the_same_curve(photos, tmp_path, whole):
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(values(photos, distill=DISTILL)))
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "spptransfer", "pretrain", str(path), "--out", str(folder)]
+    command += ["--threads", "1", "--jobs", "2", "--device", "cpu", "--quiet"]
+    for _ in range(2):
+        before = _modified(folder)
+        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        while process.poll() is None and _modified(folder) == before:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert len(curve(folder)) < 2
+    subprocess.run(command, check=True)
+    assert curve(folder) == curve(whole)
+
+
+def _modified(folder):
+    path = folder / checkpoint.NAME
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def test_the_number_of_threads_that_prepare_images_changes_nothing(photos, tmp_path, whole):
+    machine = Machine(tmp_path / "run", device="cpu", jobs=1, threads=1)
+    pretrain(parse_pipeline(values(photos, distill=DISTILL)), machine)
+    assert curve(tmp_path / "run") == curve(whole)
+
+
+def test_a_finished_run_is_not_run_again(photos, whole):
+    before = (whole / checkpoint.NAME).stat().st_mtime_ns
+    assert run(photos, whole, distill=DISTILL).finished
+    assert (whole / checkpoint.NAME).stat().st_mtime_ns == before
+
+
+def test_another_pipeline_is_not_mixed_into_a_run(photos, whole):
+    with pytest.raises(ConfigError, match="holds a training with other settings or images"):
+        run(photos, whole)
+
+
+def test_a_damaged_checkpoint_is_named(photos, tmp_path):
+    (tmp_path / checkpoint.NAME).write_bytes(b"nothing")
+    with pytest.raises(WeightsError, match=r"the checkpoint '.*' cannot be read"):
+        run(photos, tmp_path)
+
+
+def test_a_checkpoint_that_carries_code_is_refused(photos, tmp_path):
+    torch.save({"format": 1, "run": threading.Event}, tmp_path / checkpoint.NAME)
+    with pytest.raises(WeightsError, match="cannot be read"):
+        run(photos, tmp_path)
+
+
+def test_training_that_diverges_is_told_with_what_to_do(photos, tmp_path):
+    with pytest.raises(ModelError, match=r"training diverged .* lower training\.learning_rate"):
+        run(photos, tmp_path / "run", training={"learning_rate": 1e30})
+
+
+def test_weights_may_be_saved_in_half_precision(photos, tmp_path):
+    outcome = run(photos, tmp_path / "run", training={"weights": "float16", "epochs": 1})
+    single = backbones.load("zf5-64", outcome.weights)
+    trained = checkpoint.load(tmp_path / "run")["student"]
+    assert outcome.weights.stat().st_size < 2.1 * sum(value.numel() for value in trained.values())
+    assert single.trunk[0].weight.dtype == torch.float32
+
+
+def test_torchs_generator_and_threads_are_left_as_they_were(photos, tmp_path):
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    run(photos, tmp_path / "run", training={"epochs": 1})
+    assert torch.get_rng_state().equal(state)
+    assert torch.get_num_threads() == threads
+
+
+def test_a_network_learns_what_it_is_shown(photos, tmp_path):
+    training = {"epochs": 30, "learning_rate": 0.05, "checkpoint_every": 100}
+    outcome = run(photos, tmp_path / "run", training=training, images={"flip": False})
+    first, last = outcome.history[0], outcome.history[-1]
+    assert last["loss"] < 0.7 * first["loss"]
+
+
+def test_the_teacher_is_approached(photos, tmp_path):
+    training = {"epochs": 8, "learning_rate": 0.02, "checkpoint_every": 100}
+    outcome = run(photos, tmp_path / "run", training=training, distill=DISTILL)
+    assert outcome.history[-1]["distillation"] < outcome.history[0]["distillation"]
+    assert next((tmp_path / "run").glob("teacher-*/part-00000.npy")).exists()

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from small_projects import draw_folder, draw_image
+
+from spptransfer.errors import DatasetError
+from spptransfer.pretraining.config import DatasetSection
+from spptransfer.pretraining.source import digest, open_source, read_splits
+
+
+def splits(root, **section):
+    source = open_source(str(root))
+    return source, *read_splits(source, DatasetSection(root=str(root), **section))
+
+
+def test_a_zip_file_is_the_folder_it_was_made_of(photos, zipped):
+    held = {"train": "", "val": None}
+    folder, classes, train, val = splits(photos, **held)
+    archive, zip_classes, zip_train, zip_val = splits(zipped, **held | {"train": "photos"})
+    assert classes == zip_classes == ("bee", "cat", "dog")
+    assert [f"photos/{name}" for name in train.names] == list(zip_train.names)
+    assert val.labels.tolist() == zip_val.labels.tolist()
+    for name in train.names:
+        assert folder.read(name) == archive.read(f"photos/{name}")
+        assert folder.size(name) == archive.size(f"photos/{name}")
+
+
+def test_what_is_held_out_is_a_share_of_every_class_and_not_trained_on(photos):
+    _, _, train, val = splits(photos, train="", val=None, holdout=0.2)
+    assert np.bincount(val.labels).tolist() == [2, 2, 2]
+    assert not set(train.names) & set(val.names)
+    assert len(train) + len(val) == 30
+
+
+def test_two_folders_may_be_training_and_validation(tmp_path):
+    draw_folder(tmp_path / "train")
+    draw_image(tmp_path / "val" / "dog" / "1.png", 2, 99)
+    _, classes, train, val = splits(tmp_path)
+    assert (len(train), len(val)) == (18, 1)
+    assert classes[val.labels[0]] == "dog"
+
+
+def test_a_class_that_cannot_be_learnt_is_refused(tmp_path):
+    draw_folder(tmp_path / "train")
+    draw_image(tmp_path / "val" / "eel" / "1.png", 2, 99)
+    with pytest.raises(DatasetError, match="'val' holds the class 'eel', which 'train' lacks"):
+        splits(tmp_path)
+
+
+@pytest.mark.parametrize(("classes", "message"), [((), "no images"), (("cat",), "two classes")])
+def test_a_folder_without_two_classes_is_refused(tmp_path, classes, message):
+    (tmp_path / "train").mkdir()
+    draw_folder(tmp_path / "train", classes)
+    with pytest.raises(DatasetError, match=message):
+        splits(tmp_path)
+
+
+def test_a_missing_root_and_a_damaged_zip_file_are_named(tmp_path):
+    with pytest.raises(DatasetError, match=r"no folder or ZIP file 'absent'"):
+        open_source("absent", tmp_path)
+    (tmp_path / "bad.zip").write_bytes(b"PK nothing")
+    with pytest.raises(DatasetError, match=r"cannot read the ZIP file '.*bad\.zip'"):
+        open_source("bad.zip", tmp_path)
+
+
+def test_the_digest_tells_other_images_and_other_classes(photos):
+    source, _, train, val = splits(photos, train="", val=None)
+    known = digest(source, (train, val))
+    assert digest(source, (train, val)) == known
+    assert digest(source, (val, train)) != known
