@@ -217,6 +217,32 @@ _PAPER = (
     *_paper("overfeat-7", _OVERFEAT, vectors=("fc8", "fc9"), min_side=17),
 )
 
+
+def _small_paper(name: str, widths: tuple[int, ...], length: int) -> list[BackboneInfo]:
+    """Describe a ZF-5 for small images, from which its builder takes widths and lengths."""
+    mean, std = (128 / 255,) * 3, (1 / 255,) * 3
+    maps = zip(range(1, 6), widths, (2, 8, 8, 8, 8), strict=True)
+    conv = [LayerInfo(f"conv{i}", "map", width, stride) for i, width, stride in maps]
+    spp = LayerInfo("spp", "map", widths[-1], 8)
+    layers = (*conv, spp, *(LayerInfo(f"fc{i}", "vector", length, None) for i in (6, 7)))
+    return [
+        BackboneInfo(name + suffix, "paper", layers, weights, mean, std, min_side=1, levels=levels)
+        for suffix, levels, weights in (
+            ("", (6, 3, 2, 1), {"embedded": _EMBEDDED}),
+            ("-no-spp", (6,), {}),
+        )
+    ]
+
+
+# Convolutions only: enough for the layers up to "spp".
+_EMBEDDED = WeightsSource(
+    "zf5_64.safetensors",
+    "1e8c68e17b8d63d27d429fa243cdb86645aa140dffb6a7ecc92ae59d7775dd02",
+    "BSD-3-Clause",
+    None,
+)
+_SMALL_PAPER = tuple(_small_paper("zf5-64", widths=(64, 128, 192, 256, 192), length=512))
+
 # The embedded default, family "mini", whose only weights are shipped with the package.
 _MINI: tuple[BackboneInfo, ...] = (
     BackboneInfo(
@@ -248,7 +274,7 @@ _MINI: tuple[BackboneInfo, ...] = (
     ),
 )
 
-BACKBONES = (*_ALEXNET, *_VGG, *_RESNET, *_SQUEEZENET, *_MOBILENET, *_PAPER, *_MINI)
+BACKBONES = (*_ALEXNET, *_VGG, *_RESNET, *_SQUEEZENET, *_MOBILENET, *_PAPER, *_SMALL_PAPER, *_MINI)
 _BY_NAME = {info.name: info for info in BACKBONES}
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from spptransfer import backbones
-from spptransfer.backbones.checkpoints import digest, load_into, read_tensors
+from spptransfer.backbones.checkpoints import digest, load_into, read_tensors, trained_levels
 from spptransfer.errors import WeightsError
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2)}
@@ -205,3 +205,26 @@ def test_a_real_file_cut_anywhere_is_refused(file, tmp_path, alexnet_weights):
     for length in (0, 1, 1000, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:length])
         refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("said", "levels"),
+    [
+        ('{"network": "zf5", "levels": [4, 3, 2, 1]}', (4, 3, 2, 1)),
+        ('{"network": "zf5-64", "levels": [4, 3, 2, 1]}', None),
+        ('{"network": "zf5", "levels": [0]}', None),
+        ('{"network": "zf5", "levels": 3}', None),
+        ('{"network": "zf5"}', None),
+        ("[1]", None),
+        ("{", None),
+    ],
+)
+def test_weights_say_which_pyramid_they_were_trained_with(tmp_path, said, levels):
+    path = tmp_path / "weights.safetensors"
+    save_file(TENSORS, path, metadata={"spptransfer": said})
+    assert trained_levels(path, "zf5") == levels
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_that_say_nothing_have_no_pyramid_of_their_own(tmp_path, suffix):
+    assert trained_levels(save(TENSORS, tmp_path / f"weights{suffix}"), "zf5") is None

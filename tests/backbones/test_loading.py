@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from spptransfer import backbones
-from spptransfer.backbones import weights
+from spptransfer.backbones import loading, weights
 from spptransfer.errors import ConfigError, WeightsError
 from spptransfer.pyramid import SpatialPyramidPooling
 
@@ -232,3 +232,74 @@ def test_real_files_tell_categories_apart(name, file, alexnet_weights, caltech10
     means, others = found[:, :3].mean(1), found[:, 3:]
     correct = (others @ means.T).argmax(-1) == torch.arange(len(categories))[:, None]
     assert correct.float().mean() >= 0.9
+
+
+# --- several layers ---------------------------------------------------------------------------
+
+
+def test_several_layers_come_in_the_order_of_computation():
+    backbone = backbones.load("alexnet", "random", layer=["fc6", "conv2", "spp"])
+    assert backbone.layers == ("conv2", "spp", "fc6")
+    assert backbone.layer == "fc6"
+    assert len(backbone.trunk) == 12
+
+
+def test_maps_alone_need_no_head_and_nothing_beyond_the_deepest():
+    backbone = backbones.load("alexnet", "random", layer=("conv1", "conv3"))
+    assert backbone.head is None
+    assert len(backbone.trunk) == 8
+    assert backbone.vectors_of(torch.zeros(1, 384, 3, 3), []) == {}
+
+
+def test_weights_need_to_suffice_for_the_deepest_layer_only(trained, tmp_path):
+    tensors = {key: value for key, value in trained("alexnet").items() if "features" in key}
+    torch.save(tensors, tmp_path / "trunk.pth")
+    backbones.load("alexnet", tmp_path / "trunk.pth", layer=["conv1", "spp"])
+    with pytest.raises(WeightsError, match="up to layer 'fc6'"):
+        backbones.load("alexnet", tmp_path / "trunk.pth", layer=["conv1", "fc6"])
+
+
+def test_a_request_for_no_layer_is_refused():
+    with pytest.raises(ConfigError, match="layer: at least one of conv1, conv2"):
+        backbones.load("alexnet", "random", layer=[])
+
+
+def test_the_layers_that_weights_suffice_for_are_known_without_loading_them(trained, tmp_path):
+    tensors = trained("alexnet")
+    maps = ("conv1", "conv2", "conv3", "conv4", "conv5", "spp")
+    for count, expected in (
+        (None, (*maps, "fc6", "fc7")),
+        (10, maps),
+        (4, ("conv1", "conv2")),
+    ):
+        some = dict(list(tensors.items())[:count])
+        torch.save(some, tmp_path / "some.pth")
+        assert loading.layers_within("alexnet", tmp_path / "some.pth") == expected
+    assert loading.layers_within("alexnet", "random") == (*maps, "fc6", "fc7")
+    torch.save({"features.0.weight": torch.zeros(2)}, tmp_path / "some.pth")
+    with pytest.raises(WeightsError, match="they suffice for no layer"):
+        loading.layers_within("alexnet", tmp_path / "some.pth")
+
+
+@pytest.mark.parametrize("name", ["alexnet", "squeezenet1_1", "resnet18", "zf5", "spp-mini"])
+def test_the_side_of_a_map_is_known_without_weights(name):
+    backbone = backbones.load(name, "random", layer=[at.name for at in maps_of(name)])
+    for layer in backbone.layers:
+        for side in (64, 97):
+            maps = backbone.maps_of(torch.zeros(1, 3, side, side), [layer])[layer]
+            assert maps.shape[2:] == (loading.map_side(name, layer, side),) * 2
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18", "mobilenet_v2", "zf5"])
+def test_a_hollow_trunk_has_the_shape_of_the_network_and_lets_nan_through(name):
+    trunk = loading.hollow_trunk(name)
+    batch = torch.zeros(1, 3, 64, 80)
+    maps = trunk(batch)
+    assert maps.shape == backbones.load(name, "random").maps(batch).shape
+    assert not maps.isnan().any()
+    batch[..., 40] = torch.nan
+    assert trunk(batch).isnan().any()
+
+
+def maps_of(name):
+    return [layer for layer in backbones.describe(name).layers if layer.kind == "map"]

@@ -172,3 +172,17 @@ def test_the_spp_layer_lets_zf5_learn_from_two_sizes():
         network.zero_grad()
         network(torch.randn(2, 3, side, side)).logsumexp(1).sum().backward()
         assert network.conv1.weight.grad.abs().sum() > 0
+
+
+def test_the_zf5_for_small_images_keeps_eight_cells_at_64_pixels(on_meta):
+    for side, cells in ((64, 8), (48, 6), (96, 12)):
+        assert side_after(on_meta("zf5-64"), "relu5", side) == cells
+    assert 1e6 < sum(p.numel() for p in on_meta("zf5-64").trunk("spp").parameters()) < 3e6
+
+
+def test_the_zf5_for_small_images_has_the_shape_of_zf5(on_meta):
+    small, large = (
+        [(m.kernel_size, m.stride) for m in on_meta(name).children() if isinstance(m, nn.Conv2d)]
+        for name in ("zf5-64", "zf5")
+    )
+    assert small == large
