@@ -134,7 +134,9 @@ class TransferModel:
             spec=features.spec_,
             weights=os.fspath(features.weights),
             weights_path=None,
-            levels=tuple(features.levels) if features.spec_.levels else None,
+            levels=(tuple(features.levels) or features.spec_.levels)
+            if features.spec_.levels
+            else None,
             scales=tuple(features.scales),
             combine=features.combine,
             normalizer=normalizer,

@@ -10,6 +10,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from image_files import encode, picture, rotated_by_exif
 from PIL import Image, ImageOps
 from sklearn.base import clone
@@ -18,10 +20,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from small_projects import CLASSES, draw_folder
 
-from spptransfer import LinearSVM, PyramidNormalizer, SPPFeatures, backbones
+from spptransfer import LinearSVM, PyramidNormalizer, SPPFeatures, backbones, images
 from spptransfer.datasets.folder import read_folder
 from spptransfer.errors import ConfigError, ImageError, WeightsError
 from spptransfer.features import feature_spec
+from spptransfer.pyramid import SpatialPyramidPooling
 
 NETWORK = ("squeezenet1_1", "random:0")
 LEVELS = (6, 3, 2, 1)
@@ -225,6 +228,77 @@ def test_names_of_combined_scales_and_of_vectors(photos):
     names = vector.get_feature_names_out()
     assert names[0] == "scale64_unit0"
     assert vector.transform(photos[:1]).shape == (1, len(names))
+
+
+# --- whole maps -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("view", ["center_crop", "warp"])
+@pytest.mark.parametrize("layer", ["conv1", "fire4", "spp"])
+def test_without_levels_a_feature_is_the_whole_map_channel_by_channel(photos, layer, view):
+    spp = small(layer=layer, levels=(), view=view).fit()
+    found = spp.transform(photos)
+    backbone = backbones.load(*NETWORK, layer=layer)
+    for photo, row in zip(photos, found, strict=True):
+        pixels = images.render(images.from_array(photo), 64, view) / 255
+        normal = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+        maps = backbone.maps(torch.from_numpy(normal.transpose(2, 0, 1)[None]).float())
+        assert row.shape == maps[0].numpy().ravel().shape
+        assert_near(row, maps[0].numpy().ravel())
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    layer=st.sampled_from(["conv1", "conv2", "conv3", "conv4", "conv5", "spp"]),
+    scale=st.integers(8, 130),
+    pooling=st.sampled_from(["max", "mean"]),
+)
+def test_the_whole_map_is_the_level_whose_bins_are_its_cells(layer, scale, pooling):
+    spec = feature_spec(
+        backbone="spp-mini", weights="embedded", layer=layer, levels=[], scales=[scale],
+        view="warp", pooling=pooling,
+    )  # fmt: skip
+    backbone = backbones.load("spp-mini", "embedded", layer=layer)
+    generator = torch.Generator().manual_seed(scale)
+    maps = backbone.maps(torch.randn(2, 3, scale, scale, generator=generator))
+    assert maps.shape[2:] == spec.levels * 2
+    pooled = SpatialPyramidPooling(spec.levels, pooling)(maps)
+    assert pooled.equal(maps.flatten(1))
+
+
+def test_columns_of_whole_maps_are_named_by_layer_channel_row_and_column(photos):
+    spp = small(layer="fire4", levels=[], view="warp").fit()
+    X, names = spp.transform(photos[:1])[0], list(spp.get_feature_names_out())
+    side = spp.spec_.levels[0]
+    assert len(names) == len(X) == 256 * side * side
+    assert names[0] == "scale64_fire4_channel0_row0_column0"
+    assert names[-1] == f"scale64_fire4_channel255_row{side - 1}_column{side - 1}"
+    grid = X.reshape(256, side, side)
+    assert grid[9, 2, 1] == X[names.index("scale64_fire4_channel9_row2_column1")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"view": "full"}, "whose size differs .* allowed views: center_crop, warp"),
+        ({"view": "warp", "scales": (64, 96)}, r"at one scale, not at \[64, 96\]"),
+        ({"view": "sideways"}, "view: 'sideways' is unknown"),
+    ],
+)
+def test_a_whole_map_needs_one_view_of_fixed_size(changes, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        small(levels=(), **changes).fit()
+    assert "\n" not in str(caught.value)
+
+
+def test_vector_layers_need_no_levels(photos):
+    given = {"layer": "fc6", "scales": (64,), "device": "cpu"}
+    with_levels = SPPFeatures("spp-mini", "embedded", **given)
+    without = SPPFeatures("spp-mini", "embedded", levels=(), **given)
+    assert (
+        without.fit_transform(photos[:2]).tolist() == with_levels.fit_transform(photos[:2]).tolist()
+    )
+    assert without.spec_ == with_levels.spec_
 
 
 @pytest.fixture(scope="module")
