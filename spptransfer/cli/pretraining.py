@@ -72,8 +72,6 @@ def pretrain(
     from spptransfer.pretraining.run import pretrain as run
 
     leads = team_of_environment().leads
-    if not leads:
-        logging.getLogger("spptransfer").setLevel(logging.ERROR)
     output = Output(quiet or not leads, json and leads)
     settings = read_pipeline(pipeline, overrides or ())
     machine = Machine(
@@ -86,7 +84,7 @@ def pretrain(
         progress=_bar(output.quiet),
         tell=output.say,
     )
-    with _stopping(machine.stop):
+    with _stopping(machine.stop), contextlib.nullcontext() if leads else _silent():
         outcome = run(settings, machine)
     if not outcome.finished:
         raise KeyboardInterrupt
@@ -102,6 +100,18 @@ def _bar(quiet: bool) -> Any:
         return tqdm(items, desc=label, total=total, disable=hidden, leave=False)
 
     return progress
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Leave warnings to the process that speaks for all."""
+    library = logging.getLogger("spptransfer")
+    level = library.level
+    library.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        library.setLevel(level)
 
 
 @contextlib.contextmanager
