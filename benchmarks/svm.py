@@ -17,73 +17,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+import svm_stream
+from svm_common import collect, load, load_average, measured, relu_like, signs_of, start
 
 VISSL_COSTS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+# Where LinearSVC is measured for `choice`; costs in between and beyond are interpolated.
+SAMPLE_COSTS = (0.01, 1.0, 100.0)
 SPLIT_COSTS = (0.01, 0.1, 1.0, 10.0, 100.0)
 VISSL_WEIGHTS = {1: 2, -1: 1}
-
-
-def relu_like(n_rows, n_columns, n_classes, kind, seed=0, rank=200, out=None):
-    """Half-zero rows of unit length with a power-law spectrum, like pooled feature maps."""
-    rng = np.random.default_rng(seed)
-    decay = np.arange(1, rank + 1)
-    number = np.arange(n_rows) % n_classes
-    latent = rng.normal(size=(n_rows, rank)) * decay**-0.7
-    latent += (0.6 * rng.normal(size=(n_classes, rank)) * decay**-0.4)[number]
-    mixing = rng.normal(size=(rank, n_columns)).astype(np.float32)
-    X = np.empty((n_rows, n_columns), dtype=np.float32) if out is None else out
-    for start in range(0, n_rows, 500):
-        block = latent[start : start + 500].astype(np.float32) @ mixing
-        block += 0.8 * rng.standard_normal(block.shape, dtype=np.float32)
-        np.maximum(block, 0, out=block)
-        X[start : start + 500] = block / np.linalg.norm(block, axis=1)[:, None]
-    if kind == "classes":
-        return X, number
-    Y = np.where(number[:, None] == np.arange(n_classes), 1, -1)
-    Y[rng.random(Y.shape) < 0.03] = 1
-    return X, Y
-
-
-def load(path):
-    if path.suffix == ".npz":
-        with np.load(path) as file:
-            return file["X"].astype(np.float32, copy=False), file["y"]
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        return file["X"][:].astype(np.float32, copy=False), file["y"][:]
-
-
-def peak_mb():
-    """Largest resident size of this process so far."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
-def reset_peak():
-    """Forget the peak of loading the data."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def signs_of(y):
-    """One column of -1, 0, +1 per problem."""
-    return y if y.ndim == 2 else np.where(y[:, None] == np.unique(y), 1, -1)
 
 
 def objective(X, y, w, b, cost):
     """Float64, in blocks."""
     total = 0.5 * (w @ w + b * b)
-    for start in range(0, len(X), 512):
-        margin = y[start : start + 512] * (X[start : start + 512].astype(float) @ w + b)
-        total += np.sum(cost[start : start + 512] * np.maximum(0, 1 - margin) ** 2)
+    for at in range(0, len(X), 512):
+        margin = y[at : at + 512] * (X[at : at + 512].astype(float) @ w + b)
+        total += np.sum(cost[at : at + 512] * np.maximum(0, 1 - margin) ** 2)
     return float(total)
 
 
@@ -100,15 +55,16 @@ def liblinear_one_c(X, y, options):
     signs = signs_of(y)
     columns = list(range(signs.shape[1]))[options.first :: options.processes][: options.limit]
     values = {}
-    seconds = 0.0
+    seconds = cpu = 0.0
     for k in columns:
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         model = LinearSVC(C=options.C, tol=options.liblinear_tol, dual=True, max_iter=100_000)
         model.fit(X, signs[:, k])
         seconds += time.perf_counter() - began
+        cpu += time.process_time() - cpu_began
         cost = np.full(len(X), options.C)
         values[k] = objective(X, signs[:, k], model.coef_[0], model.intercept_[0], cost)
-    return {"objectives": values, "seconds": seconds, "problems": len(columns)}
+    return {"objectives": values, "seconds": seconds, "cpu": cpu, "problems": len(columns)}
 
 
 def shared_choice(X, y, options):
@@ -119,20 +75,34 @@ def shared_choice(X, y, options):
 
 
 def liblinear_choice(X, y, options):
-    """VISSL's loop for some classes: cross_val_score, then a fit, at every C."""
-    from sklearn.model_selection import cross_val_score
+    """A sample of VISSL's loop: some classes, one fold of three, a few costs.
+
+    What is not measured is extrapolated in favour of LinearSVC: costs beyond the largest one
+    measured count as that one. A fold has two thirds of the rows, and LIBLINEAR's time is linear
+    in them.
+    """
+    from sklearn.metrics import average_precision_score
     from sklearn.svm import LinearSVC
 
-    columns = np.arange(y.shape[1])[options.first :: options.processes][: options.limit]
-    began = time.perf_counter()
+    columns = np.arange(y.shape[1])[options.first :: options.processes][: options.limit or 1]
+    inside = np.arange(len(X)) % 3 > 0
+    clocks = np.zeros((len(SAMPLE_COSTS), 2))
+    X_fold, X_out = X[inside], X[~inside]
     for k in columns:
-        for C in VISSL_COSTS:
-            model = LinearSVC(
-                C=C, class_weight=VISSL_WEIGHTS, intercept_scaling=1.0, dual=True, max_iter=2000
-            )
-            cross_val_score(model, X, y[:, k], cv=3, scoring="average_precision")
-            model.fit(X, y[:, k])
-    return {"seconds": time.perf_counter() - began, "problems": len(columns)}
+        for number, C in enumerate(SAMPLE_COSTS):
+            began = np.array([time.perf_counter(), time.process_time()])
+            model = LinearSVC(C=C, class_weight=VISSL_WEIGHTS, dual=True, max_iter=2000)
+            model.fit(X_fold, y[inside, k])
+            average_precision_score(y[~inside, k], model.decision_function(X_out))
+            clocks[number] += np.array([time.perf_counter(), time.process_time()]) - began
+    print(dict(zip(SAMPLE_COSTS, clocks.round(1).tolist(), strict=True)), file=sys.stderr)
+    by_cost = [
+        np.exp(np.interp(np.log(VISSL_COSTS), np.log(SAMPLE_COSTS), np.log(clock)))
+        for clock in clocks.T
+    ]
+    # Three folds and a fit on all rows are 4.5 times a fold.
+    seconds, cpu = (4.5 * values.sum() for values in by_cost)
+    return {"seconds": seconds, "cpu": cpu, "problems": len(columns), "sampled": len(SAMPLE_COSTS)}
 
 
 def make_splits(y, n_splits, per_class):
@@ -159,121 +129,20 @@ def liblinear_splits(X, y, options):
     """Some classes of one fit on a whole split, at C = 1: a cheap one among the sixteen."""
     rows = next(make_splits(y, 1, options.per_class))
     result = liblinear_one_c(X[rows], y[rows], options)
-    return {"seconds": result["seconds"], "problems": result["problems"]}
-
-
-def shared_stream(X, y, options):
-    from spptransfer.svm import LinearSVM
-
-    model = LinearSVM(options.C, memory=options.memory).fit(X, y)
-    return {
-        "objectives": model.objective_.tolist(),
-        "gap": float(model.duality_gap_.max()),
-        "passes": model.n_passes_,
-    }
-
-
-def sgd_stream(X, y, options):
-    """One line per epoch: seconds in partial_fit so far, and the objectives reached."""
-    from sklearn.linear_model import SGDClassifier
-
-    classes = np.unique(y)
-    model = SGDClassifier(
-        loss="squared_hinge",
-        alpha=1 / (options.C * len(X)),
-        # The best of several schedules: the default one diverges on this loss.
-        learning_rate="constant",
-        eta0=0.05,
-        n_jobs=options.threads,
-    )
-    rng = np.random.default_rng(0)
-    seconds, epochs = 0.0, []
-    for _ in range(options.epochs):
-        for start in rng.permutation(np.arange(0, len(X), 4096)):
-            began = time.perf_counter()
-            rows = slice(start, start + 4096)
-            model.partial_fit(X[rows].astype(np.float32), y[rows], classes)
-            seconds += time.perf_counter() - began
-        epochs.append((seconds, stream_objectives(X, y, model, options.C)))
-    return {"seconds": seconds, "epochs": epochs}
-
-
-def stream_objectives(X, y, model, C):
-    """The sum over the classes, in one pass."""
-    total = 0.5 * np.sum(model.coef_**2) + 0.5 * np.sum(model.intercept_**2)
-    signs = signs_of(y)
-    for start in range(0, len(X), 4096):
-        rows = slice(start, start + 4096)
-        scores = X[rows].astype(np.float64) @ model.coef_.T + model.intercept_
-        total += C * np.sum(np.maximum(0, 1 - signs[rows] * scores) ** 2)
-    return float(total)
-
-
-def compare_stream(options, arguments):
-    """Data on disk in half precision, with room for far less than the data in float32."""
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        path = Path(folder) / "X.npy"
-        shape = options.rows, options.features
-        out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-        _, y = relu_like(*shape, options.classes, "classes", out=out)
-        out.flush()
-        del out
-        np.save(path.with_name("y.npy"), y)
-        print(f"stream: X {shape} float16, {options.classes} problems, memory={options.memory}")
-        shared = collect(start(arguments, "shared", path, 0, options.threads))
-        best = sum(shared["objectives"])
-        print(
-            f"LinearSVM: {shared['seconds']:.0f} s ({shared['cpu']:.0f} CPU s), "
-            f"{shared['passes']} passes, {shared['extra_mb']:.0f} MB, "
-            f"largest relative gap {shared['gap']:.1e}"
-        )
-        sgd = collect(start(arguments, "sgd", path, 0, options.threads))
-    for epoch, (seconds, value) in enumerate(sgd["epochs"], 1):
-        print(
-            f"SGDClassifier, epoch {epoch}: {seconds:.0f} s, objective {value / best - 1:.1%} above"
-        )
-
-
-def read_child_data(options):
-    """Arrays, or for `stream` a file that is mapped."""
-    if options.task == "stream":
-        path = options.child_data
-        return np.load(path, mmap_mode="r"), np.load(path.with_name("y.npy"))
-    with np.load(options.child_data) as file:
-        return file["X"], file["y"]
+    return {key: result[key] for key in ("seconds", "cpu", "problems")}
 
 
 def run_child(options):
     """Load the data, run one contender, print one line of JSON."""
-    X, y = read_child_data(options)
+    if options.task == "stream":
+        X, y = svm_stream.open_features(options.child_data)
+        contender = {"shared": svm_stream.shared_stream, "sgd": svm_stream.sgd_stream}
+        print(json.dumps(measured(contender[options.contender], X, y, options)))
+        return
+    with np.load(options.child_data) as file:
+        X, y = file["X"], file["y"]
     contender = globals()[f"{options.contender}_{options.task.replace('-', '_')}"]
-    import sklearn.svm  # noqa: F401
-
-    before = peak_mb()
-    reset_peak()
-    began, cpu_began = time.perf_counter(), time.process_time()
-    result = contender(X, y, options)
-    result.setdefault("seconds", time.perf_counter() - began)
-    result["cpu"] = time.process_time() - cpu_began
-    result["extra_mb"] = peak_mb() - before
-    result["data_mb"] = X.nbytes / 2**20
-    print(json.dumps(result))
-
-
-def start(arguments, contender, path, first, threads):
-    environment = dict(os.environ)
-    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        environment[name] = str(threads)
-    command = [sys.executable, __file__, *arguments, "--contender", contender]
-    command += ["--child-data", str(path), "--first", str(first)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
-
-
-def collect(process):
-    output, _ = process.communicate()
-    if process.returncode:
-        raise SystemExit(process.returncode)
-    return json.loads(output.strip().splitlines()[-1])
+    print(json.dumps(measured(contender, X, y, options)))
 
 
 def all_problems(options, y):
@@ -292,28 +161,31 @@ def compare(options, arguments):
         data = relu_like(options.rows, options.features, options.classes, kind)
     X, y = data
     print(f"{options.task}: X {X.shape}, {signs_of(y).shape[1]} problems, "
-          f"{options.threads} threads")  # fmt: skip
+          f"{options.threads} threads, {load_average()}")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "data.npz"
         np.savez(path, X=X, y=y)
         shape = X.shape
         del X, data
-        shared = collect(start(arguments, "shared", path, 0, options.threads))
+        shared = collect(start(arguments, "shared", path, options.threads))
         children = [
-            start(arguments, "liblinear", path, first, 1) for first in range(options.processes)
+            start(arguments, "liblinear", path, 1, first) for first in range(options.processes)
         ]
         others = [collect(child) for child in children]
     report(options, y, shape, shared, others)
 
 
 def report(options, y, shape, shared, others):
-    measured = sum(other["problems"] for other in others)
+    solved = sum(other["problems"] for other in others)
     whole = all_problems(options, y)
-    seconds = max(other["seconds"] for other in others) * whole / measured
-    note = "" if whole == measured else f"extrapolated from {measured} of {whole:.0f} problems"
+    seconds = max(other["seconds"] for other in others) * whole / solved
+    cpu = sum(other["cpu"] for other in others) * whole / solved
+    note = "" if whole == solved else f"extrapolated from {solved} of {whole:.0f} problems"
+    if options.task == "choice":
+        note = (f"extrapolated from {solved} of {whole} classes, one of three folds, "
+                f"C = {', '.join(map(str, SAMPLE_COSTS))} of {len(VISSL_COSTS)}")  # fmt: skip
     gram = 4 * min(shape) ** 2 / 2**20
-    cpu = sum(other["cpu"] for other in others) * whole / measured
-    print(f"{'':34}{'seconds':>10}{'CPU s':>10}{'MB over data':>14}")
+    print(f"{'':34}{'seconds':>10}{'CPU s':>10}{'MB over data':>14}   {load_average()}")
     print(
         f"{'LinearSVM, shared':34}{shared['seconds']:10.1f}{shared['cpu']:10.1f}"
         f"{shared['extra_mb']:14.0f}   "
@@ -347,7 +219,10 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--processes", type=int, default=2, help="LinearSVC's processes")
     parser.add_argument("--memory", default="1GB", help="stream: budget of LinearSVM")
-    parser.add_argument("--epochs", type=int, default=5, help="stream: of SGDClassifier")
+    parser.add_argument(
+        "--sgd-seconds", type=float, help="stream: SGDClassifier's time; default five times ours"
+    )
+    parser.add_argument("--best", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help="stream: where the data go")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("--child-data", type=Path, help=argparse.SUPPRESS)
@@ -359,7 +234,7 @@ def main():
     if options.contender:
         run_child(options)
     elif is_stream:
-        compare_stream(options, sys.argv[1:])
+        svm_stream.compare_stream(options, sys.argv[1:])
     else:
         compare(options, sys.argv[1:])
 

@@ -12,12 +12,16 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from spptransfer.errors import ConfigError
 from spptransfer.svm._engine import (
     Settings,
+    block_bytes,
+    budget_bytes,
     check_positive,
     make_solver,
     warn_unless_certified,
 )
+from spptransfer.svm._problems import Problems
 from spptransfer.svm._rows import Rows
 from spptransfer.svm._targets import ClassWeight, Targets, encode_targets
+from spptransfer.svm._threads import own_threads
 from spptransfer.svm._types import Array
 
 
@@ -80,7 +84,9 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         return tags
 
 
-def read_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Rows:
+def read_rows(
+    estimator: BaseEstimator, X: Any, *, reset: bool, memory: int | str | None = None
+) -> Rows:
     """Validate X, leaving a row source that is no array where it is.
 
     Parameters
@@ -91,6 +97,8 @@ def read_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Rows:
         Anything with ``shape``, ``dtype`` and slices of rows is taken as it is.
     reset : bool
         Whether this is the training data.
+    memory : int, str or None
+        The budget, of which blocks of rows take a small part.
 
     Returns
     -------
@@ -108,7 +116,7 @@ def read_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Rows:
             f"X has {X.shape[1]} features, but {type(estimator).__name__} is expecting "
             f"{estimator.n_features_in_} features as input"
         )
-    rows = Rows(X)
+    rows = Rows(X, block_bytes(budget_bytes(memory)))
     rows.check_finite()
     return rows
 
@@ -118,10 +126,10 @@ def is_row_source(X: Any) -> bool:
     if isinstance(X, np.ndarray):
         half = X.dtype == np.float16
         return X.ndim == 2 and len(X) > 0 and (half or isinstance(X, np.memmap))
-    is_frame = hasattr(X, "columns") or hasattr(X, "toarray") or hasattr(X, "__array__")
-    sliced = hasattr(X, "shape") and hasattr(X, "dtype") and hasattr(X, "__getitem__")
-    # h5py's datasets have __array__ too, but would be read whole by it.
-    return sliced and len(X.shape) == 2 and (not is_frame or hasattr(X, "chunks"))
+    # Views of a feature cache and h5py's datasets can become arrays, but would be read whole.
+    is_table = hasattr(X, "columns") or hasattr(X, "toarray") or not hasattr(X, "__getitem__")
+    matrix = isinstance(getattr(X, "dtype", None), np.dtype) and len(getattr(X, "shape", ())) == 2
+    return matrix and not is_table
 
 
 def read_targets(y: Any, rows: Rows, sample_weight: Any) -> tuple[Targets, Array]:
@@ -289,17 +297,14 @@ class LinearSVM(LinearClassifier):
         """
         settings = Settings.of(self)
         check_positive("C", self.C)
-        rows = read_rows(self, X, reset=True)
+        rows = read_rows(self, X, reset=True, memory=self.memory)
         targets, weight = read_targets(y, rows, sample_weight)
-        costs = self.C * targets.costs(self.class_weight, weight)
-        solver = make_solver(rows, gram, settings)
-        solution = solver.solve(targets.signs.astype(np.float64), costs)
-        state = solution.points.state
-        self._set_weights(
-            targets,
-            solver.space.coefficients(state),
-            solution.points.offset + solver.space.bias(state),
-        )
+        problems = Problems.of(targets, self.class_weight, weight)
+        with own_threads():
+            solver = make_solver(rows, gram, problems, settings)
+            solution = solver.solve(np.full(problems.count, float(self.C)), with_coefficients=True)
+        assert solution.coefficients is not None
+        self._set_weights(targets, solution.coefficients, solver.biases(solution.points))
         self.n_passes_ = rows.passes
         self.duality_gap_ = solution.relative_gaps
         self.objective_ = solution.objectives

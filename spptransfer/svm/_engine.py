@@ -16,13 +16,17 @@ from spptransfer.svm._arithmetic import arithmetic_for
 from spptransfer.svm._feature_space import FeatureSpace
 from spptransfer.svm._gram_space import GramSpace
 from spptransfer.svm._newton import Space
-from spptransfer.svm._rows import Rows
+from spptransfer.svm._problems import Problems
+from spptransfer.svm._rows import BLOCK_BYTES, Rows
 from spptransfer.svm._solver import Options, Solver
+from spptransfer.svm._streamed import StreamedSolver
 from spptransfer.svm._types import Array
 
 LOSSES = ("squared_hinge", "hinge")
 # Up to this many rows a float64 Gram matrix costs next to nothing.
 SMALL = 1000
+# Bytes that a row and problem take while it is being solved in the space of features.
+STATE_BYTES = 128
 
 
 @dataclass(frozen=True)
@@ -86,20 +90,48 @@ def budget_bytes(memory: int | str | None) -> float:
     return size
 
 
-def make_solver(rows: Rows, gram: Array | None, settings: Settings) -> Solver:
-    """Choose the space: the Gram matrix for at most as many rows as features, if it fits."""
+def block_bytes(budget: float) -> int:
+    """How large blocks of rows may be; there are a few at a time for each thread."""
+    return int(min(BLOCK_BYTES, max(budget / 64, 2**18)))
+
+
+def make_solver(rows: Rows, gram: Array | None, problems: Problems, settings: Settings) -> Solver:
+    """Choose where to solve: by a Gram matrix, by features in memory, or streaming them."""
     options = Options(settings.loss, settings.tol, settings.max_iter, settings.penalises_bias)
-    return Solver(_make_space(rows, gram, settings), options)
-
-
-def _make_space(rows: Rows, gram: Array | None, settings: Settings) -> Space:
-    n_rows, n_features = rows.shape
     budget = budget_bytes(settings.memory)
-    rows.block_bytes = int(min(rows.block_bytes, max(budget / 16, 2**20)))
+    if gram is not None or _gram_fits(rows, budget):
+        if gram is None and rows.is_outside and rows.nbytes + 8 * rows.shape[0] ** 2 <= budget:
+            rows.load(budget - 8 * rows.shape[0] ** 2)
+        return Solver(_make_space(rows, gram, settings), problems, options)
     bias_square = settings.bias_square(rows)
+    states = STATE_BYTES * rows.shape[0]
+    if rows.nbytes * rows.is_outside + states * problems.count <= budget:
+        if rows.is_outside:
+            rows.load(budget - states * problems.count)
+        return Solver(FeatureSpace(rows, bias_square), problems, options)
+    space = FeatureSpace(rows, bias_square, max(1, int(0.65 * budget / states)))
+    row_bytes = rows.nbytes / rows.shape[0] + STATE_BYTES * problems.count
+
+    def make_space(held: Rows) -> Space:
+        if _gram_fits(held, 0.25 * budget):
+            gram = held.gram(np.float64 if held.shape[0] <= SMALL else np.float32)
+            return GramSpace(held, gram, bias_square, arithmetic_for(settings.device))
+        return FeatureSpace(held, bias_square)
+
+    solver = StreamedSolver(space, problems, options, int(0.6 * budget / row_bytes), make_space)
+    solver.at_once = max(1, int(0.1 * budget / (4 * rows.shape[0] * problems.count)))
+    return solver
+
+
+def _gram_fits(rows: Rows, budget: float) -> bool:
     # A float32 Gram matrix may have to make way for a float64 one.
-    if gram is None and (n_rows > n_features or 8 * n_rows**2 > budget):
-        return FeatureSpace(rows, bias_square)
+    return rows.shape[0] <= rows.shape[1] and 8 * rows.shape[0] ** 2 <= budget
+
+
+def _make_space(rows: Rows, gram: Array | None, settings: Settings) -> GramSpace:
+    """The space of rows, with the Gram matrix that is given or a new one."""
+    n_rows, _ = rows.shape
+    bias_square = settings.bias_square(rows)
     arithmetic = arithmetic_for(settings.device)
     if gram is None:
         gram = arithmetic.gram(rows, np.float64 if n_rows <= SMALL else np.float32)

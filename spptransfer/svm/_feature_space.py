@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from spptransfer.svm._conjugate import conjugate_gradients
 from spptransfer.svm._loss import Losses, balance
 from spptransfer.svm._preconditioner import Spectrum
 from spptransfer.svm._rows import Rows
+from spptransfer.svm._threads import Once
 from spptransfer.svm._types import Array
 
 # Up to this many numbers float64 products cost next to nothing.
@@ -20,20 +22,39 @@ SMALL = 1_000_000
 class FeatureSpace:
     """States are weight vectors with the bias's weight as their last entry."""
 
-    def __init__(self, rows: Rows, bias_square: float) -> None:
+    def __init__(self, rows: Rows, bias_square: float, group_width: int = 10_000) -> None:
         self.rows = rows
+        self.group_width = group_width
         self.bias_value = float(np.sqrt(bias_square))
         self.n_weights = rows.shape[1] + 1
         self.scale = rows.mean_square() + bias_square
         small = rows.shape[0] * self.n_weights <= SMALL
         self.dtype = np.dtype(np.float64) if small else rows.working_dtype
-        self._known_spectrum: Spectrum | None = None
-        self._known_gradient = np.empty((0, 0)), np.empty((0, 0))
+        self._spectrum = Once(self._find_spectrum)
         self.begin()
 
     def begin(self) -> None:
         """Forget how many products conjugate gradients have needed."""
         self.usual_products = 20.0
+        self._known_gradient = np.empty((0, 0)), np.empty((0, 0))
+
+    def branch(self) -> FeatureSpace:
+        """The same rows, for another thread."""
+        return copy.copy(self)
+
+    @property
+    def n_features(self) -> int:
+        """The length of a weight vector, without the bias."""
+        return self.n_weights - 1
+
+    def groups(self, columns: Array) -> list[Array]:
+        """All together, to read the rows once for all, as far as ``group_width`` allows."""
+        return np.array_split(columns, -(-len(columns) // self.group_width) or 1)
+
+    @property
+    def side_by_side(self) -> bool:
+        """Groups are as large as memory allows."""
+        return False
 
     @property
     def care(self) -> float:
@@ -58,7 +79,7 @@ class FeatureSpace:
     def sharpen(self) -> None:
         """Compute all products in float64."""
         self.dtype = np.dtype(np.float64)
-        self._known_spectrum = None
+        self._spectrum = Once(self._find_spectrum)
 
     def start(self, n_problems: int) -> Array:
         """The state of zero weights."""
@@ -99,22 +120,37 @@ class FeatureSpace:
         enough: Array,
         *,
         balanced: bool,
-        exact: bool,
     ) -> Array:
-        """Duality gaps with the dual variables that the slopes of the losses propose.
-
-        Half the squared distance of the two weight vectors, plus the losses' own gaps.
-        """
+        """Duality gaps with the dual variables that the slopes of the losses propose."""
         duals = proposing.responses(proposing.deficits(scores))
         if balanced:
             duals = balance(duals, losses.signs)
-        dtype = np.dtype(np.float64) if exact else self.dtype
-        apart = state - self._combine(losses.signs * duals, dtype)
-        if not exact and proposing is losses:
+        return self._gaps_with(duals, state, scores, losses, np.dtype(np.float64))[0]
+
+    def estimates(
+        self,
+        state: Array,
+        scores: Array,
+        losses: Losses,
+        proposing: Losses,
+        enough: Array,
+        stuck: Array,
+    ) -> Array:
+        """The same in the working precision."""
+        duals = proposing.responses(proposing.deficits(scores))
+        gaps, apart = self._gaps_with(duals, state, scores, losses, self.dtype)
+        if proposing is losses:
             # It is the gradient, which the Newton step from here would take a pass to find again.
             self._known_gradient = state, apart
+        return gaps
+
+    def _gaps_with(
+        self, duals: Array, state: Array, scores: Array, losses: Losses, dtype: np.dtype[Any]
+    ) -> tuple[Array, Array]:
+        """Half the squared distance of two weight vectors plus the losses' gaps; the difference."""
+        apart = state - self._combine(losses.signs * duals, dtype)
         distance = 0.5 * np.einsum("jt,jt->t", apart, apart)
-        return distance + losses.gaps(duals, losses.deficits(scores))
+        return distance + losses.gaps(duals, losses.deficits(scores)), apart
 
     def _gradient(self, state: Array, deficits: Array, losses: Losses) -> Array:
         known, gradient = self._known_gradient
@@ -179,7 +215,7 @@ class FeatureSpace:
         iterate = conjugate_gradients(
             product,
             (-gradient / scale).astype(self.dtype),
-            self._spectrum().inverse(curvature.mean(axis=0, dtype=np.float64)),
+            self._spectrum.get().inverse(curvature.mean(axis=0, dtype=np.float64)),
             lambda rest, columns: 0.5 * np.einsum("jt,jt->t", rest, rest),
             np.maximum(target / scale**2, floor),
             image_rows=len(scores),
@@ -197,15 +233,13 @@ class FeatureSpace:
         combined[-1] = self.bias_value * weighted.sum(axis=0, dtype=np.float64)
         return combined, image
 
-    def _spectrum(self) -> Spectrum:
-        if self._known_spectrum is None:
-            self._known_spectrum = Spectrum(
-                lambda vectors: self._normal_product(vectors, None)[0],
-                self.n_weights,
-                self.scale * self.rows.shape[0],
-                self.dtype,
-            )
-        return self._known_spectrum
+    def _find_spectrum(self) -> Spectrum:
+        return Spectrum(
+            lambda vectors: self._normal_product(vectors, None)[0],
+            self.n_weights,
+            self.scale * self.rows.shape[0],
+            self.dtype,
+        )
 
 
 def _positive_definite_solve(matrix: Array, right: Array) -> Array:

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 from scipy.linalg import lapack
 
 from spptransfer.svm._arithmetic import Arithmetic
 from spptransfer.svm._conjugate import conjugate_gradients
+from spptransfer.svm._gram_gaps import GramGaps
 from spptransfer.svm._loss import Losses, balance
 from spptransfer.svm._preconditioner import LowRank
 from spptransfer.svm._rows import Rows
-from spptransfer.svm._threads import for_each
+from spptransfer.svm._threads import Once, for_each
 from spptransfer.svm._types import Array
 
 # A Cholesky factorisation runs at about this fraction of a matrix product's speed.
 FACTOR_SPEED = 0.5
-# A gap this many times too large takes another step, whatever other dual variables would say.
-FAR = 1e4
 # Systems of up to this many rows are factorised whatever it costs.
 TINY = 400
+# How many float64 arrays of the columns in progress there are, in float32 arrays' widths.
+COLUMN_ARRAYS = 48
+# Products with fewer columns at a time are slow.
+NARROW = 24
+# Up to this many columns products are divided among threads by rows of the Gram matrix.
+WIDE = 32
 
 
-class GramSpace:
+class GramSpace(GramGaps):
     """States are the weights ``beta`` of the rows: ``w = X.T @ beta``, scores ``K @ beta``.
 
     ``bias_square`` is added to every entry of K: the regularised bias as one more feature.
@@ -47,13 +54,36 @@ class GramSpace:
         self.gram = self.arithmetic.hold(gram)
         self.dtype = np.dtype(gram.dtype)
         self.diagonal = np.diagonal(gram).astype(np.float64)[:, None] + self.bias_square
-        self._low_rank: LowRank | None = None
-        self._combined = np.empty((0, 0)), np.empty((0, 0))
+        self._low_rank = Once(lambda: LowRank(self.product, self.diagonal, self.dtype))
         self.begin()
 
     def begin(self) -> None:
         """Forget how many products conjugate gradients have needed."""
         self.usual_products = 8.0
+        self._combined = np.empty((0, 0)), np.empty((0, 0))
+
+    def branch(self) -> GramSpace:
+        """The same Gram matrix, for another thread."""
+        return copy.copy(self)
+
+    @property
+    def n_features(self) -> int:
+        """The length of a weight vector."""
+        return self.rows.shape[1]
+
+    def groups(self, columns: Array) -> list[Array]:
+        """As many columns at a time as take no more memory than the Gram matrix.
+
+        An even number of groups, for an even number of threads.
+        """
+        width = max(NARROW, self.rows.shape[0] // 2 // COLUMN_ARRAYS)
+        pairs = -(-len(columns) // (2 * width))
+        return np.array_split(columns, 2 * pairs if len(columns) > WIDE else 1)
+
+    @property
+    def side_by_side(self) -> bool:
+        """Groups share nothing but the Gram matrix."""
+        return True
 
     @property
     def care(self) -> float:
@@ -96,7 +126,7 @@ class GramSpace:
         if self.dtype == np.float64:
             return self.product(state)
         if self.exact_gram is not None:
-            scores = np.asfortranarray(self.exact_gram @ state)
+            scores = Arithmetic().product(self.exact_gram, state)
             return scores + self.bias_square * state.sum(axis=0)
         self._combined = state, self.rows.combine(state)
         return self.rows.scores(self._combined[1]) + self.bias_square * state.sum(axis=0)
@@ -104,101 +134,6 @@ class GramSpace:
     def inner(self, left: Array, right: Array, right_scores: Array) -> Array:
         """Inner products, in weight space, of two states per problem."""
         return np.einsum("it,it->t", left, right_scores)
-
-    def gaps(
-        self,
-        state: Array,
-        scores: Array,
-        losses: Losses,
-        proposing: Losses,
-        enough: Array,
-        *,
-        balanced: bool,
-        exact: bool,
-    ) -> Array:
-        """Duality gaps with the state's own dual variables, or with proposed ones if those fail.
-
-        The state's own cost no product. They say nothing while the state is on its way, and where
-        the Gram matrix is singular they can stay bad although the weights are good.
-        """
-        deficits = losses.deficits(scores)
-        gaps = self._gaps_with(
-            np.clip(losses.signs * state, 0.0, losses.cap),
-            state,
-            deficits,
-            losses,
-            enough,
-            balanced=balanced,
-            exact=exact,
-        )
-        bad = np.flatnonzero((gaps > enough) & (exact | (gaps <= FAR * enough)))
-        if len(bad):
-            state, deficits, losses = state[:, bad], deficits[:, bad], losses.columns(bad)
-            proposing = proposing.columns(bad)
-            duals = proposing.responses(proposing.deficits(scores[:, bad]))
-            others = self._gaps_with(
-                duals, state, deficits, losses, enough[bad], balanced=balanced, exact=exact
-            )
-            gaps[bad] = np.minimum(gaps[bad], others)
-        return gaps
-
-    def _gaps_with(
-        self,
-        duals: Array,
-        state: Array,
-        deficits: Array,
-        losses: Losses,
-        enough: Array,
-        *,
-        balanced: bool,
-        exact: bool,
-    ) -> Array:
-        """Half the squared distance of the two weight vectors, plus the losses' own gaps."""
-        if balanced:
-            duals = balance(duals, losses.signs)
-        gaps = losses.gaps(duals, deficits)
-        apart = state - losses.signs * duals
-        moved = np.flatnonzero(apart.any(axis=0))
-        if len(moved):
-            room = enough[moved] - gaps[moved] if exact else None
-            gaps[moved] += self._distances(apart[:, moved], room)
-        return gaps
-
-    def _distances(self, apart: Array, room: Array | None) -> Array:
-        """Half the squared lengths of small weights, in the working precision.
-
-        With ``room`` they include a bound on their rounding errors, and are computed in float64
-        where that does not show them to fit in.
-        """
-        product = self.product(apart)
-        distances = 0.5 * np.maximum(0.0, np.einsum("it,it->t", apart, product))
-        if room is None or self.dtype == np.float64:
-            return distances
-        distances += self._rounding(apart)
-        doubtful = np.flatnonzero(distances > room)
-        if len(doubtful):
-            distances[doubtful] = self._exact_distances(apart[:, doubtful])
-        return distances
-
-    def _rounding(self, apart: Array) -> Array:
-        """How far off half a squared length can be in the working precision.
-
-        An inner product of n terms misses by at most n * eps times the lengths of its factors.
-        """
-        n_terms = sum(self.rows.shape) + 4
-        lengths = np.einsum("it,i->t", np.abs(apart), np.sqrt(self.diagonal[:, 0]))
-        return np.asarray(0.5 * n_terms * np.finfo(self.dtype).eps * lengths**2)
-
-    def _exact_distances(self, apart: Array) -> Array:
-        """Half the squared lengths of weights, in float64."""
-        if self.exact_gram is not None:
-            squares = np.einsum("it,it->t", apart, self.exact_gram @ apart)
-        else:
-            combined = self.rows.combine(apart)
-            squares = np.einsum("jt,jt->t", combined, combined)
-        return np.asarray(
-            0.5 * (np.maximum(0.0, squares) + self.bias_square * apart.sum(axis=0) ** 2)
-        )
 
     def duals(self, state: Array, deficits: Array, losses: Losses) -> Array:
         """Feasible dual variables near those that a state stands for."""
@@ -228,52 +163,60 @@ class GramSpace:
         """
         deficits = losses.deficits(scores)
         free = losses.free(deficits)
-        base = np.where(free, state, losses.signs * losses.responses(deficits))
-        scores = scores + self._moved(base - state)
-        residual = np.where(
-            free, losses.signs * losses.offset - scores - losses.softness * base, 0.0
-        )
+        step = np.where(free, 0.0, losses.signs * losses.responses(deficits) - state)
+        residual = losses.signs * losses.offset - scores - losses.softness * state
+        residual = np.where(free, residual, 0.0)
         softness = np.broadcast_to(losses.softness, residual.shape)
-        step, image = self._solve(residual, free, softness, target)
-        return base + step, scores + image
+        image = np.empty_like(residual)
+        direct = self._worth_factorising(free.sum(axis=0), len(residual))
+        self._solve_each(step, image, residual, free, softness, np.flatnonzero(direct))
+        others = np.flatnonzero(~direct)
+        if len(others):
+            step[:, others], image[:, others] = self._solve_together(
+                step[:, others],
+                residual[:, others],
+                free[:, others],
+                softness[:, others],
+                target[others],
+            )
+        step += state
+        image += scores
+        return step, image
 
-    def _moved(self, change: Array) -> Array:
-        """Change of scores where any weight changed: late in a run hardly any problem's does."""
-        moved = np.flatnonzero(change.any(axis=0))
-        scores = np.zeros_like(change)
-        if len(moved):
-            scores[:, moved] = self.product(change[:, moved])
-        return scores
-
-    def _solve(
-        self, residual: Array, free: Array, softness: Array, target: Array
-    ) -> tuple[Array, Array]:
-        """Factorise small systems, advance the large ones together."""
-        n_rows = len(residual)
-        size = free.sum(axis=0)
+    def _worth_factorising(self, size: Array, n_rows: int) -> Array:
+        """Whether a factorisation costs less than the products it saves."""
         worthwhile = 6 * FACTOR_SPEED * self.usual_products * float(n_rows) ** 2
-        direct = size.astype(float) ** 3 <= max(worthwhile, float(TINY) ** 3)
-        step, image = np.zeros_like(residual), np.zeros_like(residual)
-        factored, iterated = np.flatnonzero(direct & (size > 0)), np.flatnonzero(~direct)
+        return np.asarray(size.astype(float) ** 3 <= max(worthwhile, float(TINY) ** 3))
+
+    def _solve_each(
+        self,
+        step: Array,
+        image: Array,
+        residual: Array,
+        free: Array,
+        softness: Array,
+        columns: Array,
+    ) -> None:
+        """Factorise small systems, in place; one product gives all that the steps change."""
 
         def factorise(column: int) -> None:
             chosen = np.flatnonzero(free[:, column])
-            step[chosen, column] = self._solve_one(
-                chosen, softness[chosen, column], residual[chosen, column]
-            )
+            if len(chosen):
+                step[chosen, column] = self._solve_one(
+                    chosen, softness[chosen, column], residual[chosen, column], step[:, column]
+                )
 
-        for_each(factorise, factored.tolist())
-        if len(factored):
-            image[:, factored] = self.product(step[:, factored])
-        if len(iterated):
-            step[:, iterated], image[:, iterated] = self._solve_together(
-                residual[:, iterated], free[:, iterated], softness[:, iterated], target[iterated]
-            )
-        return step, image
+        for_each(factorise, columns.tolist())
+        if len(columns):
+            image[:, columns] = self.product(step[:, columns])
 
-    def _solve_one(self, chosen: Array, softness: Array, residual: Array) -> Array:
-        """Cholesky on one problem's free rows, with jitter where rounding made it indefinite."""
-        gram = self.arithmetic.submatrix(self.gram, chosen)
+    def _solve_one(self, chosen: Array, softness: Array, residual: Array, settled: Array) -> Array:
+        """Cholesky on one problem's free rows, with jitter where rounding made it indefinite.
+
+        ``settled`` is the step of the other rows, whose image the residual does not have yet.
+        """
+        gram, image = self.arithmetic.submatrix(self.gram, chosen, settled)
+        residual = residual - image - self.bias_square * settled.sum()
         gram += self.dtype.type(self.bias_square)
         diagonal = np.diagonal(gram).astype(np.float64) + softness
         jitter = 0.0
@@ -287,21 +230,21 @@ class GramSpace:
                 return step.astype(np.float64) * scale
             jitter = max(10 * jitter, np.finfo(self.dtype).eps * float(diagonal.mean()))
 
-    def _preconditioner(self) -> LowRank:
-        if self._low_rank is None:
-            self._low_rank = LowRank(self.product, self.diagonal, self.dtype)
-        return self._low_rank
-
     def _solve_together(
-        self, residual: Array, free: Array, softness: Array, target: Array
+        self, settled: Array, residual: Array, free: Array, softness: Array, target: Array
     ) -> tuple[Array, Array]:
-        """Block conjugate gradients, stopped by what they leave of the duality gap."""
+        """Block conjugate gradients, stopped by what they leave of the duality gap.
+
+        They begin where the preconditioner would have the solution, so that the first product
+        also gives the image of the rows that are settled.
+        """
         dtype = self.dtype
-        scale = np.sqrt(np.einsum("it,it->t", residual, residual))
+        scale = np.sqrt(np.einsum("it,it->t", residual, residual) + _squares(settled))
         scale[scale == 0] = 1.0
         mask = free.astype(dtype)
         soft = np.where(free, softness, 1.0).astype(dtype)
-        precondition = self._preconditioner().restricted(free, soft)
+        low_rank = self._low_rank.get()
+        precondition = low_rank.restricted(free, soft)
         weight = (0.5 * mask / soft).astype(dtype)
         floor = (8 * np.finfo(dtype).eps) ** 2
 
@@ -312,16 +255,24 @@ class GramSpace:
         def error(rest: Array, columns: Array) -> Array:
             return np.einsum("it,it,it->t", rest, rest, weight[:, columns])
 
-        start = (residual / scale).astype(dtype)
-        first = error(start, np.arange(start.shape[1]))
+        everything = np.arange(residual.shape[1])
+        rest, fixed = (residual / scale).astype(dtype), (settled / scale).astype(dtype)
+        first = error(rest, everything)
+        guess = precondition(rest - mask * low_rank.product(fixed), everything)
+        image = self.product(fixed + guess)
+        rest -= mask * image + soft * guess
         iterate = conjugate_gradients(
             product,
-            start,
+            rest,
             precondition,
             error,
             np.maximum(target / scale**2, floor * first),
             image_rows=len(residual),
             max_products=200,
         )
-        self.usual_products = max(4.0, 0.5 * (self.usual_products + iterate.n_products))
-        return iterate.step * scale, iterate.image * scale
+        self.usual_products = max(4.0, 0.5 * (self.usual_products + iterate.n_products + 1))
+        return settled + (guess + iterate.step) * scale, (image + iterate.image) * scale
+
+
+def _squares(columns: Array) -> Array:
+    return np.asarray(np.einsum("it,it->t", columns, columns))

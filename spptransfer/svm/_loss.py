@@ -56,7 +56,9 @@ class Losses:
         return replace(self, softness=self.softness / factor, cap=self.cap * factor)
 
     def columns(self, chosen: Array) -> Losses:
-        """The losses of some of the problems."""
+        """The losses of some of the problems: a copy, unless they are all."""
+        if len(chosen) == self.signs.shape[1]:
+            return self
         pick = {
             name: value if value.shape[1] == 1 < self.signs.shape[1] else value[:, chosen]
             for name, value in vars(self).items()

@@ -37,8 +37,22 @@ class Space(Protocol):
         Loose systems save products and cost steps: their directions are short, or do not descend.
         """
 
+    @property
+    def n_features(self) -> int:
+        """The length of a weight vector, without the bias."""
+
     def begin(self) -> None:
         """Forget what was learnt from earlier problems, so that results do not depend on it."""
+
+    def branch(self) -> Space:
+        """The same space for another thread: what is learnt there stays there."""
+
+    def groups(self, columns: Array) -> list[Array]:
+        """How to divide problems into groups that are solved on their own."""
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether groups get a thread each; otherwise threads share the work on one."""
 
     def sharpen(self) -> None:
         """Work in float64 from now on."""
@@ -73,9 +87,22 @@ class Space(Protocol):
         enough: Array,
         *,
         balanced: bool,
-        exact: bool,
     ) -> Array:
-        """Duality gaps, found with no more effort than it takes to show them small enough."""
+        """Upper bounds on duality gaps, computed in float64.
+
+        With no more effort than it takes to show them small ``enough``.
+        """
+
+    def estimates(
+        self,
+        state: Array,
+        scores: Array,
+        losses: Losses,
+        proposing: Losses,
+        enough: Array,
+        stuck: Array,
+    ) -> Array:
+        """The same in the working precision, with more effort for problems that are stuck."""
 
     def newton_point(
         self, state: Array, scores: Array, losses: Losses, target: Array
@@ -87,7 +114,8 @@ class Space(Protocol):
 class Points:
     """One point per problem: states, the scores they give to all rows, and the bias's centre.
 
-    ``scores`` contain ``offset``, the part of the bias that carries no penalty.
+    ``scores`` contain ``offset``, the part of the bias that carries no penalty. They have no rows
+    where nobody needs them.
     """
 
     state: Array
@@ -95,13 +123,20 @@ class Points:
     offset: Array
 
     def columns(self, chosen: Array) -> Points:
+        """Some of the problems: a copy, unless they are all."""
+        return self if len(chosen) == len(self.offset) else self.copy(chosen)
+
+    def copy(self, chosen: Array) -> Points:
         """A copy of some of the problems."""
         return Points(self.state[:, chosen], self.scores[:, chosen], self.offset[chosen])
 
     def assign(self, chosen: Array, points: Points) -> None:
         """Put some problems' points back."""
+        if points is self:
+            return
         self.state[:, chosen] = points.state
-        self.scores[:, chosen] = points.scores
+        if len(self.scores):
+            self.scores[:, chosen] = points.scores
         self.offset[chosen] = points.offset
 
 
@@ -125,15 +160,14 @@ def descend(space: Space, losses: Losses, points: Points, aim: float, max_iter: 
     for _ in range(max_iter):
         now, pieces = points.columns(open_), losses.columns(open_)
         scale = objectives(space, now, pieces)
-        gaps = space.gaps(
-            now.state, now.scores, pieces, pieces, aim * scale, balanced=False, exact=False
-        )
-        unfinished = (gaps > aim * scale) & patience.lasts(open_, gaps, scale)
+        enough = aim * scale
+        gaps = space.estimates(now.state, now.scores, pieces, pieces, enough, patience.worn(open_))
+        unfinished = np.flatnonzero((gaps > enough) & patience.lasts(open_, gaps, scale))
         open_ = open_[unfinished]
         if not len(open_):
             break
         now, pieces = now.columns(unfinished), pieces.columns(unfinished)
-        target = np.maximum(0.1 * aim * scale[unfinished], forcing[open_] * gaps[unfinished])
+        target = np.maximum(0.1 * enough[unfinished], forcing[open_] * gaps[unfinished])
         length = _step(space, now, pieces, target)
         forcing[open_] = np.where(length < 0.1, 0.1 * forcing[open_], forcing[open_])
         points.assign(open_, now)
@@ -149,6 +183,10 @@ class _Patience:
         self.gaps = np.full(n_problems, np.inf)
         self.objectives = np.full(n_problems, np.inf)
         self.left = np.full(n_problems, n_steps)
+
+    def worn(self, columns: Array) -> Array:
+        """Which of these problems made no progress in the last step."""
+        return np.asarray(self.left[columns] < self.n_steps)
 
     def lasts(self, columns: Array, gaps: Array, values: Array) -> Array:
         """Whether it is worth going on with each of these problems."""
@@ -172,8 +210,12 @@ def _step(space: Space, points: Points, losses: Losses, target: Array) -> Array:
         slope=space.inner(points.state, state, scores),
         curvature=space.inner(state, state, scores),
     )
-    points.state += length * state
-    points.scores += length * scores
+    # Not in place: a space may remember what it computed for the state that was.
+    state *= length
+    state += points.state
+    scores *= length
+    scores += points.scores
+    points.state, points.scores = state, scores
     return length
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from spptransfer.svm._threads import for_each, single_threaded
+from spptransfer.svm._threads import for_each, own_threads
 from spptransfer.svm._types import Array
 
 RANK = 128
@@ -21,10 +21,10 @@ def leading_eigenpairs(
     basis = np.random.default_rng(0).standard_normal((size, min(RANK, size)))
     for _ in range(2):
         image = product(basis.astype(dtype))
-        with single_threaded():
+        with own_threads():
             basis = np.linalg.qr(image)[0]
     small = basis.T @ product(basis.astype(dtype))
-    with single_threaded():
+    with own_threads():
         values, vectors = np.linalg.eigh(0.5 * (small + small.T))
     return np.maximum(values, 0.0), basis @ vectors
 
@@ -40,6 +40,10 @@ class LowRank:
         self.values = values[order]
         self.factor = np.ascontiguousarray((vectors[:, order] * np.sqrt(self.values)).astype(dtype))
         self.trace = float(diagonal.sum())
+
+    def product(self, vectors: Array) -> Array:
+        """What ``K @ vectors`` nearly is, without the share of the identity."""
+        return np.asfortranarray(self.factor @ (self.factor.T @ vectors))
 
     def restricted(self, free: Array, softness: Array) -> Woodbury:
         """Inverse of each problem's own restriction to its free rows.

@@ -2,77 +2,155 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
 
 from spptransfer.errors import ConfigError
-from spptransfer.svm._threads import for_each
+from spptransfer.svm._half import widen
+from spptransfer.svm._threads import for_each, own_threads
 from spptransfer.svm._types import Array
 
-BLOCK_BYTES = 12 * 2**20
+# Two threads' blocks, and what is computed from them, stay in the processor's last cache.
+BLOCK_BYTES = 4 * 2**20
+# Blocks of a Gram matrix are multiplied with each other: the larger, the more work per number.
+GRAM_BLOCK_BYTES = 12 * 2**20
 
 
 class Rows:
     """A matrix that is only ever read as ``source[start:stop]``.
 
     Products are accumulated in float64 whatever the source's precision: they are what the
-    certificate rests on. ``passes`` counts how often the rows were read.
+    certificate rests on. ``rows_read`` counts the rows that were read from the source.
     """
 
-    def __init__(self, source: Any, block_bytes: int = BLOCK_BYTES) -> None:
+    def __init__(self, source: Any, block_bytes: int | None = None) -> None:
         self.source = source
         self.shape: tuple[int, int] = tuple(source.shape)
-        self.block_bytes = block_bytes
-        self.passes = 0
+        self.block_bytes = block_bytes or BLOCK_BYTES
+        self.rows_read = 0
+        self._lock = threading.Lock()
+        self._loaded = False
+        self._mean_square: float | None = None
+
+    @property
+    def passes(self) -> int:
+        """How often all rows were read, rounded up."""
+        return -(-self.rows_read // self.shape[0])
 
     @property
     def working_dtype(self) -> np.dtype[Any]:
         """Float64 for float64 data, float32 for everything smaller."""
         return np.dtype(np.float64 if self.source.dtype == np.float64 else np.float32)
 
-    def block_slices(self, dtype: Any) -> list[slice]:
+    @property
+    def nbytes(self) -> int:
+        """What the matrix takes as it is stored."""
+        return int(np.dtype(self.source.dtype).itemsize) * self.shape[0] * self.shape[1]
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether the matrix is not in memory."""
+        return not isinstance(self.source, np.ndarray) or isinstance(self.source, np.memmap)
+
+    def load(self, budget: float) -> None:
+        """Read the matrix into memory, in the working precision if that fits.
+
+        What is read from there is not counted.
+        """
+        itemsize = self.working_dtype.itemsize
+        roomy = itemsize * self.shape[0] * self.shape[1] <= budget
+        loaded = np.empty(self.shape, self.working_dtype if roomy else self.source.dtype)
+        for where, block in self.blocks(loaded.dtype):
+            loaded[where] = block
+        self.source, self._loaded = loaded, True
+
+    def block_slices(self, dtype: Any, block_bytes: int | None = None) -> list[slice]:
         """Consecutive slices whose rows take about ``block_bytes`` in a precision."""
         n_rows, n_columns = self.shape
-        length = max(64, self.block_bytes // (np.dtype(dtype).itemsize * max(1, n_columns)))
+        row_bytes = np.dtype(dtype).itemsize * max(1, n_columns)
+        length = max(64, (block_bytes or self.block_bytes) // row_bytes)
         return [slice(at, min(at + length, n_rows)) for at in range(0, n_rows, length)]
 
-    def block(self, where: slice, dtype: Any) -> Array:
+    def block(self, where: slice, dtype: Any, out: Array | None = None) -> Array:
         """Some rows in a precision, without a copy where they have it already."""
-        return np.asarray(self.source[where]).astype(dtype, copy=False)
+        return converted(self.stored(where), np.dtype(dtype), out)
+
+    def stored(self, where: slice) -> Array:
+        """Some rows as they are stored."""
+        if not self._loaded:
+            with self._lock:
+                self.rows_read += where.stop - where.start
+        return np.asarray(self.source[where])
 
     def blocks(self, dtype: Any) -> Iterator[tuple[slice, Array]]:
-        """All rows once."""
-        self.passes += 1
-        for where in self.block_slices(dtype):
-            yield where, self.block(where, dtype)
+        """All rows once, block by block; each is overwritten by the next."""
+        yield from self._read(self.block_slices(dtype), dtype)
+
+    def _read(self, slices: list[slice], dtype: Any) -> Iterator[tuple[slice, Array]]:
+        length = max((where.stop - where.start for where in slices), default=0)
+        out = None
+        if np.dtype(dtype) != self.source.dtype:
+            out = np.empty((length, self.shape[1]), dtype)
+        for where in slices:
+            yield where, self.block(where, dtype, out)
+
+    def shares(self, dtype: Any) -> list[Iterator[tuple[slice, Array]]]:
+        """All rows once, as `blocks` divided among the threads.
+
+        Which thread gets which does not depend on how fast they are, so that sums are always
+        formed in the same order.
+        """
+        slices = self.block_slices(dtype)
+        with own_threads() as n_threads:
+            return [self._read(slices[first::n_threads], dtype) for first in range(n_threads)]
+
+    def chosen(self, numbers: Array) -> Iterator[Array]:
+        """Some rows as they are stored, by ascending numbers, block by block."""
+        for where in self.block_slices(self.source.dtype):
+            first, stop = np.searchsorted(numbers, [where.start, where.stop])
+            if first == stop:
+                continue
+            span = slice(int(numbers[first]), int(numbers[stop - 1]) + 1)
+            yield self.stored(span)[numbers[first:stop] - span.start]
 
     def check_finite(self) -> None:
         """Refuse NaN and infinities, naming the first row that has one."""
-        for where, block in self.blocks(self.working_dtype):
-            # A sum is finite only if its terms are, save for an overflow that the second look
-            # clears; it needs no mask of the block's size.
-            if np.isfinite(block.sum(dtype=np.float64)):
-                continue
-            bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
-            if len(bad):
-                raise ConfigError(f"row {where.start + bad[0]} of X contains NaN or infinity")
+        n_blocks = len(slices := self.block_slices(self.working_dtype))
+        bad, squares = np.full(n_blocks, -1), np.zeros(n_blocks)
+
+        def check(number: int) -> None:
+            stored = self.stored(slices[number])
+            wrong = _rows_not_finite(stored)
+            if len(wrong):
+                bad[number] = slices[number].start + wrong[0]
+                return
+            block = converted(stored, self.working_dtype)
+            squares[number] = np.einsum("ij,ij->", block, block, dtype=np.float64)
+
+        for_each(check, range(n_blocks))
+        if (bad >= 0).any():
+            raise ConfigError(f"row {bad[bad >= 0][0]} of X contains NaN or infinity")
+        self._mean_square = float(squares.sum()) / self.shape[0]
 
     def mean_square(self) -> float:
         """The mean squared length of a row."""
-        total = sum(
-            float(np.einsum("ij,ij->", block, block, dtype=np.float64))
-            for _, block in self.blocks(self.working_dtype)
-        )
-        return total / self.shape[0]
+        if self._mean_square is None:
+            self.check_finite()
+        assert self._mean_square is not None
+        return self._mean_square
 
     def gram(self, dtype: Any) -> Array:
-        """The inner products of all pairs of rows, shape (n_rows, n_rows)."""
+        """The inner products of all pairs of rows, shape (n_rows, n_rows).
+
+        Rows in memory count as read once, those outside as often as they are.
+        """
         n_rows = self.shape[0]
         gram = np.empty((n_rows, n_rows), dtype=dtype)
-        self.passes += 1
+        before = self.rows_read
 
         def fill(pair: tuple[slice, slice]) -> None:
             left, right = pair
@@ -81,42 +159,100 @@ class Rows:
             gram[left, right] = product
             gram[right, left] = product.T
 
-        for_each(fill, combinations_with_replacement(self.block_slices(dtype), 2))
+        slices = self.block_slices(dtype, max(self.block_bytes, GRAM_BLOCK_BYTES))
+        for_each(fill, combinations_with_replacement(slices, 2))
+        if not self.is_outside and not self._loaded:
+            self.rows_read = before + n_rows
         return gram
 
-    def scores(self, coefficients: Array) -> Array:
-        """``X @ coefficients`` in float64."""
-        scores = np.empty((self.shape[0], coefficients.shape[1]), order="F")
-        self.passes += 1
+    def scores(self, coefficients: Array, dtype: Any = np.float64) -> Array:
+        """``X @ coefficients``, in float64 unless something else is asked for."""
+        across = np.ascontiguousarray(coefficients.T, dtype=dtype)
+        scores = np.empty((len(across), self.shape[0]), dtype)
 
-        def fill(where: slice) -> None:
-            scores[where] = self.block(where, np.float64) @ coefficients
+        def fill(share: Iterator[tuple[slice, Array]]) -> None:
+            for where, block in share:
+                scores[:, where] = across @ block.T
 
-        for_each(fill, self.block_slices(np.float64))
-        return scores
+        for_each(fill, self.shares(dtype))
+        return scores.T
 
     def combine(self, weights: Array, dtype: Any = np.float64) -> Array:
         """``X.T @ weights``, in float64 or with only the blocks' sums in it."""
-        total = np.zeros((self.shape[1], weights.shape[1]))
-        for where, block in self.blocks(dtype):
-            total += block.T @ weights[where].astype(dtype, copy=False)
-        return np.asfortranarray(total)
+
+        def add(share: Iterator[tuple[slice, Array]]) -> Array:
+            total = np.zeros((weights.shape[1], self.shape[1]))
+            for where, block in share:
+                total += np.ascontiguousarray(weights[where].T, dtype=dtype) @ block
+            return total
+
+        return sum_of(for_each(add, self.shares(dtype))).T
 
     def normal_product(
         self, vectors: Array, weights: Array | None, constant: Array
     ) -> tuple[Array, Array]:
         """``X.T @ (weights * image)`` with ``image = X @ vectors + constant``, in one pass.
 
-        Both in the vectors' precision; the blocks' sums are added up in float64.
+        Both in the vectors' precision; the blocks' sums are added up in float64. Without weights
+        it is a product with ``X.T @ X``, and of the image only the columns' sums are given.
         """
-        image = np.empty((self.shape[0], vectors.shape[1]), dtype=vectors.dtype, order="F")
-        total = np.zeros(vectors.shape)
-        for where, block in self.blocks(vectors.dtype):
-            image[where] = block @ vectors
-            image[where] += constant
-            part = image[where] if weights is None else weights[where] * image[where]
-            total += block.T @ part
-        return np.asfortranarray(total), image
+        across = np.ascontiguousarray(vectors.T)
+        kept = (len(across), self.shape[0]) if weights is not None else (len(across), 0)
+        image = np.empty(kept, dtype=vectors.dtype)
+
+        def add(share: Iterator[tuple[slice, Array]]) -> tuple[Array, Array]:
+            total, sums = np.zeros(across.shape), np.zeros(len(across))
+            for where, block in share:
+                part = across @ block.T
+                part += constant[:, None]
+                if weights is None:
+                    sums += part.sum(axis=1)
+                else:
+                    image[:, where] = part
+                    part *= weights[where].T
+                total += part @ block
+            return total, sums
+
+        totals, sums = zip(*for_each(add, self.shares(vectors.dtype)), strict=True)
+        return sum_of(totals).T, image.T if weights is not None else sum_of(sums)[None, :]
+
+
+def converted(stored: Array, dtype: np.dtype[Any], out: Array | None = None) -> Array:
+    """Finite numbers in a precision, without a copy where they have it already.
+
+    ``out`` is memory that may be used, of at least as many rows: memory that is fresh every time
+    costs as much as the conversion.
+    """
+    if stored.dtype == dtype:
+        return stored
+    out = np.empty(stored.shape, dtype) if out is None else out[: len(stored)]
+    if stored.dtype == np.float16:
+        stored = np.ascontiguousarray(stored)
+        if dtype == np.float32:
+            return widen(stored, out)
+        stored = widen(stored, np.empty(stored.shape, np.float32))
+    out[...] = stored
+    return out
+
+
+def _rows_not_finite(stored: Array) -> Array:
+    """Numbers of the rows that contain NaN or an infinity."""
+    if stored.dtype == np.float16:
+        exponents = np.ascontiguousarray(stored).view(np.uint16) & 0x7C00
+        return np.flatnonzero((exponents == 0x7C00).any(axis=1))
+    # A sum is finite only if its terms are, save for an overflow that the second look clears; it
+    # needs no mask of the block's size.
+    if np.isfinite(stored.sum(dtype=np.float64)):
+        return np.empty(0, dtype=int)
+    return np.flatnonzero(~np.isfinite(stored).all(axis=1))
+
+
+def sum_of(arrays: Sequence[Array]) -> Array:
+    """The arrays' sum, in the first one's memory."""
+    total = arrays[0]
+    for array in arrays[1:]:
+        total += array
+    return total
 
 
 def gram_matrix(X: Any, dtype: Any = np.float32) -> Array:

@@ -3,99 +3,27 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from spptransfer.errors import ConfigError
+from spptransfer.errors import ConfigError, suggestion
 from spptransfer.svm._checkpoint import Checkpoint, fingerprint
 from spptransfer.svm._classifier import LinearClassifier, read_rows, read_targets
-from spptransfer.svm._engine import (
-    Settings,
-    check_positive,
-    make_solver,
-    warn_unless_certified,
-)
+from spptransfer.svm._engine import Settings, check_positive, warn_unless_certified
 from spptransfer.svm._folds import make_folds
 from spptransfer.svm._newton import Points
-from spptransfer.svm._scoring import HeldOutScorer, nan_mean
-from spptransfer.svm._solver import Solver
+from spptransfer.svm._path import Path, Search, SpreadPath
+from spptransfer.svm._rows import Rows
+from spptransfer.svm._scoring import nan_mean
+from spptransfer.svm._spread import spread
 from spptransfer.svm._targets import ClassWeight, Targets
+from spptransfer.svm._threads import own_threads
 from spptransfer.svm._types import Array, Seed
 
-
-@dataclass
-class _Path:
-    """Every problem of every fold, and of all rows, along ascending C.
-
-    The problems of one fold stand side by side, those of all rows last.
-    """
-
-    solver: Solver
-    signs: Array
-    costs: Array
-    n_problems: int
-    held_out: list[Array]
-    scorer: HeldOutScorer
-    points: Points | None = None
-    steps: list[dict[str, Array]] = field(default_factory=list)
-
-    def advance(self, C: float) -> None:
-        """Solve at the next C, from the last one's solution."""
-        began = time.perf_counter()
-        solution = self.solver.solve(self.signs, C * self.costs, self.points)
-        self.points = solution.points
-        fitted = time.perf_counter()
-        scores = self._scores(solution.points.scores)
-        self.steps.append(
-            {
-                "scores": scores,
-                "gaps": solution.relative_gaps,
-                "objectives": solution.objectives,
-                "n_iter": solution.n_iter,
-                "final_state": self._final(solution.points.state),
-                "final_offset": self._final(solution.points.offset),
-                "seconds": np.array([fitted - began, time.perf_counter() - fitted]),
-            }
-        )
-
-    def _scores(self, decision_values: Array) -> Array:
-        folds = enumerate(self.held_out)
-        width = self.n_problems
-        return np.array(
-            [self.scorer(decision_values[:, k * width : (k + 1) * width], m) for k, m in folds]
-        )
-
-    def _final(self, values: Array) -> Array:
-        return values[..., len(self.held_out) * self.n_problems :].copy()
-
-    def saved(self) -> dict[str, Array]:
-        """Everything that going on needs."""
-        assert self.points is not None
-        arrays = {
-            "state": self.points.state,
-            "row_scores": self.points.scores,
-            "offset": self.points.offset,
-            "sharpened": np.array(not self.solver.space.can_sharpen),
-        }
-        for number, step in enumerate(self.steps):
-            arrays |= {f"{number}/{name}": value for name, value in step.items()}
-        return arrays
-
-    def restore(self, arrays: dict[str, Array]) -> None:
-        """Go back to where `saved` was called."""
-        if arrays["sharpened"] and self.solver.space.can_sharpen:
-            self.solver.space.sharpen()
-        self.points = Points(arrays["state"], arrays["row_scores"], arrays["offset"])
-        names = [key.split("/") for key in arrays if "/" in key]
-        for number in sorted({int(number) for number, _ in names}):
-            self.steps.append(
-                {name: arrays[f"{number}/{name}"] for n, name in names if int(n) == number}
-            )
+ENGINES = ("local", "dask")
 
 
 class LinearSVMCV(LinearClassifier):
@@ -128,6 +56,12 @@ class LinearSVMCV(LinearClassifier):
     loss, fit_intercept, intercept_scaling, regularize_intercept, class_weight, tol, max_iter, \
 memory, device
         As in `LinearSVM`.
+    engine : {"local", "dask"}, default="local"
+        Who computes: this process, or the workers of a Dask cluster, a fold each. They are sent X
+        unless it is a view of a feature cache, which they open where it lies.
+    scheduler : str or None, default=None
+        Address of Dask's scheduler, such as ``"tcp://10.0.0.1:8786"``; None starts a cluster on
+        this machine.
 
     Attributes
     ----------
@@ -143,6 +77,8 @@ memory, device
         As in `LinearSVM`, of the problems on all rows (with ``refit``).
     n_splits_ : int
         Number of folds.
+    n_passes_ : int
+        How often the rows were read.
 
     Examples
     --------
@@ -160,6 +96,7 @@ memory, device
     best_score_: float
     cv_results_: dict[str, Any]
     n_iter_: int
+    n_passes_: int
     duality_gap_: Array
     objective_: Array
 
@@ -183,6 +120,8 @@ memory, device
         max_iter: int = 1000,
         memory: int | str | None = None,
         device: str = "cpu",
+        engine: Literal["local", "dask"] = "local",
+        scheduler: str | None = None,
     ) -> None:
         self.Cs = Cs
         self.cv = cv
@@ -201,6 +140,8 @@ memory, device
         self.max_iter = max_iter
         self.memory = memory
         self.device = device
+        self.engine = engine
+        self.scheduler = scheduler
 
     def fit(
         self, X: Any, y: Any, sample_weight: Any = None, gram: Array | None = None
@@ -226,58 +167,78 @@ memory, device
         Raises
         ------
         ConfigError
-            If a parameter, a label or a shape is wrong, X is not finite, or the checkpoint is
-            another search's.
+            If a parameter, a label or a shape is wrong, X is not finite, the checkpoint is
+            another search's, or Dask is asked for and does not answer.
         """
         settings = Settings.of(self)
         candidates = _candidates(self.Cs)
-        rows = read_rows(self, X, reset=True)
+        rows = read_rows(self, X, reset=True, memory=self.memory)
         targets, weight = read_targets(y, rows, sample_weight)
-        path = self._make_path(rows, targets, weight, gram, settings)
-        parts = (settings, candidates.tolist(), self.scoring, targets.signs, path.costs)
-        checkpoint = Checkpoint(
-            self.checkpoint, fingerprint(rows, *parts) if self.checkpoint else ""
-        )
-        self._walk(path, candidates, checkpoint)
+        search = self._make_search(rows, targets, weight, settings)
+        ascending = np.sort(candidates)
+        checkpoint = self._make_checkpoint(rows, search, candidates)
+        path: Path | SpreadPath
+        if self.engine == "dask":
+            path = spread(rows, gram, search, ascending, self.scheduler)
+        else:
+            with own_threads():
+                path = search.path(rows, gram)
+                self._walk(path, ascending, checkpoint)
         self._choose(path, candidates)
         if self.refit:
             self._keep_best(path, targets, candidates)
         else:
             self.classes_ = targets.classes
+        self.n_passes_ = rows.passes
         warn_unless_certified(np.array([step["gaps"] for step in path.steps]), self.tol)
         checkpoint.remove()
         return self
 
-    def _make_path(
-        self, rows: Any, targets: Targets, weight: Array, gram: Array | None, settings: Settings
-    ) -> _Path:
+    def _make_search(
+        self, rows: Rows, targets: Targets, weight: Array, settings: Settings
+    ) -> Search:
+        if self.engine not in ENGINES:
+            raise ConfigError(f"engine is {self.engine!r}; {suggestion(self.engine, ENGINES)}")
         train, held_out = make_folds(self.cv, targets, rows, self.random_state)
-        everything = [np.ones((rows.shape[0], 1), dtype=bool)] if self.refit else []
-        costs = [targets.costs(self.class_weight, weight, mask) for mask in train + everything]
-        return _Path(
-            solver=make_solver(rows, gram, settings),
-            signs=np.tile(targets.signs.astype(np.float64), len(costs)),
-            costs=np.concatenate(costs, axis=1),
-            n_problems=targets.signs.shape[1],
+        return Search(
+            targets=targets,
+            class_weight=self.class_weight,
+            sample_weight=weight,
+            masks=[*train, None] if self.refit else train,
             held_out=held_out,
-            scorer=HeldOutScorer(self.scoring, targets, per_class=self.per_class),
+            scoring=self.scoring,
+            per_class=self.per_class,
+            settings=settings,
         )
 
-    def _walk(self, path: _Path, candidates: Array, checkpoint: Checkpoint) -> None:
+    def _make_checkpoint(self, rows: Rows, search: Search, candidates: Array) -> Checkpoint:
+        if self.checkpoint is None:
+            return Checkpoint(None, "")
+        if self.engine != "local":
+            raise ConfigError(
+                f"checkpoint is given with engine {self.engine!r}; allowed: engine 'local', whose "
+                "search goes on where it was interrupted"
+            )
+        described = search.problems().described()
+        parts = search.settings, candidates.tolist(), self.scoring, *described
+        return Checkpoint(self.checkpoint, fingerprint(rows, *parts))
+
+    def _walk(self, path: Path, ascending: Array, checkpoint: Checkpoint) -> None:
         finished = checkpoint.load()
         if finished:
             path.restore(finished)
-        ascending = np.sort(candidates)
         with tqdm(
             total=len(ascending), initial=len(path.steps), unit="C", disable=not self.progress
         ) as bar:
-            for C in ascending[len(path.steps) :]:
-                bar.set_description(f"C={C:g}, {path.signs.shape[1]} problems")
-                path.advance(float(C))
+            while len(path.steps) < len(ascending):
+                costs = path.next_costs(ascending)
+                names = ", ".join(f"{C:g}" for C in costs)
+                bar.set_description(f"C={names}, {path.solver.problems.count} problems")
+                path.advance(costs)
                 checkpoint.save(path.saved())
-                bar.update()
+                bar.update(len(costs))
 
-    def _choose(self, path: _Path, candidates: Array) -> None:
+    def _choose(self, path: Path | SpreadPath, candidates: Array) -> None:
         """Fill ``cv_results_`` in the order of ``Cs`` and pick the best."""
         order = np.argsort(np.argsort(candidates, kind="stable"), kind="stable")
         steps = [path.steps[position] for position in order]
@@ -300,7 +261,7 @@ memory, device
         self.best_score_ = float(average[index])
         self._best = np.full(path.n_problems, order[index])
 
-    def _keep_best(self, path: _Path, targets: Targets, candidates: Array) -> None:
+    def _keep_best(self, path: Path | SpreadPath, targets: Targets, candidates: Array) -> None:
         """Take each problem's weights from the step at its best C."""
         steps = [path.steps[position] for position in self._best]
         columns = range(path.n_problems)
@@ -311,10 +272,7 @@ memory, device
             return np.stack(values, axis=-1)
 
         points = Points(pick("final_state"), np.empty((0, 0)), pick("final_offset"))
-        space = path.solver.space
-        self._set_weights(
-            targets, space.coefficients(points.state), points.offset + space.bias(points.state)
-        )
+        self._set_weights(targets, *path.weights(points))
         self.duality_gap_ = pick("gaps")
         self.objective_ = pick("objectives")
         self.n_iter_ = max(1, int(pick("n_iter").max()))

@@ -1,4 +1,4 @@
-"""All problems at one cost C: descend in the working precision, certify in float64, repeat."""
+"""All problems at their costs: descend in the working precision, certify in float64, repeat."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 
 from spptransfer.svm._loss import Losses, best_offset
 from spptransfer.svm._newton import Points, Space, descend, line_search, objectives
+from spptransfer.svm._problems import Problems
+from spptransfer.svm._threads import for_each
 from spptransfer.svm._types import Array
 
 logger = logging.getLogger(__name__)
@@ -29,13 +31,24 @@ class Options:
 
 @dataclass
 class Solution:
-    """One point per problem with its certificate."""
+    """One point per problem with its certificate.
+
+    ``coefficients`` are the weight vectors, shape (n_features, n_problems), where asked for.
+    """
 
     points: Points
     gaps: Array
     objectives: Array
     n_iter: Array
     worst: Array
+    coefficients: Array | None = None
+
+    @classmethod
+    def unsolved(cls, points: Points, worst: Array) -> Solution:
+        """Points about which nothing is known yet."""
+        count = len(worst)
+        gaps, steps = np.full(count, np.inf), np.zeros(count, dtype=int)
+        return cls(points, gaps, np.zeros(count), steps, worst)
 
     @property
     def relative_gaps(self) -> Array:
@@ -47,26 +60,104 @@ class Solution:
         size = np.maximum(self.objectives, 1e-14 * self.worst)
         return np.divide(self.gaps, size, out=np.zeros_like(self.gaps), where=self.gaps > 0)
 
+    def assign(self, chosen: Array, part: Solution) -> None:
+        """Put some problems' solutions in."""
+        self.points.assign(chosen, part.points)
+        for name in ("gaps", "objectives", "n_iter", "worst"):
+            getattr(self, name)[chosen] = getattr(part, name)
+        if self.coefficients is not None and part.coefficients is not None:
+            self.coefficients[:, chosen] = part.coefficients
+
 
 class Solver:
-    """Advances all problems of one data matrix, warm-started from whatever was solved before."""
+    """Advances all problems of one data matrix, warm-started from whatever was solved before.
 
-    def __init__(self, space: Space, options: Options) -> None:
+    They are solved in groups of columns, each on a thread of its own where there are several:
+    only what is in progress needs memory beyond its result. ``at_once`` says how many costs to
+    solve in one call.
+    """
+
+    at_once = 1
+
+    def __init__(self, space: Space, problems: Problems, options: Options) -> None:
         self.space = space
+        self.problems = problems
         self.options = options
 
-    def solve(self, signs: Array, costs: Array, start: Points | None = None) -> Solution:
-        """Certified minimisers for these costs per row and problem."""
+    def solve(
+        self,
+        costs: Array,
+        start: Points | None = None,
+        *,
+        with_coefficients: bool = False,
+        with_scores: bool = True,
+    ) -> Solution:
+        """Certified minimisers at one cost per column; columns are the problems, over and over.
+
+        A ``start`` may come without scores.
+        """
+        n_rows, n_columns = len(self.problems.signs), len(costs)
+        scores = np.empty((n_rows if with_scores else 0, n_columns), order="F")
+        points = Points(self.space.start(n_columns), scores, np.zeros(n_columns))
+        solution = Solution.unsolved(points, np.zeros(n_columns))
+        if with_coefficients:
+            shape = self.space.n_features, n_columns
+            solution.coefficients = np.empty(shape, order="F")
+
+        def solve_group(columns: Array) -> Array:
+            run = _Run(
+                self.space.branch(),
+                self.options,
+                self._losses(columns, costs[columns]),
+                None if start is None else start.copy(columns),
+            )
+            run.finish()
+            if with_coefficients:
+                run.solution.coefficients = run.space.coefficients(run.solution.points.state)
+            solution.assign(columns, run.solution)
+            return columns[run.open] if run.blunt else columns[:0]
+
+        def solve_groups(columns: Array) -> Array:
+            groups = self.space.groups(columns)
+            if self.space.side_by_side:
+                return np.concatenate(for_each(solve_group, groups))
+            return np.concatenate([solve_group(group) for group in groups])
+
+        blunt = solve_groups(np.arange(n_columns))
+        if len(blunt):
+            logger.info("float32 does not reach the tolerance for %d problems", len(blunt))
+            self.space.sharpen()
+            start = None
+            solve_groups(blunt)
+        return solution
+
+    def weights(self, points: Points) -> tuple[Array, Array]:
+        """Weight vectors in columns, and biases."""
+        return self.space.coefficients(points.state), self.biases(points)
+
+    def decision_values(self, points: Points) -> Array:
+        """Scores of all rows at what was solved."""
+        return points.scores
+
+    def biases(self, points: Points) -> Array:
+        """The bias of each problem."""
+        return points.offset + self.space.bias(points.state)
+
+    def _losses(self, columns: Array, costs: Array) -> Losses:
+        signs, scaled = self.problems.dense(columns, costs)
         squared = self.options.loss == "squared_hinge"
-        make = Losses.squared_hinge if squared else Losses.hinge
-        losses = make(np.asfortranarray(signs), np.asfortranarray(costs))
-        if start is None:
-            start = approach(self.space, losses)
-        elif losses.largest_cost * self.space.scale <= 1:
-            start = lengthened(start, self.space, losses)
-        run = _Run(self.space, self.options, losses, start)
-        run.finish()
-        return run.solution
+        return (Losses.squared_hinge if squared else Losses.hinge)(signs, scaled)
+
+
+def first_points(space: Space, losses: Losses, start: Points | None) -> Points:
+    """Where to begin: at what was solved for other costs, or from afar."""
+    if start is None:
+        return approach(space, losses)
+    if not len(start.scores):
+        start = Points(start.state, space.exact_scores(start.state) + start.offset, start.offset)
+    if losses.largest_cost * space.scale <= 1:
+        return lengthened(start, space, losses)
+    return start
 
 
 def approach(space: Space, losses: Losses) -> Points:
@@ -112,20 +203,17 @@ def lengthened(points: Points, space: Space, losses: Losses, most: float = 10.0)
 class _Run:
     """The rounds of one solve: which problems are still open, and how soft their losses are."""
 
-    def __init__(self, space: Space, options: Options, losses: Losses, start: Points) -> None:
+    def __init__(
+        self, space: Space, options: Options, losses: Losses, start: Points | None
+    ) -> None:
         self.space, self.options, self.losses = space, options, losses
-        n_problems = start.state.shape[1]
-        everything = np.arange(n_problems)
-        self.solution = Solution(
-            start.columns(everything),
-            np.full(n_problems, np.inf),
-            np.zeros(n_problems),
-            np.zeros(n_problems, dtype=int),
-            losses.values(np.ones_like(start.scores)),
-        )
+        points = first_points(space, losses, start)
+        worst = losses.values(np.ones_like(points.scores))
+        self.solution = Solution.unsolved(points, worst)
         self.softness = _first_softness(losses, space.scale)
-        self.centre = np.zeros_like(start.scores)
+        self.centre = np.zeros_like(points.scores if self.softness else points.scores[:0])
         self.stalls = 0
+        self.blunt = False
         self.aim = space.care * options.tol
         space.begin()
 
@@ -135,29 +223,25 @@ class _Run:
         return np.flatnonzero(~(self.solution.relative_gaps <= self.options.tol))
 
     def finish(self) -> None:
-        """Alternate descent and certification until all problems are certified."""
+        """Alternate descent and certification until all problems are certified.
+
+        Or until the working precision proves too ``blunt`` for those that are left.
+        """
         for _ in range(MAX_ROUNDS):
             chosen = self.open
             chosen = chosen[self.solution.n_iter[chosen] < self.options.max_iter]
-            if not len(chosen):
+            if not len(chosen) or self.blunt:
                 return
             before = self.solution.gaps[chosen]
             self._descend(chosen)
-            self._react(chosen, self.solution.gaps[chosen] <= 0.5 * before)
+            self._react(self.solution.gaps[chosen] <= 0.5 * before)
 
-    def _react(self, chosen: Array, improved: Array) -> None:
-        """Aim higher, then raise the precision, when rounds stop helping."""
+    def _react(self, improved: Array) -> None:
+        """Aim higher, then ask for a higher precision, when rounds stop helping."""
         self.stalls = 0 if improved.any() else self.stalls + 1
-        if not self.stalls:
-            return
-        self.aim = max(0.01 * self.aim, 1e-15)
-        if self.stalls >= 2 and self.space.can_sharpen:
-            logger.info("float32 does not reach the tolerance for %d problems", len(chosen))
-            self.space.sharpen()
-            self.stalls = 0
-            losses = self.losses.columns(chosen)
-            self.solution.points.assign(chosen, approach(self.space, losses))
-            self.centre[:, chosen] = 0.0
+        if self.stalls:
+            self.aim = max(0.01 * self.aim, 1e-15)
+        self.blunt = self.stalls >= 2 and self.space.can_sharpen
 
     def _descend(self, chosen: Array) -> None:
         """One round for some problems."""
@@ -184,9 +268,8 @@ class _Run:
             deficits = smooth.deficits(now.scores)
             self.centre[:, chosen[left]] = self.space.duals(now.state, deficits, smooth)
             enough = self.space.care * self.options.tol * objectives(self.space, now, pieces)
-            gaps = self.space.gaps(
-                now.state, now.scores, pieces, smooth, enough, balanced=False, exact=False
-            )
+            hard = np.ones(len(left), dtype=bool)
+            gaps = self.space.estimates(now.state, now.scores, pieces, smooth, enough, hard)
             left = left[gaps > enough]
             if not len(left):
                 break
@@ -220,7 +303,6 @@ class _Run:
             proposing,
             self.options.tol * values,
             balanced=balanced,
-            exact=True,
         )
 
     def _lifted(self, points: Points, losses: Losses) -> Points:
@@ -231,7 +313,8 @@ class _Run:
         offset = points.offset
         longer = Points(LIFT * points.state, LIFT * (points.scores - offset) + offset, offset)
         gain = objectives(self.space, points, losses) - objectives(self.space, longer, losses)
-        points.assign(gain > 0, longer.columns(gain > 0))
+        better = np.flatnonzero(gain > 0)
+        points.assign(better, longer.columns(better))
         return points
 
 

@@ -39,18 +39,16 @@ class Targets:
     signs: Array
     negative_label: int = 0
 
-    def costs(
-        self, class_weight: ClassWeight, sample_weight: Array, chosen: Array | None = None
-    ) -> Array:
-        """Each row's share of C in each problem, zero for rows that are left out.
+    def side_weights(
+        self, class_weight: ClassWeight, chosen: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Weights of the positives and of the negatives of each problem.
 
         ``chosen``, one column per problem or one for all, restricts the problems to some rows;
         "balanced" then counts only those.
         """
         signs = self.signs if chosen is None else np.where(chosen, self.signs, 0)
-        positive, negative = self._weights(class_weight, signs)
-        costs = np.where(signs > 0, positive, np.where(signs < 0, negative, 0.0))
-        return np.asarray(costs * sample_weight[:, None], dtype=np.float64)
+        return self._weights(class_weight, signs)
 
     def _weights(self, class_weight: ClassWeight, signs: Array) -> tuple[Array, Array]:
         """Weights of the positives and of the negatives of each problem."""

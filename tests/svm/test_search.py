@@ -10,7 +10,7 @@ from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
 from sklearn.svm import LinearSVC
 
 from spptransfer.errors import ConfigError
-from spptransfer.svm import LinearSVM, LinearSVMCV, _search, gram_matrix
+from spptransfer.svm import LinearSVM, LinearSVMCV, _path, _search, gram_matrix
 
 COSTS = (0.003, 0.1, 3.0)
 
@@ -109,23 +109,23 @@ def test_interrupted_and_resumed_is_as_good_as_uninterrupted(
 ):
     X, Y = ternary(shape)
     whole = LinearSVMCV(COSTS, per_class=True).fit(X, Y)
-    advance, calls = _search._Path.advance, []
+    advance, calls = _path.Path.advance, []
 
-    def interrupted(self, C):
+    def interrupted(self, costs):
         if len(calls) == killed_after:
             raise KeyboardInterrupt
-        calls.append(C)
-        advance(self, C)
+        calls.extend(costs)
+        advance(self, costs)
 
     search = LinearSVMCV(COSTS, per_class=True, checkpoint=tmp_path / "search.npz")
-    monkeypatch.setattr(_search._Path, "advance", interrupted)
+    monkeypatch.setattr(_path.Path, "advance", interrupted)
     with pytest.raises(KeyboardInterrupt):
         search.fit(X, Y)
     assert [path.name for path in tmp_path.iterdir()] == ["search.npz"]
 
     resumed = []
     monkeypatch.setattr(
-        _search._Path, "advance", lambda self, C: (resumed.append(C), advance(self, C))
+        _path.Path, "advance", lambda self, costs: (resumed.extend(costs), advance(self, costs))
     )
     search.fit(X, Y)
     assert resumed == sorted(COSTS)[killed_after:]
