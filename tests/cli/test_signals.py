@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,8 +110,12 @@ def model(work) -> str:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_prediction_exits_130(work, model, number):
+    # More lines than a pipe holds: it cannot be done before the signal comes.
+    photos = ["photos", "more", "still more", "even more"]
+    for copy in photos[1:]:
+        shutil.copytree(work / "photos", work / copy, dirs_exist_ok=True)
     process = subprocess.Popen(
-        [sys.executable, "-m", "spptransfer", "predict", model, "photos", "--jobs", "1"],
+        [sys.executable, "-m", "spptransfer", "predict", model, *photos, "--jobs", "1"],
         cwd=work,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
