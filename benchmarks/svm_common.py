@@ -66,6 +66,8 @@ def measured(contender, X, y, options):
     """Run a contender; what it says, with seconds, CPU seconds and memory beside the data."""
     import sklearn.svm  # noqa: F401
 
+    import spptransfer.svm  # noqa: F401
+
     before = peak_mb()
     reset_peak()
     began, cpu_began = time.perf_counter(), time.process_time()

@@ -96,7 +96,9 @@ class FeaturesSection(_Section):
     )
     flip: bool = Field(False, description="average with the mirrored image")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="arithmetic of the backbone; auto is float32"
+        "auto",
+        description="arithmetic of the backbone; auto is bfloat16 where that gains time and the "
+        "first images stand it, else float32",
     )
     storage: Storage = Field("float32", description="type of the numbers in the cache")
 
@@ -114,6 +116,12 @@ class ClassifierSection(_Section):
     )
     solver: Literal["spptransfer", "scikit-learn"] = Field(
         "spptransfer", description="LinearSVM of this package, or scikit-learn's LinearSVC"
+    )
+    engine: Literal["local", "dask"] = Field(
+        "local", description="who chooses C: this process, or Dask's workers, a fold each"
+    )
+    scheduler: str | None = Field(
+        None, description="address of Dask's scheduler; by default a cluster on this machine"
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from spptransfer.cache import FeatureCache
 from spptransfer.cache.files import make_folder
 from spptransfer.errors import CacheError, DatasetError
+from spptransfer.experiment.precision import decide
 from spptransfer.experiment.prepare import Experiment, check_engine, weights_path
 from spptransfer.experiment.results import MODEL, RunFacts, run_folder, write_run
 from spptransfer.extraction import Destination, Extraction, extract_together
@@ -62,7 +63,7 @@ def extract_features(experiment: Experiment) -> Extraction:
     Extraction
         What was added, changed, removed or failed.
     """
-    (extraction,) = extract_together_for([experiment])
+    (extraction,) = extract_together_for(decide([experiment]))
     return extraction
 
 
@@ -125,7 +126,8 @@ def run(experiment: Experiment, command: str) -> RunResult:
     Interrupted
         If it was asked to stop.
     """
-    return run_with(experiment, command, extract_features)
+    (decided,) = decide([experiment])
+    return run_with(decided, command, extract_features)
 
 
 def train(experiment: Experiment, command: str) -> RunResult:
@@ -179,6 +181,8 @@ def run_with(
     check(experiment)
     with run_folder(experiment, started, folder_name) as folder:
         logger.info("%s", command)
+        if experiment.precision_choice:
+            logger.info("precision: %(precision)s (%(reason)s)", experiment.precision_choice)
         extraction = get_features(experiment)
         _log_extraction(extraction)
         facts = _train_on(experiment, extraction, command, started)
@@ -302,6 +306,8 @@ def _training(experiment: Experiment) -> Training:
         loss=section.loss,
         class_weight=section.class_weight or (protocol.class_weight if multi_label else None),
         solver=section.solver,
+        engine=section.engine,
+        scheduler=section.scheduler,
         chosen_by=protocol.choose_C_by(multi_label),
         per_class=experiment.settings["choose_C"] == "per class",
         difficult=protocol.difficult_in_training,

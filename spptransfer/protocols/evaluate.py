@@ -103,7 +103,9 @@ def evaluate(
     used = set().union(*(set(split.train) | set(split.test) for split in splits))
     ids = [id for id in dataset.ids if id in used]
     row_of = {id: row for row, id in enumerate(ids)}
-    prepared = _Prepared(read_features(ids), normalize, block_sizes, training, len(splits))
+    prepared = _Prepared(
+        read_features(ids), normalize, block_sizes, training, splits, len(dataset.classes)
+    )
     evaluation = Evaluation()
     for split in tqdm(splits, unit="split", disable=not progress or len(splits) == 1):
         evaluation.results.append(_evaluate_split(split, prepared, row_of, dataset, training))
@@ -124,7 +126,8 @@ class _Prepared:
         normalize: Sequence[str],
         block_sizes: Sequence[int] | None,
         training: Training,
-        n_splits: int,
+        splits: Sequence[Split],
+        n_classes: int,
     ) -> None:
         self.X = X
         self._steps = list(normalize)
@@ -134,7 +137,13 @@ class _Prepared:
         if not self._per_split:
             self._in_place = PyramidNormalizer(self._steps, block_sizes=block_sizes, copy=False)
             self.X = self._in_place.fit(X).transform(X)
-            self.gram = gram_if_useful(self.X, training, n_splits)
+            self.gram = gram_if_useful(
+                self.X,
+                training,
+                [len(split.train) for split in splits],
+                n_classes=n_classes,
+                n_folds=max(len(split.folds) for split in splits) if len(training.C) > 1 else 0,
+            )
 
     def take(
         self, train: npt.NDArray[np.intp], test: npt.NDArray[np.intp]

@@ -21,6 +21,8 @@ from spptransfer.svm import LinearSVM, LinearSVMCV, gram_matrix
 Folds = Sequence[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]
 
 _SOLVERS = ("spptransfer", "scikit-learn")
+# Float64 products with a few columns, against float32 products of large matrices.
+CERTIFICATE = 3.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Training:
         What a target of 0 is in training.
     device : str
         Where `LinearSVM` computes.
+    engine : {"local", "dask"}
+        Who chooses C: this process, or the workers of a Dask cluster, a fold each.
+    scheduler : str or None
+        Address of Dask's scheduler; None for a cluster on this machine.
     """
 
     C: tuple[float, ...] = (1.0,)
@@ -55,6 +61,8 @@ class Training:
     per_class: bool = False
     difficult: Literal["ignore", "negative"] = "ignore"
     device: str = "cpu"
+    engine: Literal["local", "dask"] = "local"
+    scheduler: str | None = None
 
 
 @dataclass
@@ -101,12 +109,18 @@ def check_training(training: Training, *, multi_label: bool, has_folds: bool) ->
     Raises
     ------
     ConfigError
-        If there are several values of C and no folds, or the class weights do not fit the labels.
+        If there are several values of C and no folds, the class weights do not fit the labels, or
+        the engine does not fit the solver.
     """
     if len(training.C) > 1 and not has_folds:
         raise ConfigError(
             f"classifier.C: {list(training.C)} leaves a choice, but the protocol has no folds "
             "(protocol.folds: 0); give one value"
+        )
+    if training.engine == "dask" and training.solver != "spptransfer":
+        raise ConfigError(
+            f"classifier.engine: dask spreads the solver spptransfer, not {training.solver}; "
+            "allowed here: local"
         )
     if isinstance(training.class_weight, Mapping) and not multi_label:
         raise ConfigError(
@@ -163,19 +177,71 @@ def fit_classifier(
 
 
 def gram_if_useful(
-    X: npt.NDArray[np.float32], training: Training, n_splits: int = 1
+    X: npt.NDArray[np.float32],
+    training: Training,
+    train_sizes: Sequence[int],
+    *,
+    n_classes: int = 1,
+    n_folds: int = 0,
 ) -> npt.NDArray[np.floating] | None:
-    """Gram matrix of all rows, which every split reuses; None where it would not pay.
+    """Gram matrix of all rows, for every split to reuse; None where it would not pay.
 
-    From three splits on it is in float64 where that fits into memory: certificates then need no
-    pass over the features.
+    A split alone computes the products of its own training rows only. All rows' products pay from
+    about ``len(X)**2 / n_train**2`` splits on; in float64 they cost twice that, but certificates
+    then need no passes over the features, of which there is one for every C.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, n_features)
+        Normalised features of all splits' images.
+    training : Training
+        How to train.
+    train_sizes : sequence of int
+        Number of training rows of every split.
+    n_classes, n_folds : int
+        Number of classes, and of the folds on which C is chosen.
+
+    Returns
+    -------
+    ndarray of float32 or float64, shape (n, n), or None
+
+    Examples
+    --------
+    >>> X = np.eye(90, 100, dtype=np.float32)
+    >>> gram_if_useful(X, Training(), [30] * 3) is None
+    True
+    >>> gram_if_useful(X, Training(), [60] * 10).dtype
+    dtype('float32')
+    >>> gram_if_useful(X, Training(C=(0.1, 1.0)), [60] * 10, n_classes=20, n_folds=3).dtype
+    dtype('float64')
     """
     if training.solver != "spptransfer" or len(X) > X.shape[1]:
         return None
+    chosen = cheapest_gram(
+        X.shape, train_sizes, n_classes * (n_folds + 1) * len(training.C) if n_folds else n_classes
+    )
+    return None if chosen is None else gram_matrix(X, chosen)
+
+
+def cheapest_gram(
+    shape: tuple[int, int], train_sizes: Sequence[int], n_certificates: int
+) -> type[np.float32] | type[np.float64] | None:
+    """Precision of the Gram matrix over all rows that takes least time; None for none.
+
+    Times are in float32 products of large matrices. Certificates' products have few columns and
+    are in float64, which takes `CERTIFICATE` times as long.
+    """
+    (n_rows, n_features), sizes = shape, np.array(train_sizes, dtype=float)
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    exact = n_splits >= 3 and 8 * len(X) ** 2 <= 0.5 * free
-    gram: npt.NDArray[np.floating] = gram_matrix(X, np.float64 if exact else np.float32)
-    return gram
+    passes = CERTIFICATE * n_certificates * 4 * n_features * sizes.sum()
+    products = CERTIFICATE * n_certificates * 2 * (sizes**2).sum()
+    once = float(n_features) * n_rows**2
+    best, least = None, n_features * (sizes**2).sum() + passes
+    choices = ((np.float32, 4, once + passes), (np.float64, 8, 2 * once + products))
+    for precision, itemsize, work in choices:
+        if work < least and itemsize * n_rows**2 <= 0.5 * free:
+            best, least = precision, work
+    return best
 
 
 def _fit_shared(
@@ -201,6 +267,8 @@ def _fit_shared(
             cv=pairs,
             scoring=_scorer(training.chosen_by),
             per_class=training.per_class,
+            engine=training.engine,
+            scheduler=training.scheduler,
             **options,
         )
     model.fit(X, targets, gram=gram)

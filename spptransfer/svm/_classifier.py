@@ -302,7 +302,8 @@ class LinearSVM(LinearClassifier):
         problems = Problems.of(targets, self.class_weight, weight)
         with own_threads():
             solver = make_solver(rows, gram, problems, settings)
-            solution = solver.solve(np.full(problems.count, float(self.C)), with_coefficients=True)
+            costs = np.full(problems.count, float(self.C))
+            solution = solver.solve(costs, with_coefficients=True, with_scores=False)
         assert solution.coefficients is not None
         self._set_weights(targets, solution.coefficients, solver.biases(solution.points))
         self.n_passes_ = rows.passes

@@ -38,6 +38,9 @@ class FeatureSpace:
         self.usual_products = 20.0
         self._known_gradient = np.empty((0, 0)), np.empty((0, 0))
 
+    def prepare(self) -> None:
+        """Groups come one after the other, and wait for nothing."""
+
     def branch(self) -> FeatureSpace:
         """The same rows, for another thread."""
         return copy.copy(self)

@@ -62,6 +62,11 @@ class GramSpace(GramGaps):
         self.usual_products = 8.0
         self._combined = np.empty((0, 0)), np.empty((0, 0))
 
+    def prepare(self) -> None:
+        """Find the preconditioner's low rank, unless all systems will be factorised."""
+        if len(self.diagonal) > TINY:
+            self._low_rank.get()
+
     def branch(self) -> GramSpace:
         """The same Gram matrix, for another thread."""
         return copy.copy(self)
@@ -167,11 +172,13 @@ class GramSpace(GramGaps):
         residual = losses.signs * losses.offset - scores - losses.softness * state
         residual = np.where(free, residual, 0.0)
         softness = np.broadcast_to(losses.softness, residual.shape)
-        image = np.empty_like(residual)
         direct = self._worth_factorising(free.sum(axis=0), len(residual))
+        image = np.empty_like(residual) if direct.any() else residual[:0]
         self._solve_each(step, image, residual, free, softness, np.flatnonzero(direct))
         others = np.flatnonzero(~direct)
-        if len(others):
+        if len(others) == len(direct):
+            step, image = self._solve_together(step, residual, free, softness, target)
+        elif len(others):
             step[:, others], image[:, others] = self._solve_together(
                 step[:, others],
                 residual[:, others],

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
-from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from spptransfer.svm._types import Array
 BLOCK_BYTES = 4 * 2**20
 # Blocks of a Gram matrix are multiplied with each other: the larger, the more work per number.
 GRAM_BLOCK_BYTES = 12 * 2**20
+# Of rows that need no copy, so many at a time.
+GRAM_BLOCK_ROWS = 1000
 
 
 class Rows:
@@ -155,15 +157,30 @@ class Rows:
         def fill(pair: tuple[slice, slice]) -> None:
             left, right = pair
             block = self.block(left, dtype)
-            product = block @ (block if left == right else self.block(right, dtype)).T
-            gram[left, right] = product
-            gram[right, left] = product.T
+            other = block if left == right else self.block(right, dtype)
+            np.matmul(block, other.T, out=gram[left, right])
+            if left != right:
+                gram[right, left] = gram[left, right].T
 
-        slices = self.block_slices(dtype, max(self.block_bytes, GRAM_BLOCK_BYTES))
-        for_each(fill, combinations_with_replacement(slices, 2))
+        slices = self._gram_slices(dtype)
+        # Those on the diagonal are half the work: last, they even out what the threads have left.
+        pairs = list(itertools.combinations(slices, 2)) + [(where, where) for where in slices]
+        for_each(fill, pairs)
         if not self.is_outside and not self._loaded:
             self.rows_read = before + n_rows
         return gram
+
+    def _gram_slices(self, dtype: Any) -> list[slice]:
+        """Rows that are multiplied with each other: as many as it takes for full speed.
+
+        Fewer where they are read or converted first, which takes memory for each thread.
+        """
+        if self.is_outside or self.source.dtype != dtype:
+            return self.block_slices(dtype, max(self.block_bytes, GRAM_BLOCK_BYTES))
+        n_rows = self.shape[0]
+        n_blocks = 2 * -(-n_rows // (2 * GRAM_BLOCK_ROWS))
+        edges = [n_rows * number // n_blocks for number in range(n_blocks + 1)]
+        return [slice(at, stop) for at, stop in itertools.pairwise(edges) if at < stop]
 
     def scores(self, coefficients: Array, dtype: Any = np.float64) -> Array:
         """``X @ coefficients``, in float64 unless something else is asked for."""

@@ -120,6 +120,8 @@ class Solver:
         def solve_groups(columns: Array) -> Array:
             groups = self.space.groups(columns)
             if self.space.side_by_side:
+                if len(groups) > 1:
+                    self.space.prepare()
                 return np.concatenate(for_each(solve_group, groups))
             return np.concatenate([solve_group(group) for group in groups])
 

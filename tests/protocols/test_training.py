@@ -6,7 +6,13 @@ from sklearn.svm import LinearSVC
 
 from spptransfer import metrics
 from spptransfer.errors import ConfigError
-from spptransfer.protocols.training import Training, fit_classifier, gram_if_useful
+from spptransfer.protocols.training import (
+    Training,
+    cheapest_gram,
+    fit_classifier,
+    gram_if_useful,
+)
+from spptransfer.svm import gram_matrix
 
 AP = metrics.MEAN_AVERAGE_PRECISION
 
@@ -68,8 +74,7 @@ def test_a_gram_matrix_at_hand_changes_nothing(three_classes):
     X, y = three_classes
     training = Training(C=(0.1, 1.0))
     wide = np.hstack([X, X])
-    gram = gram_if_useful(wide, training)
-    assert gram is not None
+    gram = gram_matrix(wide)
     with_gram = fit_classifier(
         wide, y, n_classes=3, training=training, folds=folds_of(60), gram=gram
     )
@@ -77,18 +82,27 @@ def test_a_gram_matrix_at_hand_changes_nothing(three_classes):
     np.testing.assert_allclose(with_gram.coef, without.coef, atol=1e-4)
 
 
-def test_many_splits_share_a_float64_gram_matrix(three_classes):
+@pytest.mark.parametrize(
+    ("n_splits", "folds", "precision"),
+    [(1, 0, None), (8, 0, None), (12, 0, np.float32), (1, 3, None), (12, 3, np.float64)],
+)
+def test_splits_share_a_gram_matrix_where_it_is_cheaper_than_their_own(n_splits, folds, precision):
+    # Caltech101's images, features and classes; ten splits of 30 images per class.
+    n_certificates = 102 * 4 * (folds + 1) if folds else 102
+    assert cheapest_gram((9144, 12_800), [3060] * n_splits, n_certificates) is precision
+
+
+def test_the_shared_gram_matrix_is_that_of_all_rows(three_classes):
     wide = np.hstack([three_classes[0]] * 2)
-    for n_splits, dtype in ((1, np.float32), (2, np.float32), (3, np.float64)):
-        gram = gram_if_useful(wide, Training(), n_splits)
-        assert gram.dtype == dtype
-        np.testing.assert_allclose(gram, wide @ wide.T, atol=1e-3)
+    gram = gram_if_useful(wide, Training(), [50] * 9)
+    assert gram is not None
+    np.testing.assert_allclose(gram, wide @ wide.T, atol=1e-3)
 
 
 def test_no_gram_matrix_is_made_where_rows_outnumber_features_or_liblinear_trains(three_classes):
     X, _ = three_classes
-    assert gram_if_useful(X, Training()) is None
-    assert gram_if_useful(X[:10], Training(solver="scikit-learn")) is None
+    assert gram_if_useful(X, Training(), [50] * 9) is None
+    assert gram_if_useful(X[:10], Training(solver="scikit-learn"), [9] * 9) is None
 
 
 def test_two_classes_share_one_hyperplane_with_opposite_signs(three_classes):
@@ -177,3 +191,29 @@ def test_liblinear_with_one_C_for_all_labels_is_refused(indicator):
     )
     with pytest.raises(ConfigError, match="chooses C per class only"):
         fit_classifier(X, Y, n_classes=3, training=training, folds=folds_of(60))
+
+
+def test_dask_workers_choose_C_as_this_process_does(three_classes):
+    distributed = pytest.importorskip("distributed", reason="dask[distributed] is not installed")
+    X, y = three_classes
+    options = {"n_classes": 3, "folds": folds_of(60)}
+    here = fit_classifier(X, y, training=Training(C=(0.01, 1.0)), **options)
+    with distributed.LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        processes=False,
+        dashboard_address=None,
+        protocol="tcp://",
+    ) as workers:
+        training = Training(C=(0.01, 1.0), engine="dask", scheduler=workers.scheduler_address)
+        there = fit_classifier(X, y, training=training, **options)
+    assert there.C == here.C
+    assert there.validation == here.validation
+    np.testing.assert_allclose(there.coef, here.coef, atol=1e-5)
+
+
+def test_only_the_own_solver_is_spread_over_dask_workers(three_classes):
+    X, y = three_classes
+    training = Training(engine="dask", solver="scikit-learn")
+    with pytest.raises(ConfigError, match=r"classifier\.engine: dask spreads the solver spptransf"):
+        fit_classifier(X, y, n_classes=3, training=training)
