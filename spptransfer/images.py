@@ -2,7 +2,8 @@
 
 The definition, recorded in every feature spec by `description`: the first frame, turned upright
 by its EXIF orientation; 16-bit samples divided by 257; transparency composited onto white; then
-one antialiased bilinear resize in 8 bits to the size that the view asks for.
+one antialiased bilinear resize in 8 bits to the size that the view asks for. A JPEG file much
+larger than that is decoded at a half, a quarter or an eighth of its size.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,7 +23,7 @@ from PIL import (  # importing a plugin registers its format
     BmpImagePlugin,  # noqa: F401
     GifImagePlugin,  # noqa: F401
     Image,
-    JpegImagePlugin,  # noqa: F401
+    JpegImagePlugin,
     PngImagePlugin,  # noqa: F401
     PpmImagePlugin,  # noqa: F401
     TiffImagePlugin,  # noqa: F401
@@ -29,6 +31,7 @@ from PIL import (  # importing a plugin registers its format
 )
 
 from spptransfer.errors import ConfigError, ImageError
+from spptransfer.resizing import RESIZE, reduction_of, resize
 
 View = Literal["full", "center_crop", "warp"]
 VIEWS: tuple[View, ...] = get_args(View)
@@ -63,13 +66,14 @@ def description() -> dict[str, Any]:
     Examples
     --------
     >>> description()["resize"]
-    'bilinear, antialiased, 8 bits'
+    'bilinear, antialiased, 8 bits (torch; Pillow from 2**22 pixels on or to a width of 1)'
     """
     return {
         "orientation": "exif",
         "transparency": "composited onto white",
         "deep samples": "16 bits divided by 257",
-        "resize": "bilinear, antialiased, 8 bits",
+        "large JPEG": "decoded at 1/2, 1/4 or 1/8 while the smaller side keeps 3 times the scale",
+        "resize": RESIZE,
     }
 
 
@@ -129,28 +133,23 @@ def upright_size(data: bytes) -> tuple[int, int]:
     data : bytes
         Content of an image file.
 
-    Returns
-    -------
-    (int, int)
-        Height, width.
-
     Raises
     ------
     ImageError
         If it is no image of a known format, or has more than `MAX_PIXELS` pixels.
     """
-    image = _open(data)
-    swapped = _orientation(image) in _SWAPS_SIDES
-    return (image.width, image.height) if swapped else (image.height, image.width)
+    return _upright_size(_open(data))
 
 
-def decode(data: bytes) -> Image.Image:
+def decode(data: bytes, reduction: int = 1) -> Image.Image:
     """Decode the content of an image file to an upright 8-bit RGB image.
 
     Parameters
     ----------
     data : bytes
         Content of a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM file, whatever its name said.
+    reduction : {1, 2, 4, 8}, default=1
+        Decode a JPEG file to this fraction of its size, rounded up; others come whole.
 
     Returns
     -------
@@ -173,6 +172,8 @@ def decode(data: bytes) -> Image.Image:
     image = _open(data)
     orientation = _orientation(image)
     try:
+        if reduction > 1:
+            image.draft(None, (image.width // reduction, image.height // reduction))
         image.load()
         rgb = _to_rgb(image)
     except ImageError:
@@ -235,8 +236,7 @@ def view_size(height: int, width: int, scale: int, view: View = "full") -> tuple
     scale : int
         Length of the smaller side after the resize.
     view : {"full", "center_crop", "warp"}
-        The whole image; the central ``scale`` x ``scale`` square of it; or the image squashed to
-        that square.
+        The whole image, the central square of it, or the image squashed to a square.
 
     Returns
     -------
@@ -261,7 +261,48 @@ def view_size(height: int, width: int, scale: int, view: View = "full") -> tuple
     return (scale, scale) if view == "center_crop" else resized
 
 
-def render(image: Image.Image, scale: int, view: View = "full") -> npt.NDArray[np.uint8]:
+def views(data: bytes, renderings: Sequence[tuple[int, View]]) -> tuple[npt.NDArray[np.uint8], ...]:
+    """Decode the content of an image file and render it.
+
+    Parameters
+    ----------
+    data : bytes
+        As in `decode`.
+    renderings : sequence of (int, {"full", "center_crop", "warp"})
+        Scale and view of each; see `render`.
+
+    Returns
+    -------
+    tuple of ndarray of uint8, shape (H, W, 3)
+        In their order. Each depends on its own rendering alone.
+
+    Raises
+    ------
+    ImageError
+        As `decode` and `view_size`.
+
+    Examples
+    --------
+    >>> buffer = io.BytesIO()
+    >>> Image.new("RGB", (2000, 1500)).save(buffer, "JPEG")
+    >>> [view.shape for view in views(buffer.getvalue(), [(224, "full"), (392, "warp")])]
+    [(224, 299, 3), (392, 392, 3)]
+    """
+    header = _open(data)
+    is_jpeg = isinstance(header, JpegImagePlugin.JpegImageFile)
+    shorter = min(header.size)
+    reductions = [reduction_of(shorter, scale) if is_jpeg else 1 for scale, _ in renderings]
+    decoded = {reduction: decode(data, reduction) for reduction in set(reductions)}
+    size = _upright_size(header)
+    return tuple(
+        render(decoded[reduction], scale, view, size)
+        for reduction, (scale, view) in zip(reductions, renderings, strict=True)
+    )
+
+
+def render(
+    image: Image.Image, scale: int, view: View = "full", size: tuple[int, int] | None = None
+) -> npt.NDArray[np.uint8]:
     """Resize an RGB image to a view at a scale.
 
     Parameters
@@ -272,6 +313,8 @@ def render(image: Image.Image, scale: int, view: View = "full") -> npt.NDArray[n
         Length of the smaller side after the resize, in pixels.
     view : {"full", "center_crop", "warp"}
         See `view_size`.
+    size : (int, int), optional
+        Height and width of the file's own image, where that was decoded at a fraction of it.
 
     Returns
     -------
@@ -283,10 +326,12 @@ def render(image: Image.Image, scale: int, view: View = "full") -> npt.NDArray[n
     >>> render(Image.new("RGB", (500, 375)), 224).shape
     (224, 299, 3)
     """
-    height, width = view_size(image.height, image.width, scale, view)
-    if view == "center_crop":
-        return _center_crop(image, scale)
-    return np.array(image.resize((width, height), Image.Resampling.BILINEAR))
+    height, width = size or (image.height, image.width)
+    if view != "center_crop":
+        return resize(image, *view_size(height, width, scale, view))
+    resized = resize(image, *_resized_size(height, width, scale))
+    top, left = (resized.shape[0] - scale) // 2, (resized.shape[1] - scale) // 2
+    return resized[top : top + scale, left : left + scale].copy()
 
 
 def _resized_size(height: int, width: int, scale: int) -> tuple[int, int]:
@@ -301,13 +346,6 @@ def _resized_size(height: int, width: int, scale: int) -> tuple[int, int]:
     return (scale, longer) if height <= width else (longer, scale)
 
 
-def _center_crop(image: Image.Image, scale: int) -> npt.NDArray[np.uint8]:
-    height, width = _resized_size(image.height, image.width, scale)
-    resized = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - scale) // 2, (height - scale) // 2
-    return np.array(resized.crop((left, top, left + scale, top + scale)))
-
-
 def _open(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -320,6 +358,11 @@ def _open(data: bytes) -> Image.Image:
     if min(image.size) < 1:
         raise ImageError(f"the image has no pixels: {image.height} x {image.width}")
     return image
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    swapped = _orientation(image) in _SWAPS_SIDES
+    return (image.width, image.height) if swapped else (image.height, image.width)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -25,6 +25,7 @@ from spptransfer.datasets.folder import read_folder
 from spptransfer.errors import ConfigError, ImageError, WeightsError
 from spptransfer.features import feature_spec
 from spptransfer.pyramid import SpatialPyramidPooling
+from spptransfer.resizing import resize
 
 NETWORK = ("squeezenet1_1", "random:0")
 LEVELS = (6, 3, 2, 1)
@@ -64,12 +65,12 @@ def assert_near(actual, expected) -> None:
 
 
 def slow_features(data: bytes, scale: int = 64, levels=LEVELS, reduce=np.max) -> np.ndarray:
-    """Pillow, torch and brute force, one image at a time."""
+    """Pillow, torch and brute force, one image at a time; the resize is checked on its own."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     width, height = image.size
     shorter = min(width, height)
-    size = (math.floor(width * scale / shorter + 0.5), math.floor(height * scale / shorter + 0.5))
-    samples = np.array(image.resize(size, Image.Resampling.BILINEAR)) / 255
+    size = [math.floor(side * scale / shorter + 0.5) for side in (height, width)]
+    samples = resize(image, *size) / 255
     normal = (samples - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     with torch.inference_mode():
         maps = network().maps(torch.from_numpy(normal.transpose(2, 0, 1)[None]).float())

@@ -222,27 +222,67 @@ def test_an_image_already_at_its_scale_is_not_touched():
     np.testing.assert_array_equal(images.render(image, 48), np.asarray(image))
 
 
-def triangle_resize(samples: np.ndarray, size: int) -> np.ndarray:
-    """Antialiased bilinear resize of the first axis, by its definition in float64."""
-    ratio = len(samples) / size
-    support = max(ratio, 1.0)
-    out = np.empty((size, *samples.shape[1:]))
-    for i in range(size):
-        centre = (i + 0.5) * ratio
-        distance = np.abs(np.arange(len(samples)) + 0.5 - centre) / support
-        weights = np.clip(1 - distance, 0, None)
-        out[i] = np.tensordot(weights / weights.sum(), samples, axes=1)
-    return out
+def photograph(height, width):
+    """Large, with structures as large as those of a camera's images."""
+    return picture(height // 8, width // 8).resize((width, height), Image.Resampling.BICUBIC)
 
 
-@pytest.mark.parametrize(("size", "scale"), [((90, 61), 32), ((20, 33), 48), ((7, 90), 24)])
-def test_the_resize_is_antialiased_bilinear(size, scale):
-    image = picture(*size)
-    height, width = images.view_size(*size, scale)
-    columns = triangle_resize(np.asarray(image).astype(float).swapaxes(0, 1), width).swapaxes(0, 1)
-    expected = triangle_resize(columns, height)
-    difference = np.abs(images.render(image, scale).astype(float) - expected)
-    assert difference.max() <= 1.6  # two roundings to 8 bits
+def jpeg(height, width):
+    return encode(photograph(height, width), "JPEG", quality=90)
+
+
+@pytest.mark.parametrize("renderings", [[(32, "full")], [(40, "warp"), (32, "full"), (9, "full")]])
+def test_views_of_a_file_are_those_of_its_decoded_image_while_it_is_not_large(renderings):
+    data = encode(picture(300, 200))  # of a PNG, at any size
+    expected = [images.render(images.decode(data), *rendering) for rendering in renderings]
+    for found, view in zip(images.views(data, renderings), expected, strict=True):
+        np.testing.assert_array_equal(found, view)
+
+
+@pytest.mark.parametrize("view", images.VIEWS)
+@pytest.mark.parametrize("size", [(607, 801), (801, 607), (1601, 1204)])
+def test_a_large_jpeg_is_decoded_smaller_and_gives_nearly_the_same_view(view, size):
+    data = jpeg(*size)
+    (found,) = images.views(data, [(64, view)])
+    whole = images.render(images.decode(data), 64, view)
+    assert found.shape == whole.shape == (*images.view_size(*size, 64, view), 3)
+    difference = np.abs(found.astype(float) - whole)
+    assert 0 < difference.mean() < 1.5
+
+
+def test_a_view_does_not_depend_on_what_else_is_rendered():
+    data = jpeg(700, 900)
+    both = images.views(data, [(224, "full"), (64, "full")])
+    for alone, scale in zip(both, (224, 64), strict=True):
+        np.testing.assert_array_equal(images.views(data, [(scale, "full")])[0], alone)
+    np.testing.assert_array_equal(both[0], images.render(images.decode(data), 224))
+
+
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+@pytest.mark.parametrize("kind", ["RGB", "L", "CMYK"])
+def test_a_reduced_jpeg_has_its_size_divided_and_is_rgb(reduction, kind):
+    data = encode(picture(203, 301).convert(kind), "JPEG")
+    decoded = images.decode(data, reduction)
+    assert decoded.mode == "RGB"
+    assert decoded.size == (-(-301 // reduction), -(-203 // reduction))
+
+
+def test_a_large_jpeg_is_turned_upright():
+    upright = photograph(600, 900)
+    stored = upright.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (found,) = images.views(encode(stored, "JPEG", quality=95, exif=exif), [(48, "full")])
+    assert found.shape == (48, 72, 3)
+    difference = np.abs(found.astype(float) - images.render(upright, 48))
+    assert difference.mean() < 2
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+def test_a_large_truncated_jpeg_is_an_image_error_too(share):
+    data = jpeg(600, 900)
+    with pytest.raises(ImageError):
+        images.views(data[: int(len(data) * share)], [(48, "full")])
 
 
 def test_a_resize_beyond_the_limit_names_both_sizes():

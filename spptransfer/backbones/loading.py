@@ -18,6 +18,7 @@ from spptransfer.backbones.base import Cut, Network, cut_at
 from spptransfer.backbones.catalogue import describe
 from spptransfer.backbones.checkpoints import digest, load_into, read_tensors, trained_levels
 from spptransfer.backbones.folding import fold_batch_norms
+from spptransfer.backbones.fusing import fuse
 from spptransfer.backbones.info import BackboneInfo
 from spptransfer.errors import ConfigError, WeightsError
 from spptransfer.pyramid import check_levels
@@ -131,6 +132,11 @@ class Backbone(nn.Module):
         """Compute the deepest layer: maps, or vectors of shape (N, D) if there is a head."""
         maps = self.maps(images)
         return maps if self.head is None else self.head(maps)
+
+    def fused(self) -> Backbone:
+        """Make the same backbone of fused convolutions, where they work; it shares parameters."""
+        cut = Cut(fuse(self.trunk), self.head, self._ends)
+        return Backbone(self.info, self.weights_sha256, cut)
 
 
 def _run(

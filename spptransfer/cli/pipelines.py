@@ -77,7 +77,7 @@ def run(
             return grids.run(pipeline.stem, checked, machine, output, command())
     experiment = _prepare(pipeline, checked, machine, output)
     with stopping(machine):
-        result = run_experiment(experiment, command())
+        result = run_experiment(_decide(experiment, output), command())
     return _tell_run(result, output)
 
 
@@ -159,7 +159,7 @@ def extract(
             return grids.extract(pipeline.stem, checked, machine, output)
     experiment = _prepare(pipeline, checked, machine, output)
     with stopping(machine):
-        result = extract_features(experiment)
+        result = extract_features(_decide(experiment, output))
     total, failed = len(experiment.dataset), len(result.failures)
     output.say(counts(total, result))
     tell_failures(result.failures, output)
@@ -191,6 +191,14 @@ def _prepare(path: Path, pipeline: Pipeline, machine: Machine, output: Output) -
         f"scales {list(section.scales)}, view {spec.view}"
     )
     return experiment
+
+
+def _decide(experiment: Experiment, output: Output) -> Experiment:
+    """Choose the precision if that is left to us, and say which one and why."""
+    from spptransfer.experiment.precision import decide
+
+    (decided,) = decide([experiment], lambda line: output.say(printable(line)))
+    return decided
 
 
 @contextlib.contextmanager

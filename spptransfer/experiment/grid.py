@@ -23,6 +23,7 @@ from spptransfer.config import GridSection, Pipeline, cell_pipeline
 from spptransfer.datasets import Dataset
 from spptransfer.errors import ConfigError
 from spptransfer.experiment.grid_results import describe_grid
+from spptransfer.experiment.precision import decide
 from spptransfer.experiment.prepare import Experiment, Machine, prepare
 from spptransfer.experiment.results import RESULTS, write_text
 from spptransfer.experiment.running import check, extract_together_for, run_with, use_cache
@@ -213,7 +214,7 @@ def extract_grid(grid: Grid, tell: Tell = lambda line: None) -> list[Extraction]
         One for each cache.
     """
     done = []
-    for experiments in grid.passes():
+    for experiments in _decided(grid, tell).passes():
         layers = list(dict.fromkeys(each.wanted.layer for each in experiments))
         views = sorted(
             {
@@ -228,6 +229,15 @@ def extract_grid(grid: Grid, tell: Tell = lambda line: None) -> list[Extraction]
         )
         done += extract_together_for(experiments)
     return done
+
+
+def _decided(grid: Grid, tell: Tell) -> Grid:
+    """The same grid with a precision for every cell that can be computed."""
+    chosen = iter(decide([cell.experiment for cell in grid.possible], tell))
+    cells = (
+        cell if cell.missing else replace(cell, experiment=next(chosen)) for cell in grid.cells
+    )
+    return replace(grid, cells=tuple(cells))
 
 
 def run_grid(
@@ -266,6 +276,7 @@ def run_grid(
         if from_caches:
             extractions = [use_cache(each) for group in grid.passes() for each in group]
         else:
+            grid = _decided(grid, tell)
             extractions = extract_grid(grid, tell)
         by_path = {extraction.path: extraction for extraction in extractions}
         runs = {cell.name: _run_cell(grid, cell, by_path, command, tell) for cell in grid.possible}

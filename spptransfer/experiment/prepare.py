@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +95,8 @@ class Experiment:
         The protocol by name.
     settings : dict
         All its settings.
+    undecided : bool
+        Whether `wanted` has a precision that is still to be chosen; see `precision.decide`.
     """
 
     name: str
@@ -103,6 +106,7 @@ class Experiment:
     wanted: FeatureSpec
     protocol: Protocol
     settings: dict[str, Any]
+    undecided: bool = False
 
     @cached_property
     def counted(self) -> Dataset:
@@ -164,6 +168,15 @@ class Experiment:
                 continue
             return candidate, spec
         return exact, self.wanted
+
+    @property
+    def precision_choice(self) -> dict[str, Any] | None:
+        """Why the cache has its precision; None where nothing was measured to choose it."""
+        try:
+            found = json.loads(precision_note(self.cache[0]).read_text())
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
 
     def _cache_prefix(self) -> str:
         where = self.dataset.name
@@ -236,7 +249,17 @@ def prepare(
         weights_dir=machine.weights_dir,
         memo_dir=machine.cache_dir,
     )
-    return Experiment(name, pipeline, machine, dataset, wanted, protocol, settings)
+    experiment = Experiment(name, pipeline, machine, dataset, wanted, protocol, settings)
+    if section.precision != "auto":
+        return experiment
+    from spptransfer.experiment.precision import settle
+
+    return settle(replace(experiment, undecided=True))
+
+
+def precision_note(cache: Path) -> Path:
+    """File beside a cache that says why it has its precision."""
+    return cache.with_suffix(".precision.json")
 
 
 def check_engine(name: str) -> Engine:

@@ -130,8 +130,7 @@ def load(source: Source, digest: str, renderings: Sequence[Rendering]) -> Loaded
         data = images.read_bytes(source)
         if images.content_digest(data) != digest:
             return Loaded(digest, error=CHANGED)
-        image = images.decode(data)
-        return Loaded(digest, tuple(images.render(image, *each) for each in renderings))
+        return Loaded(digest, images.views(data, renderings))
     except ImageError as error:
         return Loaded(digest, error=str(error))
     except MemoryError:

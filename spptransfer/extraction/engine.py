@@ -14,7 +14,7 @@ from spptransfer.cache.workspace import Workspace
 from spptransfer.cache.writing import Labels
 from spptransfer.datasets import Dataset
 from spptransfer.errors import ConfigError, DatasetError, SPPTransferError, suggestion
-from spptransfer.extraction.joint import JointPlan, check_alike
+from spptransfer.extraction.joint import JointPlan, check_alike, label_of
 from spptransfer.extraction.plan import Plan
 from spptransfer.extraction.progress import Clock, Progress
 from spptransfer.spec import FeatureSpec
@@ -121,7 +121,7 @@ def extract(
     scheduler : str, optional
         Address of the Dask scheduler; by default a cluster is started on this machine.
     progress : bool, default=False
-        Show a bar with images per second, time left and the device's busy share.
+        Show a bar with images per second, time left and the shares of reading and computing.
     stop : threading.Event, optional
         Once set, the oldest part in work is finished and `Interrupted` is raised.
     redo : collection of str, optional
@@ -267,7 +267,8 @@ class _Crew:
         task = runners.PartTask(settings, self.load_backbone, self.device)
         stop = self.stop or threading.Event()
         made = 0
-        with Progress(int(plan.todo.sum()), self.clock, stop, shown=self.progress) as bar:
+        left, label = int(plan.todo.sum()), label_of([w.spec for w in workspaces])
+        with Progress(left, self.clock, stop, shown=self.progress, label=label) as bar:
             parts = plan.parts(part_rows)
             for files in runners.run(engine, parts, task, jobs, self.scheduler, bar):
                 for number, file in files:

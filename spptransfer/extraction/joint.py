@@ -49,6 +49,19 @@ def shared_part(spec: FeatureSpec) -> FeatureSpec:
     return dataclasses.replace(spec, **{name: getattr(plain, name) for name in FREE})
 
 
+def label_of(specs: Sequence[FeatureSpec]) -> str:
+    """Say in short what is computed in one pass.
+
+    Examples
+    --------
+    >>> conv4 = FeatureSpec(backbone="alexnet", weights_sha256="e7", layer="conv4")
+    >>> fc6 = FeatureSpec(backbone="alexnet", weights_sha256="e7", layer="fc6", levels=())
+    >>> label_of([conv4, fc6, conv4])
+    'alexnet conv4, fc6'
+    """
+    return f"{specs[0].backbone} {', '.join(dict.fromkeys(spec.layer for spec in specs))}"
+
+
 class JointPlan:
     """What several caches lack of one dataset.
 

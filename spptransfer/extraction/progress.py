@@ -52,14 +52,17 @@ class Clock:
         """Wall-clock seconds by kind."""
         return {kind: spent / self._share[kind] for kind, spent in self._spent.items()}
 
-    def busy_share(self) -> float:
-        """Share of the wall-clock time in which the device computed."""
+    def share(self, kind: str) -> float:
+        """Share of the wall-clock time so far that went into one kind of work."""
         elapsed = time.perf_counter() - self._started
-        return min(1.0, self.seconds()["compute"] / max(elapsed, 1e-9))
+        return min(1.0, self.seconds()[kind] / max(elapsed, 1e-9))
 
 
 class Progress:
-    """A bar with images per second, time left and the share of time the device computed.
+    """A bar with images per second, time left and the shares of reading and computing.
+
+    On a CPU the workers do both, one after the other, and the shares add up to nearly one; on a
+    GPU they overlap, and it is the side with the smaller share that waits.
 
     Parameters
     ----------
@@ -71,14 +74,23 @@ class Progress:
         Set by whoever wants the extraction to end early.
     shown : bool, default=False
         Whether the bar is shown.
+    label : str, default=""
+        What is being computed.
     """
 
     def __init__(
-        self, total: int, clock: Clock, stop: threading.Event, shown: bool = False
+        self,
+        total: int,
+        clock: Clock,
+        stop: threading.Event,
+        shown: bool = False,
+        label: str = "",
     ) -> None:
         self.clock = clock
         self._stop = stop
-        self._bar = tqdm(total=total, unit="image", disable=not shown, smoothing=0.05)
+        self._bar = tqdm(
+            total=total, desc=label or None, unit="image", disable=not shown, smoothing=0.05
+        )
 
     def __enter__(self) -> Progress:
         return self
@@ -88,7 +100,8 @@ class Progress:
 
     def note(self, count: int) -> None:
         """Count images that are done."""
-        self._bar.set_postfix_str(f"computing {self.clock.busy_share():.0%}", refresh=False)
+        read, compute = self.clock.share("read"), self.clock.share("compute")
+        self._bar.set_postfix_str(f"reading {read:.0%}, computing {compute:.0%}", refresh=False)
         self._bar.update(count)
 
     @property

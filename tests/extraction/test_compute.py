@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cache_files import make_spec
-from extraction_cases import SPEC, backbone, fully_connected
+from extraction_cases import LAYER, SPEC, backbone, fully_connected
 from image_files import picture
 
 from spptransfer import backbones, images
@@ -68,6 +68,16 @@ def test_features_are_those_of_a_float64_network_and_bins_cut_by_hand(size, pool
     for level, values in found.items():
         assert values.dtype == np.float32
         assert_close(values[0], expected[level])
+
+
+def test_features_are_those_of_the_plain_network_which_stays_as_it_is():
+    network = backbones.load("squeezenet1_1", "random", layer=LAYER)
+    before = [type(module) for module in network.modules()]
+    pixels = view(50, 70)
+    found = FeatureComputer(network, SPEC)(pixels[None])[3]
+    assert [type(module) for module in network.modules()] == before
+    network.fused = lambda: network
+    assert_close(found, FeatureComputer(network, SPEC)(pixels[None])[3])
 
 
 def test_flipped_features_are_the_mean_of_both_mirror_images_at_all_levels():

@@ -293,6 +293,7 @@ def test_an_error_in_the_middle_keeps_the_parts_and_is_passed_on(tmp_path):
         return original(pixels, layers)
 
     network.maps_of = breaking
+    network.fused = lambda: network
     with pytest.raises(RuntimeError, match="fell off the bus"):
         run(
             dataset,
@@ -316,6 +317,7 @@ def _without_memory(network, largest):
         return original(pixels, layers)
 
     network.maps_of = maps_of
+    network.fused = lambda: network
     return network
 
 
@@ -396,12 +398,14 @@ def test_the_time_is_split_into_reading_computing_and_writing(awkward):
     assert all(seconds > 0 for seconds in report.seconds.values())
 
 
-def test_the_bar_shows_images_and_the_busy_share(tmp_path, capsys):
+def test_the_bar_says_what_is_computed_and_where_the_time_goes(tmp_path, capsys):
     dataset = make_dataset(tmp_path / "images", many_images(5) | {"broken.png": b"x"})
     run(dataset, tmp_path / "a.h5", progress=True)
     shown = capsys.readouterr().err
     assert "6/6" in shown
     assert "image/s" in shown or "s/image" in shown
+    assert "squeezenet1_1 fire4: " in shown
+    assert "reading" in shown
     assert "computing" in shown
 
 

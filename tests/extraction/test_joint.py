@@ -26,6 +26,7 @@ from extraction_cases import (
 from image_files import encode, picture
 
 from spptransfer import backbones, images
+from spptransfer.backbones.loading import Backbone
 from spptransfer.cache import FeatureCache
 from spptransfer.cache.workspace import parts_folder
 from spptransfer.errors import ConfigError, DatasetError, SpecMismatchError
@@ -46,6 +47,7 @@ def awkward_dataset(root):
 def passes(monkeypatch):
     """Shapes of all batches that go through the network's first convolution."""
     seen = []
+    monkeypatch.setattr(Backbone, "fused", lambda self: self)  # the hook is on a plain module
     hook = mini().trunk[0].register_forward_hook(lambda *call: seen.append(call[1][0].shape))
     yield seen
     hook.remove()
@@ -111,7 +113,8 @@ def test_an_image_goes_through_the_network_once_per_view_and_scale(tmp_path, pas
     assert sum(shape[0] for shape in passes) == full_64 + full_72 + crop_64
 
 
-def test_what_lies_beyond_the_deepest_layer_is_not_computed():
+def test_what_lies_beyond_the_deepest_layer_is_not_computed(monkeypatch):
+    monkeypatch.setattr(Backbone, "fused", lambda self: self)
     computer = FeatureComputer(mini(), list(SEVERAL.values()))
     views = np.zeros((1, 64, 64, 3), np.uint8)
     with torch.inference_mode():
@@ -274,6 +277,7 @@ def _without_memory(network, fits):
         return original(pixels, layers)
 
     network.maps_of = maps_of
+    network.fused = lambda: network
     return network
 
 

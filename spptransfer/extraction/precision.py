@@ -1,0 +1,233 @@
+"""Whether bfloat16 pays on this machine and the features stand it, found by trying both.
+
+The choice becomes part of the feature spec; what was measured does not, so that two machines
+that choose alike have the same fingerprint.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from spptransfer import images
+from spptransfer.backbones.fusing import one_thread
+from spptransfer.backbones.loading import Backbone
+from spptransfer.errors import ImageError
+from spptransfer.extraction.batches import Source
+from spptransfer.extraction.compute import FeatureComputer, choose_device
+from spptransfer.images import View, check_view
+from spptransfer.spec import FeatureSpec
+
+logger = logging.getLogger(__name__)
+
+# Relative l2 error of the features up to which bfloat16 is taken.
+LARGEST_ERROR = 0.01
+# A gain below this may be noise, and float32 is the safer choice.
+LEAST_GAIN = 1.2
+# How many images are tried, and how many there have to be for the trial to be worth its time.
+TRIED = 8
+WORTHWHILE = 64
+_TIMINGS = 3
+
+_Rendering = tuple[int, View]
+_Views = Mapping[_Rendering, npt.NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class PrecisionChoice:
+    """What was chosen, and why.
+
+    Attributes
+    ----------
+    precision : {"float32", "bfloat16"}
+        Arithmetic of the backbone.
+    reason : str
+        In words, with the figures.
+    error : float or None
+        Relative l2 error of the features in bfloat16 against those in float32, the worst of all
+        levels and scales; None if it was not measured.
+    gain : float or None
+        How many times as fast bfloat16 is; None if it was not measured.
+    """
+
+    precision: Literal["float32", "bfloat16"]
+    reason: str
+    error: float | None = None
+    gain: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, for the record."""
+        return dataclasses.asdict(self)
+
+
+def choose_precision(
+    load_backbone: Callable[[], Backbone],
+    specs: Sequence[FeatureSpec],
+    sources: Iterable[Source],
+    *,
+    count: int,
+    device: str = "cpu",
+) -> PrecisionChoice:
+    """Choose between float32 and bfloat16 by the first images that can be read.
+
+    Parameters
+    ----------
+    load_backbone : callable
+        Returns the `Backbone` with the layers of all specs; called only if there is something
+        to try.
+    specs : sequence of FeatureSpec
+        What is to be computed from one pass, in whichever precision.
+    sources : iterable of Path or ndarray of uint8
+        The images to be computed; only the first of them are read.
+    count : int
+        How many there are. Below `WORTHWHILE`, float32 is taken untried.
+    device : str, default="cpu"
+        A torch device.
+
+    Returns
+    -------
+    PrecisionChoice
+
+    Examples
+    --------
+    >>> choose_precision(lambda: None, [], [], count=3).reason
+    'fewer than 64 images: bfloat16 is not tried'
+    """
+    place = choose_device(device)
+    if count < WORTHWHILE:
+        return PrecisionChoice("float32", f"fewer than {WORTHWHILE} images: bfloat16 is not tried")
+    if not has_bfloat16(place):
+        return PrecisionChoice("float32", f"this {place.type} has no arithmetic for bfloat16")
+    renderings = _renderings(specs)
+    views = list(itertools.islice(_readable(sources, renderings), TRIED))
+    if not views:
+        return PrecisionChoice("float32", "none of the first images can be read")
+    backbone = load_backbone()
+    try:
+        with one_thread():  # its time does not depend on who else is at work
+            choice = _try(backbone, specs, views, device)
+    except NotImplementedError as error:
+        choice = PrecisionChoice("float32", f"torch lacks an operator in bfloat16: {error}")
+    logger.info("%s: %s", choice.precision, choice.reason)
+    return choice
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 numbers without converting them."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    describe = getattr(torch.cpu, "get_capabilities", None)  # absent from older versions
+    known: Mapping[str, Any] = describe() if describe is not None else {}
+    return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
+
+
+def relative_error(found: Sequence[npt.ArrayLike], exact: Sequence[npt.ArrayLike]) -> float:
+    """Relative l2 error of vectors, all of them taken as one.
+
+    Examples
+    --------
+    >>> relative_error([[3.0, 4.5]], [[3.0, 4.0]])
+    0.1
+    """
+    pairs = [
+        (np.asarray(a, np.float64), np.asarray(b, np.float64))
+        for a, b in zip(found, exact, strict=True)
+    ]
+    difference = math.sqrt(sum(float(((a - b) ** 2).sum()) for a, b in pairs))
+    length = math.sqrt(sum(float((b**2).sum()) for _, b in pairs))
+    return difference / length if length else (0.0 if not difference else math.inf)
+
+
+def _try(
+    backbone: Backbone, specs: Sequence[FeatureSpec], views: Sequence[_Views], device: str
+) -> PrecisionChoice:
+    """Measure gain and error; the views are those of the images tried."""
+    exact = _Trial(copy.deepcopy(backbone), specs, "float32", device)
+    low = _Trial(backbone, specs, "bfloat16", device)
+    gain = _gain(exact, low, views[0])
+    if gain < LEAST_GAIN:
+        return PrecisionChoice(
+            "float32", f"bfloat16 is only {gain:.2f} times as fast here", gain=gain
+        )
+    blocks = zip(low.blocks(views).values(), exact.blocks(views).values(), strict=True)
+    error = max(relative_error(found, expected) for found, expected in blocks)
+    figures = f"on the first {len(views)} images its features are off by {100 * error:.2f} %"
+    if not error <= LARGEST_ERROR:
+        reason = f"{figures} in bfloat16, more than {100 * LARGEST_ERROR:g} %"
+        return PrecisionChoice("float32", reason, error, gain)
+    return PrecisionChoice("bfloat16", f"{gain:.1f} times as fast; {figures}", error, gain)
+
+
+class _Trial:
+    """The features of some specs in one precision."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        specs: Sequence[FeatureSpec],
+        precision: Literal["float32", "bfloat16"],
+        device: str,
+    ) -> None:
+        self._specs = [dataclasses.replace(spec, precision=precision) for spec in specs]
+        self._computer = FeatureComputer(backbone, self._specs, device)
+
+    def blocks(self, views: Sequence[_Views]) -> dict[Any, list[npt.NDArray[np.float32]]]:
+        """Vectors of all images by spec, scale and level."""
+        found: dict[Any, list[npt.NDArray[np.float32]]] = {}
+        for of_image in views:
+            for rendering, pixels in of_image.items():
+                wanted = [i for i, s in enumerate(self._specs) if rendering in _renderings([s])]
+                for number, vectors in zip(
+                    wanted, self._computer.compute(pixels[None], wanted), strict=True
+                ):
+                    for level, values in vectors.items():
+                        found.setdefault((number, rendering, level), []).append(values)
+        return found
+
+    def seconds(self, views: _Views) -> float:
+        """Time for one image: of this thread's processor, or on the clock for a device."""
+        on_cpu = self._computer.device.type == "cpu"
+        clock = time.thread_time if on_cpu else time.perf_counter
+        start = clock()
+        self.blocks([views])
+        return clock() - start
+
+
+def _gain(exact: _Trial, low: _Trial, views: _Views) -> float:
+    """How many times as fast the second one is, each at its best."""
+    seconds: dict[_Trial, list[float]] = {exact: [], low: []}
+    for trial in (*seconds, *list(seconds) * _TIMINGS):  # the first round only warms up
+        seconds[trial].append(trial.seconds(views))
+    return min(seconds[exact][1:]) / max(min(seconds[low][1:]), 1e-9)
+
+
+def _renderings(specs: Iterable[FeatureSpec]) -> list[_Rendering]:
+    pairs = [(scale, check_view(spec.view)) for spec in specs for scale in spec.scales]
+    return list(dict.fromkeys(pairs))
+
+
+def _readable(sources: Iterable[Source], renderings: Sequence[_Rendering]) -> Iterator[_Views]:
+    """Views of the images that can be read, among a few times as many as are tried."""
+    for source in itertools.islice(sources, 8 * TRIED):
+        try:
+            yield dict(zip(renderings, _render(source, renderings), strict=True))
+        except (ImageError, MemoryError):
+            continue  # becomes a failed row when its turn comes
+
+
+def _render(source: Source, renderings: Sequence[_Rendering]) -> Sequence[npt.NDArray[np.uint8]]:
+    if isinstance(source, np.ndarray):
+        image = images.from_array(source)
+        return [images.render(image, scale, view) for scale, view in renderings]
+    return images.views(images.read_bytes(source), renderings)
