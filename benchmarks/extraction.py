@@ -1,173 +1,281 @@
-"""Images per second from files on the disk to features, beside the ways everyone writes it.
+"""Images per second from JPEG files on the disk to features on the disk, beside the peers.
 
-Every contender runs in a process of its own, on the same files, weights and scale, and ends with
-the same pyramid features on the disk:
+    pip install onnxruntime openvino onnx     # the peers, for this benchmark only
+    python benchmarks/extraction.py photos/ --weights alexnet=alexnet.pth --json quiet.json
+    python benchmarks/extraction.py photos/ --weights alexnet=alexnet.pth --busy --json busy.json
+    python benchmarks/extraction.py --show quiet.json busy.json --markdown
+    python benchmarks/extraction.py photos/ --images 4 --networks alexnet --scales 64   # seconds
 
-- eager loop: decode, resize, forward one image, torch's default threads
-- eager, 1 thread: the same with one thread inside operators
-- DataLoader: as many loading processes as processors, one image per batch, one compute thread
-- spptransfer: `spptransfer.extraction.extract` into a cache
+Every contender runs in a process of its own, with the settings that it comes with (variables such
+as OMP_NUM_THREADS are taken out of the environment), on the same files and the same float32
+weights, and ends with the same 50-bin features of the last map in a file on the disk. The clock
+runs from the first file's name to the closed file of features; imports, weights, compiling and
+four images to warm up come before; what `extract` itself prepares, some tenths of a second, is on
+the clock. Peers that cannot be imported are left out with a line.
 
-    python benchmarks/extraction.py --images photos/ --backbone alexnet --weights alexnet.pth
+ours               `spptransfer.extraction.extract` into a cache, float32
+torch eager loop   decode, resize, forward one image, torch's default threads
+torch DataLoader   the same from loading processes; the best of 1 and all compute threads
+onnxruntime        dynamic shapes; the best of one caller with all threads, and one per processor
+openvino           dynamic shapes, throughput hint, asynchronous requests, preprocessing inside
+ours bf16, openvino bf16   the same in bfloat16
+
+GFLOP are counted exactly, for each image's own size (two for a multiplication with an addition);
+"of GEMM" is their rate's share of a 4096 x 4096 x 4096 product's in the same precision on all
+processors, measured at the start. "peak" is the most memory of the process, and what loading
+processes hold alone. "error" is the relative l2 distance from our float32 features on images that
+are at the scale already, so that everyone has the same pixels; "rows" that of all rows, each
+contender having resized with its own means. `--busy` keeps a process beside them that computes on
+one processor all the time. GEMM is measured before it starts.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
 import json
+import multiprocessing
 import os
-import resource
+import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
-CONTENDERS = ("eager loop", "eager, 1 thread", "DataLoader", "spptransfer", "spptransfer bfloat16")
+import extraction_models as models
+import numpy as np
+from extraction_peers import CONTENDERS, PROCESSORS, Job, measure
+from extraction_tables import show_cell, show_markdown, title
+from PIL import Image
+
+from spptransfer.images import view_size
+
+NETWORKS = ("alexnet", "resnet50", "vgg16", "mobilenet_v2")
+SCALES = (224, 392)
+CHECKS = 4
+FEWEST = 12
+# Seconds of one processor to decode and resize, for choosing how many images.
+DECODING = 0.008
+# Ends with the process that started it, however that ends.
+BUSY = "import os; p = os.getppid()\nwhile os.getppid() == p: sum(range(1_000_000))"
+Features = tuple[np.ndarray, np.ndarray]  # of the images to check, of all
+THREAD_VARIABLES = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "ONEDNN_", "DNNL_")
 
 
 def main() -> None:
     options = parse()
-    if options.contender:
-        print(json.dumps(CONTEST[options.contender](options)))
-        return
-    results = {}
-    for _ in range(options.repeat):
-        for contender in CONTENDERS:
-            command = [sys.executable, __file__, *sys.argv[1:], "--contender", contender]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            results.setdefault(contender, []).append(json.loads(done.stdout.splitlines()[-1]))
-    show(options, results)
+    if options.show:
+        parts = [json.loads(path.read_text()) for path in options.show]
+        results = {**parts[0], "cells": [cell for part in parts for cell in part["cells"]]}
+    else:
+        for name in [name for name in os.environ if name.startswith(THREAD_VARIABLES)]:
+            del os.environ[name]
+        results = run(options)
+    if options.markdown:
+        show_markdown(results)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=Path, required=True, help="folder of images")
-    parser.add_argument("--backbone", default="squeezenet1_1")
-    parser.add_argument("--weights", default="random:0")
-    parser.add_argument("--scale", type=int, default=224)
-    parser.add_argument("--limit", type=int, default=400, help="number of images")
-    parser.add_argument("--repeat", type=int, default=3, help="rounds; the median is shown")
-    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
-def show(options: argparse.Namespace, results: dict[str, list[dict[str, float]]]) -> None:
-    processors = len(os.sched_getaffinity(0))
-    print(
-        f"{options.backbone}, s = {options.scale}, {len(files(options))} images, "
-        f"{processors} processors, median of {options.repeat}"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    print(f"{'':22}{'images/s':>10}{'over eager':>12}{'peak MB':>10}")
-    rates = {
-        name: sorted(r["rate"] for r in runs)[len(runs) // 2] for name, runs in results.items()
+    parser.add_argument("photos", type=Path, nargs="?", help="folder of .jpg files")
+    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--scales", nargs="+", type=int, default=SCALES)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=tuple(CONTENDERS))
+    parser.add_argument(
+        "--weights", nargs="+", default=(), metavar="NETWORK=FILE", help="else random:0"
+    )
+    parser.add_argument("--images", type=int, help="per cell; by default what takes --seconds")
+    parser.add_argument("--seconds", type=float, default=4, help="per cell of a fast contender")
+    parser.add_argument("--repeat", type=int, default=1, help="rounds; the median is shown")
+    parser.add_argument("--busy", action="store_true", help="with another busy process")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+    parser.add_argument("--show", type=Path, nargs="+", metavar="FILE", help="of --json; no runs")
+    parser.add_argument("--markdown", action="store_true", help="end with tables in markdown")
+    options = parser.parse_args()
+    if not options.show and not options.photos:
+        parser.error("name a folder of .jpg files, or --show FILE")
+    return options
+
+
+def apart(function: Callable[..., Any], *given: Any) -> Any:
+    """Call a function in a fresh process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *given).result()
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure every cell; the file of figures grows with each."""
+    contenders = [name for name in options.contenders if is_there(name)]
+    weights = dict.fromkeys(options.networks, "random:0")
+    weights |= dict(pair.split("=", 1) for pair in options.weights)
+    photos = sorted(p for p in options.photos.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
+    gemm = apart(models.gemm_rates)
+    results: dict[str, Any] = {
+        "processors": PROCESSORS,
+        "load before": os.getloadavg()[0],
+        "gemm": gemm,
+        "versions": versions(),
+        "cells": [],
     }
-    for name, runs in results.items():
-        peak = max(run["peak"] for run in runs)
-        print(f"{name:22}{rates[name]:10.1f}{rates[name] / rates['eager loop']:11.1f}x{peak:10.0f}")
+    print(title(results), flush=True)
+    with tempfile.TemporaryDirectory() as folder, beside(options.busy):
+        for network in options.networks:
+            model = Path(folder) / network
+            apart(models.export, network, weights[network], model, exported(contenders))
+            for scale in options.scales:
+                job, flops = plan(options, network, scale, photos, model, gemm["float32"])
+                cell = compete(job, contenders, options.repeat)
+                cell |= {"busy": options.busy, "gflop": flops / 1e9}
+                results["cells"].append(cell)
+                show_cell(cell, gemm)
+                if options.json:
+                    options.json.write_text(json.dumps(results, indent=1))
+    return results
 
 
-def files(options: argparse.Namespace) -> list[Path]:
-    """Images spread over the whole folder, so that their shapes are mixed."""
-    found = sorted(p for p in options.images.rglob("*") if p.suffix.lower() in (".jpg", ".png"))
-    return found[:: max(1, len(found) // options.limit)][: options.limit]
+def is_there(name: str) -> bool:
+    missing = [m for m in CONTENDERS[name].needs if importlib.util.find_spec(m) is None]
+    if missing:
+        print(f"left out: {name} (pip install {' '.join(missing)})")
+    return not missing
 
 
-def measured(images: int, seconds: float) -> dict[str, float]:
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return {"rate": images / seconds, "peak": (own + children) / 1024}
+def exported(contenders: Sequence[str]) -> list[str]:
+    needed = {need for name in contenders for need in CONTENDERS[name].needs}
+    return sorted(needed & {"onnx", "openvino"})
 
 
-class Views:
-    """A Dataset as everyone writes it: PIL, shorter side to s, normalised tensor."""
+def versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
 
-    def __init__(self, paths: list[Path], scale: int) -> None:
-        self.paths, self.scale = paths, scale
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, number: int):
-        import numpy as np
-        import torch
-        from PIL import Image
-
-        image = Image.open(self.paths[number]).convert("RGB")
-        ratio = self.scale / min(image.size)
-        size = [max(self.scale, round(side * ratio)) for side in image.size]
-        pixels = torch.from_numpy(np.array(image.resize(size, Image.BILINEAR)))
-        mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
-        std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
-        return (pixels.permute(2, 0, 1).float() / 255 - mean) / std
+    found = {"python": sys.version.split()[0]}
+    for package in ("torch", "onnxruntime", "openvino", "pillow"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
-def plain(options: argparse.Namespace, *, threads: int | None, loaders: int) -> dict[str, float]:
-    """The field's loop: an unfolded eager network, adaptive max pooling, features to a .npy."""
-    import numpy as np
-    import torch
+@contextlib.contextmanager
+def beside(wanted: bool) -> Iterator[None]:
+    """Keep a process busy on one processor."""
+    if not wanted:
+        yield
+        return
+    process = subprocess.Popen([sys.executable, "-c", BUSY])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
-    from spptransfer import backbones
-    from spptransfer.backbones.base import cut
 
-    if threads:
-        torch.set_num_threads(threads)
-    network = backbones.network(options.backbone)
-    backbone = backbones.load(options.backbone, options.weights)
-    trunk, _ = cut(network.eval(), backbone.info.layer("spp"))
-    views = Views(files(options), options.scale)
-    loader = views if not loaders else torch.utils.data.DataLoader(views, num_workers=loaders)
-    rows = []
-    start = time.perf_counter()
-    with torch.inference_mode():
-        for view in loader:
-            maps = trunk(view if view.dim() == 4 else view[None])
-            pooled = [torch.nn.functional.adaptive_max_pool2d(maps, n) for n in (6, 3, 2, 1)]
-            rows.append(torch.cat([p.flatten(1) for p in pooled], 1).numpy())
+def plan(
+    options: argparse.Namespace,
+    network: str,
+    scale: int,
+    photos: Sequence[Path],
+    model: Path,
+    gemm: float,
+) -> tuple[Job, float]:
+    """Choose files, spread over the folder so that their shapes are mixed; operations per image."""
+    typical = (scale, scale * 4 // 3)
+    count = options.images
+    if not count:
+        gflop = apart(models.count_flops, network, [typical])[typical] / 1e9
+        each = gflop / (0.7 * gemm) + DECODING / PROCESSORS
+        count = max(FEWEST, round(options.seconds / each))
+    files = tuple(photos[:: max(1, len(photos) // count)][:count])
+    sizes = [view_of(path, scale) for path in files]
+    flops = apart(models.count_flops, network, sizes)
+    job = Job(network, scale, model, files, check_images(files, sizes, model))
+    return job, sum(flops[size] for size in sizes) / len(files)
+
+
+def view_of(path: Path, scale: int) -> tuple[int, int]:
+    with open(path, "rb") as file:
+        file.read()  # so that nobody meets a cold disk
+    with Image.open(path) as image:
+        return view_size(image.height, image.width, scale)
+
+
+def check_images(
+    files: Sequence[Path], sizes: Sequence[tuple[int, int]], model: Path
+) -> tuple[Path, ...]:
+    """Some photographs brought to the scale, without loss, of as many shapes as there are."""
+    folder = model.with_name(f"{model.name}-check")
+    folder.mkdir(exist_ok=True)
+    pairs = list(zip(sizes, files, strict=True))
+    chosen = [*dict(pairs).items(), *pairs][:CHECKS]
+    written = []
+    for number, ((height, width), path) in enumerate(chosen):
+        written.append(folder / f"{height}-{number}.png")
+        with Image.open(path) as image:
+            image.convert("RGB").resize((width, height)).save(written[-1])
+    return tuple(written)
+
+
+def compete(job: Job, contenders: Sequence[str], rounds: int) -> dict[str, Any]:
+    """Let all contenders extract in turn; who fails is left out with a line."""
+    entries = []
+    expected: Features | None = None
+    for name in contenders:
+        try:
+            entry, features = take_turn(job, name, rounds)
+        except Exception as error:
+            print(f"failed: {name}: {type(error).__name__}: {error}", flush=True)
+            continue
+        expected = expected or features
+        entry["error"] = distance(features[0], expected[0])
+        entry["rows error"] = distance(features[1], expected[1])
+        entries.append(entry)
+    about = {"network": job.network, "scale": job.scale, "images": len(job.files)}
+    return about | {"contenders": entries}
+
+
+def take_turn(job: Job, name: str, rounds: int) -> tuple[dict[str, Any], Features]:
+    """Measure a contender in all its settings; of the best one the median counts."""
+    runs: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        np.save(Path(folder) / "features.npy", np.concatenate(rows))
-    return measured(len(views), time.perf_counter() - start)
+        for setting in list(CONTENDERS[name].settings or [""]) * rounds:
+            out = Path(folder) / f"out{sum(map(len, runs.values()))}"
+            found = apart(measure, name, setting, job, out)
+            features = read(out, len(job.checks), len(job.files))
+            runs.setdefault(setting, []).append(found | {"load": os.getloadavg()[0]})
+    medians = {setting: median(found) for setting, found in runs.items()}
+    best = min(medians, key=lambda setting: medians[setting]["seconds"])
+    entry = {"contender": name, "precision": CONTENDERS[name].precision, "setting": best}
+    rate = len(job.files) / medians[best]["seconds"]
+    return entry | medians[best] | {"rate": rate, "runs": runs}, features
 
 
-def ours(options: argparse.Namespace, *, precision: str) -> dict[str, float]:
-    import numpy as np
-
-    from spptransfer import backbones
-    from spptransfer.datasets import Dataset
-    from spptransfer.extraction import extract
-    from spptransfer.features import feature_spec
-
-    paths = files(options)
-    ids = tuple(str(path.relative_to(options.images)) for path in paths)
-    unlabelled = np.full(len(ids), -1, np.int32)
-    dataset = Dataset("folder", options.images, ids, (), unlabelled)
-    spec = feature_spec(
-        backbone=options.backbone,
-        weights=options.weights,
-        scales=[options.scale],
-        precision=precision,
-    )
-    backbone = backbones.load(options.backbone, options.weights)
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        extract(
-            dataset,
-            spec,
-            channels=backbone.info.layer("spp").channels,
-            path=Path(folder) / "features.h5",
-            load_backbone=lambda: backbone,
-        )
-    return measured(len(paths), time.perf_counter() - start)
+def median(runs: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
 
 
-CONTEST = {
-    "eager loop": partial(plain, threads=None, loaders=0),
-    "eager, 1 thread": partial(plain, threads=1, loaders=0),
-    "DataLoader": partial(plain, threads=1, loaders=len(os.sched_getaffinity(0))),
-    "spptransfer": partial(ours, precision="float32"),
-    "spptransfer bfloat16": partial(ours, precision="bfloat16"),
-}
+def read(out: Path, checks: int, rows: int) -> Features:
+    """Features of the images to check, and of all, which are then removed."""
+    found = []
+    for what, count in (("check", checks), ("rows", rows)):
+        found.append(np.load(out.with_name(f"{out.name}-{what}.npy")))
+        if len(found[-1]) != count:
+            raise ValueError(f"{len(found[-1])} rows for {count} images")
+    for file in out.parent.glob(f"{out.name}-*"):
+        file.unlink()
+    return found[0], found[1]
+
+
+def distance(features: np.ndarray, expected: np.ndarray) -> float:
+    """Relative l2 distance, infinite for another shape."""
+    if features.shape != expected.shape:
+        return float("inf")
+    return float(np.linalg.norm(features - expected) / np.linalg.norm(expected))
+
 
 if __name__ == "__main__":
     main()
