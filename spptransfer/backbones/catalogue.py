@@ -218,63 +218,36 @@ _PAPER = (
 )
 
 
-def _small_paper(name: str, widths: tuple[int, ...], length: int) -> list[BackboneInfo]:
+def _small_paper(
+    name: str, widths: tuple[int, ...], length: int, weights: dict[str, WeightsSource]
+) -> list[BackboneInfo]:
     """Describe a ZF-5 for small images, from which its builder takes widths and lengths."""
     mean, std = (128 / 255,) * 3, (1 / 255,) * 3
     maps = zip(range(1, 6), widths, (2, 8, 8, 8, 8), strict=True)
     conv = [LayerInfo(f"conv{i}", "map", width, stride) for i, width, stride in maps]
     spp = LayerInfo("spp", "map", widths[-1], 8)
     layers = (*conv, spp, *(LayerInfo(f"fc{i}", "vector", length, None) for i in (6, 7)))
+    classes = 200 if weights else 1000
     return [
-        BackboneInfo(name + suffix, "paper", layers, weights, mean, std, min_side=1, levels=levels)
-        for suffix, levels, weights in (
-            ("", (6, 3, 2, 1), {"embedded": _EMBEDDED}),
-            ("-no-spp", (6,), {}),
-        )
+        BackboneInfo(name, "paper", layers, weights, mean, std, 1, (6, 3, 2, 1), classes),
+        BackboneInfo(f"{name}-no-spp", "paper", layers, {}, mean, std, 1, (6,)),
     ]
 
 
-# Convolutions only: enough for the layers up to "spp".
+_WIDTHS = (64, 128, 192, 256, 192)
 _EMBEDDED = WeightsSource(
-    "zf5_64.safetensors",
-    "1e8c68e17b8d63d27d429fa243cdb86645aa140dffb6a7ecc92ae59d7775dd02",
+    "spp_mini.safetensors",
+    "d6011401d5f5f94e44cb220a2bfbf60d96fe937bfb82779c01157e99c1382f5c",
     "BSD-3-Clause",
     None,
 )
-_SMALL_PAPER = tuple(_small_paper("zf5-64", widths=(64, 128, 192, 256, 192), length=512))
-
-# The embedded default, family "mini", whose only weights are shipped with the package.
-_MINI: tuple[BackboneInfo, ...] = (
-    BackboneInfo(
-        "spp-mini",
-        "mini",
-        (
-            LayerInfo("conv1", "map", 32, 2),
-            LayerInfo("conv2", "map", 64, 4),
-            LayerInfo("conv3", "map", 128, 8),
-            LayerInfo("conv4", "map", 128, 8),
-            LayerInfo("conv5", "map", 64, 8),
-            LayerInfo("spp", "map", 64, 8),
-            LayerInfo("fc6", "vector", 160, None),
-            LayerInfo("fc7", "vector", 160, None),
-        ),
-        {
-            "embedded": WeightsSource(
-                "spp_mini.safetensors",
-                "13a8dd0239cdb9d4c9eaca3977cbef3b475fbca26967beb62cda448c58e3428a",
-                "BSD-3-Clause",
-                None,
-            )
-        },
-        _IMAGENET_MEAN,
-        _IMAGENET_STD,
-        min_side=1,
-        levels=(6, 3, 2, 1),
-        num_classes=48,
-    ),
+_SMALL_PAPER = (
+    *_small_paper("zf5-64", _WIDTHS, length=512, weights={}),
+    # Short enough to be shipped: the same network with shorter fully connected layers.
+    *_small_paper("spp-mini", _WIDTHS, length=128, weights={"embedded": _EMBEDDED}),
 )
 
-BACKBONES = (*_ALEXNET, *_VGG, *_RESNET, *_SQUEEZENET, *_MOBILENET, *_PAPER, *_SMALL_PAPER, *_MINI)
+BACKBONES = (*_ALEXNET, *_VGG, *_RESNET, *_SQUEEZENET, *_MOBILENET, *_PAPER, *_SMALL_PAPER)
 _BY_NAME = {info.name: info for info in BACKBONES}
 
 

@@ -169,6 +169,7 @@ _CONVOLUTIONS: dict[str, Callable[[BackboneInfo], dict[str, nn.Module]]] = {
     "overfeat-5": lambda info: _overfeat(5),
     "overfeat-7": lambda info: _overfeat(7),
     "zf5-64": _zf5_64,
+    "spp-mini": _zf5_64,
 }
 
 

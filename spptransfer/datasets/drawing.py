@@ -15,7 +15,8 @@ Points = npt.NDArray[np.float64]
 Texture = Callable[[Array, Array], Array]
 
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-_LEAST_CONTRAST = 70
+_LEAST_CONTRAST = 110
+_LARGEST_ANGLE = math.radians(15)
 
 
 def draw(texture: str, shape: str, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
@@ -44,7 +45,7 @@ def draw(texture: str, shape: str, size: tuple[int, int], rng: np.random.Generat
     (80, 60)
     """
     width, height = size
-    radius = float(rng.uniform(0.34, 0.48)) * min(size)
+    radius = float(rng.uniform(0.40, 0.50)) * min(size)
     centre = _near_the_middle(width, radius, rng), _near_the_middle(height, radius, rng)
     pixels = _background(size, rng)
     mask = _shape_mask(SHAPES[shape], size, centre, radius, rng)[..., None]
@@ -84,7 +85,7 @@ def _textured(
     rng: np.random.Generator,
 ) -> Array:
     """Fill the whole canvas, H x W x 3, in two colours of clearly different brightness."""
-    period = radius * float(rng.uniform(0.30, 0.48))
+    period = radius * float(rng.uniform(0.20, 0.30))
     left, top = (centre + rng.uniform(-0.4, 0.4, 2) * radius).tolist()
     x, y = _pixel_grid(size)
     x, y = (x - left) / period, (y - top) / period
@@ -95,8 +96,8 @@ def _textured(
 
 
 def _rotation(rng: np.random.Generator) -> Points:
-    """Rotation matrix of a random angle."""
-    angle = rng.uniform(0, 2 * math.pi)
+    """Rotation matrix of a small random angle: things mostly stand upright."""
+    angle = rng.uniform(-1, 1) * _LARGEST_ANGLE
     cosine, sine = math.cos(angle), math.sin(angle)
     return np.array([[cosine, sine], [-sine, cosine]])
 
@@ -113,7 +114,7 @@ def _contrasting_colours(rng: np.random.Generator) -> Array:
 
 
 def _background(size: tuple[int, int], rng: np.random.Generator) -> Array:
-    """Paint a colour gradient, soft blotches, plain polygons and lines; H x W x 3."""
+    """Paint a colour gradient, soft blotches and plain polygons; H x W x 3."""
     first, second = rng.uniform(0, 255, (2, 1, 1, 3)).astype(np.float32)
     pixels = first + gradient(size, rng)[..., None] * (second - first)
     pixels += _blotches(size, rng)[..., None]
@@ -138,15 +139,11 @@ def _blotches(size: tuple[int, int], rng: np.random.Generator) -> Array:
 
 
 def _scatter_clutter(canvas: Image.Image, rng: np.random.Generator) -> None:
-    """Draw plain polygons and lines of any colour, smaller than the object."""
+    """Draw a few plain polygons of any colour, smaller than the object."""
     pen = ImageDraw.Draw(canvas)
-    side = min(canvas.size)
-    for _ in range(rng.integers(2, 9)):
-        corners = rng.uniform(-0.16, 0.16, (rng.integers(3, 6), 2)) * side
+    for _ in range(rng.integers(0, 4)):
+        corners = rng.uniform(-0.16, 0.16, (rng.integers(3, 6), 2)) * min(canvas.size)
         pen.polygon(_as_tuples(rng.uniform(0, canvas.size) + corners), fill=_any_colour(rng))
-    for _ in range(rng.integers(0, 7)):
-        ends = _as_tuples(rng.uniform(0, canvas.size, (2, 2)))
-        pen.line(ends, fill=_any_colour(rng), width=1 + int(rng.uniform(0, 0.03) * side))
 
 
 def _any_colour(rng: np.random.Generator) -> tuple[int, int, int]:

@@ -144,14 +144,12 @@ def evaluate(
 
     Examples
     --------
-    >>> from spptransfer.datasets.drawing import draw
-    >>> from spptransfer.datasets.generated import TRAINING_CLASSES
-    >>> class Drawn(list):
-    ...     classes = TRAINING_CLASSES
-    >>> name, rng = TRAINING_CLASSES[5], np.random.default_rng(0)
-    >>> drawn = Drawn((np.asarray(draw(*name.split("_"), (80, 96), rng)), 5) for _ in range(4))
     >>> mini = load_classifier("spp-mini", "embedded")
-    >>> evaluate([mini], drawn, [make_scheme("full", size=64)]).errors[0].images
+    >>> class Noise(list):
+    ...     classes = mini.about.classes
+    >>> rng = np.random.default_rng(0)
+    >>> noise = Noise((rng.integers(0, 256, (80, 96, 3), np.uint8), 5) for _ in range(4))
+    >>> evaluate([mini], noise, [make_scheme("full", size=64)]).errors[0].images
     4
     """
     score_of = _scores_of_classes(classifiers, images)

@@ -70,8 +70,8 @@ def read_about(path: Path) -> About:
     Examples
     --------
     >>> from spptransfer.backbones.weights import path_of
-    >>> read_about(path_of("spp-mini", "embedded")).classes is None
-    True
+    >>> read_about(path_of("spp-mini", "embedded")).classes[0]
+    'n01443537'
     """
     if path.suffix != ".safetensors":
         return About()
@@ -129,10 +129,10 @@ class Classifier(nn.Module):
     >>> classifier = Classifier(backbones.network("spp-mini", num_classes=5), info)
     >>> maps = classifier.trunk(torch.zeros(1, 3, 96, 128))
     >>> maps.shape
-    torch.Size([1, 64, 12, 16])
+    torch.Size([1, 192, 12, 16])
     >>> rows = classifier.pool(maps[:, :, 2:10, 4:12])
     >>> rows.shape, classifier.score(rows).shape
-    (torch.Size([1, 3200]), torch.Size([1, 5]))
+    (torch.Size([1, 9600]), torch.Size([1, 5]))
     """
 
     def __init__(self, network: Network, info: BackboneInfo, about: About | None = None) -> None:
@@ -218,7 +218,7 @@ def load_classifier(
     Examples
     --------
     >>> load_classifier("spp-mini", "embedded").num_classes
-    48
+    200
     """
     info = backbones.describe(name)
     path = locate(name, weights, weights_dir)

@@ -48,7 +48,7 @@ class ViewAverager:
     >>> scheme = make_scheme("96-maps", size=64, scales=[64, 80])
     >>> image = np.zeros((80, 100, 3), dtype=np.uint8)
     >>> averager.probabilities(render_scales([image], scheme), scheme).shape
-    (1, 48)
+    (1, 200)
     """
 
     def __init__(self, classifier: Classifier) -> None:

@@ -6,25 +6,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn_network import CLASSES, drawn_tensors
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from spptransfer.backbones.weights import path_of
 from spptransfer.datasets.drawing import draw
-from spptransfer.datasets.generated import TRAINING_CLASSES
 from spptransfer.images import decode, read_bytes, render
 from spptransfer.pretraining.evaluation import ViewAverager, load_classifier, make_scheme
 
-MINI = path_of("spp-mini", "embedded")
-CLASSES = sorted(TRAINING_CLASSES[::4])
+SOME = sorted(CLASSES[::2])
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Images of some classes that the embedded weights were trained on, below val/."""
+    """Images of some classes that the network knows, below val/."""
     root = tmp_path_factory.mktemp("my data")
     rng = np.random.default_rng(0)
-    for name in CLASSES:
+    for name in SOME:
         folder = root / "val" / name
         folder.mkdir(parents=True)
         size = tuple(rng.integers(80, 130, 2).tolist())
@@ -34,19 +32,19 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """The embedded weights, which are told the names of their classes."""
-    return described(tmp_path_factory.mktemp("weights") / "w.safetensors", classes=TRAINING_CLASSES)
+    """Weights that know drawn images, which are told the names of their classes."""
+    return described(tmp_path_factory.mktemp("weights") / "w.safetensors", classes=CLASSES)
 
 
 def described(path: Path, **about) -> Path:
-    """The embedded weights with a description as `pretrain` writes it."""
-    save_file(load_file(MINI), path, metadata={"spptransfer": json.dumps(about)})
+    """Weights that know drawn images with a description as `pretrain` writes it."""
+    save_file(drawn_tensors(), path, metadata={"spptransfer": json.dumps(about)})
     return path
 
 
 @pytest.fixture
 def evaluated(cli, data, weights):
-    """Run the command on the embedded weights."""
+    """Run the command on those weights."""
 
     def run(*arguments, files=(weights,), name="spp-mini", root=data):
         options = [argument for path in files for argument in ("--weights", path)]
@@ -66,17 +64,17 @@ def test_every_scheme_gets_a_line_of_the_table(evaluated):
     assert [row[0] for row in cells] == views.split(",")
     assert [row[1] for row in cells] == ["1", "1", "10", "10", "96"]
     assert all(row[4] == "12" for row in cells)
-    assert all(float(row[3]) <= float(row[2]) < 60 for row in cells)
+    assert all(float(row[3]) <= float(row[2]) < 90 for row in cells)
 
 
-def test_the_numbers_are_those_of_a_loop_over_the_files(evaluated, data):
+def test_the_numbers_are_those_of_a_loop_over_the_files(evaluated, data, weights):
     scheme = make_scheme("full", size=64, resize=96)
-    averager = ViewAverager(load_classifier("spp-mini", MINI))
+    averager = ViewAverager(load_classifier("spp-mini", weights))
     wrong = 0
-    for name in CLASSES:
+    for name in SOME:
         pixels = render(decode(read_bytes(data / "val" / name / "1.png")), 96)
         own = averager.probabilities([pixels[None]], scheme)[0]
-        wrong += TRAINING_CLASSES[own.argmax()] != name
+        wrong += CLASSES[own.argmax()] != name
     found = evaluated("--size", 64, "--resize", 96, "--views", "full", "--json").json
     assert found["views"][0]["top1_error"] == wrong / 12
 
@@ -129,7 +127,7 @@ def test_a_split_may_have_any_name_or_be_the_whole(evaluated, data):
 def test_weights_that_tell_how_they_were_trained_set_the_sizes(evaluated, tmp_path):
     about = {
         "pipeline": {"images": {"resize": 72, "size": 64}},
-        "classes": sorted(TRAINING_CLASSES),
+        "classes": sorted(CLASSES),
     }
     path = described(tmp_path / "w.safetensors", **about)
     found = evaluated("--views", "full", "--json", files=[path]).json["views"][0]
@@ -175,7 +173,7 @@ def test_bfloat16_is_a_choice(evaluated):
         (["--size", "64", "--resize", "60"], "resize: 60 is smaller than the windows of 64"),
         (["--size", "64", "--views", "96-maps", "--scales", "60"], "scales: 60 is smaller"),
         (["--size", "64", "--scales", "a,b"], "--scales: 'a,b' must be numbers"),
-        (["--levels", "3,2"], "the pyramid of 'spp-mini' cannot be chosen"),
+        (["--levels", "3,2"], "fc6.weight is 128x9600, not 128x2496"),
         (["--precision", "int8"], "precision: 'int8' is unknown; allowed: float32, bfloat16"),
         (["--device", "tpu"], "device: 'tpu' is unknown"),
     ],
@@ -202,19 +200,20 @@ def test_weights_and_data_that_do_not_fit_are_refused_in_one_line(evaluated, dat
     assert refused.status == 2
     assert "the network has no class 'ant'" in refused.complaint
     refused = evaluated("--size", 64, files=["embedded"])
-    assert "48 classes cannot be evaluated on images of 12 classes" in refused.complaint
+    assert "the network has no class '" in refused.complaint
 
 
 def test_weights_that_name_no_classes_are_taken_by_the_order_of_folders(evaluated, tmp_path):
+    nameless = described(tmp_path / "w.safetensors")
     rng = np.random.default_rng(1)
-    for number, name in enumerate(TRAINING_CLASSES):
+    for number, name in enumerate(CLASSES):
         folder = tmp_path / "val" / f"{number:02d} {name}"
         folder.mkdir(parents=True)
         draw(*name.split("_"), (96, 96), rng).save(folder / "1.png")
-    done = evaluated("--size", 96, "--views", "full", files=[MINI], root=tmp_path)
+    done = evaluated("--size", 96, "--views", "full", files=[nameless], root=tmp_path)
     assert "the weights name no classes: taken to be the folders, sorted by name" in done.out
     error = float(done.out.splitlines()[-1].split()[2])
-    assert error < 50
+    assert error < 85
 
 
 def test_the_help_lists_the_views(cli):

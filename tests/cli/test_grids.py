@@ -58,7 +58,7 @@ def test_run_prints_the_table_with_the_papers_numbers(cli, table):
     assert lines[0] == (
         "table: 18 images of folder; a table of 3 rows and 2 columns, 5 of 5 cells can be computed"
     )
-    assert lines[1].startswith(
+    assert lines[2].startswith(
         "one pass of spp-mini for conv4, spp, fc6 at center_crop 64, full 72"
     )
     assert sum("Stripes in three ways" in line for line in lines) == 2

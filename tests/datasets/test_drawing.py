@@ -50,8 +50,8 @@ def test_classes_differ_on_the_object_only(seed):
         changed = (first != other).any(axis=2)
         assert changed.any()
         rows, columns = np.nonzero(changed)
-        assert np.ptp(rows) <= 2 * 0.48 * 70
-        assert np.ptp(columns) <= 2 * 0.48 * 70
+        assert np.ptp(rows) <= 2 * 0.50 * 70
+        assert np.ptp(columns) <= 2 * 0.50 * 70
 
 
 @settings(max_examples=50, deadline=None)

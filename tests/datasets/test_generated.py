@@ -15,7 +15,7 @@ from sklearn.svm import LinearSVC
 
 from spptransfer.datasets import generated
 from spptransfer.datasets.drawing import draw
-from spptransfer.datasets.generated import DEMO_CLASSES, TRAINING_CLASSES, generate
+from spptransfer.datasets.generated import DEMO_CLASSES, generate
 from spptransfer.errors import ConfigError, DatasetError
 
 TWO = ("striped_disc", "dotted_star")
@@ -51,12 +51,6 @@ def test_neither_shape_nor_texture_tells_a_demo_class():
     assert len(set(DEMO_CLASSES)) == len(DEMO_CLASSES)
     assert min(textures.values()) >= 2
     assert min(shapes.values()) >= 2
-
-
-def test_training_classes_share_no_shape_and_no_texture_with_the_demo():
-    demo_parts = {part for name in DEMO_CLASSES for part in name.split("_")}
-    training_parts = {part for name in TRAINING_CLASSES for part in name.split("_")}
-    assert not demo_parts & training_parts
 
 
 def test_colours_alone_do_badly():
@@ -103,10 +97,10 @@ def test_the_files_are_as_awkward_as_users_own(demo):
     assert min(portrait[True], portrait[False]) > 30
 
 
-def test_sides_reach_from_about_60_to_about_500(demo):
+def test_sides_reach_from_about_60_to_beyond_400(demo):
     sizes = np.array([upright(path).size for path in images(demo)])
     assert sizes.min() < 80
-    assert sizes.max() > 430
+    assert sizes.max() > 400
 
 
 @pytest.mark.parametrize("form", generated._FORMS)

@@ -21,7 +21,7 @@ def test_what_is_wanted_follows_from_the_pipeline(images, tmp_path):
     assert found.wanted.scales == (64, 96)
     assert found.levels == (6, 3, 1)
     assert len(found.dataset) == 18
-    assert found.channels == 64
+    assert found.channels == 192
 
 
 def test_fully_connected_layers_have_no_levels(images, tmp_path):

@@ -83,12 +83,12 @@ def test_blocks_say_what_the_columns_of_the_model_are(finished):
     features = finished.results["features"]
     assert features["levels"] == [3, 1]
     assert features["blocks"] == [
-        {"scale": 64, "level": 3, "start": 0, "stop": 9 * 64},
-        {"scale": 64, "level": 1, "start": 9 * 64, "stop": 10 * 64},
+        {"scale": 64, "level": 3, "start": 0, "stop": 9 * 192},
+        {"scale": 64, "level": 1, "start": 9 * 192, "stop": 10 * 192},
     ]
-    assert (features["channels"], features["dimension"]) == (64, 640)
+    assert (features["channels"], features["dimension"]) == (192, 1920)
     with safe_open(finished.model, framework="numpy") as file:
-        assert file.get_tensor("coef").shape == (3, 640)
+        assert file.get_tensor("coef").shape == (3, 1920)
         assert file.get_tensor("intercept").shape == (3,)
 
 

@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import real_data
+from drawn_network import CLASSES, as_input, drawings, drawn_tensors
 from image_files import encode, picture
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from spptransfer import backbones, images
-from spptransfer.backbones.weights import path_of
-from spptransfer.datasets.drawing import draw
-from spptransfer.datasets.generated import TRAINING_CLASSES
 from spptransfer.errors import ConfigError, DatasetError, ImageError, WeightsError
 from spptransfer.pretraining import evaluation_views
 from spptransfer.pretraining.evaluation import (
@@ -33,7 +31,6 @@ from spptransfer.pretraining.evaluation_views import render_scales
 from spptransfer.pretraining.source import FolderSource
 from spptransfer.pyramid import bin_bounds
 
-MINI = path_of("spp-mini", "embedded")
 INFO = backbones.describe("spp-mini")
 NETWORKS = ("alexnet", "resnet18", "squeezenet1_1", "mobilenet_v2", "zf5", "zf5-no-spp", "spp-mini")
 
@@ -41,42 +38,38 @@ NETWORKS = ("alexnet", "resnet18", "squeezenet1_1", "mobilenet_v2", "zf5", "zf5-
 class Labelled(list):
     """Images in memory."""
 
-    classes = TRAINING_CLASSES
+    classes = CLASSES
 
 
 @pytest.fixture(scope="module")
-def mini() -> Classifier:
-    return load_classifier("spp-mini", MINI)
+def weights(tmp_path_factory) -> Path:
+    """A network that knows drawn images, whose file says nothing about it."""
+    path = tmp_path_factory.mktemp("weights") / "drawn.safetensors"
+    save_file(drawn_tensors(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def mini(weights) -> Classifier:
+    return load_classifier("spp-mini", weights)
 
 
 @pytest.fixture(scope="module")
 def original() -> nn.Module:
     """The network that `mini` was taken apart from."""
-    network = backbones.network("spp-mini", num_classes=48)
-    tensors = {key: value.float() for key, value in load_file(MINI).items()}
+    network = backbones.network("spp-mini", num_classes=len(CLASSES))
+    tensors = {key: value.float() for key, value in drawn_tensors().items()}
     network.load_state_dict(tensors, strict=False)
     return network.eval()
 
 
 def drawn(count: int, sides=(80, 150), seed: int = 0) -> Labelled:
-    """Images of every class that the embedded weights were trained on."""
-    rng = np.random.default_rng(seed)
-    return Labelled(
-        (np.asarray(draw(*name.split("_"), tuple(rng.integers(*sides, 2).tolist()), rng)), label)
-        for label, name in enumerate(TRAINING_CLASSES)
-        for _ in range(count)
-    )
+    """Images of every class that the network knows."""
+    return Labelled(drawings(count, sides, seed))
 
 
 def wave(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.asarray(picture(height, width, seed))
-
-
-def normalized(pixels: np.ndarray) -> torch.Tensor:
-    """One image as the embedded network takes it."""
-    scaled = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None] / 255
-    mean, std = torch.tensor([INFO.mean, INFO.std])[:, :, None, None]
-    return (scaled - mean) / std
 
 
 def averaged(classifier: Classifier, originals: list[np.ndarray], scheme) -> np.ndarray:
@@ -145,13 +138,13 @@ def nearest_cell(pixel: int, stride: int, last: int) -> int:
 @torch.inference_mode()
 def slow_96_maps(network, pixels: np.ndarray, size: int, scales) -> np.ndarray:
     """Every view on its own: map, nearest cells, bins, fully connected layers, softmax."""
-    stride, cells = 8, network.features(torch.zeros(1, 3, size, size)).shape[-1]
+    stride, cells = 8, network.trunk("spp")(torch.zeros(1, 3, size, size)).shape[-1]
     image, found = Image.fromarray(pixels), []
     for scale in scales:
         resized = images.render(image, scale)
         height, width = resized.shape[:2]
         for flip in (False, True):
-            maps = network.features(normalized(resized[:, ::-1] if flip else resized))[0]
+            maps = network.trunk("spp")(as_input((resized[:, ::-1] if flip else resized)[None]))[0]
             for top, left in paper_windows(height, width, size):
                 left = width - size - left if flip else left
                 row, column = (
@@ -160,7 +153,8 @@ def slow_96_maps(network, pixels: np.ndarray, size: int, scales) -> np.ndarray:
                 )
                 region = maps[:, row : row + cells, column : column + cells]
                 vector = pooled_by_hand(region, (6, 3, 2, 1))
-                found.append(network.classifier(vector[None]).softmax(1)[0])
+                hidden = network.fc7(network.fc6(vector[None]).relu()).relu()
+                found.append(network.fc8(hidden).softmax(1)[0])
     return torch.stack(found).mean(0).numpy()
 
 
@@ -180,7 +174,7 @@ def slow_crops(network, pixels: np.ndarray, size: int, resize: int) -> np.ndarra
     bottom, right = resized.shape[0] - size, resized.shape[1] - size
     places = [(bottom // 2, right // 2), (0, 0), (0, right), (bottom, 0), (bottom, right)]
     crops = [resized[top : top + size, left : left + size] for top, left in places]
-    every = [normalized(view) for crop in crops for view in (crop, crop[:, ::-1])]
+    every = [as_input(view[None]) for crop in crops for view in (crop, crop[:, ::-1])]
     return torch.cat([network(view).softmax(1) for view in every]).mean(0).numpy()
 
 
@@ -195,10 +189,10 @@ def test_one_view_is_the_networks_own_answer(mini, original):
     pixels = wave(90, 120)
     resized = images.render(Image.fromarray(pixels), 72)
     full = averaged(mini, [pixels], make_scheme("full", size=64, resize=72))[0]
-    expected = original(normalized(resized)).softmax(1)[0]
+    expected = original(as_input(resized[None])).softmax(1)[0]
     np.testing.assert_allclose(full, expected, atol=2e-5)
     crop = averaged(mini, [pixels], make_scheme("center_crop", size=64, resize=72))[0]
-    expected = original(normalized(resized[4:68, 16:80])).softmax(1)[0]
+    expected = original(as_input(resized[None, 4:68, 16:80])).softmax(1)[0]
     np.testing.assert_allclose(crop, expected, atol=2e-5)
 
 
@@ -239,10 +233,23 @@ def test_on_a_trained_network_views_on_maps_answer_as_crops_do(mini):
         for scheme in schemes
     )
     errors = [(rank_of_truth(found, labels) > 0).mean() for found in (crops, maps)]
-    assert max(errors) < 0.3
-    assert abs(errors[0] - errors[1]) < 0.06
-    assert (crops.argmax(1) == maps.argmax(1)).mean() > 0.85
+    assert max(errors) < 0.85  # chance: 0.96
+    assert abs(errors[0] - errors[1]) < 0.1
+    assert (crops.argmax(1) == maps.argmax(1)).mean() > 0.75
     assert np.abs(crops - maps).sum(1).mean() < 0.3
+
+
+@pytest.mark.slow
+def test_the_embedded_network_knows_photographs_on_maps_as_on_crops():
+    archive = real_data("tiny-imagenet-40k.zip")
+    every = LabelledFiles.open(str(archive), "val")
+    few = Labelled(every[number] for number in range(0, len(every), 16))
+    few.classes = every.classes
+    schemes = [make_scheme(name, size=64, resize=72) for name in ("10-crops", "10-maps")]
+    crops, maps = evaluate([load_classifier("spp-mini", "embedded")], few, schemes, jobs=1).errors
+    assert max(crops.top1_error, maps.top1_error) < 0.75  # chance: 0.995
+    assert max(crops.top5_error, maps.top5_error) < 0.5
+    assert abs(crops.top1_error - maps.top1_error) < 0.06
 
 
 @pytest.mark.slow
@@ -299,10 +306,10 @@ def test_a_network_can_be_asked_from_many_sides_at_once(mini):
     assert counts[0] == counts[1]
 
 
-def test_bfloat16_is_close_to_float32(mini):
+def test_bfloat16_is_close_to_float32(mini, weights):
     scheme, pixels = make_scheme("10-maps", size=64), [wave(90, 120)]
     exact = averaged(mini, pixels, scheme)
-    rounded = averaged(load_classifier("spp-mini", MINI).to(torch.bfloat16), pixels, scheme)
+    rounded = averaged(load_classifier("spp-mini", weights).to(torch.bfloat16), pixels, scheme)
     assert rounded.dtype == np.float32
     np.testing.assert_allclose(rounded, exact, atol=0.05)
 
@@ -330,7 +337,7 @@ def test_top_1_and_top_5_are_counted_over_all_images(mini):
 
 
 def test_several_networks_average_their_probabilities(mini):
-    other = backbones.network("spp-mini", num_classes=48)
+    other = backbones.network("spp-mini", num_classes=len(CLASSES))
     other = Classifier(other, INFO)
     found, scheme = drawn(1), make_scheme("full", size=64)
     both = sum(
@@ -368,8 +375,8 @@ def test_images_that_cannot_be_evaluated_are_named_and_do_not_count(mini, monkey
 
 
 def test_scores_that_are_not_finite_are_no_answer():
-    network = backbones.network("spp-mini", num_classes=48)
-    nn.init.constant_(network.classifier[-1].bias, torch.nan)
+    network = backbones.network("spp-mini", num_classes=len(CLASSES))
+    nn.init.constant_(network.fc8.bias, torch.nan)
     with pytest.raises(DatasetError, match="not one image could be evaluated: the class scores"):
         evaluate([Classifier(network, INFO)], drawn(1), [make_scheme("full", size=64)])
 
@@ -378,7 +385,7 @@ def test_progress_is_told_of_every_image_under_every_scheme(mini):
     told = []
     schemes = [make_scheme(name, size=64) for name in ("full", "center_crop")]
     evaluate([mini], drawn(1), schemes, note=told.append)
-    assert sum(told) == 96
+    assert sum(told) == 48
 
 
 @pytest.mark.parametrize(
@@ -394,7 +401,7 @@ def test_wrong_settings_are_refused_in_one_line(mini, keywords, message):
 
 
 def test_windows_too_small_for_the_network_are_refused():
-    network = Classifier(backbones.network("squeezenet1_1", num_classes=48),
+    network = Classifier(backbones.network("squeezenet1_1", num_classes=len(CLASSES)),
                          backbones.describe("squeezenet1_1"))  # fmt: skip
     for name, key in (("full", "resize"), ("10-maps", "size")):
         scheme = make_scheme(name, size=12, resize=14)
@@ -407,8 +414,8 @@ def test_windows_too_small_for_the_network_are_refused():
 
 def test_other_classes_than_the_networks_are_refused(mini):
     found = drawn(1)
-    found.classes = TRAINING_CLASSES[:-1]
-    with pytest.raises(ConfigError, match="48 classes cannot be evaluated on images of 47"):
+    found.classes = CLASSES[:-1]
+    with pytest.raises(ConfigError, match="24 classes cannot be evaluated on images of 23"):
         evaluate([mini], found, [make_scheme("full", size=64)])
 
 
@@ -419,20 +426,20 @@ def test_no_images_are_refused(mini):
 
 def described(path: Path, **about) -> Path:
     """The embedded weights with a description as `pretrain` writes it."""
-    save_file(load_file(MINI), path, metadata={"spptransfer": json.dumps(about)})
+    save_file(drawn_tensors(), path, metadata={"spptransfer": json.dumps(about)})
     return path
 
 
 def test_classes_are_matched_by_name_where_the_weights_know_names(mini, tmp_path):
-    path = described(tmp_path / "w.safetensors", classes=TRAINING_CLASSES)
+    path = described(tmp_path / "w.safetensors", classes=CLASSES)
     named = load_classifier("spp-mini", path)
     found, scheme = drawn(1), make_scheme("full", size=96)
     few = Labelled((image, 9 - label) for image, label in found[:10])
-    few.classes = TRAINING_CLASSES[:10][::-1]
+    few.classes = CLASSES[:10][::-1]
     (errors,) = evaluate([named], few, [scheme]).errors
     (all_of_them,) = evaluate([mini], Labelled(found[:10]), [scheme]).errors
     assert errors.top1_wrong == all_of_them.top1_wrong
-    few.classes = (*TRAINING_CLASSES[:9], "zebra")
+    few.classes = (*CLASSES[:9], "zebra")
     with pytest.raises(ConfigError, match="no class 'zebra'"):
         evaluate([named], few, [scheme])
     with pytest.raises(ConfigError, match="different classes cannot be averaged"):
@@ -452,7 +459,7 @@ def test_weights_tell_how_they_were_trained(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", '{"pipeline": 3}', '{"classes": 3}'])
 def test_a_damaged_description_is_refused(tmp_path, text):
     path = tmp_path / "w.safetensors"
-    save_file(load_file(MINI), path, metadata={"spptransfer": text})
+    save_file(drawn_tensors(), path, metadata={"spptransfer": text})
     with pytest.raises(WeightsError, match="say of themselves is damaged"):
         load_classifier("spp-mini", path)
 
@@ -476,7 +483,7 @@ def test_a_network_with_another_pyramid_is_loaded_with_its_own(tmp_path):
 
 
 def test_weights_that_are_not_the_whole_network_are_refused(tmp_path):
-    tensors = load_file(MINI)
+    tensors = drawn_tensors()
     path = tmp_path / "w.safetensors"
 
     def refused(change: dict, **about) -> str:
@@ -487,11 +494,11 @@ def test_weights_that_are_not_the_whole_network_are_refused(tmp_path):
         assert "\n" not in str(error.value)
         return str(error.value)
 
-    assert "do not hold the classes of 'spp-mini'" in refused({"classifier.6.bias": None})
-    assert "do not hold all of 'spp-mini': no features.0" in refused({"features.0.weight": None})
+    assert "do not hold the classes of 'spp-mini'" in refused({"fc8.bias": None})
+    assert "do not hold all of 'spp-mini': no conv1" in refused({"conv1.weight": None})
     assert "are not those of 'spp-mini': it has no more" in refused({"more": torch.zeros(2)})
-    narrow = refused({"features.1.bias": torch.zeros(3)})
-    assert narrow.endswith("features.1.bias is 3, not 32")
+    narrow = refused({"bn1.bias": torch.zeros(3)})
+    assert narrow.endswith("bn1.bias is 3, not 64")
     assert "are those of 'zf5', not of 'spp-mini'" in refused({}, network="zf5")
     assert "name 2 classes, not all" in refused({}, classes=["a", "b"])
     with pytest.raises(WeightsError, match="no weights file at"):
