@@ -4,7 +4,7 @@
     python benchmarks/growth.py --tasks start merge --backbone alexnet --weights alexnet.pth
 
 Every line is a process of its own with the real engine, a real network (spp-mini, random
-weights, scale 16, level 1: 64 numbers per image) and the settings that users get. Memory is the
+weights, scale 16, level 1: 192 numbers per image) and the settings that users get. Memory is the
 most that the process held at any time, PyTorch included. The load of the machine stands beside
 each line, for other work makes the times longer.
 

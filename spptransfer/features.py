@@ -13,12 +13,13 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 
-from spptransfer import backbones, images
+from spptransfer import backbones
 from spptransfer.backbones.weights import identify
 from spptransfer.cache.rows import OK
 from spptransfer.cache.selection import COMBINES, Selection, feature_names
 from spptransfer.errors import ConfigError, ImageError
 from spptransfer.images import check_view
+from spptransfer.preprocessing import preprocessing_of
 from spptransfer.pyramid.bins import check_pooling
 from spptransfer.spec import PRECISIONS, STORAGES, FeatureSpec, check_scales, stored_levels
 
@@ -94,7 +95,7 @@ def feature_spec(
         flip=bool(flip),
         precision=_one_of("precision", "float32" if precision == "auto" else precision, PRECISIONS),
         storage=_one_of("storage", storage, STORAGES),
-        preprocessing={**images.description(), "mean": list(info.mean), "std": list(info.std)},
+        preprocessing=preprocessing_of(backbone),
     )
 
 

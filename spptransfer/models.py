@@ -24,6 +24,7 @@ from spptransfer.cache.files import appearing
 from spptransfer.cache.selection import Combine, Selection
 from spptransfer.errors import ModelError, SPPTransferError, WeightsError
 from spptransfer.normalization import STEPS, PyramidNormalizer
+from spptransfer.preprocessing import check_current
 from spptransfer.spec import FeatureSpec
 
 if TYPE_CHECKING:
@@ -252,9 +253,8 @@ class TransferModel:
     ) -> Backbone:
         """Load the very weights of the training, from where they are now."""
         spec = self.spec
-        if weights is None:
-            known = self.weights_path
-            weights = known if known is not None and known.exists() else self.weights
+        known = self.weights_path
+        weights = weights or (known if known and known.exists() else self.weights)
         try:
             backbone = backbones.load(
                 spec.backbone, weights, layer=spec.layer, weights_dir=weights_dir
@@ -269,6 +269,7 @@ class TransferModel:
                 f"the weights '{weights}' (SHA-256 {backbone.weights_sha256[:12]}) "
                 f"are not those that the model was trained with ({spec.weights_sha256[:12]})"
             )
+        check_current(spec)
         return backbone
 
     def save(self, path: str | os.PathLike[str]) -> None:

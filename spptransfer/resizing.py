@@ -59,6 +59,11 @@ def resize(image: Image.Image, height: int, width: int) -> npt.NDArray[np.uint8]
     ndarray of uint8, shape (height, width, 3)
         Bilinear; where the image gets smaller, averaged over what a pixel covers.
 
+    Raises
+    ------
+    MemoryError
+        If the result does not fit.
+
     Examples
     --------
     >>> resize(Image.new("RGB", (4, 2), (9, 8, 7)), 1, 2).tolist()
@@ -73,6 +78,10 @@ def resize(image: Image.Image, height: int, width: int) -> npt.NDArray[np.uint8]
     from torch.nn.functional import interpolate
 
     pixels = from_numpy(np.array(image)).permute(2, 0, 1)[None]
-    resized = interpolate(pixels, size=(height, width), mode="bilinear", antialias=True)
-    bytes_: npt.NDArray[np.uint8] = resized[0].permute(1, 2, 0).contiguous().numpy()
+    try:
+        resized = interpolate(pixels, size=(height, width), mode="bilinear", antialias=True)
+        resized = resized[0].permute(1, 2, 0).contiguous()
+    except RuntimeError as error:  # torch's way of saying so
+        raise MemoryError(str(error)) from error
+    bytes_: npt.NDArray[np.uint8] = resized.numpy()
     return bytes_

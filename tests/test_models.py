@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import tracemalloc
@@ -318,3 +319,12 @@ def test_a_model_file_follows_the_users_umask(model, tmp_path):
     model_path = tmp_path / "model.safetensors"
     model.save(model_path)
     assert model_path.stat().st_mode == os.stat(path).st_mode
+
+
+def test_a_model_of_another_definition_of_images_is_not_used_silently(finished, model):
+    _, images = finished
+    older = {**model.spec.preprocessing, "resize": "bilinear, another library's"}
+    model.spec = dataclasses.replace(model.spec, preprocessing=older)
+    with pytest.raises(ModelError, match="another version of spptransfer") as told:
+        scores_of(model, [images])
+    assert "\n" not in str(told.value)

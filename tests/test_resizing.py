@@ -85,3 +85,12 @@ def test_a_reduced_image_keeps_its_margin_and_no_smaller_one_would(shorter, scal
     assert reduction in (1, 2, 4, 8)
     assert reduction == 1 or shorter // reduction >= MARGIN * scale
     assert reduction == 8 or shorter // (2 * reduction) < MARGIN * scale
+
+
+def test_a_result_that_does_not_fit_is_a_memory_error(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("torch.nn.functional.interpolate", fail)
+    with pytest.raises(MemoryError, match="can't allocate"):
+        resize(Image.new("RGB", (40, 30)), 60, 80)

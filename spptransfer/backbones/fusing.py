@@ -98,7 +98,7 @@ def _fuse_sequence(sequence: nn.Sequential, *, inside: bool = False) -> nn.Seque
     """
     fused = nn.Sequential()
     before: nn.Module | None = None
-    for name, module in sequence.named_children():
+    for name, module in sequence._modules.items():  # with those that occur twice
         if isinstance(before, FusedConvolution) and type(module) in _ACTIVATIONS:
             before.activation = _ACTIVATIONS[type(module)]
             before, module = None, nn.Identity()

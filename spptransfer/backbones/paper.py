@@ -19,7 +19,7 @@ The last pooling is the pyramid: (6, 3, 2, 1) with SPP, level 6 alone without. O
 ZF-5-64 is not in the table: the same shape for images of 64 pixels. The second pooling is left out,
 so that the total stride is 8 and a 64-pixel input keeps 8 x 8 cells, and every convolution is
 followed by a batch normalisation instead of the response normalisation. Its widths are those of
-its catalogue entry.
+its catalogue entry. spp-mini differs from it in the length of its fully connected layers alone.
 
 Inputs are ``255 * x - 128`` for RGB in [0, 1].
 """

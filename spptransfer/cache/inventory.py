@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import shutil
 from collections.abc import Collection
@@ -192,6 +193,9 @@ def _remove(path: Path) -> None:
         if path.is_dir():
             shutil.rmtree(path)
         else:
+            # Notes that lie beside a cache under its name go with it.
+            for note in path.parent.glob(f"{glob.escape(path.stem)}.*.json"):
+                note.unlink()
             path.unlink()
     except OSError as error:
         raise CacheError(f"cannot remove '{path}': {error.strerror}") from error

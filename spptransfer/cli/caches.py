@@ -196,7 +196,7 @@ def prune(
 
     output = Output(quiet, json)
     machine = Machine(data_root=data_root, cache_dir=cache_dir, weights_dir=weights_dir)
-    keep = [_experiment(path, machine).cache[0] for path in pipelines or ()]
+    keep = [path for pipeline in pipelines or () for path in _caches_of(pipeline, machine)]
     removals = remove(cache_dir, keep, dry_run=not delete, caches=bool(keep))
     for removal in removals:
         size = human_bytes(removal.bytes)
@@ -248,6 +248,16 @@ def _experiment(path: Path, machine: Machine) -> Experiment:
     from spptransfer.experiment import prepare
 
     return prepare(path.stem, read_pipeline(path), machine)
+
+
+def _caches_of(path: Path, machine: Machine) -> list[Path]:
+    """The cache of a pipeline file; all that it may be where the precision is left to us."""
+    from spptransfer.experiment.precision import alternatives
+
+    experiment = _experiment(path, machine)
+    if experiment.pipeline.features.precision == "auto":
+        return [each.cache[0] for each in alternatives(experiment)]
+    return [experiment.cache[0]]
 
 
 def _state(info: CacheInfo) -> str:

@@ -60,6 +60,7 @@ def run(
     """
     from spptransfer.experiment import Machine
     from spptransfer.experiment import run as run_experiment
+    from spptransfer.experiment.running import check
 
     output = Output(quiet, json)
     checked = _read(pipeline, overrides)
@@ -76,6 +77,7 @@ def run(
         with stopping(machine):
             return grids.run(pipeline.stem, checked, machine, output, command())
     experiment = _prepare(pipeline, checked, machine, output)
+    check(experiment)
     with stopping(machine):
         result = run_experiment(_decide(experiment, output), command())
     return _tell_run(result, output)

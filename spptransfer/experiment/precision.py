@@ -37,13 +37,20 @@ def settle(experiment: Experiment) -> Experiment:
     Returns
     -------
     Experiment
-        Decided if there is such a cache; that in float32 goes first.
+        Decided if there is such a cache. A finished one goes before a begun one, and that before
+        a mere choice; among equals, float32 goes first.
     """
-    for precision in _CANDIDATES:
-        candidate = _in(experiment, precision)
-        if _is_begun(candidate):
-            return candidate
+    candidates = alternatives(experiment)
+    for is_there in (_is_finished, _is_begun, _is_chosen):
+        for candidate in candidates:
+            if is_there(candidate):
+                return candidate
     return experiment
+
+
+def alternatives(experiment: Experiment) -> list[Experiment]:
+    """All that an experiment can become whose precision is left to us."""
+    return [_in(experiment, precision) for precision in _CANDIDATES]
 
 
 def decide(experiments: Sequence[Experiment], tell: Tell = lambda line: None) -> list[Experiment]:
@@ -81,10 +88,16 @@ def _in(experiment: Experiment, precision: Precision) -> Experiment:
     return replace(experiment, wanted=wanted, undecided=False)
 
 
+def _is_finished(experiment: Experiment) -> bool:
+    return experiment.cache[0].exists()
+
+
 def _is_begun(experiment: Experiment) -> bool:
-    path, _ = experiment.cache
-    begun = any(parts_folder(path).glob("part-*.h5"))
-    return path.exists() or begun or precision_note(path).exists()
+    return any(parts_folder(experiment.cache[0]).glob("part-*.h5"))
+
+
+def _is_chosen(experiment: Experiment) -> bool:
+    return precision_note(experiment.cache[0]).exists()
 
 
 def _key(experiment: Experiment) -> str:
@@ -105,6 +118,9 @@ def _choose(group: Sequence[Experiment], tell: Tell) -> Precision:
     from spptransfer.extraction.precision import choose_precision
 
     first = undecided[0]
+    if first.machine.engine == "dask":
+        tell("precision: float32 (the workers of a cluster are not tried; name another one)")
+        return "float32"
     choice = choose_precision(
         first.loader(tuple(dict.fromkeys(each.wanted.layer for each in undecided))),
         [each.wanted for each in undecided],

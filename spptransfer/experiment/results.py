@@ -212,7 +212,9 @@ def _features(facts: RunFacts) -> dict[str, Any]:
         "levels": None if facts.experiment.levels is None else list(facts.experiment.levels),
         "scales": list(section.scales),
         "combine": section.combine,
-        "precision_choice": facts.experiment.precision_choice,
+        "precision_choice": facts.experiment.precision_choice
+        if section.precision == "auto"
+        else None,
         "channels": facts.cache.channels,
         "dimension": facts.columns[-1].stop,
         "blocks": [

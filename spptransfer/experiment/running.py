@@ -126,6 +126,7 @@ def run(experiment: Experiment, command: str) -> RunResult:
     Interrupted
         If it was asked to stop.
     """
+    check(experiment)
     (decided,) = decide([experiment])
     return run_with(decided, command, extract_features)
 

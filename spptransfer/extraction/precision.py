@@ -24,8 +24,8 @@ from spptransfer import images
 from spptransfer.backbones.fusing import one_thread
 from spptransfer.backbones.loading import Backbone
 from spptransfer.errors import ImageError
-from spptransfer.extraction.batches import Source
-from spptransfer.extraction.compute import FeatureComputer, choose_device
+from spptransfer.extraction.batches import Source, look, measure
+from spptransfer.extraction.compute import FeatureComputer, choose_device, is_out_of_memory
 from spptransfer.images import View, check_view
 from spptransfer.spec import FeatureSpec
 
@@ -38,6 +38,8 @@ LEAST_GAIN = 1.2
 # How many images are tried, and how many there have to be for the trial to be worth its time.
 TRIED = 8
 WORTHWHILE = 64
+# Pixels of the largest view that is tried.
+LARGEST_VIEW = 1 << 21
 _TIMINGS = 3
 
 _Rendering = tuple[int, View]
@@ -119,6 +121,10 @@ def choose_precision(
             choice = _try(backbone, specs, views, device)
     except NotImplementedError as error:
         choice = PrecisionChoice("float32", f"torch lacks an operator in bfloat16: {error}")
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        choice = PrecisionChoice("float32", "the trial of bfloat16 ran out of memory")
     logger.info("%s: %s", choice.precision, choice.reason)
     return choice
 
@@ -161,7 +167,10 @@ def _try(
             "float32", f"bfloat16 is only {gain:.2f} times as fast here", gain=gain
         )
     blocks = zip(low.blocks(views).values(), exact.blocks(views).values(), strict=True)
-    error = max(relative_error(found, expected) for found, expected in blocks)
+    # Not the built-in `max`, which may pass over NaN.
+    error = float(np.max([relative_error(found, expected) for found, expected in blocks]))
+    if not math.isfinite(error):
+        return PrecisionChoice("float32", "bfloat16 gives numbers that are not finite", gain=gain)
     figures = f"on the first {len(views)} images its features are off by {100 * error:.2f} %"
     if not error <= LARGEST_ERROR:
         reason = f"{figures} in bfloat16, more than {100 * LARGEST_ERROR:g} %"
@@ -220,10 +229,27 @@ def _renderings(specs: Iterable[FeatureSpec]) -> list[_Rendering]:
 def _readable(sources: Iterable[Source], renderings: Sequence[_Rendering]) -> Iterator[_Views]:
     """Views of the images that can be read, among a few times as many as are tried."""
     for source in itertools.islice(sources, 8 * TRIED):
+        if not _is_small(source, renderings):
+            continue
         try:
             yield dict(zip(renderings, _render(source, renderings), strict=True))
         except (ImageError, MemoryError):
             continue  # becomes a failed row when its turn comes
+
+
+def _is_small(source: Source, renderings: Sequence[_Rendering]) -> bool:
+    """Whether all views are of common sizes: a trial with others would take long."""
+    seen = look(source)
+    if seen.error:
+        return False
+    sizes = [
+        side
+        for view in {view for _, view in renderings}
+        for side in measure(seen, [s for s, v in renderings if v == view], view).view_sizes or ()
+    ]
+    return len(sizes) == len(renderings) and all(
+        height * width <= LARGEST_VIEW for height, width in sizes
+    )
 
 
 def _render(source: Source, renderings: Sequence[_Rendering]) -> Sequence[npt.NDArray[np.uint8]]:

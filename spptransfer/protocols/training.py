@@ -239,7 +239,9 @@ def cheapest_gram(
     best, least = None, n_features * (sizes**2).sum() + passes
     choices = ((np.float32, 4, once + passes), (np.float64, 8, 2 * once + products))
     for precision, itemsize, work in choices:
-        if work < least and itemsize * n_rows**2 <= 0.5 * free:
+        # Beside it, a split's own part of it, which is copied in float32 too.
+        size = itemsize * n_rows**2 + (itemsize + 4) * sizes.max() ** 2
+        if work < least and size <= 0.5 * free:
             best, least = precision, work
     return best
 

@@ -277,7 +277,9 @@ def _false_position(function: Callable[[Array, Array], Array], below: Array, abo
         above[under] *= np.where(side[under] < 0, 0.5, 1.0)
         high[over], above[over], side[over] = middle[over], value[value > 0], 1
         low[under], below[under], side[under] = middle[under], value[value <= 0], -1
-        left = left[np.abs(value) > enough[left]]
+        # Never beyond the zero: there a step would lead uphill.
+        left = left[(value > 0) | (value < -enough[left])]
         if not len(left):
-            break
+            return middle
+    middle[left] = low[left]
     return middle

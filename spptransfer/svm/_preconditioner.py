@@ -93,7 +93,11 @@ class Woodbury:
         core[np.diag_indices_from(core)] += 1
         factorise, invert = lapack.get_lapack_funcs(("potrf", "potri"), dtype=core.dtype)
         # Fortran's lower triangle of a symmetric matrix is the upper one as rows lie here.
-        upper = invert(factorise(core.T, lower=True)[0], lower=True)[0].T
+        factor, failed = factorise(core.T, lower=True)
+        if failed:  # positive definite but for rounding
+            self.cores[problem] = np.linalg.inv(core)
+            return
+        upper = invert(factor, lower=True)[0].T
         diagonal = upper.diagonal().copy()
         core = upper + upper.T
         np.fill_diagonal(core, diagonal)

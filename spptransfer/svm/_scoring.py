@@ -90,13 +90,15 @@ def average_precision(truth: Array, scores: Array) -> float:
     Returns
     -------
     float
-        The precision's mean over the recall.
+        The precision's mean over the recall; NaN if there is one among the scores.
 
     Examples
     --------
     >>> average_precision(np.array([0, 1, 1]), np.array([0.2, 0.1, 0.3])).__round__(3)
     0.833
     """
+    if np.isnan(scores).any():
+        return float("nan")
     order = np.argsort(-scores)
     last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
     found = np.cumsum(truth[order])[last]

@@ -13,10 +13,7 @@ from spptransfer import backbones
 from spptransfer.errors import ConfigError
 from spptransfer.pyramid import count_bins
 
-OTHERS = ("mini",)
-TORCHVISION = [
-    name for name in backbones.names() if backbones.describe(name).family not in ("paper", *OTHERS)
-]
+TORCHVISION = [name for name in backbones.names() if backbones.describe(name).family != "paper"]
 PAPER = [name for name in backbones.names() if backbones.describe(name).family == "paper"]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from small_projects import draw_folder, experiment, pipeline
 from spptransfer.cache import FeatureCache
 from spptransfer.cache.workspace import parts_folder
 from spptransfer.config import parse_pipeline
+from spptransfer.errors import ConfigError
 from spptransfer.experiment import extract_features, prepare, prepare_grid, run, run_grid, train
 from spptransfer.experiment.precision import decide
 from spptransfer.experiment.prepare import precision_note
@@ -173,3 +175,38 @@ def test_a_pipeline_is_prepared_without_a_choice(images, tmp_path, monkeypatch):
     forbid(monkeypatch)
     machine = experiment(images, tmp_path).machine
     assert prepare("small", pipeline(images), machine).undecided
+
+
+def test_a_finished_cache_goes_before_one_that_was_only_begun(images, tmp_path, monkeypatch):
+    forbid(monkeypatch)
+    done = extract_features(experiment(images, tmp_path, features=given("bfloat16"))).path
+    begun = parts_folder(experiment(images, tmp_path, features=given("float32")).cache[0])
+    begun.mkdir(parents=True)
+    (begun / "part-000000-0123456789ab.h5").touch()
+    assert experiment(images, tmp_path).cache[0] == done
+
+
+def test_settings_that_do_not_fit_are_told_before_anything_is_tried(images, tmp_path, monkeypatch):
+    forbid(monkeypatch)
+    wrong = experiment(images, tmp_path, classifier={"class_weight": {1: 2, -1: 1}, "C": [1]})
+    with pytest.raises(ConfigError, match="class_weight"):
+        run(wrong, "spptransfer run small.yaml")
+
+
+def test_a_cluster_computes_in_float32_unless_told_otherwise(images, tmp_path, monkeypatch):
+    forbid(monkeypatch)
+    told = []
+    mine = experiment(images, tmp_path)
+    clustered = dataclasses.replace(mine, machine=dataclasses.replace(mine.machine, engine="dask"))
+    (decided,) = decide([clustered], told.append)
+    assert decided.wanted.precision == "float32"
+    assert "cluster" in told[0]
+
+
+def test_figures_are_not_reported_of_a_precision_asked_for_by_name(
+    images, tmp_path, monkeypatch, asked
+):
+    extract_features(experiment(images, tmp_path))
+    forbid(monkeypatch)
+    named = run(experiment(images, tmp_path, features=given("bfloat16")), "spptransfer run x.yaml")
+    assert named.results["features"]["precision_choice"] is None

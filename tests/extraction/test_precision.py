@@ -116,6 +116,43 @@ def test_numbers_beyond_counting_are_too_far_off(monkeypatch):
 
 
 @pytest.mark.usefixtures("capable", "tolerant")
+def test_one_block_that_is_not_finite_means_float32(monkeypatch):
+    errors = iter([0.001, float("nan"), 0.001])
+    monkeypatch.setattr(precision, "relative_error", lambda *_: next(errors))
+    several = dataclasses.replace(SPEC, levels=(3, 2, 1), pooling="mean")
+    choice = choose(specs=[several])
+    assert (choice.precision, choice.error) == ("float32", None)
+    assert "not finite" in choice.reason
+
+
+@pytest.mark.usefixtures("capable", "tolerant")
+def test_running_out_of_memory_means_float32(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("[enforce fail] can't allocate memory: you tried 1 byte")
+
+    monkeypatch.setattr(precision, "_gain", fail)
+    assert "out of memory" in choose().reason
+
+
+@pytest.mark.usefixtures("capable", "tolerant")
+def test_other_errors_of_the_trial_are_not_hidden(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(precision, "_gain", fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        choose()
+
+
+@pytest.mark.usefixtures("capable", "tolerant")
+def test_images_with_enormous_views_are_not_tried():
+    endless = np.zeros((3, 4000, 3), np.uint8)
+    assert "first 2 images" in choose(sources=[endless, *photos(2)]).reason
+    choice = choose(sources=[endless], load_backbone=never)
+    assert choice.reason == "none of the first images can be read"
+
+
+@pytest.mark.usefixtures("capable", "tolerant")
 def test_the_worst_block_of_all_specs_counts():
     coarse = dataclasses.replace(SPEC, levels=(1,), scales=(64,))
     fine = dataclasses.replace(SPEC, levels=(4, 3), view="warp")
