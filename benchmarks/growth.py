@@ -42,7 +42,7 @@ from PIL import Image
 
 ORIGINALS = 400
 PER_FOLDER = 1000
-SCALE, CHANNELS = 16, 64
+SCALE, CHANNELS = 16, 192
 MERGED_CHANNELS = 256
 REPEATS = 5
 TASKS = ("start", "rows", "resumed", "images", "merge")

@@ -50,7 +50,9 @@ def work(tmp_path_factory) -> Path:
     """Images, a pipeline file, and the cache that one process makes of them."""
     folder = tmp_path_factory.mktemp("work")
     draw_folder(folder / "photos", per_class=PER_CLASS)
-    write_pipeline(folder / "small.yaml", Path("photos"), features={"scales": [64]})
+    write_pipeline(
+        folder / "small.yaml", Path("photos"), features={"scales": [64], "precision": "float32"}
+    )
     result = finish(extract(folder, "alone", "--jobs", "1", "--engine", "threads"))
     assert result["rows"] == {"ok": 3 * PER_CLASS, "failed": 0, "reused": 0}
     return folder

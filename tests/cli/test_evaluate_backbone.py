@@ -163,7 +163,7 @@ def test_a_broken_image_is_named_and_the_rest_counts(evaluated, data, tmp_path):
 def test_bfloat16_is_a_choice(evaluated):
     done = evaluated("--size", 64, "--views", "10-maps", "--precision", "bfloat16", "--json")
     assert done.status == 0
-    assert done.json["metrics"]["top-1 accuracy, 10-maps"] > 0.4
+    assert done.json["metrics"]["top-1 accuracy, 10-maps"] > 0.2  # chance: 0.04
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,16 @@ def work(tmp_path_factory) -> Path:
     """Enough images for several parts, with the cache that an uninterrupted run makes of them."""
     folder = tmp_path_factory.mktemp("work")
     draw_folder(folder / "photos", per_class=PER_CLASS)
-    write_pipeline(folder / "small.yaml", folder / "photos", features={"scales": [96]})
+    write_pipeline(
+        folder / "small.yaml", folder / "photos", features={"scales": [96], "precision": "float32"}
+    )
     assert spptransfer(folder, "extract", "--cache-dir", "whole").wait() == 0
     return folder
+
+
+def listen() -> None:
+    """Let Ctrl-C through: what a shell starts in the background inherits that it is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def spptransfer(folder: Path, command: str, *arguments: str) -> subprocess.Popen:
@@ -39,6 +46,7 @@ def spptransfer(folder: Path, command: str, *arguments: str) -> subprocess.Popen
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=listen,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
@@ -120,6 +128,7 @@ def test_an_interrupted_prediction_exits_130(work, model, number):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=listen,
     )
     assert process.stdout.readline().startswith("image ")
     process.send_signal(number)
