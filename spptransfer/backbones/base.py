@@ -43,6 +43,8 @@ def pyramid_head(levels: Sequence[int], modules: Iterable[nn.Module]) -> nn.Sequ
 
 def initialize(network: nn.Module) -> None:
     """Draw He's normal weights for convolutions and narrow normal ones for linear layers."""
+    if any(parameter.is_meta for parameter in network.parameters()):
+        return  # there are no numbers; drawing none imports torch's compiler, which takes a second
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

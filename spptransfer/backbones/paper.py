@@ -215,7 +215,8 @@ class PaperNet(Network):
 
         With batch norms, convolutions are drawn by He's rule and biases start at 0.
         """
-        if any(isinstance(module, nn.BatchNorm2d) for module in self.children()):
+        on_meta = any(parameter.is_meta for parameter in self.parameters())
+        if on_meta or any(isinstance(module, nn.BatchNorm2d) for module in self.children()):
             initialize(self)
             return
         for name, module in self.named_children():

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -303,3 +305,14 @@ def test_a_hollow_trunk_has_the_shape_of_the_network_and_lets_nan_through(name):
 
 def maps_of(name):
     return [layer for layer in backbones.describe(name).layers if layer.kind == "map"]
+
+
+@pytest.mark.parametrize("name", ["spp-mini", "alexnet", "zf5"])
+def test_a_network_without_numbers_is_built_without_torchs_compiler(name):
+    # Its import takes more than a second, at every start of a command.
+    code = (
+        "import sys, torch; from spptransfer import backbones\n"
+        f"with torch.device('meta'): backbones.network('{name}')\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
