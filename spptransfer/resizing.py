@@ -13,8 +13,9 @@ from PIL import Image
 # what a resize takes from it is then nearly what it takes from the whole.
 MARGIN = 3
 
-# Torch's resize of bytes is three times as fast as Pillow's, and within two grey levels of it. It
-# needs a copy of the image, so that for large ones neither speed nor memory speaks for it.
+# Torch's resize of bytes is faster than Pillow's (2 times to 224 pixels on the smaller side, 2.6
+# times to 392), and within two grey levels of it. It needs a copy of the image, so that for large
+# ones neither speed nor memory speaks for it.
 _TORCH_PIXELS = 1 << 22
 
 # The definition, for the feature spec.
@@ -77,11 +78,15 @@ def resize(image: Image.Image, height: int, width: int) -> npt.NDArray[np.uint8]
     from torch import from_numpy
     from torch.nn.functional import interpolate
 
+    from spptransfer.processor import is_out_of_memory
+
     pixels = from_numpy(np.array(image)).permute(2, 0, 1)[None]
     try:
         resized = interpolate(pixels, size=(height, width), mode="bilinear", antialias=True)
         resized = resized[0].permute(1, 2, 0).contiguous()
-    except RuntimeError as error:  # torch's way of saying so
-        raise MemoryError(str(error)) from error
+    except RuntimeError as error:
+        if is_out_of_memory(error):  # torch's way of saying so
+            raise MemoryError(str(error)) from error
+        raise
     bytes_: npt.NDArray[np.uint8] = resized.numpy()
     return bytes_

@@ -94,3 +94,12 @@ def test_a_result_that_does_not_fit_is_a_memory_error(monkeypatch):
     monkeypatch.setattr("torch.nn.functional.interpolate", fail)
     with pytest.raises(MemoryError, match="can't allocate"):
         resize(Image.new("RGB", (40, 30)), 60, 80)
+
+
+def test_other_errors_of_torch_are_passed_on_as_they_are(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("not implemented for 'Byte'")
+
+    monkeypatch.setattr("torch.nn.functional.interpolate", fail)
+    with pytest.raises(RuntimeError, match="not implemented"):
+        resize(Image.new("RGB", (40, 30)), 60, 80)

@@ -8,7 +8,6 @@ that. It needs no compiler, and every shape is welcome.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import operator
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import torch
 from torch import fx, nn
 
 from spptransfer.backbones.fused import DTYPES, FusedConvolution
+from spptransfer.processor import one_thread
 
 logger = logging.getLogger(__name__)
 
@@ -64,17 +64,6 @@ def fuse(trunk: nn.Sequential) -> nn.Sequential:
         logger.info("fused convolutions do not work here: %s", str(error).splitlines()[:1])
         return trunk
     return fused if agrees else trunk
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute in this thread alone: others, waiting for work, would only burn time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @torch.inference_mode()

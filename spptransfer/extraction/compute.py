@@ -171,13 +171,6 @@ class FeatureComputer:
         return normal.to(self._dtype).view(shape).permute(0, 3, 1, 2)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory did not suffice, on a device or on the CPU (a plain RuntimeError there)."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
 def _check_fit(spec: FeatureSpec, backbone: Backbone) -> None:
     """Whether the backbone computes the spec's layer at its scales."""
     if spec.layer not in backbone.layers:

@@ -31,10 +31,11 @@ from spptransfer.extraction.batches import (
     look,
     measure,
 )
-from spptransfer.extraction.compute import FeatureComputer, is_out_of_memory
+from spptransfer.extraction.compute import FeatureComputer
 from spptransfer.extraction.plan import Part
 from spptransfer.extraction.progress import Clock
 from spptransfer.images import check_view
+from spptransfer.processor import is_out_of_memory
 from spptransfer.spec import FeatureSpec
 
 logger = logging.getLogger(__name__)

@@ -18,15 +18,14 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from spptransfer import images
-from spptransfer.backbones.fusing import one_thread
 from spptransfer.backbones.loading import Backbone
 from spptransfer.errors import ImageError
 from spptransfer.extraction.batches import Source, look, measure
-from spptransfer.extraction.compute import FeatureComputer, choose_device, is_out_of_memory
+from spptransfer.extraction.compute import FeatureComputer, choose_device
 from spptransfer.images import View, check_view
+from spptransfer.processor import has_bfloat16, is_out_of_memory, one_thread
 from spptransfer.spec import FeatureSpec
 
 logger = logging.getLogger(__name__)
@@ -127,15 +126,6 @@ def choose_precision(
         choice = PrecisionChoice("float32", "the trial of bfloat16 ran out of memory")
     logger.info("%s: %s", choice.precision, choice.reason)
     return choice
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 numbers without converting them."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    describe = getattr(torch.cpu, "get_capabilities", None)  # absent from older versions
-    known: Mapping[str, Any] = describe() if describe is not None else {}
-    return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
 
 
 def relative_error(found: Sequence[npt.ArrayLike], exact: Sequence[npt.ArrayLike]) -> float:

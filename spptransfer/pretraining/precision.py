@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Iterator
 
 import torch
 from torch.nn import functional
 
 from spptransfer.pretraining.distributed import Team
 from spptransfer.pretraining.student import Student
+from spptransfer.processor import has_bfloat16, one_thread
 
 logger = logging.getLogger(__name__)
 
@@ -55,20 +54,11 @@ def choose_precision(
 def _gains_here(student: Student, side: int) -> bool:
     """Whether steps in bfloat16 are clearly faster, the network staying as it is."""
     kept = {key: value.clone() for key, value in student.state_dict().items()}
-    with torch.random.fork_rng(devices=[]), _one_thread():
+    with torch.random.fork_rng(devices=[]), one_thread():
         gain = _gain(student, side)
     student.load_state_dict(kept)
     logger.info("a step in bfloat16 is %.2f times as fast as in float32", gain)
     return gain >= _LEAST_GAIN
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 numbers without converting them."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    describe = getattr(torch.cpu, "get_capabilities", None)  # absent from older versions
-    capabilities = describe() if describe is not None else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _gain(student: Student, side: int) -> float:
@@ -91,14 +81,3 @@ def _time_step(student: Student, side: int, low: bool) -> float:
     spent = time.thread_time() - start
     student.zero_grad(set_to_none=True)
     return spent
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute in this thread alone, whose time does not depend on who else is at work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

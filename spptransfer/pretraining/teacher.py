@@ -24,7 +24,7 @@ from spptransfer.pretraining.config import DistillSection
 from spptransfer.pretraining.distributed import Team
 from spptransfer.pretraining.machine import Machine
 from spptransfer.pretraining.pixels import Image, Pixels
-from spptransfer.pretraining.precision import has_bfloat16
+from spptransfer.processor import has_bfloat16
 from spptransfer.pyramid import SpatialPyramidPooling
 
 # Images in a file of features: a killed run loses at most one such file.

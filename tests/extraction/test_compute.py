@@ -12,7 +12,7 @@ from image_files import picture
 
 from spptransfer import backbones, images
 from spptransfer.errors import ConfigError
-from spptransfer.extraction.compute import FeatureComputer, is_out_of_memory
+from spptransfer.extraction.compute import FeatureComputer
 from spptransfer.extraction.strips import Strips
 from spptransfer.pyramid import bin_bounds
 
@@ -176,29 +176,6 @@ def test_a_scale_too_small_for_the_backbone_is_refused_before_any_work():
         ConfigError, match=r"scales: 16 is too small for squeezenet1_1.*at least 17"
     ):
         FeatureComputer(backbone(), dataclasses.replace(SPEC, scales=(16, 64)))
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory"), True),
-        (MemoryError(), True),
-        (
-            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
-            True,
-        ),
-        (RuntimeError("shapes cannot be multiplied"), False),
-        (ValueError("can't allocate memory"), False),
-    ],
-)
-def test_running_out_of_memory_is_told_from_other_errors(error, expected):
-    assert is_out_of_memory(error) is expected
-
-
-def test_torch_reports_a_full_memory_as_we_expect():
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(1 << 60, dtype=torch.uint8)
-    assert is_out_of_memory(caught.value)
 
 
 @pytest.mark.slow

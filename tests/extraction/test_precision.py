@@ -17,7 +17,6 @@ from spptransfer.extraction.precision import (
     TRIED,
     WORTHWHILE,
     choose_precision,
-    has_bfloat16,
     relative_error,
 )
 
@@ -191,10 +190,6 @@ def test_the_gain_is_measured_and_threads_are_left_as_they_were(monkeypatch):
     choice = choose()
     assert choice.gain > 0
     assert torch.get_num_threads() == threads
-
-
-def test_this_machine_can_be_asked():
-    assert has_bfloat16(torch.device("cpu")) in (True, False)
 
 
 def test_relative_errors_of_zeros():
