@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import shutil
 from collections.abc import Collection
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from spptransfer.cache.lock import Lock
 from spptransfer.cache.reading import FeatureCache
-from spptransfer.cache.workspace import parts_folder
+from spptransfer.cache.workspace import parts_folder, precision_note
 from spptransfer.errors import CacheError
 from spptransfer.spec import FeatureSpec
 
@@ -193,9 +192,7 @@ def _remove(path: Path) -> None:
         if path.is_dir():
             shutil.rmtree(path)
         else:
-            # Notes that lie beside a cache under its name go with it.
-            for note in path.parent.glob(f"{glob.escape(path.stem)}.*.json"):
-                note.unlink()
+            precision_note(path).unlink(missing_ok=True)
             path.unlink()
     except OSError as error:
         raise CacheError(f"cannot remove '{path}': {error.strerror}") from error

@@ -31,6 +31,11 @@ def parts_folder(path: Path) -> Path:
     return path.with_name(f"{path.name}.parts")
 
 
+def precision_note(path: Path) -> Path:
+    """File beside a cache that says why it has its precision."""
+    return path.with_suffix(".precision.json")
+
+
 def write_part(
     folder: Path,
     number: int,

@@ -6,7 +6,7 @@ import pytest
 from cache_files import CHANNELS, make_cache, make_ids, make_rows, make_spec
 
 from spptransfer.cache.inventory import inspect, list_caches, prune
-from spptransfer.cache.workspace import Workspace, parts_folder, write_part
+from spptransfer.cache.workspace import Workspace, parts_folder, precision_note, write_part
 from spptransfer.errors import CacheError
 
 SPEC = make_spec()
@@ -77,6 +77,17 @@ def test_pruning_keeps_what_pipelines_refer_to(folder):
     prune(folder, keep=[folder / "done.h5"], dry_run=False)
     assert sorted(path.name for path in folder.iterdir()) == ["done.h5", "foreign.h5", "notes.txt"]
     assert names(prune(folder, keep=[folder / "begun.h5"], caches=False)) == []
+
+
+def test_the_note_of_a_pruned_cache_goes_with_it_and_no_file_of_the_users(folder):
+    users = [folder / name for name in ("done.notes.json", "done.json", "done.h5.json")]
+    kept = precision_note(folder / "damaged.h5")
+    for path in (precision_note(folder / "done.h5"), kept, *users):
+        path.touch()
+    prune(folder, keep=[folder / "damaged.h5"], dry_run=False)
+    assert not precision_note(folder / "done.h5").exists()
+    assert not (folder / "done.h5").exists()
+    assert all(path.exists() for path in (kept, *users))
 
 
 def test_pruning_leaves_alone_what_is_being_written(folder):
