@@ -41,10 +41,18 @@ def pyramid_head(levels: Sequence[int], modules: Iterable[nn.Module]) -> nn.Sequ
     return nn.Sequential(SpatialPyramidPooling(levels), *kept)
 
 
+def has_numbers(network: nn.Module) -> bool:
+    """Whether a network's weights are there to be drawn, and not their shapes alone.
+
+    Drawing weights that are not there imports torch's compiler, which takes a second.
+    """
+    return not any(parameter.is_meta for parameter in network.parameters())
+
+
 def initialize(network: nn.Module) -> None:
     """Draw He's normal weights for convolutions and narrow normal ones for linear layers."""
-    if any(parameter.is_meta for parameter in network.parameters()):
-        return  # there are no numbers; drawing none imports torch's compiler, which takes a second
+    if not has_numbers(network):
+        return
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -219,7 +219,11 @@ _PAPER = (
 
 
 def _small_paper(
-    name: str, widths: tuple[int, ...], length: int, weights: dict[str, WeightsSource]
+    name: str,
+    widths: tuple[int, ...],
+    length: int,
+    weights: dict[str, WeightsSource],
+    num_classes: int,
 ) -> list[BackboneInfo]:
     """Describe a ZF-5 for small images, from which its builder takes widths and lengths."""
     mean, std = (128 / 255,) * 3, (1 / 255,) * 3
@@ -227,9 +231,8 @@ def _small_paper(
     conv = [LayerInfo(f"conv{i}", "map", width, stride) for i, width, stride in maps]
     spp = LayerInfo("spp", "map", widths[-1], 8)
     layers = (*conv, spp, *(LayerInfo(f"fc{i}", "vector", length, None) for i in (6, 7)))
-    classes = 200 if weights else 1000
     return [
-        BackboneInfo(name, "paper", layers, weights, mean, std, 1, (6, 3, 2, 1), classes),
+        BackboneInfo(name, "paper", layers, weights, mean, std, 1, (6, 3, 2, 1), num_classes),
         BackboneInfo(f"{name}-no-spp", "paper", layers, {}, mean, std, 1, (6,)),
     ]
 
@@ -242,9 +245,9 @@ _EMBEDDED = WeightsSource(
     None,
 )
 _SMALL_PAPER = (
-    *_small_paper("zf5-64", _WIDTHS, length=512, weights={}),
+    *_small_paper("zf5-64", _WIDTHS, length=512, weights={}, num_classes=1000),
     # Short enough to be shipped: the same network with shorter fully connected layers.
-    *_small_paper("spp-mini", _WIDTHS, length=128, weights={"embedded": _EMBEDDED}),
+    *_small_paper("spp-mini", _WIDTHS, 128, weights={"embedded": _EMBEDDED}, num_classes=200),
 )
 
 BACKBONES = (*_ALEXNET, *_VGG, *_RESNET, *_SQUEEZENET, *_MOBILENET, *_PAPER, *_SMALL_PAPER)

@@ -31,7 +31,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from spptransfer.backbones.base import Network, initialize, leading, pyramid_head
+from spptransfer.backbones.base import Network, has_numbers, initialize, leading, pyramid_head
 from spptransfer.backbones.catalogue import describe
 from spptransfer.backbones.info import BackboneInfo
 from spptransfer.pyramid import SpatialPyramidPooling
@@ -215,8 +215,9 @@ class PaperNet(Network):
 
         With batch norms, convolutions are drawn by He's rule and biases start at 0.
         """
-        on_meta = any(parameter.is_meta for parameter in self.parameters())
-        if on_meta or any(isinstance(module, nn.BatchNorm2d) for module in self.children()):
+        if not has_numbers(self):
+            return
+        if any(isinstance(module, nn.BatchNorm2d) for module in self.children()):
             initialize(self)
             return
         for name, module in self.named_children():

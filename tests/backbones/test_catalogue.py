@@ -158,6 +158,12 @@ def test_official_files_are_recognised_by_the_hash_in_their_name(name):
         assert source.licence == "BSD-3-Clause"
 
 
+def test_networks_have_a_thousand_classes_but_the_embedded_one():
+    classes = {name: backbones.describe(name).num_classes for name in backbones.names()}
+    assert classes.pop("spp-mini") == 200
+    assert set(classes.values()) == {1000}
+
+
 def test_no_two_catalogued_weights_are_the_same_file():
     sources = [
         source for name in backbones.names() for source in backbones.describe(name).weights.values()
