@@ -34,7 +34,10 @@ def loaded_after(code: str) -> set[str]:
         ("from spptransfer import FeatureCache", {"torch", "sklearn", "typer"}),
         ("from spptransfer import LinearSVM, PyramidNormalizer", {"torch", "h5py", "typer"}),
         ("from spptransfer import SPPFeatures", {"torch", "typer"}),
-        ("import spptransfer.experiment", {"torch", "typer", "matplotlib", "jinja2"}),
+        (
+            "import spptransfer.experiment",
+            {"torch", "sklearn", "scipy", "typer", "matplotlib", "jinja2"},
+        ),
         ("from spptransfer import backbones; backbones.names()", {"torch", "sklearn"}),
         ("from spptransfer import datasets; datasets.status()", {"torch", "sklearn"}),
         ("from spptransfer import metrics", {"torch", "h5py", "typer"}),

@@ -27,9 +27,7 @@ def run(
     from spptransfer.report.grid import grid_table, shown_metrics
 
     grid = _prepare(name, pipeline, machine, output)
-    result = run_grid(
-        grid, command, lambda line: output.say(printable(line)), from_caches=from_caches
-    )
+    result = run_grid(grid, command, output.tell, from_caches=from_caches)
     results = result.results
     for metric in shown_metrics(results):
         output.say()
@@ -59,7 +57,7 @@ def extract(name: str, pipeline: Pipeline, machine: Machine, output: Output) -> 
     from spptransfer.experiment import extract_grid
 
     grid = _prepare(name, pipeline, machine, output)
-    extractions = extract_grid(grid, lambda line: output.say(printable(line)))
+    extractions = extract_grid(grid, output.tell)
     total = max(len(cell.experiment.dataset) for cell in grid.possible)
     failures: dict[str, str] = {}
     for extraction in extractions:

@@ -39,6 +39,10 @@ class Output:
         if not self.quiet:
             print(text, file=sys.stderr if self.json else sys.stdout, flush=True)
 
+    def tell(self, text: str) -> None:
+        """Say what the library tells of its progress, whatever names are in it."""
+        self.say(printable(text))
+
     def complain(self, text: str) -> None:
         """Print a line about something that failed, which `quiet` does not silence."""
         if self.quiet:

@@ -60,7 +60,6 @@ def run(
     """
     from spptransfer.experiment import Machine
     from spptransfer.experiment import run as run_experiment
-    from spptransfer.experiment.running import check
 
     output = Output(quiet, json)
     checked = _read(pipeline, overrides)
@@ -77,9 +76,8 @@ def run(
         with stopping(machine):
             return grids.run(pipeline.stem, checked, machine, output, command())
     experiment = _prepare(pipeline, checked, machine, output)
-    check(experiment)
     with stopping(machine):
-        result = run_experiment(_decide(experiment, output), command())
+        result = run_experiment(experiment, command(), output.tell)
     return _tell_run(result, output)
 
 
@@ -161,7 +159,7 @@ def extract(
             return grids.extract(pipeline.stem, checked, machine, output)
     experiment = _prepare(pipeline, checked, machine, output)
     with stopping(machine):
-        result = extract_features(_decide(experiment, output))
+        result = extract_features(experiment, output.tell)
     total, failed = len(experiment.dataset), len(result.failures)
     output.say(counts(total, result))
     tell_failures(result.failures, output)
@@ -193,14 +191,6 @@ def _prepare(path: Path, pipeline: Pipeline, machine: Machine, output: Output) -
         f"scales {list(section.scales)}, view {spec.view}"
     )
     return experiment
-
-
-def _decide(experiment: Experiment, output: Output) -> Experiment:
-    """Choose the precision if that is left to us, and say which one and why."""
-    from spptransfer.experiment.precision import decide
-
-    (decided,) = decide([experiment], lambda line: output.say(printable(line)))
-    return decided
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from spptransfer.config import GridSection, Pipeline, cell_pipeline
 from spptransfer.datasets import Dataset
 from spptransfer.errors import ConfigError
 from spptransfer.experiment.grid_results import describe_grid
-from spptransfer.experiment.precision import decide
+from spptransfer.experiment.precision import Tell, decide
 from spptransfer.experiment.prepare import Experiment, Machine, prepare
 from spptransfer.experiment.results import RESULTS, write_text
 from spptransfer.experiment.running import check, extract_together_for, run_with, use_cache
@@ -32,8 +32,6 @@ from spptransfer.extraction.joint import shared_part
 from spptransfer.protocols.splits import splits_checksum
 
 logger = logging.getLogger(__name__)
-
-Tell = Callable[[str], Any]
 
 
 @dataclass(frozen=True)

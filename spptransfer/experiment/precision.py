@@ -7,18 +7,15 @@ the machine; they lie in a small file beside the cache, and in the results of ev
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from spptransfer.cache.files import appearing, make_folder
-from spptransfer.cache.workspace import parts_folder
-from spptransfer.experiment.prepare import Experiment, precision_note
+from spptransfer.cache.workspace import parts_folder, precision_note
+from spptransfer.experiment.prepare import Experiment
 from spptransfer.extraction.joint import shared_part
 from spptransfer.spec import Precision
-
-logger = logging.getLogger(__name__)
 
 # In which precisions a cache that is there already is taken instead of deciding anew.
 _CANDIDATES: tuple[Precision, ...] = ("float32", "bfloat16")
@@ -69,18 +66,16 @@ def decide(experiments: Sequence[Experiment], tell: Tell = lambda line: None) ->
     list of Experiment
         In their order, all decided.
     """
+    settled = [settle(each) if each.undecided else each for each in experiments]
+    keys = [_key(each) for each in settled]
     groups: dict[str, list[Experiment]] = {}
-    for experiment in map(_settled, experiments):
-        groups.setdefault(_key(experiment), []).append(experiment)
+    for key, each in zip(keys, settled, strict=True):
+        groups.setdefault(key, []).append(each)
     chosen = {key: _choose(group, tell) for key, group in groups.items()}
     return [
-        _in(settled, chosen[_key(settled)]) if settled.undecided else settled
-        for settled in map(_settled, experiments)
+        _in(each, chosen[key]) if each.undecided else each
+        for key, each in zip(keys, settled, strict=True)
     ]
-
-
-def _settled(experiment: Experiment) -> Experiment:
-    return settle(experiment) if experiment.undecided else experiment
 
 
 def _in(experiment: Experiment, precision: Precision) -> Experiment:

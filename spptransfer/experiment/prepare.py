@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 from spptransfer import backbones, protocols
 from spptransfer.backbones import weights as weights_files
 from spptransfer.cache import FeatureCache
+from spptransfer.cache.workspace import precision_note
 from spptransfer.config import Pipeline
 from spptransfer.datasets import Dataset, open_dataset
 from spptransfer.datasets.csv_file import find_csv
 from spptransfer.errors import CacheError, ConfigError, suggestion
 from spptransfer.extraction.engine import ENGINES, Engine
-from spptransfer.features import feature_spec
 from spptransfer.protocols import Protocol, Split
 from spptransfer.spec import FeatureSpec
+from spptransfer.specify import feature_spec
 
 if TYPE_CHECKING:
     from spptransfer.backbones.loading import Backbone
@@ -255,11 +256,6 @@ def prepare(
     from spptransfer.experiment.precision import settle
 
     return settle(replace(experiment, undecided=True))
-
-
-def precision_note(cache: Path) -> Path:
-    """File beside a cache that says why it has its precision."""
-    return cache.with_suffix(".precision.json")
 
 
 def check_engine(name: str) -> Engine:

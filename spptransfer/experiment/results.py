@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,11 @@ from spptransfer.cache import Column, FeatureCache
 from spptransfer.cache.files import appearing, make_folder
 from spptransfer.experiment.prepare import Experiment
 from spptransfer.extraction import Extraction
-from spptransfer.models import TransferModel
-from spptransfer.protocols.evaluate import Evaluation, SplitResult
 from spptransfer.protocols.splits import shared_content, splits_checksum, write_splits
+
+if TYPE_CHECKING:
+    from spptransfer.models import TransferModel
+    from spptransfer.protocols.evaluate import Evaluation, SplitResult
 
 FORMAT = "spptransfer-results"
 FORMAT_VERSION = 1

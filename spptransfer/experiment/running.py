@@ -8,20 +8,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spptransfer.cache import FeatureCache
 from spptransfer.cache.files import make_folder
 from spptransfer.errors import CacheError, DatasetError
-from spptransfer.experiment.precision import decide
+from spptransfer.experiment.precision import Tell, decide
 from spptransfer.experiment.prepare import Experiment, check_engine, weights_path
 from spptransfer.experiment.results import MODEL, RunFacts, run_folder, write_run
 from spptransfer.extraction import Destination, Extraction, extract_together
-from spptransfer.models import TransferModel
 from spptransfer.protocols import Split
-from spptransfer.protocols.evaluate import Evaluation, evaluate
 from spptransfer.protocols.splits import check_splits
 from spptransfer.protocols.training import Training, check_training
+
+if TYPE_CHECKING:
+    from spptransfer.models import TransferModel
+    from spptransfer.protocols.evaluate import Evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -50,20 +52,22 @@ class RunResult:
     model: Path
 
 
-def extract_features(experiment: Experiment) -> Extraction:
+def extract_features(experiment: Experiment, tell: Tell = lambda line: None) -> Extraction:
     """Bring the experiment's cache up to date.
 
     Parameters
     ----------
     experiment : Experiment
         From `prepare`.
+    tell : callable
+        Is told which precision was chosen, where that is left to us.
 
     Returns
     -------
     Extraction
         What was added, changed, removed or failed.
     """
-    (extraction,) = extract_together_for(decide([experiment]))
+    (extraction,) = extract_together_for(decide([experiment], tell))
     return extraction
 
 
@@ -102,7 +106,7 @@ def extract_together_for(experiments: Sequence[Experiment]) -> list[Extraction]:
         machine.stop.extracting = False
 
 
-def run(experiment: Experiment, command: str) -> RunResult:
+def run(experiment: Experiment, command: str, tell: Tell = lambda line: None) -> RunResult:
     """Extract what is missing, train and test, write results, model and report.
 
     Parameters
@@ -111,6 +115,8 @@ def run(experiment: Experiment, command: str) -> RunResult:
         From `prepare`.
     command : str
         The command as the user gave it, for the record.
+    tell : callable
+        As in `extract_features`.
 
     Returns
     -------
@@ -127,7 +133,7 @@ def run(experiment: Experiment, command: str) -> RunResult:
         If it was asked to stop.
     """
     check(experiment)
-    (decided,) = decide([experiment])
+    (decided,) = decide([experiment], tell)
     return run_with(decided, command, extract_features)
 
 
@@ -148,6 +154,7 @@ def train(experiment: Experiment, command: str) -> RunResult:
     CacheError
         If there is no such cache, or it lacks images of the dataset.
     """
+    check(experiment)
     return run_with(experiment, command, use_cache)
 
 
@@ -164,7 +171,7 @@ def run_with(
     Parameters
     ----------
     experiment, command
-        As in `run`.
+        As in `run`; the experiment is one that `check` has passed.
     get_features : callable
         Brings the experiment's cache up to date.
     folder_name : str, optional
@@ -179,7 +186,6 @@ def run_with(
     from spptransfer.report import write_report
 
     started = datetime.now(UTC)
-    check(experiment)
     with run_folder(experiment, started, folder_name) as folder:
         logger.info("%s", command)
         if experiment.precision_choice:
@@ -220,6 +226,8 @@ def use_cache(experiment: Experiment) -> Extraction:
 def _train_on(
     experiment: Experiment, extraction: Extraction, command: str, started: datetime
 ) -> RunFacts:
+    from spptransfer.protocols.evaluate import evaluate  # imports scikit-learn
+
     cache = FeatureCache.open(extraction.path)
     section = experiment.pipeline.features
     selection: dict[str, Any] = {
@@ -317,6 +325,8 @@ def _training(experiment: Experiment) -> Training:
 
 def _model(experiment: Experiment, evaluation: Evaluation) -> TransferModel:
     """The model of the first split, with the spec of just the levels and scales it needs."""
+    from spptransfer.models import TransferModel
+
     first, section = evaluation.results[0], experiment.pipeline.features
     C = first.classifier.C
     return TransferModel(

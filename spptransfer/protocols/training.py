@@ -1,4 +1,7 @@
-"""Train one linear classifier per class, with C chosen inside the training part."""
+"""Train one linear classifier per class, with C chosen inside the training part.
+
+Settings are checked before an extraction, which needs no scikit-learn; hence the late imports.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import make_scorer
-from sklearn.model_selection import GridSearchCV
-from sklearn.svm import LinearSVC
 
 from spptransfer import metrics
 from spptransfer.errors import ConfigError
-from spptransfer.svm import LinearSVM, LinearSVMCV, gram_matrix
 
 Folds = Sequence[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]
 
@@ -220,7 +219,11 @@ def gram_if_useful(
     chosen = cheapest_gram(
         X.shape, train_sizes, n_classes * (n_folds + 1) * len(training.C) if n_folds else n_classes
     )
-    return None if chosen is None else gram_matrix(X, chosen)
+    if chosen is None:
+        return None
+    from spptransfer.svm import gram_matrix
+
+    return gram_matrix(X, chosen)
 
 
 def cheapest_gram(
@@ -255,6 +258,8 @@ def _fit_shared(
     gram: npt.NDArray[np.floating] | None,
 ) -> Classifier:
     """All classes, values of C and folds in one call of `LinearSVMCV`."""
+    from spptransfer.svm import LinearSVM, LinearSVMCV
+
     options: dict[str, Any] = {
         "loss": training.loss,
         "class_weight": training.class_weight,
@@ -322,6 +327,9 @@ def _fit_scikit_learn(
 
 
 def _search(training: Training, pairs: Sequence[Any]) -> Any:
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.svm import LinearSVC
+
     weight: Any = training.class_weight
     if isinstance(weight, Mapping):
         weight = {1: weight.get(1, 1.0), 0: weight.get(-1, 1.0)}
@@ -362,6 +370,8 @@ def _scorer(metric: str) -> Any:
         return "accuracy"
     if metric == metrics.MEAN_PER_CLASS_ACCURACY:
         return "balanced_accuracy"
+    from sklearn.metrics import make_scorer
+
     method = next(key for key, name in metrics.MEAN_AVERAGE_PRECISION.items() if name == metric)
     return make_scorer(
         partial(_average_precision, method=method), response_method="decision_function"

@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import pytest
+import yaml
+from small_projects import values
 
 import spptransfer
 from spptransfer.cli import main
@@ -55,6 +57,24 @@ def test_training_from_a_cache_needs_no_torch(finished):
         "print(status, 'torch' in sys.modules)"
     )
     assert python(code).strip() == "0 False"
+
+
+GRID = {
+    "rows": [{"label": "whole", "set": {}}],
+    "columns": [{"label": name, "set": {"features.layer": name}} for name in ("conv4", "spp")],
+}
+
+
+@pytest.mark.parametrize("more", [{}, {"grid": GRID}], ids=["one", "grid"])
+def test_an_extraction_needs_no_scikit_learn(project, more):
+    path = project / "more.yaml"
+    path.write_text(yaml.safe_dump(values(project / "photos") | more))
+    code = (
+        "import sys; from spptransfer.cli import main; "
+        f"status = main(['extract', {str(path)!r}, '--quiet']); "
+        "print(status, {'sklearn', 'scipy', 'pandas'} & set(sys.modules))"
+    )
+    assert python(code).strip() == "0 set()"
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])

@@ -8,6 +8,9 @@ import pytest
 from small_projects import draw_folder, draw_image, write_pipeline
 
 from spptransfer.cache import FeatureCache
+from spptransfer.experiment import running
+from spptransfer.extraction import precision
+from spptransfer.extraction.precision import PrecisionChoice
 
 
 def test_run_prints_the_table_and_where_everything_is(cli, project):
@@ -51,6 +54,25 @@ def test_quiet_prints_nothing_and_quiet_json_one_line(cli, project):
     done = cli("run", "small.yaml", "--quiet", "--json")
     assert (len(done.out.splitlines()), done.err) == (1, "")
     assert done.json["rows"]["reused"] == 18
+
+
+@pytest.mark.parametrize("command", ["run", "extract"])
+@pytest.mark.parametrize("gain", [2.0, None])
+def test_a_command_tries_bfloat16_once_and_says_what_came_of_it(
+    cli, project, monkeypatch, command, gain
+):
+    tried, checked = [], []
+    choice = PrecisionChoice("bfloat16", "as\nfast", 0.004, gain)
+    check = running.check
+    monkeypatch.setattr(
+        precision, "choose_precision", lambda *_, **__: tried.append(command) or choice
+    )
+    monkeypatch.setattr(running, "check", lambda each: checked.append(each) or check(each))
+    done = cli(command, "small.yaml")
+    assert done.status == 0
+    assert done.out.count("precision: bfloat16 (as\\nfast)\n") == 1
+    assert len(tried) == 1
+    assert len(checked) == (1 if command == "run" else 0)
 
 
 def test_set_replaces_values_of_the_file(cli, project):

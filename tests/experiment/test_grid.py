@@ -211,9 +211,9 @@ def test_a_cell_that_is_finished_is_not_trained_again(photos, tmp_path, trained)
 
 
 def test_a_table_goes_on_where_it_was_stopped(photos, tmp_path, trained, monkeypatch):
-    from spptransfer.experiment import running
+    from spptransfer.protocols import evaluate as evaluating
 
-    evaluate, calls = running.evaluate, []
+    evaluate, calls = evaluating.evaluate, []
 
     def stopping(*arguments, **options):
         calls.append(1)
@@ -221,7 +221,7 @@ def test_a_table_goes_on_where_it_was_stopped(photos, tmp_path, trained, monkeyp
             raise KeyboardInterrupt
         return evaluate(*arguments, **options)
 
-    monkeypatch.setattr(running, "evaluate", stopping)
+    monkeypatch.setattr(evaluating, "evaluate", stopping)
     grid = grid_of(photos, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run_grid(grid, COMMAND)

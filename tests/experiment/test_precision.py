@@ -7,12 +7,12 @@ import pytest
 from small_projects import draw_folder, experiment, pipeline
 
 from spptransfer.cache import FeatureCache
-from spptransfer.cache.workspace import parts_folder
+from spptransfer.cache.workspace import parts_folder, precision_note
 from spptransfer.config import parse_pipeline
 from spptransfer.errors import ConfigError
 from spptransfer.experiment import extract_features, prepare, prepare_grid, run, run_grid, train
+from spptransfer.experiment import precision as experiment_precision
 from spptransfer.experiment.precision import decide
-from spptransfer.experiment.prepare import precision_note
 from spptransfer.extraction import precision
 from spptransfer.extraction.precision import PrecisionChoice
 
@@ -73,6 +73,25 @@ def test_what_was_chosen_is_told_once(images, tmp_path, asked):
     assert told == [f"precision: bfloat16 ({LOW.reason})"]
     assert decide([decided], told.append) == [decided]
     assert len(told) == len(asked) == 1
+
+
+def test_whoever_runs_or_extracts_is_told_what_was_chosen(images, tmp_path, asked):
+    told = []
+    run(experiment(images, tmp_path / "run"), "spptransfer run small.yaml", told.append)
+    extract_features(experiment(images, tmp_path / "extract"), told.append)
+    assert told == 2 * [f"precision: bfloat16 ({LOW.reason})"]
+    assert len(asked) == 2
+
+
+def test_the_cache_of_an_experiment_is_looked_for_once(images, tmp_path, monkeypatch, asked):
+    layers = ("conv3", "conv4", "conv5")
+    three = [experiment(images, tmp_path, features={"layer": name}) for name in layers]
+    settle, seen = experiment_precision.settle, []
+    monkeypatch.setattr(
+        experiment_precision, "settle", lambda each: seen.append(each) or settle(each)
+    )
+    decide(three)
+    assert seen == three
 
 
 def test_the_figures_do_not_change_the_fingerprint(images, tmp_path, asked):
