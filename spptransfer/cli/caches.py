@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spptransfer.cli.options import CACHE_DIR, CacheDir, DataRoot, Device, Json, Quiet, WeightsDir
+from spptransfer.cli.options import (
+    CACHE_DIR,
+    CacheDir,
+    DataRoot,
+    Device,
+    Json,
+    Overrides,
+    Quiet,
+    WeightsDir,
+)
 from spptransfer.cli.output import Output, printable, short_path, table
 from spptransfer.errors import CacheError, ConfigError
 
@@ -186,17 +196,27 @@ def prune(
     ] = False,
     data_root: DataRoot = None,
     weights_dir: WeightsDir = None,
+    overrides: Overrides = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
-    """Remove unfinished parts, and caches that none of the pipeline files refers to."""
+    """Remove unfinished parts, and caches that none of the pipeline files refers to.
+
+    Values that --set replaces are replaced in all of the files.
+    """
     from spptransfer.cache.files import human_bytes
     from spptransfer.cache.inventory import prune as remove
     from spptransfer.experiment import Machine
 
     output = Output(quiet, json)
+    if overrides and not pipelines:
+        raise ConfigError("--set needs a PIPELINE.yaml: whose values are they?")
     machine = Machine(data_root=data_root, cache_dir=cache_dir, weights_dir=weights_dir)
-    keep = [path for pipeline in pipelines or () for path in _caches_of(pipeline, machine)]
+    keep = [
+        path
+        for pipeline in pipelines or ()
+        for path in _caches_of(pipeline, machine, overrides or ())
+    ]
     removals = remove(cache_dir, keep, dry_run=not delete, caches=bool(keep))
     for removal in removals:
         size = human_bytes(removal.bytes)
@@ -250,14 +270,26 @@ def _experiment(path: Path, machine: Machine) -> Experiment:
     return prepare(path.stem, read_pipeline(path), machine)
 
 
-def _caches_of(path: Path, machine: Machine) -> list[Path]:
-    """The cache of a pipeline file; all that it may be where the precision is left to us."""
+def _caches_of(path: Path, machine: Machine, overrides: Sequence[str]) -> list[Path]:
+    """Caches of a pipeline file; all that they may be where the precision is left to us."""
+    from spptransfer.config import read_pipeline
+    from spptransfer.experiment import prepare, prepare_grid
     from spptransfer.experiment.precision import alternatives
 
-    experiment = _experiment(path, machine)
-    if experiment.pipeline.features.precision == "auto":
-        return [each.cache[0] for each in alternatives(experiment)]
-    return [experiment.cache[0]]
+    pipeline = read_pipeline(path, overrides)
+    if pipeline.grid is None:
+        experiments = [prepare(path.stem, pipeline, machine)]
+    else:
+        experiments = [cell.experiment for cell in prepare_grid(path.stem, pipeline, machine).cells]
+    return [
+        each.cache[0]
+        for experiment in experiments
+        for each in (
+            alternatives(experiment)
+            if experiment.pipeline.features.precision == "auto"
+            else [experiment]
+        )
+    ]
 
 
 def _state(info: CacheInfo) -> str:

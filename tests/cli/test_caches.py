@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from cache_files import make_cache, make_ids, make_spec
 from small_projects import draw_image
 
@@ -152,6 +153,30 @@ def test_prune_only_tells_unless_it_is_told_to_delete(cli, project, cache):
     assert done.json["removed"] == [str(Path("cache") / other.name)]
     assert not other.exists()
     assert cache.exists()
+
+
+def test_prune_keeps_the_cache_of_a_pipeline_file_with_replaced_values(cli, project, cache):
+    replaced = ("--set", "features.scales=[80]")
+    other = Path(cli("extract", "small.yaml", "--json", *replaced).json["cache"])
+    done = cli("cache", "prune", "small.yaml", "--delete", "--json", *replaced)
+    assert done.json["removed"] == [str(Path("cache") / cache.name)]
+    assert other.exists()
+
+
+def test_prune_refuses_replaced_values_of_no_file(cli, project, cache):
+    refused = cli("cache", "prune", "--delete", "--set", "features.scales=[80]")
+    assert refused.status == 2
+    assert "--set needs a PIPELINE.yaml" in refused.complaint
+
+
+def test_prune_keeps_the_caches_of_all_cells_of_a_grid(cli, project, cache):
+    layers = [{"label": name, "set": {"features.layer": name}} for name in ("conv4", "conv5")]
+    grid = {"rows": [{"label": "all", "set": {}}], "columns": layers}
+    pipeline = yaml.safe_load((project / "small.yaml").read_text())
+    (project / "grid.yaml").write_text(yaml.safe_dump(pipeline | {"grid": grid}))
+    assert cli("extract", "grid.yaml").status == 0
+    done = cli("cache", "prune", "grid.yaml", "--delete", "--json")
+    assert done.json["removed"] == [str(Path("cache") / cache.name)]
 
 
 def test_prune_deletes_nothing_for_a_pipeline_file_it_cannot_read(cli, project, cache):
