@@ -96,7 +96,7 @@ def _textured(
 
 
 def _rotation(rng: np.random.Generator) -> Points:
-    """Rotation matrix of a small random angle: things mostly stand upright."""
+    """Rotation matrix of a small random angle: things mostly keep their orientation."""
     angle = rng.uniform(-1, 1) * _LARGEST_ANGLE
     cosine, sine = math.cos(angle), math.sin(angle)
     return np.array([[cosine, sine], [-sine, cosine]])
