@@ -89,6 +89,11 @@ def run(dataset, path, spec=SPEC, **options):
     return extract(dataset, spec, path=path, **options)
 
 
+def counts(report):
+    """Added, changed, unchanged, removed and failed."""
+    return report.added, report.changed, report.unchanged, report.removed, len(report.failures)
+
+
 MINI = {"backbone": "spp-mini", "scales": (64,)}
 SEVERAL = {
     "conv1": make_spec(**MINI, layer="conv1", levels=(3,)),

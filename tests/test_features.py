@@ -4,8 +4,6 @@ import functools
 import io
 import math
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -23,9 +21,9 @@ from small_projects import CLASSES, draw_folder
 from spptransfer import LinearSVM, PyramidNormalizer, SPPFeatures, backbones, images
 from spptransfer.datasets.folder import read_folder
 from spptransfer.errors import ConfigError, ImageError, WeightsError
-from spptransfer.features import feature_spec
 from spptransfer.pyramid import SpatialPyramidPooling
 from spptransfer.resizing import resize
+from spptransfer.specify import feature_spec
 
 NETWORK = ("squeezenet1_1", "random:0")
 LEVELS = (6, 3, 2, 1)
@@ -388,29 +386,3 @@ def test_what_is_no_image_is_refused(wrong):
 def test_a_single_path_is_refused_with_the_right_way_to_write_it():
     with pytest.raises(ImageError, match=r"must be a list of images, as \['a.jpg'\]"):
         small().transform("a.jpg")
-
-
-def test_a_spec_is_equal_however_levels_and_scales_are_written():
-    mini = {"backbone": "spp-mini", "weights": "embedded"}
-    spec = feature_spec(**mini, levels=(6, 3, 2, 1), scales=(64, 96))
-    same = feature_spec(**mini, levels=[1, 6], scales=[96, 64])
-    assert spec == same
-    assert spec.fingerprint == same.fingerprint
-
-
-def test_auto_precision_is_float32():
-    auto, single = (
-        feature_spec(backbone="spp-mini", weights="embedded", precision=precision)
-        for precision in ("auto", "float32")
-    )
-    assert auto == single
-
-
-def test_making_a_spec_of_a_file_imports_no_torch(tmp_path):
-    (tmp_path / "a.pth").write_bytes(b"whatever")
-    code = (
-        "import sys; from spptransfer.features import feature_spec; "
-        f"feature_spec(backbone='alexnet', weights={str(tmp_path / 'a.pth')!r}); "
-        "assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

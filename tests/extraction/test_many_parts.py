@@ -11,7 +11,7 @@ from spptransfer import backbones
 from spptransfer.cache import FeatureCache
 from spptransfer.datasets import open_dataset
 from spptransfer.extraction import extract
-from spptransfer.features import feature_spec
+from spptransfer.specify import feature_spec
 
 
 @pytest.mark.parametrize("part_rows", [1, 7])

@@ -1,4 +1,4 @@
-"""A small training set, as a folder and in a ZIP file."""
+"""A small training set, as a folder and in a ZIP file; a network that knows drawn images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from drawn_network import CLASSES, drawn_tensors
+from safetensors.torch import save_file
 from small_projects import draw_folder
+from torch import nn
+
+from spptransfer import backbones
+from spptransfer.pretraining.evaluation import Classifier, load_classifier
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -33,3 +39,25 @@ def zipped(photos: Path) -> Path:
         for file in sorted(photos.rglob("*.png")):
             archive.write(file, file.relative_to(photos.parent).as_posix())
     return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A network that knows drawn images, whose file says nothing about it."""
+    path = tmp_path_factory.mktemp("weights") / "drawn.safetensors"
+    save_file(drawn_tensors(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def mini(weights) -> Classifier:
+    return load_classifier("spp-mini", weights)
+
+
+@pytest.fixture(scope="module")
+def original() -> nn.Module:
+    """The network that `mini` was taken apart from."""
+    network = backbones.network("spp-mini", num_classes=len(CLASSES))
+    tensors = {key: value.float() for key, value in drawn_tensors().items()}
+    network.load_state_dict(tensors, strict=False)
+    return network.eval()
