@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from spptransfer.errors import ConfigError
+from spptransfer.svm._products import product_with_transpose
 from spptransfer.svm._rows import Rows
 from spptransfer.svm._threads import for_each
 from spptransfer.svm._types import Array
@@ -18,7 +19,7 @@ RUN = 64
 
 
 class Arithmetic:
-    """Products by numpy's BLAS; on a device torch takes over."""
+    """Products on this machine's processor; on a device torch takes over."""
 
     def hold(self, matrix: Array) -> Any:
         """Put a matrix where products with it are made."""
@@ -35,7 +36,7 @@ class Arithmetic:
 
         def fill(start: int) -> None:
             rows = slice(start, start + SLICE)
-            product[:, rows] = across @ matrix[rows].T
+            product[:, rows] = product_with_transpose(matrix[rows], across).T
 
         for_each(fill, range(0, len(matrix), SLICE))
         return product.T

@@ -20,6 +20,7 @@ from spptransfer.svm._problems import Problems
 from spptransfer.svm._rows import BLOCK_BYTES, Rows
 from spptransfer.svm._solver import Options, Solver
 from spptransfer.svm._streamed import StreamedSolver
+from spptransfer.svm._threads import release_memory
 from spptransfer.svm._types import Array
 
 LOSSES = ("squared_hinge", "hinge")
@@ -135,6 +136,7 @@ def _make_space(rows: Rows, gram: Array | None, settings: Settings) -> GramSpace
     arithmetic = arithmetic_for(settings.device)
     if gram is None:
         gram = arithmetic.gram(rows, np.float64 if n_rows <= SMALL else np.float32)
+        release_memory()
     elif gram.shape != (n_rows, n_rows):
         raise ConfigError(f"gram has shape {gram.shape}; {n_rows} rows need {(n_rows, n_rows)}")
     if gram.dtype == np.float64 and n_rows > SMALL:

@@ -17,13 +17,13 @@ from spptransfer.svm._threads import Once, for_each
 from spptransfer.svm._types import Array
 
 # A Cholesky factorisation runs at about this fraction of a matrix product's speed.
-FACTOR_SPEED = 0.5
+FACTOR_SPEED = 0.25
 # Systems of up to this many rows are factorised whatever it costs.
 TINY = 400
 # How many float64 arrays of the columns in progress there are, in float32 arrays' widths.
 COLUMN_ARRAYS = 48
-# Products with fewer columns at a time are slow.
-NARROW = 24
+# Products take as long with fewer columns.
+NARROW = 16
 # Up to this many columns products are divided among threads by rows of the Gram matrix.
 WIDE = 32
 
@@ -77,13 +77,20 @@ class GramSpace(GramGaps):
         return self.rows.shape[1]
 
     def groups(self, columns: Array) -> list[Array]:
-        """As many columns at a time as take no more memory than the Gram matrix.
+        """As many columns at a time as take, with results, no more memory than the Gram matrix.
 
         An even number of groups, for an even number of threads.
         """
-        width = max(NARROW, self.rows.shape[0] // 2 // COLUMN_ARRAYS)
+        width = self._width(len(columns))
         pairs = -(-len(columns) // (2 * width))
         return np.array_split(columns, 2 * pairs if len(columns) > WIDE else 1)
+
+    def _width(self, n_columns: int) -> int:
+        """Columns for which there is room beside the results, states and weights in float64."""
+        n_rows, n_features = self.rows.shape
+        room = n_rows - 4 * n_columns - 2 * n_columns * n_features // n_rows
+        width = max(NARROW, room // 2 // COLUMN_ARRAYS)
+        return width if width >= 2 * NARROW else NARROW
 
     @property
     def side_by_side(self) -> bool:

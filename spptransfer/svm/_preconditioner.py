@@ -11,7 +11,7 @@ from scipy.linalg import lapack
 from spptransfer.svm._threads import for_each, own_threads
 from spptransfer.svm._types import Array
 
-RANK = 128
+RANK = 96
 NEGLIGIBLE = 0.1
 # Squared lengths, relative to the longest, that are rounding errors.
 SPAN = 1e-11

@@ -11,15 +11,18 @@ import numpy as np
 
 from spptransfer.errors import ConfigError
 from spptransfer.svm._half import widen
+from spptransfer.svm._products import product_with_transpose
 from spptransfer.svm._threads import for_each, own_threads
 from spptransfer.svm._types import Array
 
 # Two threads' blocks, and what is computed from them, stay in the processor's last cache.
 BLOCK_BYTES = 4 * 2**20
+# A product with fewer rows at a time is slow.
+LEAST_ROWS = 32
 # Blocks of a Gram matrix are multiplied with each other: the larger, the more work per number.
 GRAM_BLOCK_BYTES = 12 * 2**20
-# Of rows that need no copy, so many at a time.
-GRAM_BLOCK_ROWS = 1000
+# Of rows that need no copy, so many at a time with all that follow.
+GRAM_ROWS = 192
 
 
 class Rows:
@@ -74,8 +77,8 @@ class Rows:
         """Consecutive slices whose rows take about ``block_bytes`` in a precision."""
         n_rows, n_columns = self.shape
         row_bytes = np.dtype(dtype).itemsize * max(1, n_columns)
-        length = max(64, (block_bytes or self.block_bytes) // row_bytes)
-        return [slice(at, min(at + length, n_rows)) for at in range(0, n_rows, length)]
+        length = max(LEAST_ROWS, (block_bytes or self.block_bytes) // row_bytes)
+        return _slices(n_rows, length)
 
     def block(self, where: slice, dtype: Any, out: Array | None = None) -> Array:
         """Some rows in a precision, without a copy where they have it already."""
@@ -158,29 +161,30 @@ class Rows:
             left, right = pair
             block = self.block(left, dtype)
             other = block if left == right else self.block(right, dtype)
-            np.matmul(block, other.T, out=gram[left, right])
-            if left != right:
-                gram[right, left] = gram[left, right].T
+            product_with_transpose(block, other, out=gram[left, right])
+            if left.start == right.start:
+                _mirror(gram[right, right])
+            below = slice(max(left.start, right.stop), left.stop)
+            gram[right, below] = gram[below, right].T
 
-        slices = self._gram_slices(dtype)
-        # Those on the diagonal are half the work: last, they even out what the threads have left.
-        pairs = list(itertools.combinations(slices, 2)) + [(where, where) for where in slices]
-        for_each(fill, pairs)
+        for_each(fill, self._gram_pairs(dtype))
         if not self.is_outside and not self._loaded:
             self.rows_read = before + n_rows
         return gram
 
-    def _gram_slices(self, dtype: Any) -> list[slice]:
-        """Rows that are multiplied with each other: as many as it takes for full speed.
+    def _gram_pairs(self, dtype: Any) -> list[tuple[slice, slice]]:
+        """Rows that are multiplied with each other, the most work first.
 
-        Fewer where they are read or converted first, which takes memory for each thread.
+        A few with all that follow; or block by block where they are read or converted first, which
+        takes memory for each thread.
         """
         if self.is_outside or self.source.dtype != dtype:
-            return self.block_slices(dtype, max(self.block_bytes, GRAM_BLOCK_BYTES))
+            slices = self.block_slices(dtype, max(self.block_bytes, GRAM_BLOCK_BYTES))
+            # Those on the diagonal are half the work: last, they even out what is left.
+            pairs = [(right, left) for left, right in itertools.combinations(slices, 2)]
+            return [*pairs, *((where, where) for where in slices)]
         n_rows = self.shape[0]
-        n_blocks = 2 * -(-n_rows // (2 * GRAM_BLOCK_ROWS))
-        edges = [n_rows * number // n_blocks for number in range(n_blocks + 1)]
-        return [slice(at, stop) for at, stop in itertools.pairwise(edges) if at < stop]
+        return [(slice(where.start, n_rows), where) for where in _slices(n_rows, GRAM_ROWS)]
 
     def scores(self, coefficients: Array, dtype: Any = np.float64) -> Array:
         """``X @ coefficients``, in float64 unless something else is asked for."""
@@ -196,11 +200,13 @@ class Rows:
 
     def combine(self, weights: Array, dtype: Any = np.float64) -> Array:
         """``X.T @ weights``, in float64 or with only the blocks' sums in it."""
+        across = np.ascontiguousarray(weights.T, dtype=dtype)
 
         def add(share: Iterator[tuple[slice, Array]]) -> Array:
-            total = np.zeros((weights.shape[1], self.shape[1]))
+            total = np.zeros((len(across), self.shape[1]))
+            product = np.empty_like(total, dtype=dtype)
             for where, block in share:
-                total += np.ascontiguousarray(weights[where].T, dtype=dtype) @ block
+                total += np.matmul(across[:, where], block, out=product)
             return total
 
         return sum_of(for_each(add, self.shares(dtype))).T
@@ -232,6 +238,15 @@ class Rows:
 
         totals, sums = zip(*for_each(add, self.shares(vectors.dtype)), strict=True)
         return sum_of(totals).T, image.T if weights is not None else sum_of(sums)[None, :]
+
+
+def _slices(size: int, length: int) -> list[slice]:
+    return [slice(at, min(at + length, size)) for at in range(0, size, length)]
+
+
+def _mirror(square: Array) -> None:
+    """Make a matrix symmetric to the last digit."""
+    square[...] = np.tril(square) + np.tril(square, -1).T
 
 
 def converted(stored: Array, dtype: np.dtype[Any], out: Array | None = None) -> Array:

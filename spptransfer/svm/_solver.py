@@ -10,12 +10,14 @@ import numpy as np
 from spptransfer.svm._loss import Losses, best_offset
 from spptransfer.svm._newton import Points, Space, descend, line_search, objectives
 from spptransfer.svm._problems import Problems
-from spptransfer.svm._threads import for_each
+from spptransfer.svm._threads import for_each, release_memory
 from spptransfer.svm._types import Array
 
 logger = logging.getLogger(__name__)
 
 MAX_ROUNDS = 60
+# With fewer rows nothing is worth giving back.
+MANY_ROWS = 1000
 LIFT = 1.0 + 1e-10
 
 
@@ -94,11 +96,15 @@ class Solver:
     ) -> Solution:
         """Certified minimisers at one cost per column; columns are the problems, over and over.
 
-        A ``start`` may come without scores.
+        A ``start`` may come without scores. One with them is overwritten by the solution: every
+        group of columns takes a copy of its own.
         """
         n_rows, n_columns = len(self.problems.signs), len(costs)
-        scores = np.empty((n_rows if with_scores else 0, n_columns), order="F")
-        points = Points(self.space.start(n_columns), scores, np.zeros(n_columns))
+        if start is None or bool(len(start.scores)) != with_scores:
+            scores = np.empty((n_rows if with_scores else 0, n_columns), order="F")
+            points = Points(self.space.start(n_columns), scores, np.zeros(n_columns))
+        else:
+            points = start
         solution = Solution.unsolved(points, np.zeros(n_columns))
         if with_coefficients:
             shape = self.space.n_features, n_columns
@@ -115,7 +121,11 @@ class Solver:
             if with_coefficients:
                 run.solution.coefficients = run.space.coefficients(run.solution.points.state)
             solution.assign(columns, run.solution)
-            return columns[run.open] if run.blunt else columns[:0]
+            blunt = columns[run.open] if run.blunt else columns[:0]
+            del run
+            if n_rows > MANY_ROWS:
+                release_memory()
+            return blunt
 
         def solve_groups(columns: Array) -> Array:
             groups = self.space.groups(columns)

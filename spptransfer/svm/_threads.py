@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from threadpoolctl import ThreadpoolController
 
@@ -38,7 +40,7 @@ def _controller() -> ThreadpoolController:
 
 
 class _Limit:
-    """BLAS's limit, which is the whole process's: set by the first that asks, lifted by the last.
+    """The libraries' limit, for the whole process: set by the first that asks, lifted by the last.
 
     Two fits side by side would otherwise each restore what they found, in the wrong order.
     """
@@ -47,6 +49,7 @@ class _Limit:
         self.lock = threading.Lock()
         self.users = 0
         self.n_threads = 1
+        self.holds_torch = False
         self.stack = ExitStack()
 
     def enter(self) -> None:
@@ -57,24 +60,44 @@ class _Limit:
                 limit = _controller().limit(limits=1, user_api="blas")
                 self.stack.enter_context(cast(AbstractContextManager[object], limit))
             self.users += 1
+            self._hold_torch()
+
+    def take_torch(self) -> None:
+        with self.lock:
+            self._hold_torch()
+
+    def _hold_torch(self) -> None:
+        torch: Any = sys.modules.get("torch")
+        # Another thread may be in the middle of importing it.
+        if self.users and not self.holds_torch and hasattr(torch, "set_num_threads"):
+            self.stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(1)
+            self.holds_torch = True
 
     def leave(self) -> None:
         with self.lock:
             self.users -= 1
             if not self.users:
                 self.stack.close()
+                self.holds_torch = False
 
 
 _limit = _Limit()
 _inside = threading.local()
 
 
+def limit_torch() -> None:
+    """Keep torch, loaded by now, to one thread until everybody has left `own_threads`."""
+    _limit.take_torch()
+
+
 @contextmanager
 def own_threads() -> Iterator[int]:
     """Keep BLAS to one thread and give `for_each` those that it had; their number is the value.
 
-    BLAS splits a small factorisation, or a product with few columns, among threads that then
-    mostly wait for each other, and burn the processor's time while they do.
+    The same goes for torch where it is loaded. A small factorisation, or a product with few
+    columns, is split among threads that then mostly wait for each other, and burn the processor's
+    time while they do.
     """
     _limit.enter()
     try:
@@ -99,3 +122,21 @@ def for_each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[
             return [function(item) for item in items]
         with ThreadPoolExecutor(min(n_threads, len(items))) as executor:
             return list(executor.map(work, items))
+
+
+def release_memory() -> None:
+    """Give the system back what is free, where the C library can be told to.
+
+    It keeps what one phase had in use for the next one, and a share for each thread that ended.
+    """
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        return cast(Callable[[int], int], ctypes.CDLL(None).malloc_trim)
+    except (OSError, AttributeError, TypeError):  # not glibc
+        return None

@@ -52,11 +52,14 @@ def test_rows_of_a_file_are_read_a_few_dozen_times(tmp_path):
     assert model.n_passes_ < 100
 
 
+@pytest.mark.parametrize("stored", [np.float16, np.float32])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n_rows", [1, 2, 63, 64, 65, 200])
-def test_a_gram_matrix_is_the_product_whatever_the_blocks(n_rows, dtype, monkeypatch):
-    monkeypatch.setattr("spptransfer.svm._rows.BLOCK_BYTES", 1)
-    X, _ = data((n_rows, 30))
+def test_a_gram_matrix_is_the_product_whatever_the_blocks(n_rows, dtype, stored, monkeypatch):
+    for name in ("BLOCK_BYTES", "GRAM_BLOCK_BYTES"):
+        monkeypatch.setattr(f"spptransfer.svm._rows.{name}", 1)
+    monkeypatch.setattr("spptransfer.svm._rows.GRAM_ROWS", 64)
+    X = data((n_rows, 30))[0].astype(stored)
     gram = gram_matrix(X, dtype)
     assert gram.dtype == dtype
     np.testing.assert_allclose(gram, X.astype(float) @ X.T.astype(float), atol=1e-6)

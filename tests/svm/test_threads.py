@@ -1,0 +1,56 @@
+"""Threads and memory are handed back as they were found."""
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info
+
+from spptransfer.svm import _threads
+from spptransfer.svm._threads import Once, for_each, own_threads, release_memory
+
+
+def blas_threads():
+    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+def test_blas_has_one_thread_meanwhile_and_its_own_afterwards():
+    before = blas_threads()
+    with own_threads():
+        with own_threads():
+            assert set(blas_threads()) == {1}
+        assert set(blas_threads()) == {1}
+    assert blas_threads() == before
+
+
+def test_results_come_in_the_order_of_the_items():
+    assert for_each(lambda item: item**2, range(50)) == [item**2 for item in range(50)]
+
+
+def test_what_is_called_on_a_thread_may_call_it_again():
+    found = for_each(lambda row: for_each(lambda item: row + item, range(3)), range(4))
+    assert found == [[row, row + 1, row + 2] for row in range(4)]
+
+
+def test_an_error_on_a_thread_is_raised_and_the_threads_are_handed_back():
+    before = blas_threads()
+    with pytest.raises(ZeroDivisionError):
+        for_each(lambda item: 1 // item, [1, 0, 2])
+    assert blas_threads() == before
+
+
+def test_what_is_needed_once_is_computed_once():
+    calls = []
+    once = Once(lambda: calls.append(1) or np.arange(3))
+    found = for_each(lambda _: once.get(), range(8))
+    assert len(calls) == 1
+    assert all(value is found[0] for value in found)
+
+
+def test_memory_is_released_or_kept_without_a_word(monkeypatch):
+    release_memory()
+    monkeypatch.setattr(_threads.ctypes, "CDLL", lambda name: object())
+    _threads._malloc_trim.cache_clear()
+    try:
+        assert _threads._malloc_trim() is None
+        release_memory()
+    finally:
+        _threads._malloc_trim.cache_clear()
