@@ -70,7 +70,7 @@ def reset_peak():
 def measured(contender, X, y, options):
     """Run a contender; what it says, with seconds, CPU seconds and memory beside the data.
 
-    Libraries are loaded, and have run once on a few rows: what they hold is not the task's.
+    Libraries are loaded, and have run once on a smaller task: what they hold is not the task's.
     """
     load_libraries(options)
     before = resident_mb()
@@ -91,9 +91,9 @@ def load_libraries(options):
     if not options.without_torch:
         import torch  # noqa: F401
     rng = np.random.default_rng(0)
-    X, y = rng.random((1200, 1300), dtype=np.float32), np.arange(1200) % 30
+    X, y = rng.random((2000, 4000), dtype=np.float32), np.arange(2000) % 80
     LinearSVM().fit(X, y)
-    sklearn.svm.LinearSVC(max_iter=1, tol=10.0).fit(X, y)
+    sklearn.svm.LinearSVC(max_iter=1000, tol=10.0).fit(X[:100], y[:100] % 2)
 
 
 def start(arguments, contender, path, threads, first=0):

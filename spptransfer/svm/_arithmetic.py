@@ -9,11 +9,9 @@ import numpy as np
 from spptransfer.errors import ConfigError
 from spptransfer.svm._products import product_with_transpose
 from spptransfer.svm._rows import Rows
-from spptransfer.svm._threads import for_each
+from spptransfer.svm._threads import for_each, own_threads
 from spptransfer.svm._types import Array
 
-# Rows of a matrix that one thread multiplies at a time.
-SLICE = 512
 # Rows copied at a time.
 RUN = 64
 
@@ -34,11 +32,14 @@ class Arithmetic:
         across = np.ascontiguousarray(vectors.T)
         product = np.empty((len(across), len(matrix)), vectors.dtype)
 
-        def fill(start: int) -> None:
-            rows = slice(start, start + SLICE)
-            product[:, rows] = product_with_transpose(matrix[rows], across).T
+        with own_threads() as n_threads:
+            share = -(-len(matrix) // n_threads)
 
-        for_each(fill, range(0, len(matrix), SLICE))
+            def fill(start: int) -> None:
+                rows = slice(start, start + share)
+                product_with_transpose(matrix[rows], across, out=product[:, rows].T)
+
+            for_each(fill, range(0, len(matrix), share))
         return product.T
 
     def submatrix(self, matrix: Any, chosen: Array, vector: Array) -> tuple[Array, Array]:

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from spptransfer.svm._threads import limit_torch
+from spptransfer.svm._threads import limit_torch, own_threads
 from spptransfer.svm._types import Array
 
 # Operations after which importing torch, a second or two, has paid: as long as numpy took for them.
 WORTH_IMPORTING = 5e11
 # Filters at a time: enough for full speed, and the library copies them into an order of its own.
 FILTERS = 64
+# It computes so many side by side; and makes, and keeps, code for every number that it meets.
+FILTERS_ABREAST = 16
 
 
 def product_with_transpose(left: Array, right: Array, out: Array | None = None) -> Array:
@@ -29,12 +31,23 @@ def product_with_transpose(left: Array, right: Array, out: Array | None = None) 
     torch = None
     if _is_plain(left) and _is_plain(right):
         torch = _torch.after(2.0 * left.size * len(right))
+    if torch is None and out.strides[0] < out.strides[1]:
+        return np.matmul(right, left.T, out=out.T).T
     if torch is None:
         return np.matmul(left, right.T, out=out)
-    for start in range(0, len(right), FILTERS):
-        chosen = slice(start, start + FILTERS)
-        out[:, chosen] = _convolved(torch, left, right[chosen])
+    with own_threads():
+        limit_torch(torch)
+        for start in range(0, len(right), FILTERS):
+            filters = _full(right[start : start + FILTERS])
+            width = min(len(filters), len(right) - start)
+            out[:, start : start + width] = _convolved(torch, left, filters)[:, :width]
     return out
+
+
+def _full(filters: Array) -> Array:
+    """As many filters as are computed side by side, the last ones zero."""
+    missing = -len(filters) % FILTERS_ABREAST
+    return np.pad(filters, ((0, missing), (0, 0))) if missing else filters
 
 
 def _is_plain(matrix: Array) -> bool:
@@ -90,7 +103,6 @@ class _Torch:
 
         self._unusable = not torch.backends.mkldnn.is_available()
         if not self._unusable:
-            limit_torch()
             self._module = torch
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache
@@ -40,7 +40,7 @@ def _controller() -> ThreadpoolController:
 
 
 class _Limit:
-    """The libraries' limit, for the whole process: set by the first that asks, lifted by the last.
+    """BLAS's limit, which is the whole process's: set by the first that asks, lifted by the last.
 
     Two fits side by side would otherwise each restore what they found, in the wrong order.
     """
@@ -49,7 +49,6 @@ class _Limit:
         self.lock = threading.Lock()
         self.users = 0
         self.n_threads = 1
-        self.holds_torch = False
         self.stack = ExitStack()
 
     def enter(self) -> None:
@@ -60,68 +59,123 @@ class _Limit:
                 limit = _controller().limit(limits=1, user_api="blas")
                 self.stack.enter_context(cast(AbstractContextManager[object], limit))
             self.users += 1
-            self._hold_torch()
-
-    def take_torch(self) -> None:
-        with self.lock:
-            self._hold_torch()
-
-    def _hold_torch(self) -> None:
-        torch: Any = sys.modules.get("torch")
-        # Another thread may be in the middle of importing it.
-        if self.users and not self.holds_torch and hasattr(torch, "set_num_threads"):
-            self.stack.callback(torch.set_num_threads, torch.get_num_threads())
-            torch.set_num_threads(1)
-            self.holds_torch = True
 
     def leave(self) -> None:
         with self.lock:
             self.users -= 1
             if not self.users:
                 self.stack.close()
-                self.holds_torch = False
+
+
+class _TorchLimit:
+    """Torch's limit: each thread has its own, which new threads take over from whoever set it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.holders = 0
+        self.n_threads = 1
+
+    def hold(self, torch: Any) -> None:
+        if _inside.torch is None:
+            with self.lock:
+                if not self.holders:
+                    self.n_threads = torch.get_num_threads()
+                self.holders += 1
+                torch.set_num_threads(1)
+            _inside.torch = torch
+
+    def release(self) -> None:
+        if _inside.torch is not None:
+            with self.lock:
+                self.holders -= 1
+                _inside.torch.set_num_threads(self.n_threads)
+            _inside.torch = None
+
+
+class _Inside(threading.local):
+    """What a thread is in the middle of."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.worker = False
+        self.torch: Any = None
 
 
 _limit = _Limit()
-_inside = threading.local()
-
-
-def limit_torch() -> None:
-    """Keep torch, loaded by now, to one thread until everybody has left `own_threads`."""
-    _limit.take_torch()
+_torch_limit = _TorchLimit()
+_inside = _Inside()
 
 
 @contextmanager
 def own_threads() -> Iterator[int]:
     """Keep BLAS to one thread and give `for_each` those that it had; their number is the value.
 
-    The same goes for torch where it is loaded. A small factorisation, or a product with few
-    columns, is split among threads that then mostly wait for each other, and burn the processor's
-    time while they do.
+    A small factorisation, or a product with few columns, is split among threads that then mostly
+    wait for each other, and burn the processor's time while they do.
     """
     _limit.enter()
+    _inside.depth += 1
     try:
-        yield 1 if getattr(_inside, "worker", False) else _limit.n_threads
+        yield 1 if _inside.worker else _limit.n_threads
     finally:
+        _inside.depth -= 1
+        if not _inside.depth:
+            _torch_limit.release()
         _limit.leave()
+
+
+def limit_torch(torch: Any) -> None:
+    """Keep torch to one thread, too, in this thread until it leaves `own_threads`."""
+    _torch_limit.hold(torch)
 
 
 def for_each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """Call a function with every item, on as many threads as BLAS had; results in order.
 
-    What is called may call it again: there it is a plain loop.
+    The calling thread is one of them: every other one keeps memory of its own. What is called may
+    call it again: there it is a plain loop.
     """
     items = list(items)
-
-    def work(item: Item) -> Result:
-        _inside.worker = True
-        return function(item)
-
     with own_threads() as n_threads:
-        if n_threads == 1 or len(items) < 2:
+        n_others = min(n_threads, len(items)) - 1
+        if n_others < 1:
             return [function(item) for item in items]
-        with ThreadPoolExecutor(min(n_threads, len(items))) as executor:
-            return list(executor.map(work, items))
+        share = _Share(function, items)
+        with ThreadPoolExecutor(n_others) as executor:
+            others = [executor.submit(share.work) for _ in range(n_others)]
+            share.work()
+            for other in others:
+                other.result()
+        return [share.results[number] for number in range(len(items))]
+
+
+class _Share(Generic[Item, Result]):
+    """Items that threads take one by one, until none is left or one of them failed."""
+
+    def __init__(self, function: Callable[[Item], Result], items: Sequence[Item]) -> None:
+        self.function = function
+        self.left = deque(enumerate(items))
+        self.results: dict[int, Result] = {}
+
+    def _next(self) -> tuple[int, Item] | None:
+        try:
+            return self.left.popleft()
+        except IndexError:
+            return None
+
+    def work(self) -> None:
+        """Take items as long as there are any."""
+        with own_threads():
+            _inside.worker = True
+            try:
+                while (taken := self._next()) is not None:
+                    number, item = taken
+                    self.results[number] = self.function(item)
+            except BaseException:
+                self.left.clear()
+                raise
+            finally:
+                _inside.worker = False
 
 
 def release_memory() -> None:

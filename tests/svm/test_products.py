@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spptransfer.svm import _products
-from spptransfer.svm._products import FILTERS, product_with_transpose
-from spptransfer.svm._threads import own_threads
+from spptransfer.svm._products import FILTERS, FILTERS_ABREAST, product_with_transpose
+from spptransfer.svm._threads import for_each, own_threads
 
 needs_convolutions = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN here"
@@ -59,7 +59,7 @@ def test_convolutions_make_the_product_of_float32_matrices(monkeypatch):
     )
     left, right = matrices(30, FILTERS + 6, 200)
     assert_is_product(product_with_transpose(left, right), left, right)
-    assert calls == [(FILTERS, 200), (6, 200)]
+    assert calls == [(FILTERS, 200), (FILTERS_ABREAST, 200)]
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16])
@@ -111,20 +111,36 @@ def test_not_a_number_stays_in_its_row():
     assert np.isfinite(np.delete(found, 3, axis=0)).all()
 
 
-def test_torch_keeps_to_one_thread_meanwhile_and_has_its_threads_back_afterwards():
+def threads_seen_while_multiplying(monkeypatch, n_items):
+    """Torch's threads at every convolution, in all threads that make one."""
+    seen = []
+    plain = _products._convolved
+    monkeypatch.setattr(
+        _products,
+        "_convolved",
+        lambda *given: seen.append(torch.get_num_threads()) or plain(*given),
+    )
+    for_each(lambda _: product_with_transpose(*matrices(9, 9, 9)), range(n_items))
+    return seen
+
+
+@needs_convolutions
+@pytest.mark.parametrize("n_items", [1, 8])
+def test_torch_keeps_to_one_thread_meanwhile_and_has_its_threads_afterwards(n_items, monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        seen = []
-        with own_threads():
-            thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
-            thread.start()
-            thread.join()
-            with own_threads():
-                seen.append(torch.get_num_threads())
-            seen.append(torch.get_num_threads())
-        assert seen == [1, 1, 1]
+        assert set(threads_seen_while_multiplying(monkeypatch, n_items)) == {1}
         assert torch.get_num_threads() == 2
+        with own_threads():
+            product_with_transpose(*matrices(9, 9, 9))
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+        fresh = []
+        thread = threading.Thread(target=lambda: fresh.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert fresh == [2]
     finally:
         torch.set_num_threads(before)
 
