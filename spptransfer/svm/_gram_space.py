@@ -88,6 +88,8 @@ class GramSpace(GramGaps):
     def _width(self, n_columns: int) -> int:
         """Columns for which there is room beside the results, states and weights in float64."""
         n_rows, n_features = self.rows.shape
+        if self.exact_gram is not None:  # beside which they are small
+            return n_rows // COLUMN_ARRAYS
         room = n_rows - 4 * n_columns - 2 * n_columns * n_features // n_rows
         width = max(NARROW, room // 2 // COLUMN_ARRAYS)
         return width if width >= 2 * NARROW else NARROW
@@ -176,6 +178,7 @@ class GramSpace(GramGaps):
         deficits = losses.deficits(scores)
         free = losses.free(deficits)
         step = np.where(free, 0.0, losses.signs * losses.responses(deficits) - state)
+        del deficits  # as large as all that follows
         residual = losses.signs * losses.offset - scores - losses.softness * state
         residual = np.where(free, residual, 0.0)
         softness = np.broadcast_to(losses.softness, residual.shape)
@@ -273,7 +276,9 @@ class GramSpace(GramGaps):
         rest, fixed = (residual / scale).astype(dtype), (settled / scale).astype(dtype)
         first = error(rest, everything)
         guess = precondition(rest - mask * low_rank.product(fixed), everything)
-        image = self.product(fixed + guess)
+        fixed += guess
+        image = self.product(fixed)
+        del fixed
         rest -= mask * image + soft * guess
         iterate = conjugate_gradients(
             product,

@@ -34,9 +34,9 @@ class Losses:
         """``cost * max(0, m)**2``: soft by 1 / (2 cost), without a cap."""
         counts = costs > NEGLIGIBLE
         softness = np.divide(0.5, costs, out=np.ones_like(costs), where=counts)
-        # Of two values, which need no digits.
+        # Few values, which need no digits.
         cap = np.where(counts, np.float32(np.inf), np.float32(0))
-        return cls(signs, softness, cap, np.ones((1, 1)))
+        return cls(signs.astype(np.int8), softness, cap, np.ones((1, 1)))
 
     @classmethod
     def hinge(cls, signs: Array, costs: Array) -> Losses:
