@@ -205,6 +205,7 @@ class TransferModel:
         paths: Iterable[Path],
         *,
         device: str = "auto",
+        runtime: str = "torch",
         jobs: int | None = None,
         weights: str | os.PathLike[str] | None = None,
         weights_dir: Path | None = None,
@@ -217,6 +218,8 @@ class TransferModel:
             Image files.
         device : str, default="auto"
             A torch device.
+        runtime : {"torch", "openvino", "onnxruntime"}, default="torch"
+            Who computes the network's maps.
         jobs : int, optional
             Threads, by default one per processor that we may use.
         weights : str or path-like, optional
@@ -238,7 +241,8 @@ class TransferModel:
         from spptransfer.features import stream_features
 
         backbone = self._load_backbone(weights, weights_dir)
-        computer = FeatureComputer(backbone, self.spec, device)
+        threads = jobs or len(os.sched_getaffinity(0))
+        computer = FeatureComputer(backbone, self.spec, device, runtime=runtime, threads=threads)
         for chunk in stream_features(map(Path, paths), computer, self.selection(), jobs):
             for position, path in enumerate(cast(tuple[Path, ...], chunk.sources)):
                 error = chunk.errors.get(position)

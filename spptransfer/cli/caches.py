@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spptransfer.cli.options import CACHE_DIR, CacheDir, DataRoot, Device, Json, Quiet, WeightsDir
+from spptransfer.cli.options import (
+    CACHE_DIR,
+    CacheDir,
+    DataRoot,
+    Device,
+    Json,
+    Quiet,
+    Runtime,
+    WeightsDir,
+)
 from spptransfer.cli.output import Output, printable, short_path, table
 from spptransfer.errors import CacheError, ConfigError
 
@@ -84,6 +93,7 @@ def verify(
     data_root: DataRoot = None,
     weights_dir: WeightsDir = None,
     device: Device = "auto",
+    runtime: Runtime = "torch",
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
@@ -99,8 +109,9 @@ def verify(
     output = Output(quiet, json)
     if repair and pipeline is None:
         raise ConfigError("--repair needs --pipeline PIPELINE.yaml: which images are they?")
+    computing: dict[str, Any] = {"device": device, "runtime": runtime}
     machine = Machine(
-        data_root=data_root, cache_dir=cache.parent, weights_dir=weights_dir, device=device
+        data_root=data_root, cache_dir=cache.parent, weights_dir=weights_dir, **computing
     )
     made_for = None if pipeline is None else _experiment(pipeline, machine)
     if made_for is None:
@@ -108,11 +119,11 @@ def verify(
     else:
         FeatureCache.open(cache, made_for.wanted)
         images = (made_for.dataset, made_for.load_backbone)
-        problems = find_problems(cache, *images, sample=sample, device=device)
+        problems = find_problems(cache, *images, sample=sample, **computing)
     _tell_problems(problems, cache, output)
     remaining = problems
     if repair and problems and made_for is not None:
-        done = repair_cache(cache, problems, *images, device=device, progress=not quiet)
+        done = repair_cache(cache, problems, *images, **computing, progress=not quiet)
         remaining = find_problems(cache, made_for.dataset)
         output.say(f"repaired: {done.added + done.changed:,} rows extracted anew")
         _tell_problems(remaining, cache, output)

@@ -27,6 +27,7 @@ from spptransfer.extraction import Extraction
 from spptransfer.models import TransferModel
 from spptransfer.protocols.evaluate import Evaluation, SplitResult
 from spptransfer.protocols.splits import shared_content, splits_checksum, write_splits
+from spptransfer.runtimes import describe_runtime
 
 FORMAT = "spptransfer-results"
 FORMAT_VERSION = 1
@@ -166,7 +167,7 @@ def describe_run(facts: RunFacts) -> dict[str, Any]:
         "started": facts.started.isoformat(timespec="seconds"),
         "finished": facts.finished.isoformat(timespec="seconds"),
         "versions": versions(),
-        "machine": {**machine_facts(), "device": facts.device},
+        "machine": {**machine_facts(), **_computing(facts)},
         "dataset": _dataset(experiment),
         "features": _features(facts),
         "rows": {
@@ -279,6 +280,15 @@ def _number(value: float | None) -> float | None:
 
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, os.PathLike) else value
+
+
+def _computing(facts: RunFacts) -> dict[str, str | None]:
+    """What the features were computed on and by, None where they all came from the cache."""
+    runtime = facts.experiment.machine.runtime
+    return {
+        "device": facts.device,
+        "runtime": None if facts.device is None else describe_runtime(runtime),
+    }
 
 
 def machine_facts() -> dict[str, Any]:
