@@ -6,6 +6,7 @@ import copy
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +69,8 @@ class CompiledNetwork(ABC):
         self.threads = threads
         self._compiled: dict[tuple[str, ...], Run] = {}
         self._lock = threading.Lock()
+        # Numbers that graphs read where torch has them; they must not go before the graphs do.
+        self.lent: list[Any] = []
         self._run_of(layers)
 
     @abstractmethod

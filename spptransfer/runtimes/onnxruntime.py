@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from torch import nn
 
 from spptransfer.runtimes.compiled import CompiledNetwork, Run
@@ -36,6 +36,7 @@ class ONNXRuntimeNetwork(CompiledNetwork):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = _ERRORS_ONLY
+        self.lent += ways.lend_constants(options)
         session = onnxruntime.InferenceSession(
             ways.model(unlike).SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
@@ -55,7 +56,7 @@ class _ONNX(Operators):
 
     def __init__(self) -> None:
         self._nodes: list[onnx.NodeProto] = []
-        self._constants: list[onnx.TensorProto] = []
+        self._constants: dict[str, npt.NDArray[np.float32]] = {}
 
     def model(self, outputs: Sequence[Value]) -> onnx.ModelProto:
         """Everything said so far, with some values as outputs."""
@@ -67,10 +68,16 @@ class _ONNX(Operators):
                 helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * 4)
                 for name in outputs
             ],
-            self._constants,
+            [_elsewhere(name, numbers) for name, numbers in self._constants.items()],
         )
         operators = [helper.make_opsetid("", _OPSET)]
         return helper.make_model(graph, opset_imports=operators, ir_version=_FORMAT)
+
+    def lend_constants(self, options: onnxruntime.SessionOptions) -> list[Any]:
+        """Let a session use the constants where they are; gives what has to stay for that."""
+        values = list(map(onnxruntime.OrtValue.ortvalue_from_numpy, self._constants.values()))
+        options.add_external_initializers(list(self._constants), values)
+        return values
 
     def normalized(self, normalization: Normalization) -> Value:
         # Bytes are turned around, since there is less of them than of numbers.
@@ -125,5 +132,13 @@ class _ONNX(Operators):
     def _constant(self, value: npt.ArrayLike) -> str:
         name = f"constant{len(self._constants)}"
         numbers = np.ascontiguousarray(value, np.float32).reshape(np.shape(value))
-        self._constants.append(numpy_helper.from_array(numbers, name))
+        self._constants[name] = numbers
         return name
+
+
+def _elsewhere(name: str, numbers: npt.NDArray[np.float32]) -> onnx.TensorProto:
+    """A constant whose numbers are handed over beside the model, not copied into it."""
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=numbers.shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=name)
+    return tensor

@@ -37,6 +37,7 @@ class OpenVINONetwork(CompiledNetwork):
         values = build(self.backbone, layers, self.normalization, ways)
         # A layer may have two names.
         unlike = list(dict.fromkeys(values.values()))
+        self.lent += ways.constants
         model = openvino.Model([operators.result(value) for value in unlike], [ways.pixels])
         settings = {
             "INFERENCE_PRECISION_HINT": _PRECISIONS[self.precision],
@@ -64,6 +65,7 @@ class _OpenVINO(Operators):
     runtime = "openvino"
 
     def __init__(self) -> None:
+        self.constants: list[npt.NDArray[np.float32]] = []
         self.pixels = operators.parameter([-1, -1, -1, 3], np.uint8, name="pixels")
 
     def normalized(self, normalization: Normalization) -> Value:
@@ -75,16 +77,16 @@ class _OpenVINO(Operators):
         return operators.transpose(normal, np.array([0, 3, 1, 2]))
 
     def convolution(self, maps: Value, module: nn.Conv2d, padding: Pair) -> Value:
-        weight = module.weight.detach().numpy()
+        weight = module.weight.numpy()
         geometry: tuple[Any, ...] = (module.stride, padding, padding, module.dilation)
         if module.groups == 1:
-            filtered = operators.convolution(maps, weight, *geometry)
+            filtered = operators.convolution(maps, self._constant(weight), *geometry)
         else:
             grouped = weight.reshape(module.groups, -1, *weight.shape[1:])
-            filtered = operators.group_convolution(maps, grouped, *geometry)
+            filtered = operators.group_convolution(maps, self._constant(grouped), *geometry)
         if module.bias is None:
             return filtered
-        return operators.add(filtered, module.bias.detach().numpy().reshape(1, -1, 1, 1))
+        return operators.add(filtered, self._constant(module.bias.numpy().reshape(1, -1, 1, 1)))
 
     def clip(self, maps: Value, low: float, high: float | None) -> Value:
         return operators.relu(maps) if high is None else operators.clamp(maps, low, high)
@@ -106,3 +108,8 @@ class _OpenVINO(Operators):
     def combine(self, kind: str, left: Value, right: Value | float) -> Value:
         other = np.float32(right) if isinstance(right, (int, float)) else right
         return getattr(operators, kind)(left, other)
+
+    def _constant(self, numbers: npt.NDArray[np.float32]) -> Value:
+        """Numbers that stay where they are; by itself OpenVINO makes a list of them first."""
+        self.constants.append(np.ascontiguousarray(numbers))
+        return operators.constant(self.constants[-1], shared_memory=True)
