@@ -312,11 +312,7 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
 
         network = backbones.load(self.backbone, self.weights, layer=self.layer)
         self._computer = FeatureComputer(
-            network,
-            self.spec_,
-            self.device,
-            runtime=self.runtime,
-            threads=self.n_jobs or len(os.sched_getaffinity(0)),
+            network, self.spec_, self.device, runtime=self.runtime, threads=self.n_jobs
         )
 
     def transform(self, X: Iterable[str | os.PathLike[str] | npt.NDArray[np.uint8]]) -> Any:

@@ -263,7 +263,7 @@ def _check_sample(
     named = zip(cache.ids_at(good[drawn]), good[drawn], strict=True)
     chosen = sorted([(id, row) for id, row in named if id not in bad][:sample])
     ids = [id for id, _ in chosen]
-    computer = FeatureComputer(load_backbone(), cache.spec, device, runtime=runtime)
+    computer = FeatureComputer(load_backbone(), cache.spec, device, runtime=runtime, threads=1)
     settings = PartSettings(cache.path.parent, cache.spec, cache.channels, cache.dataset)
     with PartMaker(settings, computer, Clock(), workers=1) as maker:
         part = Part(0, tuple(ids), tuple(dataset.path(id) for id in ids))

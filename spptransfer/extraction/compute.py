@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -64,8 +65,8 @@ class FeatureComputer:
         See `choose_device`.
     runtime : {"torch", "openvino", "onnxruntime"}, default="torch"
         Who computes the maps; fully connected layers and pooling are torch's.
-    threads : int, default=1
-        How many threads will compute at once.
+    threads : int, optional
+        How many threads will compute at once, by default one per processor that we may use.
 
     Raises
     ------
@@ -86,7 +87,7 @@ class FeatureComputer:
         device: str = "cpu",
         *,
         runtime: str = "torch",
-        threads: int = 1,
+        threads: int | None = None,
     ) -> None:
         self.specs = (spec,) if isinstance(spec, FeatureSpec) else tuple(spec)
         check_alike(self.specs)
@@ -105,7 +106,7 @@ class FeatureComputer:
             tuple(dict.fromkeys(one.layer for one in self.specs)),
             Normalization.of(first.preprocessing),
             precision=first.precision,
-            threads=threads,
+            threads=threads or len(os.sched_getaffinity(0)),
         )
         self.strip_pixels = STRIP_PIXELS
 

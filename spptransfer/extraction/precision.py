@@ -200,7 +200,7 @@ class _Trial:
         runtime: str,
     ) -> None:
         self._specs = [dataclasses.replace(spec, precision=precision) for spec in specs]
-        self._computer = FeatureComputer(backbone, self._specs, device, runtime=runtime)
+        self._computer = FeatureComputer(backbone, self._specs, device, runtime=runtime, threads=1)
 
     def blocks(self, views: Sequence[_Views]) -> dict[Any, list[npt.NDArray[np.float32]]]:
         """Vectors of all images by spec, scale and level."""

@@ -76,8 +76,11 @@ def test_the_network_outlives_the_weights_it_was_made_of(runtime):
     pixels = noise(1, 64, 64)
     expected = exact(backbone, pixels, ["spp"])["spp"]
     network = opened(runtime, backbone, ["spp"])
+    places = {parameter.data_ptr() for parameter in backbone.parameters()}
+    shapes = [parameter.shape for parameter in backbone.parameters()]
     backbone.to(torch.bfloat16)  # replaces the parameters
-    _ = [torch.full((8, 3, 3, 3), 7.0) for _ in range(50)]  # would take their place in memory
+    others = [torch.full(shape, 7.0) for _ in range(200) for shape in shapes]
+    assert not places & {other.data_ptr() for other in others}  # nobody got their memory
     assert relative_error(network.maps(pixels, ["spp"])["spp"], expected) < 1e-5
 
 
