@@ -118,7 +118,7 @@ def as_arrays(out: Path) -> None:
 # ---------------------------------------------------------------- ours
 
 
-def ours(job: Job, precision: str) -> Extract:
+def ours(job: Job, precision: str, runtime: str = "torch") -> Extract:
     from spptransfer import backbones
     from spptransfer.datasets import Dataset
     from spptransfer.extraction import extract
@@ -144,6 +144,7 @@ def ours(job: Job, precision: str) -> Extract:
             channels=backbone.info.layer("spp").channels,
             path=out.with_name(f"{out.name}.h5"),
             load_backbone=lambda: backbone,
+            runtime=runtime,
         )
         assert not done.failures, done.failures
 
@@ -310,6 +311,13 @@ _HALF = max(1, PROCESSORS // 2)
 
 CONTENDERS: dict[str, Contender] = {
     "ours": Contender(functools.partial(ours, precision="float32")),
+    "ours, onnxruntime": Contender(
+        functools.partial(ours, precision="float32", runtime="onnxruntime"),
+        needs=("onnx", "onnxruntime"),
+    ),
+    "ours, openvino": Contender(
+        functools.partial(ours, precision="float32", runtime="openvino"), needs=("openvino",)
+    ),
     "torch eager loop": Contender(eager),
     "torch DataLoader": Contender(
         eager, settings=_settings((1, _HALF), (PROCESSORS, _HALF), what="loader")
@@ -321,6 +329,11 @@ CONTENDERS: dict[str, Contender] = {
     ),
     "openvino": Contender(functools.partial(openvino, precision="f32"), needs=("openvino",)),
     "ours bf16": Contender(functools.partial(ours, precision="bfloat16"), "bfloat16"),
+    "ours bf16, openvino": Contender(
+        functools.partial(ours, precision="bfloat16", runtime="openvino"),
+        "bfloat16",
+        needs=("openvino",),
+    ),
     "openvino bf16": Contender(
         functools.partial(openvino, precision="bf16"), "bfloat16", needs=("openvino",)
     ),

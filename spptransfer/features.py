@@ -108,6 +108,8 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         Arithmetic of the backbone; ``"auto"`` is float32.
     device : str, default="auto"
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+    runtime : {"torch", "openvino", "onnxruntime"}, default="torch"
+        Who computes the network's maps; the others than torch on the CPU only.
     n_jobs : int, optional
         Threads, by default one per processor that we may use.
 
@@ -146,6 +148,7 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         flip: bool = False,
         precision: str = "auto",
         device: str = "auto",
+        runtime: str = "torch",
         n_jobs: int | None = None,
     ) -> None:
         self.backbone = backbone
@@ -159,6 +162,7 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         self.flip = flip
         self.precision = precision
         self.device = device
+        self.runtime = runtime
         self.n_jobs = n_jobs
 
     def fit(self, X: Any = None, y: Any = None) -> SPPFeatures:
@@ -214,7 +218,9 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         from spptransfer.extraction.compute import FeatureComputer
 
         network = backbones.load(self.backbone, self.weights, layer=self.layer)
-        self._computer = FeatureComputer(network, self.spec_, self.device)
+        self._computer = FeatureComputer(
+            network, self.spec_, self.device, runtime=self.runtime, threads=self.n_jobs
+        )
 
     def transform(self, X: Iterable[str | os.PathLike[str] | npt.NDArray[np.uint8]]) -> Any:
         """Compute the features of images.

@@ -205,6 +205,7 @@ class TransferModel:
         paths: Iterable[Path],
         *,
         device: str = "auto",
+        runtime: str = "torch",
         jobs: int | None = None,
         weights: str | os.PathLike[str] | None = None,
         weights_dir: Path | None = None,
@@ -215,8 +216,8 @@ class TransferModel:
         ----------
         paths : iterable of Path
             Image files.
-        device : str, default="auto"
-            A torch device.
+        device, runtime : str
+            As in `SPPFeatures`.
         jobs : int, optional
             Threads, by default one per processor that we may use.
         weights : str or path-like, optional
@@ -238,12 +239,11 @@ class TransferModel:
         from spptransfer.features import stream_features
 
         backbone = self._load_backbone(weights, weights_dir)
-        computer = FeatureComputer(backbone, self.spec, device)
+        computer = FeatureComputer(backbone, self.spec, device, runtime=runtime, threads=jobs)
         for chunk in stream_features(map(Path, paths), computer, self.selection(), jobs):
             for position, path in enumerate(cast(tuple[Path, ...], chunk.sources)):
-                error = chunk.errors.get(position)
-                if error is not None:
-                    yield Scores(path, None, error)
+                if position in chunk.errors:
+                    yield Scores(path, None, chunk.errors[position])
                     continue
                 row = chunk.matrix[position : position + 1]
                 yield Scores(path, self.decision_function(row)[0], "")

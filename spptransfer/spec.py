@@ -26,8 +26,8 @@ NUMERICS_VERSION = 1
 class FeatureSpec:
     """All that determines a feature's value, and nothing else.
 
-    Paths, batch size, device and number of workers are not part of it; two caches with the same
-    `fingerprint` hold interchangeable rows.
+    Paths, batch size, device, runtime and number of workers are not part of it; two caches with
+    the same `fingerprint` hold interchangeable rows.
 
     Parameters
     ----------

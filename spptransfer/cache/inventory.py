@@ -36,6 +36,8 @@ class CacheInfo:
         Name of the dataset.
     spec : FeatureSpec or None
         What determines the values; None where nothing readable is there.
+    computed_by : tuple of str
+        Names and versions of what computed the rows.
     error : str
         Why the file cannot be read, if so.
     """
@@ -47,6 +49,7 @@ class CacheInfo:
     failed: int = 0
     dataset: str = ""
     spec: FeatureSpec | None = None
+    computed_by: tuple[str, ...] = ()
     error: str = ""
 
     def describe(self) -> str:
@@ -58,6 +61,7 @@ class CacheInfo:
             f"dataset: {self.dataset}",
             f"rows: {self.rows} with features, {self.failed} failed",
             f"bytes: {self.bytes}",
+            f"computed by: {', '.join(self.computed_by) or 'not recorded'}",
         ]
         if self.spec is not None:
             lines.append(f"fingerprint: {self.spec.fingerprint}")
@@ -96,6 +100,7 @@ def inspect(path: Path) -> CacheInfo:
         raise CacheError(f"there is no cache '{path}'")
     size = sum(file.stat().st_size for file in [path, *parts] if file.is_file())
     rows, failed, first, error = 0, 0, None, ""
+    runtimes: set[str] = set()
     for file in [path] if path.exists() else parts:
         try:
             cache = FeatureCache(file)
@@ -103,11 +108,13 @@ def inspect(path: Path) -> CacheInfo:
             error = str(problem)
             continue
         first = first or cache
+        runtimes.update(cache.computed_by)
         rows, failed = rows + len(cache), failed + cache.count - len(cache)
     complete = path.exists() and not parts and not error
     if first is None:
         return CacheInfo(path, size, complete, error=error)
-    return CacheInfo(path, size, complete, rows, failed, first.dataset, first.spec, error)
+    found = (first.dataset, first.spec, tuple(sorted(runtimes)))
+    return CacheInfo(path, size, complete, rows, failed, *found, error)
 
 
 def list_caches(folder: Path) -> list[CacheInfo]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
 
@@ -62,6 +62,7 @@ def merge(path: Path, sources: Sequence[Path]) -> FeatureCache:
         id_width=max(cache.column("id").itemsize for cache in caches),
         chunks=_copy(caches, chosen),
         labels=_labels(caches, chosen),
+        computed_by=chain.from_iterable(cache.computed_by for cache in caches),
     )
     return FeatureCache.open(path)
 

@@ -45,6 +45,8 @@ class FeatureCache:
         Names of the classes, empty if the dataset has no labels.
     channels : int
         Channels of the layer.
+    computed_by : tuple of str
+        Names and versions of what computed the rows; empty in older files.
     blocks : tuple of Block
         What is stored of every row.
 
@@ -97,6 +99,7 @@ class FeatureCache:
         self.fingerprint = str(attributes["fingerprint"])
         self.dataset = str(attributes["dataset"])
         self.channels = int(attributes["channels"])
+        self.computed_by = tuple(filter(None, str(attributes.get("computed_by", "")).split(", ")))
         self.blocks: tuple[Block, ...] = blocks_of(self.spec, self.channels)
         if self.fingerprint != self.spec.fingerprint:
             raise CacheError("its fingerprint is not that of its spec")

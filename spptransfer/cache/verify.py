@@ -60,6 +60,7 @@ def verify(
     sample: int = 10,
     seed: int = 0,
     device: str = "cpu",
+    runtime: str = "torch",
 ) -> list[Problem]:
     """Check a cache: structure, checksums, ids, finite numbers; with a dataset, its images too.
 
@@ -78,6 +79,8 @@ def verify(
         Chooses them.
     device : str, default="cpu"
         A torch device.
+    runtime : {"torch", "openvino", "onnxruntime"}, default="torch"
+        Who computes the network's maps.
 
     Returns
     -------
@@ -102,7 +105,14 @@ def verify(
         if load_backbone is not None and sample:
             bad = {problem.id for problem in problems}
             problems += _check_sample(
-                cache, dataset, bad, load_backbone, sample=sample, seed=seed, device=device
+                cache,
+                dataset,
+                bad,
+                load_backbone,
+                sample=sample,
+                seed=seed,
+                device=device,
+                runtime=runtime,
             )
     return problems
 
@@ -240,6 +250,7 @@ def _check_sample(
     sample: int,
     seed: int,
     device: str,
+    runtime: str,
 ) -> Iterator[Problem]:
     """Extract some rows again, away from the cache, and compare."""
     from spptransfer.extraction.compute import FeatureComputer
@@ -252,7 +263,7 @@ def _check_sample(
     named = zip(cache.ids_at(good[drawn]), good[drawn], strict=True)
     chosen = sorted([(id, row) for id, row in named if id not in bad][:sample])
     ids = [id for id, _ in chosen]
-    computer = FeatureComputer(load_backbone(), cache.spec, device)
+    computer = FeatureComputer(load_backbone(), cache.spec, device, runtime=runtime, threads=1)
     settings = PartSettings(cache.path.parent, cache.spec, cache.channels, cache.dataset)
     with PartMaker(settings, computer, Clock(), workers=1) as maker:
         part = Part(0, tuple(ids), tuple(dataset.path(id) for id in ids))
@@ -294,6 +305,7 @@ def _rescue(cache: FeatureCache, wrong: set[str | None]) -> None:
                     spec=cache.spec,
                     channels=cache.channels,
                     dataset=cache.dataset,
+                    computed_by=cache.computed_by,
                 )
         cache.path.unlink()
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -45,6 +45,7 @@ def write_part(
     spec: FeatureSpec,
     channels: int,
     dataset: str,
+    computed_by: Iterable[str] = (),
 ) -> Path:
     """Write finished rows as a part.
 
@@ -58,7 +59,7 @@ def write_part(
         The rows' table.
     features : mapping from Block to ndarray of shape (n_rows, block.width)
         The rows' features.
-    spec, channels, dataset
+    spec, channels, dataset, computed_by
         As in `write_cache`.
 
     Returns
@@ -76,6 +77,7 @@ def write_part(
         count=len(rows),
         id_width=encoded_width(rows.ids),
         chunks=[(rows, features)],
+        computed_by=computed_by,
     )
     return folder / name
 
@@ -125,6 +127,7 @@ class Workspace:
         # All that is held of a row: its packed id, and 8 bytes to say where it lies.
         self._ids = Ids.of(ids)
         self._sources: list[Path] = []
+        self._computed_by: set[str] = set()
         self._source = np.full(len(ids), -1, dtype=np.int32)
         self._row = np.zeros(len(ids), dtype=np.int32)
         self._open = lru_cache(maxsize=8)(FeatureCache)
@@ -175,6 +178,7 @@ class Workspace:
             self._source[positions[rows]] = len(self._sources)
             self._row[positions[rows]] = start + rows
         self._sources.append(cache.path)
+        self._computed_by.update(cache.computed_by)
 
     def _positions(self, cache: FeatureCache) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
         """Positions of a cache's rows among all ids, some at a time, -1 for those of other ids."""
@@ -250,6 +254,7 @@ class Workspace:
                 id_width=encoded_width(self._ids),
                 chunks=self._gather(),
                 labels=labels,
+                computed_by=self._computed_by,
             )
         for part in self.folder.glob("part-*.h5"):
             part.unlink()

@@ -64,6 +64,7 @@ def write_cache(
     id_width: int,
     chunks: Iterable[tuple[Rows, FeatureRows]],
     labels: Labels | None = None,
+    computed_by: Iterable[str] = (),
 ) -> None:
     """Write a complete file under its final name, or nothing.
 
@@ -85,6 +86,8 @@ def write_cache(
         The rows in order, some at a time, so that memory stays flat.
     labels : Labels, optional
         Labels of the rows.
+    computed_by : iterable of str
+        Names and versions of what computed the rows.
 
     Raises
     ------
@@ -92,7 +95,7 @@ def write_cache(
         If the disk is full or the folder cannot be written to.
     """
     blocks = blocks_of(spec, channels)
-    attributes = _attributes(spec, channels, dataset)
+    attributes = _attributes(spec, channels, dataset, computed_by)
     header_bytes = _header_bytes(attributes, blocks)
     width = sum(block.width for block in blocks) * np.dtype(spec.storage).itemsize
     table = 2 * id_width + sum(np.dtype(dtype).itemsize for dtype in COLUMNS.values())
@@ -114,7 +117,9 @@ def write_cache(
         _seal(temporary, header_bytes, attributes, extents)
 
 
-def _attributes(spec: FeatureSpec, channels: int, dataset: str) -> dict[str, Any]:
+def _attributes(
+    spec: FeatureSpec, channels: int, dataset: str, computed_by: Iterable[str]
+) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -123,6 +128,7 @@ def _attributes(spec: FeatureSpec, channels: int, dataset: str) -> dict[str, Any
         "channels": channels,
         "dataset": dataset,
         "written_by": f"spptransfer {__version__}",
+        "computed_by": ", ".join(sorted(set(computed_by))),
     }
 
 

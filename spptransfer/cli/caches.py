@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from spptransfer.cli.options import (
     Json,
     Overrides,
     Quiet,
+    Runtime,
     WeightsDir,
 )
 from spptransfer.cli.output import Output, printable, short_path, table
@@ -94,6 +95,7 @@ def verify(
     data_root: DataRoot = None,
     weights_dir: WeightsDir = None,
     device: Device = "auto",
+    runtime: Runtime = "torch",
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
@@ -109,8 +111,9 @@ def verify(
     output = Output(quiet, json)
     if repair and pipeline is None:
         raise ConfigError("--repair needs --pipeline PIPELINE.yaml: which images are they?")
+    computing: dict[str, Any] = {"device": device, "runtime": runtime}
     machine = Machine(
-        data_root=data_root, cache_dir=cache.parent, weights_dir=weights_dir, device=device
+        data_root=data_root, cache_dir=cache.parent, weights_dir=weights_dir, **computing
     )
     made_for = None if pipeline is None else _experiment(pipeline, machine)
     if made_for is None:
@@ -118,11 +121,11 @@ def verify(
     else:
         FeatureCache.open(cache, made_for.wanted)
         images = (made_for.dataset, made_for.load_backbone)
-        problems = find_problems(cache, *images, sample=sample, device=device)
+        problems = find_problems(cache, *images, sample=sample, **computing)
     _tell_problems(problems, cache, output)
     remaining = problems
     if repair and problems and made_for is not None:
-        done = repair_cache(cache, problems, *images, device=device, progress=not quiet)
+        done = repair_cache(cache, problems, *images, **computing, progress=not quiet)
         remaining = find_problems(cache, made_for.dataset)
         output.say(f"repaired: {done.added + done.changed:,} rows extracted anew")
         _tell_problems(remaining, cache, output)

@@ -21,6 +21,10 @@ WeightsDir = Annotated[
     typer.Option(help="Folder of official weights.", show_default="the user's cache folder"),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Runtime = Annotated[
+    str,
+    typer.Option(help="Who computes maps on a CPU: torch, openvino or onnxruntime."),
+]
 Jobs = Annotated[
     int | None,
     typer.Option(min=1, help="Worker processes.", show_default="a thread per processor"),

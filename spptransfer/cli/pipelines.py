@@ -25,6 +25,7 @@ from spptransfer.cli.options import (
     PipelineFile,
     Quiet,
     RunsDir,
+    Runtime,
     WeightsDir,
 )
 from spptransfer.cli.output import Output, counts, printable, short_path, tell_failures
@@ -48,6 +49,7 @@ def run(
     runs_dir: RunsDir = RUNS_DIR,
     weights_dir: WeightsDir = None,
     device: Device = "auto",
+    runtime: Runtime = "torch",
     jobs: Jobs = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
@@ -69,6 +71,7 @@ def run(
         runs_dir=runs_dir,
         weights_dir=weights_dir,
         device=device,
+        runtime=runtime,
         jobs=jobs,
         progress=not quiet,
     )
@@ -116,6 +119,7 @@ def extract(
     cache_dir: CacheDir = CACHE_DIR,
     weights_dir: WeightsDir = None,
     device: Device = "auto",
+    runtime: Runtime = "torch",
     jobs: Jobs = None,
     engine: Annotated[
         str,
@@ -149,6 +153,7 @@ def extract(
         cache_dir=cache_dir,
         weights_dir=weights_dir,
         device=device,
+        runtime=runtime,
         jobs=jobs,
         engine=engine,
         scheduler=scheduler,

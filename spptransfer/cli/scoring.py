@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spptransfer.cli.options import Device, Json, Quiet, Threads, WeightsDir
+from spptransfer.cli.options import Device, Json, Quiet, Runtime, Threads, WeightsDir
 from spptransfer.cli.output import Output, printable, short_path
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def predict(
     weights_dir: WeightsDir = None,
     top: Annotated[int, typer.Option(min=1, help="Classes shown per image.")] = _SHOWN_CLASSES,
     device: Device = "auto",
+    runtime: Runtime = "torch",
     jobs: Threads = None,
     quiet: Quiet = False,
     json: Json = False,
@@ -60,7 +61,14 @@ def predict(
     loaded = TransferModel.load(model)
     files = gather_images(paths)
     width = _name_width(files)
-    scored = loaded.score(files, device=device, jobs=jobs, weights=weights, weights_dir=weights_dir)
+    scored = loaded.score(
+        files,
+        device=device,
+        runtime=runtime,
+        jobs=jobs,
+        weights=weights,
+        weights_dir=weights_dir,
+    )
     failed = 0
     # A table on the screen is its own progress bar; one that goes into a file needs another.
     silent = quiet or sys.stdout.isatty() or not sys.stderr.isatty()

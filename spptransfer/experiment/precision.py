@@ -15,6 +15,7 @@ from spptransfer.cache.files import appearing, make_folder
 from spptransfer.cache.workspace import parts_folder, precision_note
 from spptransfer.experiment.prepare import Experiment
 from spptransfer.extraction.joint import shared_part
+from spptransfer.runtimes import precisions_of
 from spptransfer.spec import Precision
 
 # In which precisions a cache that is there already is taken instead of deciding anew.
@@ -47,7 +48,8 @@ def settle(experiment: Experiment) -> Experiment:
 
 def alternatives(experiment: Experiment) -> list[Experiment]:
     """All that an experiment can become whose precision is left to us."""
-    return [_in(experiment, precision) for precision in _CANDIDATES]
+    offered = precisions_of(experiment.machine.runtime)
+    return [_in(experiment, precision) for precision in _CANDIDATES if precision in offered]
 
 
 def decide(experiments: Sequence[Experiment], tell: Tell = lambda line: None) -> list[Experiment]:
@@ -122,6 +124,7 @@ def _choose(group: Sequence[Experiment], tell: Tell) -> Precision:
         first.dataset.iter_paths(range(len(first.dataset))),
         count=len(first.dataset),
         device=first.machine.device,
+        runtime=first.machine.runtime,
     )
     tell(f"precision: {choice.precision} ({choice.reason})")
     if choice.gain is not None:  # otherwise nothing was tried

@@ -22,6 +22,7 @@ from spptransfer.datasets.csv_file import find_csv
 from spptransfer.errors import CacheError, ConfigError, suggestion
 from spptransfer.extraction.engine import ENGINES, Engine
 from spptransfer.protocols import Protocol, Split
+from spptransfer.runtimes import check_precision, check_runtime
 from spptransfer.spec import FeatureSpec
 from spptransfer.specify import feature_spec
 
@@ -52,6 +53,8 @@ class Machine:
         Folder of official weights; None for the user's.
     device : str
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    runtime : {"torch", "openvino", "onnxruntime"}
+        Who computes a network's maps.
     jobs : int or None
         Parallel workers; None for one per processor.
     engine : {"auto", "threads", "processes", "dask"}
@@ -69,6 +72,7 @@ class Machine:
     runs_dir: Path = Path("runs")
     weights_dir: Path | None = None
     device: str = "auto"
+    runtime: str = "torch"
     jobs: int | None = None
     engine: str = "auto"
     scheduler: str | None = None
@@ -252,6 +256,7 @@ def prepare(
     )
     experiment = Experiment(name, pipeline, machine, dataset, wanted, protocol, settings)
     if section.precision != "auto":
+        check_precision(machine.runtime, section.precision)
         return experiment
     from spptransfer.experiment.precision import settle
 
@@ -282,6 +287,11 @@ def _check_machine(machine: Machine) -> None:
             f"device: '{machine.device}' is unknown; allowed: auto, cpu, cuda, cuda:N"
         )
     check_engine(machine.engine)
+    check_runtime(machine.runtime)
+    if machine.runtime != "torch" and machine.device.startswith("cuda"):
+        raise ConfigError(
+            f"device: '{machine.device}' is not for runtime '{machine.runtime}'; allowed: auto, cpu"
+        )
 
 
 def _slug(name: str) -> str:

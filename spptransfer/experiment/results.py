@@ -25,6 +25,7 @@ from spptransfer.cache.files import appearing, make_folder
 from spptransfer.experiment.prepare import Experiment
 from spptransfer.extraction import Extraction
 from spptransfer.protocols.splits import shared_content, splits_checksum, write_splits
+from spptransfer.runtimes import describe_runtime
 
 if TYPE_CHECKING:
     from spptransfer.models import TransferModel
@@ -168,7 +169,7 @@ def describe_run(facts: RunFacts) -> dict[str, Any]:
         "started": facts.started.isoformat(timespec="seconds"),
         "finished": facts.finished.isoformat(timespec="seconds"),
         "versions": versions(),
-        "machine": {**machine_facts(), "device": facts.device},
+        "machine": {**machine_facts(), **_computing(facts)},
         "dataset": _dataset(experiment),
         "features": _features(facts),
         "rows": {
@@ -281,6 +282,15 @@ def _number(value: float | None) -> float | None:
 
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, os.PathLike) else value
+
+
+def _computing(facts: RunFacts) -> dict[str, str | None]:
+    """What the features were computed on and by, None where they all came from the cache."""
+    runtime = facts.experiment.machine.runtime
+    return {
+        "device": facts.device,
+        "runtime": None if facts.device is None else describe_runtime(runtime),
+    }
 
 
 def machine_facts() -> dict[str, Any]:

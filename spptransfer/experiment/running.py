@@ -96,6 +96,7 @@ def extract_together_for(experiments: Sequence[Experiment]) -> list[Extraction]:
             [Destination(*each.cache, each.channels) for each in experiments],
             load_backbone=first.loader(layers),
             device=machine.device,
+            runtime=machine.runtime,
             jobs=machine.jobs,
             engine=check_engine(machine.engine),
             scheduler=machine.scheduler,
@@ -266,7 +267,7 @@ def _device(experiment: Experiment, extraction: Extraction) -> str | None:
         return None
     from spptransfer.extraction.compute import choose_device
 
-    return str(choose_device(experiment.machine.device))
+    return str(choose_device(experiment.machine.device, experiment.machine.runtime))
 
 
 def _log_extraction(extraction: Extraction) -> None:

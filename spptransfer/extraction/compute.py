@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,8 @@ from spptransfer.errors import ConfigError
 from spptransfer.extraction.joint import check_alike
 from spptransfer.extraction.strips import Strips
 from spptransfer.pyramid import SpatialPyramidPooling
+from spptransfer.runtimes import check_precision, check_runtime, open_network
+from spptransfer.runtimes.network import Normalization
 from spptransfer.spec import FeatureSpec
 
 # Beyond this many pixels a view goes through the network strip by strip.
@@ -22,13 +25,13 @@ Vectors = dict[int | None, npt.NDArray[np.float32]]
 _Tensors = dict[int | None, torch.Tensor]
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, runtime: str = "torch") -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that is there.
 
     Raises
     ------
     ConfigError
-        If the name is unknown or there is no such device.
+        If the name is unknown, there is no such device, or the runtime cannot use it.
 
     Examples
     --------
@@ -36,10 +39,13 @@ def choose_device(name: str) -> torch.device:
     device(type='cpu')
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        on_gpu = runtime == "torch" and torch.cuda.is_available()
+        return torch.device("cuda" if on_gpu else "cpu")
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda") or not (number.isdigit() or not number):
         raise ConfigError(f"device: '{name}' is unknown; allowed: auto, cpu, cuda, cuda:N")
+    if kind == "cuda" and runtime != "torch":
+        raise ConfigError(f"device: '{name}' is not for runtime '{runtime}'; allowed: auto, cpu")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device: '{name}' is not on this machine; allowed: auto, cpu")
     return torch.device(name)
@@ -57,12 +63,16 @@ class FeatureComputer:
         view and storage; their layers come from one pass.
     device : str, default="cpu"
         See `choose_device`.
+    runtime : {"torch", "openvino", "onnxruntime"}, default="torch"
+        Who computes the maps; fully connected layers and pooling are torch's.
+    threads : int, optional
+        How many threads will compute at once, by default one per processor that we may use.
 
     Raises
     ------
     ConfigError
         If the specs cannot be computed together, the backbone lacks a layer, a scale is too
-        small for it, or there is no such device.
+        small for it, there is no such device, or the runtime cannot compute it.
 
     Notes
     -----
@@ -75,22 +85,41 @@ class FeatureComputer:
         backbone: Backbone,
         spec: FeatureSpec | Sequence[FeatureSpec],
         device: str = "cpu",
+        *,
+        runtime: str = "torch",
+        threads: int | None = None,
     ) -> None:
         self.specs = (spec,) if isinstance(spec, FeatureSpec) else tuple(spec)
         check_alike(self.specs)
         for one in self.specs:
             _check_fit(one, backbone)
         first = self.specs[0]
-        self.device = choose_device(device)
+        self.runtime = check_runtime(runtime)
+        check_precision(self.runtime, first.precision)
+        self.device = choose_device(device, self.runtime)
         self._dtype: torch.dtype = getattr(torch, first.precision)
-        backbone = backbone.to(device=self.device, dtype=self._dtype)
-        backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._backbone = backbone.fused()
         self._flip = first.flip
-        mean, std = first.preprocessing["mean"], first.preprocessing["std"]
-        self._shift = torch.tensor(mean, dtype=torch.float64, device=self.device).mul(255).float()
-        self._span = torch.tensor(std, dtype=torch.float64, device=self.device).mul(255).float()
+        self._backbone = self._placed(backbone)
+        self._network = open_network(
+            self.runtime,
+            self._backbone,
+            tuple(dict.fromkeys(one.layer for one in self.specs)),
+            Normalization.of(first.preprocessing),
+            precision=first.precision,
+            threads=threads or len(os.sched_getaffinity(0)),
+        )
         self.strip_pixels = STRIP_PIXELS
+
+    def _placed(self, backbone: Backbone) -> Backbone:
+        """The backbone where it is needed; other runtimes than torch round its trunk themselves."""
+        in_torch = self.runtime == "torch"
+        backbone = backbone.to(device=self.device, dtype=self._dtype if in_torch else torch.float32)
+        if backbone.head is not None:
+            backbone.head.to(dtype=self._dtype)
+        if not in_torch:
+            return backbone
+        backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return backbone.fused()
 
     def __call__(self, views: npt.NDArray[np.uint8]) -> Vectors:
         """Compute the features of a batch for the first spec.
@@ -138,7 +167,9 @@ class FeatureComputer:
         layers = tuple(dict.fromkeys(spec.layer for spec in specs))
         maps = self._maps(pixels, layers)
         in_head = [spec.layer for spec in specs if not spec.levels]
-        vectors = self._backbone.vectors_of(maps[in_head[0]], in_head) if in_head else {}
+        vectors: Mapping[str, torch.Tensor] = {}
+        if in_head:
+            vectors = self._backbone.vectors_of(maps[in_head[0]].to(self._dtype), in_head)
         pooled: dict[tuple[str, str, int], torch.Tensor] = {}
         for spec in specs:
             for level in spec.levels:
@@ -152,23 +183,13 @@ class FeatureComputer:
             for spec in specs
         ]
 
-    def _maps(self, pixels: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
+    def _maps(self, pixels: torch.Tensor, layers: Sequence[str]) -> Mapping[str, torch.Tensor]:
         """Maps that the layers are made of; all from one pass, whole or in strips."""
         _, height, width, _ = pixels.shape
         if height * width <= self.strip_pixels:
-            return self._backbone.maps_of(self._normalize(pixels), layers)
+            return self._network.maps(pixels, layers)
         strips = Strips(self._backbone.info, self.strip_pixels)
-        return strips.join(
-            pixels, lambda piece: self._backbone.maps_of(self._normalize(piece), layers)
-        )
-
-    def _normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """N x H x W x 3 bytes to N x 3 x H x W numbers, without leaving channels-last memory."""
-        shape, width = pixels.shape, pixels.shape[2]
-        # Along whole rows: torch is slow where the last of the dimensions has three numbers.
-        rows = pixels.reshape(*shape[:2], width * 3).float()
-        normal = rows.sub_(self._shift.repeat(width)).div_(self._span.repeat(width))
-        return normal.to(self._dtype).view(shape).permute(0, 3, 1, 2)
+        return strips.join(pixels, lambda piece: self._network.maps(piece, layers))
 
 
 def _check_fit(spec: FeatureSpec, backbone: Backbone) -> None:

@@ -17,6 +17,7 @@ from spptransfer.errors import ConfigError, DatasetError, SPPTransferError, sugg
 from spptransfer.extraction.joint import JointPlan, check_alike, label_of
 from spptransfer.extraction.plan import Plan
 from spptransfer.extraction.progress import Clock, Progress
+from spptransfer.runtimes import check_runtime
 from spptransfer.spec import FeatureSpec
 
 PART_ROWS = 128
@@ -81,6 +82,7 @@ def extract(
     path: Path,
     load_backbone: Callable[[], Any],
     device: str = "cpu",
+    runtime: str = "torch",
     jobs: int | None = None,
     engine: Engine = "threads",
     scheduler: str | None = None,
@@ -111,6 +113,9 @@ def extract(
         other processes by pickle where there are any.
     device : str, default="cpu"
         A torch device.
+    runtime : {"torch", "openvino", "onnxruntime"}, default="torch"
+        Who computes the network's maps; the others than torch on the CPU only. The features agree
+        within rounding, so a cache begun with one can be finished with another.
     jobs : int, optional
         Threads or processes, by default one per processor that we may use.
     engine : {"auto", "threads", "processes", "dask"}
@@ -144,7 +149,7 @@ def extract(
     DatasetError
         If the dataset has no images.
     ConfigError
-        If the scales are too small for the backbone, or there is no such engine.
+        If the scales are too small for the backbone, or there is no such engine or runtime.
     Interrupted
         If `stop` was set before all was done.
     """
@@ -153,6 +158,7 @@ def extract(
         [Destination(path, spec, channels)],
         load_backbone=load_backbone,
         device=device,
+        runtime=runtime,
         jobs=jobs,
         engine=engine,
         scheduler=scheduler,
@@ -171,6 +177,7 @@ def extract_together(
     *,
     load_backbone: Callable[[], Any],
     device: str = "cpu",
+    runtime: str = "torch",
     jobs: int | None = None,
     engine: Engine = "threads",
     scheduler: str | None = None,
@@ -195,7 +202,7 @@ def extract_together(
         pooling, scales, view and storage.
     load_backbone : callable
         Returns a `Backbone` with the layers of all specs.
-    device, jobs, engine, scheduler, progress, stop, redo, part_rows, batch_pixels
+    device, runtime, jobs, engine, scheduler, progress, stop, redo, part_rows, batch_pixels
         As in `extract`.
 
     Returns
@@ -211,7 +218,10 @@ def extract_together(
         As in `extract`.
     """
     _check(dataset, destinations, engine)
-    crew = _Crew(load_backbone, device, jobs, engine, scheduler, progress, stop, batch_pixels)
+    check_runtime(runtime)
+    crew = _Crew(
+        load_backbone, device, runtime, jobs, engine, scheduler, progress, stop, batch_pixels
+    )
     with contextlib.ExitStack() as stack:
         workspaces = [
             stack.enter_context(
@@ -240,6 +250,7 @@ class _Crew:
 
     load_backbone: Callable[[], Any]
     device: str
+    runtime: str
     jobs: int | None
     engine: Engine
     scheduler: str | None
@@ -254,7 +265,7 @@ class _Crew:
         from spptransfer.extraction.compute import choose_device
 
         jobs = self.jobs or len(os.sched_getaffinity(0))
-        on_cpu = choose_device(self.device).type == "cpu"
+        on_cpu = choose_device(self.device, self.runtime).type == "cpu"
         # On a GPU one batch at a time, whoever reads it.
         self.clock = Clock(readers=jobs, computers=jobs if on_cpu else 1)
         engine = self.engine
@@ -264,7 +275,7 @@ class _Crew:
             runners.PartSettings(w.folder, w.spec, w.channels, w.dataset, self.batch_pixels)
             for w in workspaces
         )
-        task = runners.PartTask(settings, self.load_backbone, self.device)
+        task = runners.PartTask(settings, self.load_backbone, self.device, self.runtime)
         stop = self.stop or threading.Event()
         made = 0
         left, label = int(plan.todo.sum()), label_of([w.spec for w in workspaces])

@@ -36,6 +36,7 @@ from spptransfer.extraction.plan import Part
 from spptransfer.extraction.progress import Clock
 from spptransfer.images import check_view
 from spptransfer.processor import is_out_of_memory
+from spptransfer.runtimes import describe_runtime
 from spptransfer.spec import FeatureSpec
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 # glibc keeps for the next one, are given back to the system and zeroed by it again every time.
 CPU_BATCH_PIXELS = 4 * 224 * 300
 GPU_BATCH_PIXELS = 128 * 224 * 300
+# Other runtimes than torch prepare less per call, so that images one by one are the fastest.
+RUNTIME_BATCH_PIXELS = 224 * 300
 
 NOT_FINITE = "the features are not finite (NaN or infinite numbers)"
 
@@ -163,8 +166,7 @@ class PartMaker:
         self._computer = computer
         self._clock = clock
         on_cpu = computer.device.type == "cpu"
-        default = CPU_BATCH_PIXELS if on_cpu else GPU_BATCH_PIXELS
-        self._batch_pixels = self._caches[0].batch_pixels or default
+        self._batch_pixels = self._caches[0].batch_pixels or _usual_batch_pixels(computer)
         begin = (lambda: torch.set_num_threads(1)) if on_cpu else None
         self._workers = ThreadPoolExecutor(workers, "worker", begin)
         # A GPU takes one batch at a time, or two would share its memory.
@@ -197,7 +199,7 @@ class PartMaker:
         for number, sheet in enumerate(self._fill(part, note)):
             if sheet.wanted.any():
                 with self._clock.measure("write"):
-                    written.append((number, _write(part, sheet)))
+                    written.append((number, _write(part, sheet, self._computer.runtime)))
         return written
 
     def compute(
@@ -277,6 +279,12 @@ class PartMaker:
             self._compute(half, {i: views[i] for i in half.positions}, sheets)
 
 
+def _usual_batch_pixels(computer: FeatureComputer) -> int:
+    if computer.device.type != "cpu":
+        return GPU_BATCH_PIXELS
+    return CPU_BATCH_PIXELS if computer.runtime == "torch" else RUNTIME_BATCH_PIXELS
+
+
 def _plan(sheets: Sequence[Sheet], budget: int) -> list[Batch]:
     """Batches for every rendering, as they would be if it were the only one."""
     batches = []
@@ -320,7 +328,7 @@ def _halves(batch: Batch, positions: Sequence[int]) -> list[Batch]:
     return [Batch(batch.rendering, wanted, tuple(some)) for wanted, some in parts]
 
 
-def _write(part: Part, sheet: Sheet) -> Path:
+def _write(part: Part, sheet: Sheet, runtime: str) -> Path:
     rows, features = sheet.taken()
     settings = sheet.settings
     return write_part(
@@ -331,4 +339,5 @@ def _write(part: Part, sheet: Sheet) -> Path:
         spec=settings.spec,
         channels=settings.channels,
         dataset=settings.dataset,
+        computed_by=[describe_runtime(runtime)],
     )

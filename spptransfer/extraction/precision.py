@@ -26,6 +26,7 @@ from spptransfer.extraction.batches import Source, look, measure
 from spptransfer.extraction.compute import FeatureComputer, choose_device
 from spptransfer.images import View, check_view
 from spptransfer.processor import has_bfloat16, is_out_of_memory, one_thread
+from spptransfer.runtimes import precisions_of
 from spptransfer.spec import FeatureSpec
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ def choose_precision(
     *,
     count: int,
     device: str = "cpu",
+    runtime: str = "torch",
 ) -> PrecisionChoice:
     """Choose between float32 and bfloat16 by the first images that can be read.
 
@@ -95,6 +97,8 @@ def choose_precision(
         How many there are. Below `WORTHWHILE`, float32 is taken untried.
     device : str, default="cpu"
         A torch device.
+    runtime : {"torch", "openvino", "onnxruntime"}, default="torch"
+        Who will compute.
 
     Returns
     -------
@@ -105,7 +109,9 @@ def choose_precision(
     >>> choose_precision(lambda: None, [], [], count=3).reason
     'fewer than 64 images: bfloat16 is not tried'
     """
-    place = choose_device(device)
+    place = choose_device(device, runtime)
+    if "bfloat16" not in precisions_of(runtime):
+        return PrecisionChoice("float32", f"{runtime} has no arithmetic for bfloat16")
     if count < WORTHWHILE:
         return PrecisionChoice("float32", f"fewer than {WORTHWHILE} images: bfloat16 is not tried")
     if not has_bfloat16(place):
@@ -117,7 +123,7 @@ def choose_precision(
     backbone = load_backbone()
     try:
         with one_thread():  # its time does not depend on who else is at work
-            choice = _try(backbone, specs, views, device)
+            choice = _try(backbone, specs, views, device, runtime)
     except NotImplementedError as error:
         choice = PrecisionChoice("float32", f"torch lacks an operator in bfloat16: {error}")
     except (RuntimeError, MemoryError) as error:
@@ -146,11 +152,15 @@ def relative_error(found: Sequence[npt.ArrayLike], exact: Sequence[npt.ArrayLike
 
 
 def _try(
-    backbone: Backbone, specs: Sequence[FeatureSpec], views: Sequence[_Views], device: str
+    backbone: Backbone,
+    specs: Sequence[FeatureSpec],
+    views: Sequence[_Views],
+    device: str,
+    runtime: str,
 ) -> PrecisionChoice:
     """Measure gain and error; the views are those of the images tried."""
-    exact = _Trial(copy.deepcopy(backbone), specs, "float32", device)
-    low = _Trial(backbone, specs, "bfloat16", device)
+    exact = _Trial(copy.deepcopy(backbone), specs, "float32", device, runtime)
+    low = _Trial(backbone, specs, "bfloat16", device, runtime)
     gain = _gain(exact, low, views[0])
     if gain < LEAST_GAIN:
         return PrecisionChoice(
@@ -177,9 +187,10 @@ class _Trial:
         specs: Sequence[FeatureSpec],
         precision: Literal["float32", "bfloat16"],
         device: str,
+        runtime: str,
     ) -> None:
         self._specs = [dataclasses.replace(spec, precision=precision) for spec in specs]
-        self._computer = FeatureComputer(backbone, self._specs, device)
+        self._computer = FeatureComputer(backbone, self._specs, device, runtime=runtime, threads=1)
 
     def blocks(self, views: Sequence[_Views]) -> dict[Any, list[npt.NDArray[np.float32]]]:
         """Vectors of all images by spec, scale and level."""
@@ -195,9 +206,11 @@ class _Trial:
         return found
 
     def seconds(self, views: _Views) -> float:
-        """Time for one image: of this thread's processor, or on the clock for a device."""
+        """Time for one image: of our threads' processors, or on the clock for a device."""
         on_cpu = self._computer.device.type == "cpu"
-        clock = time.thread_time if on_cpu else time.perf_counter
+        # A runtime may compute in a thread of its own.
+        of_all = time.thread_time if self._computer.runtime == "torch" else time.process_time
+        clock = of_all if on_cpu else time.perf_counter
         start = clock()
         self.blocks([views])
         return clock() - start

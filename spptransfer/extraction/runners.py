@@ -49,11 +49,14 @@ class PartTask:
         Returns the `Backbone`; it travels by pickle.
     device : str
         A torch device.
+    runtime : str, default="torch"
+        Who computes the maps.
     """
 
     settings: tuple[PartSettings, ...]
     load_backbone: LoadBackbone
     device: str
+    runtime: str = "torch"
     key: str = field(default_factory=lambda: uuid4().hex)
     directory: str = field(default_factory=os.getcwd)
 
@@ -73,10 +76,12 @@ class PartTask:
             files = maker.make(part)
         return Done(files, len(part.ids), clock.seconds())
 
-    def computer(self) -> FeatureComputer:
-        """Load the backbone."""
+    def computer(self, threads: int = 1) -> FeatureComputer:
+        """Load the backbone, for so many threads."""
         specs = [cache.spec for cache in self.settings]
-        return FeatureComputer(self.load_backbone(), specs, self.device)
+        return FeatureComputer(
+            self.load_backbone(), specs, self.device, runtime=self.runtime, threads=threads
+        )
 
 
 _COMPUTERS: dict[str, FeatureComputer] = {}
@@ -107,7 +112,7 @@ def run_threads(
     list of (int, Path)
         Cache by its number and file, for every finished part, in order.
     """
-    computer = task.computer()
+    computer = task.computer(jobs)
     # The maker closes first: it cancels the batches that a part in work still waits for.
     with (
         ThreadPoolExecutor(2, "part") as pool,

@@ -145,6 +145,22 @@ def test_train_uses_the_cache_alone(cli, project):
     assert done.json["rows"] == {"ok": 18, "failed": 0, "reused": 18}
 
 
+def test_another_runtime_computes_the_same_and_is_on_the_record(cli, project):
+    pytest.importorskip("onnxruntime", reason="runtime 'onnxruntime' is not installed")
+    ours = cli("run", "small.yaml", "--json", "--cache-dir", "ours").json
+    done = cli("run", "small.yaml", "--json", "--runtime", "onnxruntime").json
+    assert done["metrics"] == ours["metrics"]
+    results = json.loads(Path(done["run"], "results.json").read_text())
+    assert results["machine"]["runtime"].startswith("onnxruntime ")
+    assert "computed by: onnxruntime " in cli("cache", "info", done["cache"]).out
+    again = ("--pipeline", "small.yaml", "--runtime", "onnxruntime")
+    assert cli("cache", "verify", ours["cache"], *again).status == 0
+    photo = "photos/bee/000.png"
+    assert cli("predict", done["model"], photo, "--runtime", "onnxruntime").status == 0
+    refused = cli("predict", done["model"], photo, "--runtime", "onnx")
+    assert "runtime: 'onnx' is unknown" in refused.complaint
+
+
 @pytest.mark.slow
 def test_worker_processes_make_the_same_cache(cli, project):
     draw_folder(project / "photos", per_class=60)

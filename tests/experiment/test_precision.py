@@ -10,7 +10,15 @@ from spptransfer.cache import FeatureCache
 from spptransfer.cache.workspace import parts_folder, precision_note
 from spptransfer.config import parse_pipeline
 from spptransfer.errors import ConfigError
-from spptransfer.experiment import extract_features, prepare, prepare_grid, run, run_grid, train
+from spptransfer.experiment import (
+    Machine,
+    extract_features,
+    prepare,
+    prepare_grid,
+    run,
+    run_grid,
+    train,
+)
 from spptransfer.experiment import precision as experiment_precision
 from spptransfer.experiment.precision import decide
 from spptransfer.extraction import precision
@@ -31,7 +39,7 @@ def asked(monkeypatch):
     """Layers that a choice was asked for, which is always bfloat16."""
     seen = []
 
-    def choose(load_backbone, specs, sources, *, count, device):
+    def choose(load_backbone, specs, sources, *, count, device, runtime):
         seen.append([spec.layer for spec in specs])
         assert count == len(list(sources)) == 18
         return LOW
@@ -229,3 +237,25 @@ def test_figures_are_not_reported_of_a_precision_asked_for_by_name(
     forbid(monkeypatch)
     named = run(experiment(images, tmp_path, features=given("bfloat16")), "spptransfer run x.yaml")
     assert named.results["features"]["precision_choice"] is None
+
+
+def test_a_runtime_without_bfloat16_passes_over_caches_in_it(images, tmp_path, asked):
+    pytest.importorskip("onnxruntime", reason="runtime 'onnxruntime' is not installed")
+    extract_features(experiment(images, tmp_path))
+    assert experiment(images, tmp_path).wanted.precision == "bfloat16"
+    machine = Machine(cache_dir=tmp_path / "cache", device="cpu", runtime="onnxruntime")
+    undecided = prepare("small", pipeline(images), machine)
+    assert undecided.undecided
+    with pytest.raises(ConfigError, match="'bfloat16' is not offered by runtime 'onnxruntime'"):
+        prepare("small", pipeline(images, features={"precision": "bfloat16"}), machine)
+
+
+def test_the_runtime_that_will_compute_is_the_one_that_is_tried(images, tmp_path, monkeypatch):
+    pytest.importorskip("openvino", reason="runtime 'openvino' is not installed")
+    tried = []
+    monkeypatch.setattr(
+        precision, "choose_precision", lambda *_, runtime, **__: tried.append(runtime) or HIGH
+    )
+    machine = Machine(cache_dir=tmp_path / "cache", device="cpu", runtime="openvino")
+    decide([prepare("small", pipeline(images), machine)])
+    assert tried == ["openvino"]

@@ -58,6 +58,7 @@ def test_mistakes_are_told_before_anything_is_computed(images, tmp_path, section
         ({"device": "tpu"}, "device: 'tpu' is unknown; allowed: auto, cpu, cuda, cuda:N"),
         ({"device": "cuda:x"}, "device: 'cuda:x' is unknown"),
         ({"engine": "process"}, "did you mean 'processes'"),
+        ({"runtime": "onnxruntim"}, "did you mean 'onnxruntime'"),
     ],
 )
 def test_a_wrong_machine_is_told_even_if_nothing_has_to_be_computed(images, options, message):

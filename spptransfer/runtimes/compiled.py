@@ -1,0 +1,136 @@
+"""What the runtimes besides torch have in common: a graph, compiled, and compared with torch."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from spptransfer.backbones.loading import Backbone
+from spptransfer.errors import ConfigError
+from spptransfer.processor import one_thread
+from spptransfer.runtimes.network import Normalization
+from spptransfer.runtimes.torch import TorchNetwork
+
+# Relative l2 distance from torch's maps up to which a runtime is trusted.
+TOLERANCES = {"float32": 1e-3, "bfloat16": 3e-2}
+# Where torch's own bfloat16 is further from float32 than that: a multiple of its distance.
+_AS_GOOD = 1.5
+_PROBE_SIDE = 64
+# What runtimes say where memory does not suffice; each has exceptions of its own.
+_OUT_OF_MEMORY = ("bad_alloc", "failed to allocate", "could not allocate", "not enough memory")
+
+# From N x H x W x 3 bytes to the maps of some layers.
+Run = Callable[[npt.NDArray[np.uint8]], Sequence[npt.NDArray[np.float32]]]
+
+
+class CompiledNetwork(ABC):
+    """A trunk that a runtime compiles as a graph, once for each set of layers asked for.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        In float32, on the CPU.
+    layers : sequence of str
+        What will be asked for; other sets of layers are compiled when they are.
+    normalization : Normalization
+        Of the pixels.
+    precision : {"float32", "bfloat16"}, default="float32"
+        Arithmetic.
+    threads : int, default=1
+        How many threads will ask at once.
+
+    Raises
+    ------
+    ConfigError
+        If the runtime lacks an operator, or its maps are not torch's.
+    """
+
+    runtime: str
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        layers: Sequence[str],
+        normalization: Normalization,
+        *,
+        precision: str = "float32",
+        threads: int = 1,
+    ) -> None:
+        self.backbone = backbone
+        self.normalization = normalization
+        self.precision = precision
+        self.threads = threads
+        self._compiled: dict[tuple[str, ...], Run] = {}
+        self._lock = threading.Lock()
+        # Numbers that graphs read where torch has them; they must not go before the graphs do.
+        self.lent: list[Any] = []
+        self._run_of(layers)
+
+    @abstractmethod
+    def compile(self, layers: Sequence[str]) -> Run:
+        """Make the graph of some layers ready to be run from several threads."""
+
+    def maps(self, pixels: torch.Tensor, layers: Sequence[str]) -> Mapping[str, torch.Tensor]:
+        """Compute the maps that some layers are made of, all from one pass.
+
+        Raises
+        ------
+        MemoryError
+            If memory does not suffice.
+        """
+        run = self._run_of(layers)
+        try:
+            found = run(pixels.contiguous().numpy())
+        except Exception as error:
+            if any(words in str(error).lower() for words in _OUT_OF_MEMORY):
+                raise MemoryError(str(error)) from error
+            raise
+        return dict(zip(layers, map(torch.from_numpy, found), strict=True))
+
+    def _run_of(self, layers: Sequence[str]) -> Run:
+        wanted = tuple(layers)
+        with self._lock:
+            if wanted not in self._compiled:
+                run = self.compile(wanted)
+                self._check(run, wanted)
+                self._compiled[wanted] = run
+            return self._compiled[wanted]
+
+    def _check(self, run: Run, layers: Sequence[str]) -> None:
+        """Compare with torch on a noisy image."""
+        side = max(_PROBE_SIDE, self.backbone.info.min_side)
+        drawn = np.random.default_rng(0).integers(0, 256, (1, side + 3, side + 14, 3), np.uint8)
+        pixels = torch.from_numpy(drawn)
+        found = dict(zip(layers, map(torch.from_numpy, run(drawn)), strict=True))
+        with one_thread(), torch.inference_mode():
+            exact = TorchNetwork(self.backbone, self.normalization).maps(pixels, layers)
+            error, allowed = _distance(found, exact), TOLERANCES[self.precision]
+            if self.precision == "bfloat16" and error > allowed:
+                backbone = copy.deepcopy(self.backbone).bfloat16()
+                rounded = TorchNetwork(backbone, self.normalization).maps(pixels, layers)
+                allowed = max(allowed, _AS_GOOD * _distance(rounded, exact))
+        if not error <= allowed < float("inf"):
+            raise ConfigError(
+                f"runtime '{self.runtime}' does not agree with torch on "
+                f"'{self.backbone.info.name}' in {self.precision} (relative error {error:.2g}, "
+                f"allowed {allowed:.2g}); use runtime 'torch'"
+            )
+
+
+def _distance(found: Mapping[str, torch.Tensor], exact: Mapping[str, torch.Tensor]) -> float:
+    """Largest relative l2 distance of all layers; infinite where numbers are not finite."""
+    largest = 0.0
+    for layer, expected in exact.items():
+        maps = found[layer]
+        if maps.shape != expected.shape or not (maps.isfinite() & expected.isfinite()).all():
+            return float("inf")
+        length = torch.linalg.vector_norm(expected).clamp(min=1e-30)
+        largest = max(largest, float(torch.linalg.vector_norm(maps.float() - expected) / length))
+    return largest

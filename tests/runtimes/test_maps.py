@@ -1,0 +1,138 @@
+"""What holds of the maps of every runtime besides torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from runtime_cases import (
+    FAMILIES,
+    awkward_sizes,
+    drawn,
+    exact,
+    noise,
+    opened,
+    relative_error,
+    worst_error,
+)
+from torch import nn
+
+from spptransfer.backbones.base import Cut
+from spptransfer.backbones.loading import Backbone
+from spptransfer.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_all_layers_of_a_family_are_torchs_at_awkward_sizes(runtime, name):
+    backbone = drawn(name)
+    assert worst_error(opened(runtime, backbone), backbone, awkward_sizes(backbone)) < 1e-5
+
+
+def test_any_layers_can_be_asked_for_in_any_order(runtime):
+    backbone = drawn("resnet18")
+    network = opened(runtime, backbone, ["layer2", "spp"])
+    for layers in (["spp", "layer2"], ["conv1"], ["layer3", "conv1", "spp", "layer4"]):
+        assert worst_error(network, backbone, [(2, 45, 70)], layers) < 1e-5
+
+
+def test_several_threads_get_the_maps_of_their_own_pixels(runtime):
+    backbone = drawn("spp-mini")
+    network = opened(runtime, backbone, ["conv2", "spp"], threads=3)
+    given = [noise(1 + i % 3, 64 + i % 5, 70 + i % 4, seed=i) for i in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda pixels: network.maps(pixels, ["conv2", "spp"]), given))
+    # All are looked at only now: nobody's numbers have been written over.
+    for pixels, maps in zip(given, found, strict=True):
+        expected = exact(backbone, pixels, ["conv2", "spp"])
+        assert all(relative_error(maps[name], expected[name]) < 1e-5 for name in expected)
+
+
+def test_a_batch_gives_what_its_images_give(runtime):
+    backbone = drawn("mobilenet_v2")
+    network, pixels = opened(runtime, backbone, ["spp"]), noise(3, 67, 91)
+    together = network.maps(pixels, ["spp"])["spp"]
+    apart = torch.cat([network.maps(one[None], ["spp"])["spp"] for one in pixels])
+    assert relative_error(together, apart) < 1e-5
+
+
+def test_pixels_may_lie_in_memory_in_any_way(runtime):
+    backbone = drawn("spp-mini")
+    network, pixels = opened(runtime, backbone, ["spp"]), noise(2, 64, 90)
+    for turned in (pixels.flip(2), pixels.narrow(2, 10, 70), pixels.transpose(1, 2)):
+        expected = exact(backbone, turned, ["spp"])["spp"]
+        assert relative_error(network.maps(turned, ["spp"])["spp"], expected) < 1e-5
+
+
+def test_weights_in_channels_last_memory_are_read_right(runtime):
+    backbone = drawn("squeezenet1_1")
+    backbone.to(memory_format=torch.channels_last)
+    assert worst_error(opened(runtime, backbone), backbone, [(2, 50, 61)]) < 1e-5
+
+
+def test_the_network_outlives_the_weights_it_was_made_of(runtime):
+    backbone = own(nn.Conv2d(3, 8, 3, bias=True), nn.ReLU())
+    pixels = noise(1, 64, 64)
+    expected = exact(backbone, pixels, ["spp"])["spp"]
+    network = opened(runtime, backbone, ["spp"])
+    places = {parameter.data_ptr() for parameter in backbone.parameters()}
+    shapes = [parameter.shape for parameter in backbone.parameters()]
+    backbone.to(torch.bfloat16)  # replaces the parameters
+    others = [torch.full(shape, 7.0) for _ in range(200) for shape in shapes]
+    assert not places & {other.data_ptr() for other in others}  # nobody got their memory
+    assert relative_error(network.maps(pixels, ["spp"])["spp"], expected) < 1e-5
+
+
+def own(*modules: nn.Module) -> Backbone:
+    """A backbone of a user's own modules, under a name of the catalogue."""
+    info = dataclasses.replace(drawn("spp-mini").info, min_side=16)
+    torch.manual_seed(1)
+    return Backbone(info, "00", Cut(nn.Sequential(*modules), None, {"spp": (len(modules), 0)}))
+
+
+@pytest.mark.parametrize("padding", ["valid", 0, (2, 1)])
+def test_convolutions_of_every_geometry_are_torchs(runtime, padding):
+    backbone = own(
+        nn.Conv2d(3, 8, (3, 5), stride=(2, 1), padding=padding),
+        nn.ReLU6(),
+        nn.Conv2d(8, 12, 3, dilation=2, groups=4, bias=False),
+        nn.MaxPool2d((3, 2), (2, 1), padding=1, ceil_mode=True),
+        nn.AvgPool2d(3, 2, padding=1),
+    )
+    assert worst_error(opened(runtime, backbone), backbone, [(2, 64, 71), (1, 65, 64)]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect"), "Conv2d"),
+        (nn.Sigmoid(), "Sigmoid"),
+        (nn.MaxPool2d(2, 3, ceil_mode=True), "MaxPool2d"),
+        (nn.AvgPool2d(3, count_include_pad=False), "AvgPool2d"),
+    ],
+)
+def test_an_unknown_operator_is_named(runtime, module, name):
+    with pytest.raises(ConfigError, match=f"'{runtime}' does not know .* '{name}'; use runtime"):
+        opened(runtime, own(nn.Conv2d(3, 3, 1), module))
+
+
+class _WorksInPlace(nn.Module):
+    """Its ReLU changes what is added to its outcome."""
+
+    def forward(self, maps):
+        return maps.relu_() + maps
+
+
+def test_a_network_whose_maps_are_not_torchs_is_refused(runtime):
+    backbone = own(nn.Conv2d(3, 4, 3), _WorksInPlace())
+    with pytest.raises(ConfigError, match=f"'{runtime}' does not agree with torch on 'spp-mini'"):
+        opened(runtime, backbone)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(runtime, value):
+    backbone = own(nn.Conv2d(3, 4, 3), nn.ReLU())
+    next(backbone.parameters())[0, 0, 0, 0] = value
+    with pytest.raises(ConfigError, match="does not agree with torch"):
+        opened(runtime, backbone)

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import socket
+import sys
+
+import pytest
+from runtime_cases import FAMILIES, awkward_sizes, drawn, exact, need, noise, opened, worst_error
+
+from spptransfer.runtimes import compiled
+
+need("openvino")
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "mobilenet_v2"])
+def test_bfloat16_is_within_its_tolerance(name):
+    backbone = drawn(name)
+    network = opened("openvino", backbone, precision="bfloat16")
+    assert worst_error(network, backbone, awkward_sizes(backbone)) < 3e-2
+
+
+def test_bfloat16_is_another_arithmetic_than_float32():
+    from spptransfer.extraction.precision import has_bfloat16
+
+    backbone = drawn("spp-mini")
+    if not has_bfloat16(next(backbone.parameters()).device):
+        pytest.skip("this processor has no arithmetic for bfloat16")
+    low = opened("openvino", backbone, precision="bfloat16")
+    assert worst_error(low, backbone, [(1, 64, 80)]) > 1e-4
+
+
+def test_where_torchs_own_bfloat16_is_worse_so_may_openvinos_be(monkeypatch):
+    monkeypatch.setitem(compiled.TOLERANCES, "bfloat16", 1e-6)
+    backbone = drawn("resnet18")
+    network = opened("openvino", backbone, precision="bfloat16")
+    assert network.maps(noise(1, 64, 64), ["spp"])["spp"].isfinite().all()
+    monkeypatch.setattr(compiled, "_AS_GOOD", 0.01)
+    with pytest.raises(ValueError, match=r"in bfloat16 .relative error"):
+        opened("openvino", backbone, precision="bfloat16")
+
+
+def test_nothing_is_sent_anywhere(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    telemetry = sys.modules.get("openvino_telemetry")
+    if telemetry is not None:
+        monkeypatch.setattr(telemetry.Telemetry, "__init__", refuse)
+    backbone, pixels = drawn("spp-mini"), noise(1, 64, 64)
+    found = opened("openvino", backbone, ["spp"]).maps(pixels, ["spp"])
+    assert found["spp"].shape == exact(backbone, pixels, ["spp"])["spp"].shape
