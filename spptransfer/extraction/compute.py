@@ -13,6 +13,7 @@ from spptransfer.backbones.loading import Backbone
 from spptransfer.errors import ConfigError
 from spptransfer.extraction.joint import check_alike
 from spptransfer.extraction.strips import Strips
+from spptransfer.extraction.transfers import transfers_to
 from spptransfer.pyramid import SpatialPyramidPooling
 from spptransfer.runtimes import check_precision, check_runtime, open_network
 from spptransfer.runtimes.network import Normalization
@@ -108,6 +109,7 @@ class FeatureComputer:
             precision=first.precision,
             threads=threads or len(os.sched_getaffinity(0)),
         )
+        self._transfers = transfers_to(self.device)
         self.strip_pixels = STRIP_PIXELS
 
     def _placed(self, backbone: Backbone) -> Backbone:
@@ -149,11 +151,14 @@ class FeatureComputer:
 
         Returns
         -------
-        list of dict of ndarray of float32
-            As `__call__` gives it, for every spec wanted.
+        list of dict of ndarray
+            As `__call__` gives it, for every spec wanted; from a GPU in the spec's storage type.
         """
         specs = [self.specs[number] for number in wanted]
-        pixels = torch.from_numpy(views).to(self.device)
+        return self._transfers(views, lambda pixels: self._stored(pixels, specs))
+
+    def _stored(self, pixels: torch.Tensor, specs: Sequence[FeatureSpec]) -> list[_Tensors]:
+        """Features as they leave the device: from a GPU in the precision that is stored."""
         found = self._features(pixels, specs)
         if self._flip:
             mirrored = self._features(pixels.flip(2), specs)
@@ -161,7 +166,12 @@ class FeatureComputer:
                 {key: (one[key] + other[key]) / 2 for key in one}
                 for one, other in zip(found, mirrored, strict=True)
             ]
-        return [{key: value.cpu().numpy() for key, value in one.items()} for one in found]
+        if self.device.type == "cpu":
+            return found
+        return [
+            {key: value.to(getattr(torch, spec.storage)) for key, value in one.items()}
+            for one, spec in zip(found, specs, strict=True)
+        ]
 
     def _features(self, pixels: torch.Tensor, specs: Sequence[FeatureSpec]) -> list[_Tensors]:
         layers = tuple(dict.fromkeys(spec.layer for spec in specs))

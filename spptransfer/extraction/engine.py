@@ -263,11 +263,12 @@ class _Crew:
         """Make all parts of a plan and hand them to the caches."""
         from spptransfer.extraction import runners
         from spptransfer.extraction.compute import choose_device
+        from spptransfer.extraction.transfers import GPU_LANES
 
         jobs = self.jobs or len(os.sched_getaffinity(0))
         on_cpu = choose_device(self.device, self.runtime).type == "cpu"
-        # On a GPU one batch at a time, whoever reads it.
-        self.clock = Clock(readers=jobs, computers=jobs if on_cpu else 1)
+        # On a GPU a few batches at once, whoever reads them.
+        self.clock = Clock(readers=jobs, computers=jobs if on_cpu else min(jobs, GPU_LANES))
         engine = self.engine
         if engine == "auto":
             engine = "processes" if on_cpu and (self.jobs or 1) > 1 else "threads"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,6 +32,7 @@ from spptransfer.extraction.batches import (
 from spptransfer.extraction.compute import FeatureComputer
 from spptransfer.extraction.plan import Part
 from spptransfer.extraction.progress import Clock
+from spptransfer.extraction.transfers import GPU_LANES, Lanes
 from spptransfer.images import check_view
 from spptransfer.processor import is_out_of_memory
 from spptransfer.runtimes import describe_runtime
@@ -169,8 +168,7 @@ class PartMaker:
         self._batch_pixels = self._caches[0].batch_pixels or _usual_batch_pixels(computer)
         begin = (lambda: torch.set_num_threads(1)) if on_cpu else None
         self._workers = ThreadPoolExecutor(workers, "worker", begin)
-        # A GPU takes one batch at a time, or two would share its memory.
-        self._device = contextlib.nullcontext() if on_cpu else threading.Lock()
+        self._lanes = Lanes(workers if on_cpu else min(workers, GPU_LANES))
 
     def __enter__(self) -> PartMaker:
         return self
@@ -256,12 +254,16 @@ class PartMaker:
         return len(chunk)
 
     def _compute(
-        self, batch: Batch, views: Mapping[int, npt.NDArray[np.uint8]], sheets: Sequence[Sheet]
+        self,
+        batch: Batch,
+        views: Mapping[int, npt.NDArray[np.uint8]],
+        sheets: Sequence[Sheet],
+        alone: bool = False,
     ) -> None:
-        """Compute a batch; halve it where memory does not suffice."""
+        """Compute a batch; halve it where memory does not suffice, down to one image alone."""
         positions, wanted = list(views), batch.wanted
         try:
-            with self._device, self._clock.measure("compute"):
+            with self._lanes.all() if alone else self._lanes.one(), self._clock.measure("compute"):
                 vectors = self._computer.compute(np.stack(list(views.values())), wanted)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -271,8 +273,12 @@ class PartMaker:
                 sheets[number].note_vectors(batch.rendering.scale, positions, found)
             return
         smaller = _halves(batch, positions)
-        if not smaller:
+        if not smaller and alone:
             sheets[wanted[0]].rows.error[positions[0]] = OUT_OF_MEMORY
+            return
+        if not smaller:
+            logger.info("an image does not fit in memory beside others; trying it alone")
+            self._compute(batch, views, sheets, alone=True)
             return
         logger.info("a batch of %d images does not fit in memory; halving it", len(positions))
         for half in smaller:

@@ -79,7 +79,7 @@ class Path:
         """Solve at the next values of C, from the last one's solution."""
         began = time.perf_counter()
         width = self.solver.problems.count
-        solution = self.solver.solve(np.repeat(costs, width), self.points)
+        solution = self.solver.solve(np.repeat(costs, width), self.points, in_place=True)
         fitted = time.perf_counter()
         values = self.solver.decision_values(solution.points) if len(self.held_out) else None
         for number in range(len(costs)):

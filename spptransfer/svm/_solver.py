@@ -93,14 +93,15 @@ class Solver:
         *,
         with_coefficients: bool = False,
         with_scores: bool = True,
+        in_place: bool = False,
     ) -> Solution:
         """Certified minimisers at one cost per column; columns are the problems, over and over.
 
-        A ``start`` may come without scores. One with them is overwritten by the solution: every
-        group of columns takes a copy of its own.
+        A ``start`` may come without scores. ``in_place`` puts the solution where the start was,
+        of which every group of columns takes a copy.
         """
         n_rows, n_columns = len(self.problems.signs), len(costs)
-        if start is None or bool(len(start.scores)) != with_scores:
+        if start is None or not in_place:
             scores = np.empty((n_rows if with_scores else 0, n_columns), order="F")
             points = Points(self.space.start(n_columns), scores, np.zeros(n_columns))
         else:

@@ -71,6 +71,7 @@ class StreamedSolver(Solver):
         *,
         with_coefficients: bool = False,
         with_scores: bool = False,
+        in_place: bool = False,
     ) -> Solution:
         """Certified minimisers, all of them advanced by every pass.
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -127,6 +128,35 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(tmp_path):
     report = run(dataset, tmp_path / "b.h5", load_backbone=lambda: small, part_rows=7)
     assert not report.failures
     found = FeatureCache.open(tmp_path / "b.h5").matrix()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_an_image_that_does_not_fit_beside_another_is_computed_alone(tmp_path):
+    files = {f"{i}.png": encode(picture(48, 48 + i, i)) for i in range(6)}
+    dataset = make_dataset(tmp_path / "images", files)
+    run(dataset, tmp_path / "a.h5")
+    network = backbones.load("squeezenet1_1", "random", layer="fire4")
+    original, inside, refused = network.maps_of, [], []
+
+    def maps_of(pixels, layers):
+        inside.append(threading.current_thread())
+        try:
+            time.sleep(0.05)
+            if len(inside) > 1:
+                refused.append(len(inside))
+                raise torch.OutOfMemoryError("out of memory")
+            return original(pixels, layers)
+        finally:
+            inside.remove(threading.current_thread())
+
+    network.maps_of, network.fused = maps_of, lambda: network
+    report = run(
+        dataset, tmp_path / "b.h5", load_backbone=lambda: network, jobs=2, engine="threads"
+    )
+    assert refused
+    assert not report.failures
+    found = FeatureCache.open(tmp_path / "b.h5").matrix()
+    expected = FeatureCache.open(tmp_path / "a.h5").matrix()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
