@@ -7,11 +7,10 @@ import functools
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from drawn_weights import draw_weights
 
 from spptransfer import backbones
 from spptransfer.backbones.base import cut_at
-from spptransfer.backbones.folding import fold_batch_norms
 from spptransfer.backbones.loading import Backbone
 from spptransfer.runtimes import open_network
 from spptransfer.runtimes.network import Normalization
@@ -46,18 +45,7 @@ def drawn(name: str) -> Backbone:
     with torch.device("meta"):
         network = backbones.network(name)
     part = cut_at(network, [layer for layer in info.layers if layer.kind == "map"])
-    part.trunk.to_empty(device="cpu").eval()
-    torch.manual_seed(0)
-    for module in part.trunk.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)
-            if module.bias is not None:
-                nn.init.uniform_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d):
-            module.reset_parameters()
-            module.running_mean.uniform_(-0.5, 0.5)
-            module.running_var.uniform_(1.5, 3.0)
-    fold_batch_norms(part.trunk)
+    draw_weights(part.trunk)
     return Backbone(info, "00", part)
 
 

@@ -22,7 +22,7 @@ from spptransfer.datasets.csv_file import find_csv
 from spptransfer.errors import CacheError, ConfigError, suggestion
 from spptransfer.extraction.engine import ENGINES, Engine
 from spptransfer.protocols import Protocol, Split
-from spptransfer.runtimes import check_precision, check_runtime
+from spptransfer.runtimes import check_device, check_precision, check_runtime
 from spptransfer.spec import FeatureSpec
 from spptransfer.specify import feature_spec
 
@@ -288,10 +288,7 @@ def _check_machine(machine: Machine) -> None:
         )
     check_engine(machine.engine)
     check_runtime(machine.runtime)
-    if machine.runtime != "torch" and machine.device.startswith("cuda"):
-        raise ConfigError(
-            f"device: '{machine.device}' is not for runtime '{machine.runtime}'; allowed: auto, cpu"
-        )
+    check_device(machine.runtime, machine.device)
 
 
 def _slug(name: str) -> str:

@@ -15,7 +15,7 @@ from spptransfer.extraction.joint import check_alike
 from spptransfer.extraction.strips import Strips
 from spptransfer.extraction.transfers import transfers_to
 from spptransfer.pyramid import SpatialPyramidPooling
-from spptransfer.runtimes import check_precision, check_runtime, open_network
+from spptransfer.runtimes import check_device, check_precision, check_runtime, open_network
 from spptransfer.runtimes.network import Normalization
 from spptransfer.spec import FeatureSpec
 
@@ -45,8 +45,7 @@ def choose_device(name: str, runtime: str = "torch") -> torch.device:
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda") or not (number.isdigit() or not number):
         raise ConfigError(f"device: '{name}' is unknown; allowed: auto, cpu, cuda, cuda:N")
-    if kind == "cuda" and runtime != "torch":
-        raise ConfigError(f"device: '{name}' is not for runtime '{runtime}'; allowed: auto, cpu")
+    check_device(runtime, name)
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device: '{name}' is not on this machine; allowed: auto, cpu")
     return torch.device(name)

@@ -71,6 +71,22 @@ def check_precision(runtime: str, precision: str) -> None:
         )
 
 
+def check_device(runtime: str, device: str) -> None:
+    """Refuse a GPU by name for a runtime that computes on the CPU only.
+
+    Raises
+    ------
+    ConfigError
+        With the devices that it may have.
+
+    Examples
+    --------
+    >>> check_device("openvino", "auto")
+    """
+    if runtime != "torch" and device.startswith("cuda"):
+        raise ConfigError(f"device: '{device}' is not for runtime '{runtime}'; allowed: auto, cpu")
+
+
 def precisions_of(runtime: str) -> tuple[str, ...]:
     """Arithmetic that a runtime offers.
 

@@ -1,4 +1,4 @@
-"""The heavy products, by numpy or by torch on a device that the user names."""
+"""The heavy products, on this processor or by torch on a device that the user names."""
 
 from __future__ import annotations
 
@@ -102,5 +102,5 @@ class TorchArithmetic(Arithmetic):
 
 
 def arithmetic_for(device: str) -> Arithmetic:
-    """Numpy for ``"cpu"``, torch for any other device."""
+    """For ``"cpu"`` this processor, for any other device torch."""
     return Arithmetic() if device == "cpu" else TorchArithmetic(device)

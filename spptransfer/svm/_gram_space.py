@@ -89,7 +89,7 @@ class GramSpace(GramGaps):
         """Columns for which there is room beside the results, states and weights in float64."""
         n_rows, n_features = self.rows.shape
         if self.exact_gram is not None:  # beside which they are small
-            return n_rows // COLUMN_ARRAYS
+            return max(NARROW, n_rows // COLUMN_ARRAYS)
         room = n_rows - 4 * n_columns - 2 * n_columns * n_features // n_rows
         width = max(NARROW, room // 2 // COLUMN_ARRAYS)
         return width if width >= 2 * NARROW else NARROW

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
+from drawn_weights import draw_weights
 from torch import nn
 
 from spptransfer import backbones
 from spptransfer.backbones import fused as fused_module
 from spptransfer.backbones import fusing
-from spptransfer.backbones.folding import fold_batch_norms
 from spptransfer.backbones.fused import FusedConvolution
 from spptransfer.backbones.fusing import fuse
 
@@ -29,18 +29,7 @@ def trunk_of(name, dtype=torch.float32):
     """The trunk alone, with weights that keep the size of the numbers."""
     with torch.device("meta"):
         trunk = backbones.network(name).trunk("spp")
-    trunk = trunk.to_empty(device="cpu").eval().requires_grad_(False)
-    torch.manual_seed(0)
-    for module in trunk.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)
-            if module.bias is not None:
-                nn.init.uniform_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d):
-            module.reset_parameters()
-            module.running_mean.uniform_(-0.5, 0.5)
-            module.running_var.uniform_(1.5, 3.0)
-    fold_batch_norms(trunk)
+    draw_weights(trunk)
     return trunk.to(dtype).to(memory_format=torch.channels_last)
 
 
