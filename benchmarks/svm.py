@@ -116,13 +116,13 @@ def make_splits(y, n_splits, per_class):
 
 
 def shared_splits(X, y, options):
-    from spptransfer.svm import LinearSVMCV, gram_matrix
+    from spptransfer.svm import LinearSVMCV, RowSubset, gram_matrix
 
     gram = gram_matrix(X, np.float64)
     gaps = []
     for rows in make_splits(y, options.splits, options.per_class):
-        block = gram[np.ix_(rows, rows)]
-        search = LinearSVMCV(SPLIT_COSTS).fit(X[rows], y[rows], gram=block)
+        search = LinearSVMCV(SPLIT_COSTS)
+        search.fit(RowSubset(X, rows), y[rows], gram=gram.of(rows))
         gaps.append(float(search.cv_results_["max_duality_gap"].max()))
     return {"gap": max(gaps)}
 

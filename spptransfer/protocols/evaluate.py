@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,11 @@ from spptransfer.datasets import Dataset
 from spptransfer.normalization import FITTED_STEPS, PyramidNormalizer
 from spptransfer.protocols.splits import Split
 from spptransfer.protocols.training import Classifier, Training, fit_classifier, gram_if_useful
+
+if TYPE_CHECKING:
+    from spptransfer.svm import GramMatrix, RowSubset
+
+    Rows = npt.NDArray[np.floating] | RowSubset
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +138,7 @@ class _Prepared:
         self._steps = list(normalize)
         self._block_sizes = block_sizes
         self._per_split = any(step in FITTED_STEPS for step in normalize)
-        self.gram: npt.NDArray[np.floating] | None = None
+        self.gram: GramMatrix | None = None
         if not self._per_split:
             self._in_place = PyramidNormalizer(self._steps, block_sizes=block_sizes, copy=False)
             self.X = self._in_place.fit(X).transform(X)
@@ -147,10 +152,16 @@ class _Prepared:
 
     def take(
         self, train: npt.NDArray[np.intp], test: npt.NDArray[np.intp]
-    ) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating], PyramidNormalizer]:
+    ) -> tuple[Rows, npt.NDArray[np.floating], PyramidNormalizer]:
         """Normalised training and test rows, and the normaliser that a model needs."""
         normalizer = PyramidNormalizer(self._steps, block_sizes=self._block_sizes)
-        X_train, X_test = self.X[train], self.X[test]
+        X_test = self.X[test]
+        if self.gram is not None:  # training will hardly read its rows
+            from spptransfer.svm import RowSubset
+
+            normalizer.fit(self.X[train[:1]])  # whose steps learn nothing
+            return RowSubset(self.X, train), X_test, normalizer
+        X_train = self.X[train]
         normalizer.fit(X_train)
         if self._per_split:
             X_train, X_test = normalizer.transform(X_train), normalizer.transform(X_test)
@@ -177,7 +188,7 @@ def _evaluate_split(
         n_classes=len(dataset.classes),
         training=training,
         folds=folds,
-        gram=None if prepared.gram is None else prepared.gram[np.ix_(train, train)],
+        gram=None if prepared.gram is None else prepared.gram.of(train),
     )
     targets, scores = dataset.targets_of(split.test), classifier.decision_function(X_test)
     values, per_class = measure(targets, scores)

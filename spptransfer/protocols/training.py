@@ -9,13 +9,16 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from spptransfer import metrics
 from spptransfer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from spptransfer.svm import GramMatrix, RowSubset
 
 Folds = Sequence[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]
 
@@ -129,7 +132,7 @@ def check_training(training: Training, *, multi_label: bool, has_folds: bool) ->
 
 
 def fit_classifier(
-    X: npt.NDArray[np.floating],
+    X: npt.NDArray[np.floating] | RowSubset,
     targets: npt.NDArray[np.integer],
     *,
     n_classes: int,
@@ -141,7 +144,7 @@ def fit_classifier(
 
     Parameters
     ----------
-    X : ndarray of shape (n, n_features)
+    X : ndarray or RowSubset of shape (n, n_features)
         Normalised features.
     targets : ndarray of int, shape (n,) or (n, n_classes)
         Class indices, or an indicator in {1, 0 = difficult, -1}.
@@ -171,7 +174,7 @@ def fit_classifier(
         [(np.setdiff1d(everything, fold), fold) for fold in folds] if len(training.C) > 1 else []
     )
     if training.solver == "scikit-learn":
-        return _fit_scikit_learn(X, targets, n_classes, training, pairs)
+        return _fit_scikit_learn(np.asarray(X[:]), targets, n_classes, training, pairs)
     return _fit_shared(X, targets, n_classes, training, pairs, gram)
 
 
@@ -182,7 +185,7 @@ def gram_if_useful(
     *,
     n_classes: int = 1,
     n_folds: int = 0,
-) -> npt.NDArray[np.floating] | None:
+) -> GramMatrix | None:
     """Gram matrix of all rows, for every split to reuse; None where it would not pay.
 
     A split alone computes the products of its own training rows only. All rows' products pay from
@@ -202,7 +205,7 @@ def gram_if_useful(
 
     Returns
     -------
-    ndarray of float32 or float64, shape (n, n), or None
+    GramMatrix of float32 or float64, shape (n, n), or None
 
     Examples
     --------
@@ -242,15 +245,15 @@ def cheapest_gram(
     best, least = None, n_features * (sizes**2).sum() + passes
     choices = ((np.float32, 4, once + passes), (np.float64, 8, 2 * once + products))
     for precision, itemsize, work in choices:
-        # Beside it, a split's own part of it, which is copied in float32 too.
-        size = itemsize * n_rows**2 + (itemsize + 4) * sizes.max() ** 2
+        # Beside one half of it, a split's own part of it, which is copied in float32 too.
+        size = itemsize * n_rows**2 / 2 + (itemsize + 4) * sizes.max() ** 2
         if work < least and size <= 0.5 * free:
             best, least = precision, work
     return best
 
 
 def _fit_shared(
-    X: npt.NDArray[np.floating],
+    X: npt.NDArray[np.floating] | RowSubset,
     targets: npt.NDArray[np.integer],
     n_classes: int,
     training: Training,

@@ -18,6 +18,7 @@ from spptransfer.svm._engine import (
     make_solver,
     warn_unless_certified,
 )
+from spptransfer.svm._gram_matrix import GramMatrix, whole_gram
 from spptransfer.svm._problems import Problems
 from spptransfer.svm._rows import Rows
 from spptransfer.svm._targets import ClassWeight, Targets, encode_targets
@@ -269,7 +270,7 @@ class LinearSVM(LinearClassifier):
         self.device = device
 
     def fit(
-        self, X: Any, y: Any, sample_weight: Any = None, gram: Array | None = None
+        self, X: Any, y: Any, sample_weight: Any = None, gram: Array | GramMatrix | None = None
     ) -> LinearSVM:
         """Train all problems.
 
@@ -282,7 +283,7 @@ class LinearSVM(LinearClassifier):
             Labels, or an indicator matrix (see Notes).
         sample_weight : array-like, shape (n_samples,), optional
             Factors on C; rows of weight zero are left out.
-        gram : ndarray, shape (n_samples, n_samples), optional
+        gram : ndarray or GramMatrix, shape (n_samples, n_samples), optional
             ``X @ X.T`` where it is known already (`gram_matrix`).
 
         Returns
@@ -301,7 +302,7 @@ class LinearSVM(LinearClassifier):
         targets, weight = read_targets(y, rows, sample_weight)
         problems = Problems.of(targets, self.class_weight, weight)
         with own_threads():
-            solver = make_solver(rows, gram, problems, settings)
+            solver = make_solver(rows, whole_gram(gram), problems, settings)
             costs = np.full(problems.count, float(self.C))
             solution = solver.solve(costs, with_coefficients=True, with_scores=False)
         assert solution.coefficients is not None

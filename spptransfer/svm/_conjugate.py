@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
 from spptransfer.svm._types import Array
-
-
-class Iterate(NamedTuple):
-    """Where block conjugate gradients ended."""
-
-    step: Array
-    image: Array
-    n_products: int
 
 
 def conjugate_gradients(
@@ -25,38 +16,56 @@ def conjugate_gradients(
     error: Callable[[Array, Array], Array],
     target: Array,
     *,
-    image_rows: int,
+    step: Array,
+    image: Array,
     max_products: int,
-) -> Iterate:
+) -> int:
     """Solve one symmetric positive definite system per column, each to its own target.
 
     ``product(direction, columns)`` returns the system times the direction and the change of the
-    scores that goes with it, which is summed up in ``image``: the caller needs it next and gets
-    it without another product. ``error(residual, columns)`` is held against ``target``.
+    scores that goes with it. ``error(residual, columns)`` is held against ``target``. What solves
+    the systems is added to ``step``, and the change of the scores to ``image``: the caller needs
+    it next and gets it without another product. ``residual`` is used up. Returns the number of
+    products.
     """
-    dtype = residual.dtype
-    step = np.zeros_like(residual)
-    image = np.zeros((image_rows, residual.shape[1]), dtype=dtype, order="F")
-    left = np.flatnonzero(error(residual, np.arange(residual.shape[1])) > target)
-    rest = residual[:, left]
+    left = np.arange(residual.shape[1])
+    unfinished = error(residual, left) > target
+    left, rest = _kept(unfinished, left, residual)
+    if not len(left):
+        return 0
     direction = precondition(rest, left)
     energy = _dots(rest, direction)
     n_products = 0
-    while len(left) and n_products < max_products:
+    while True:
         curved, change = product(direction, left)
         n_products += 1
         length = _ratio(energy, _dots(direction, curved))
-        step[:, left] += length * direction
-        image[:, left] += length * change
-        rest -= length * curved
+        _add_multiple(step, left, length, direction)
+        _add_multiple(image, left, length, change)
+        curved *= length
+        rest -= curved
+        del curved, change
         unfinished = (error(rest, left) > target[left]) & (length > 0)
-        if not unfinished.all():
-            left, rest, direction = left[unfinished], rest[:, unfinished], direction[:, unfinished]
-            energy = energy[unfinished]
+        left, rest, direction, energy = _kept(unfinished, left, rest, direction, energy)
+        if not len(left) or n_products == max_products:
+            return n_products
         preconditioned = precondition(rest, left)
         energy, previous = _dots(rest, preconditioned), energy
-        direction = preconditioned + _ratio(energy, previous) * direction
-    return Iterate(step, image, n_products)
+        direction *= _ratio(energy, previous)
+        direction += preconditioned
+
+
+def _kept(chosen: Array, *arrays: Array) -> tuple[Array, ...]:
+    """The arrays' chosen columns: copies, unless they are all."""
+    return arrays if chosen.all() else tuple(array[..., chosen] for array in arrays)
+
+
+def _add_multiple(total: Array, columns: Array, length: Array, change: Array) -> None:
+    """Add multiples of some columns, in place where they are all."""
+    if len(columns) == total.shape[1]:
+        total += length * change
+    else:
+        total[:, columns] += length * change
 
 
 def _dots(left: Array, right: Array) -> Array:

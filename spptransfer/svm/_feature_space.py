@@ -55,6 +55,11 @@ class FeatureSpace:
         return np.array_split(columns, -(-len(columns) // self.group_width) or 1)
 
     @property
+    def is_tight(self) -> bool:
+        """A group may take a large part of a budget."""
+        return True
+
+    @property
     def side_by_side(self) -> bool:
         """Groups are as large as memory allows."""
         return False
@@ -215,17 +220,21 @@ class FeatureSpace:
             return direction + combined, change
 
         floor = 0.5 * (8 * np.finfo(self.dtype).eps) ** 2
-        iterate = conjugate_gradients(
+        residual = (-gradient / scale).astype(self.dtype)
+        step = np.zeros_like(residual)
+        image = np.zeros(scores.shape, self.dtype, order="F")
+        n_products = conjugate_gradients(
             product,
-            (-gradient / scale).astype(self.dtype),
+            residual,
             self._spectrum.get().inverse(curvature.mean(axis=0, dtype=np.float64)),
             lambda rest, columns: 0.5 * np.einsum("jt,jt->t", rest, rest),
             np.maximum(target / scale**2, floor),
-            image_rows=len(scores),
+            step=step,
+            image=image,
             max_products=200,
         )
-        self.usual_products = max(10.0, 0.5 * (self.usual_products + iterate.n_products))
-        return state + iterate.step * scale, scores + iterate.image * scale
+        self.usual_products = max(10.0, 0.5 * (self.usual_products + n_products))
+        return state + step * scale, scores + image * scale
 
     def _normal_product(self, vectors: Array, weights: Array | None) -> tuple[Array, Array]:
         """Weighted inner products of the features times vectors, and the vectors' scores."""

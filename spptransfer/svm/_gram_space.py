@@ -12,8 +12,8 @@ from spptransfer.svm._conjugate import conjugate_gradients
 from spptransfer.svm._gram_gaps import GramGaps
 from spptransfer.svm._loss import Losses, balance
 from spptransfer.svm._preconditioner import LowRank
-from spptransfer.svm._rows import Rows
-from spptransfer.svm._threads import Once, for_each
+from spptransfer.svm._rows import Rows, mirror
+from spptransfer.svm._threads import Once, for_each, release_memory
 from spptransfer.svm._types import Array
 
 # A Cholesky factorisation runs at about this fraction of a matrix product's speed.
@@ -21,7 +21,9 @@ FACTOR_SPEED = 0.25
 # Systems of up to this many rows are factorised whatever it costs.
 TINY = 400
 # How many float64 arrays of the columns in progress there are, in float32 arrays' widths.
-COLUMN_ARRAYS = 48
+COLUMN_ARRAYS = 34
+# With fewer rows no memory is worth giving back.
+MANY_ROWS = 1000
 # Products take as long with fewer columns.
 NARROW = 16
 # Up to this many columns products are divided among threads by rows of the Gram matrix.
@@ -60,6 +62,9 @@ class GramSpace(GramGaps):
     def begin(self) -> None:
         """Forget how many products conjugate gradients have needed."""
         self.usual_products = 8.0
+        self._forget_combined()
+
+    def _forget_combined(self) -> None:
         self._combined = np.empty((0, 0)), np.empty((0, 0))
 
     def prepare(self) -> None:
@@ -88,16 +93,22 @@ class GramSpace(GramGaps):
     def _width(self, n_columns: int) -> int:
         """Columns for which there is room beside the results, states and weights in float64."""
         n_rows, n_features = self.rows.shape
-        if self.exact_gram is not None:  # beside which they are small
+        if not self.is_tight:
             return max(NARROW, n_rows // COLUMN_ARRAYS)
         room = n_rows - 4 * n_columns - 2 * n_columns * n_features // n_rows
         width = max(NARROW, room // 2 // COLUMN_ARRAYS)
-        return width if width >= 2 * NARROW else NARROW
+        # Little more than narrow takes as long as twice that.
+        return width if width >= 1.5 * NARROW else NARROW
 
     @property
     def side_by_side(self) -> bool:
         """Groups share nothing but the Gram matrix."""
         return True
+
+    @property
+    def is_tight(self) -> bool:
+        """Not beside a float64 Gram matrix, nor with few rows: all else is small then."""
+        return self.exact_gram is None and self.rows.shape[0] > MANY_ROWS
 
     @property
     def care(self) -> float:
@@ -141,9 +152,13 @@ class GramSpace(GramGaps):
             return self.product(state)
         if self.exact_gram is not None:
             scores = Arithmetic().product(self.exact_gram, state)
-            return scores + self.bias_square * state.sum(axis=0)
-        self._combined = state, self.rows.combine(state)
-        return self.rows.scores(self._combined[1]) + self.bias_square * state.sum(axis=0)
+        else:
+            if self.is_tight:
+                release_memory()
+            self._combined = state, self.rows.combine(state)
+            scores = self.rows.scores(self._combined[1])
+        scores += self.bias_square * state.sum(axis=0)
+        return scores
 
     def inner(self, left: Array, right: Array, right_scores: Array) -> Array:
         """Inner products, in weight space, of two states per problem."""
@@ -175,6 +190,7 @@ class GramSpace(GramGaps):
         Rows on a straight piece of their loss take its slope as their weight; the others solve
         ``(K_AA + softness) beta_A = sign * offset - K_AU beta_U``.
         """
+        self._forget_combined()
         deficits = losses.deficits(scores)
         free = losses.free(deficits)
         step = np.where(free, 0.0, losses.signs * losses.responses(deficits) - state)
@@ -240,12 +256,13 @@ class GramSpace(GramGaps):
         factorise, solve = lapack.get_lapack_funcs(("potrf", "potrs"), dtype=self.dtype)
         while True:
             np.fill_diagonal(gram, diagonal + jitter)
-            factor, failed = factorise(gram.T, lower=True, clean=False, overwrite_a=False)
+            factor, failed = factorise(gram.T, lower=True, clean=False, overwrite_a=True)
             if not failed:
                 scale = np.abs(residual).max() or 1.0
                 step, _ = solve(factor, (residual / scale).astype(self.dtype), lower=True)
                 return step.astype(np.float64) * scale
             jitter = max(10 * jitter, np.finfo(self.dtype).eps * float(diagonal.mean()))
+            mirror(gram)  # what lies above the diagonal was overwritten
 
     def _solve_together(
         self, settled: Array, residual: Array, free: Array, softness: Array, target: Array
@@ -258,39 +275,44 @@ class GramSpace(GramGaps):
         dtype = self.dtype
         scale = np.sqrt(np.einsum("it,it->t", residual, residual) + _squares(settled))
         scale[scale == 0] = 1.0
-        mask = free.astype(dtype)
         soft = np.where(free, softness, 1.0).astype(dtype)
         low_rank = self._low_rank.get()
         precondition = low_rank.restricted(free, soft)
-        weight = (0.5 * mask / soft).astype(dtype)
+        weight = 0.5 / soft
         floor = (8 * np.finfo(dtype).eps) ** 2
 
+        # Directions and residuals are zero outside the free rows.
         def product(direction: Array, columns: Array) -> tuple[Array, Array]:
             change = self.product(direction)
-            return mask[:, columns] * change + soft[:, columns] * direction, change
+            curved = soft[:, columns] * direction
+            curved += free[:, columns] * change
+            return curved, change
 
         def error(rest: Array, columns: Array) -> Array:
             return np.einsum("it,it,it->t", rest, rest, weight[:, columns])
 
         everything = np.arange(residual.shape[1])
-        rest, fixed = (residual / scale).astype(dtype), (settled / scale).astype(dtype)
+        rest, image = (residual / scale).astype(dtype), (settled / scale).astype(dtype)
         first = error(rest, everything)
-        guess = precondition(rest - mask * low_rank.product(fixed), everything)
-        fixed += guess
-        image = self.product(fixed)
-        del fixed
-        rest -= mask * image + soft * guess
-        iterate = conjugate_gradients(
+        step = precondition(rest - free * low_rank.product(image), everything)
+        image += step
+        image = self.product(image)
+        rest -= free * image
+        rest -= soft * step
+        n_products = conjugate_gradients(
             product,
             rest,
             precondition,
             error,
             np.maximum(target / scale**2, floor * first),
-            image_rows=len(residual),
+            step=step,
+            image=image,
             max_products=200,
         )
-        self.usual_products = max(4.0, 0.5 * (self.usual_products + iterate.n_products + 1))
-        return settled + (guess + iterate.step) * scale, (image + iterate.image) * scale
+        self.usual_products = max(4.0, 0.5 * (self.usual_products + n_products + 1))
+        step = step * scale
+        step += settled
+        return step, image * scale
 
 
 def _squares(columns: Array) -> Array:

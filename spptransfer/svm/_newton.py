@@ -62,6 +62,10 @@ class Space(Protocol):
     def side_by_side(self) -> bool:
         """Whether groups get a thread each; otherwise threads share the work on one."""
 
+    @property
+    def is_tight(self) -> bool:
+        """Whether groups are to give back at once what memory they had."""
+
     def sharpen(self) -> None:
         """Work in float64 from now on."""
 

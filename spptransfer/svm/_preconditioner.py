@@ -57,7 +57,7 @@ class LowRank:
 
     def product(self, vectors: Array) -> Array:
         """What ``K @ vectors`` nearly is, without the share of the identity."""
-        return np.asfortranarray(self.factor @ (self.factor.T @ vectors))
+        return ((self.factor.T @ vectors).T @ self.factor.T).T
 
     def restricted(self, free: Array, softness: Array) -> Woodbury:
         """Inverse of each problem's own restriction to its free rows.
@@ -111,7 +111,11 @@ class Woodbury:
             self.inverse = self.inverse[:, kept]
         scaled = self.inverse * residual
         inner = np.matmul(self.cores, (self.factor.T @ scaled).T[:, :, None])[:, :, 0]
-        return scaled - self.inverse * np.asfortranarray(self.factor @ inner.T)
+        # Transposed, so that every column is contiguous.
+        correction = (inner @ self.factor.T).T
+        correction *= self.inverse
+        scaled -= correction
+        return scaled
 
 
 class Spectrum:

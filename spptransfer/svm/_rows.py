@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,9 @@ from spptransfer.svm._types import Array
 
 # Two threads' blocks, and what is computed from them, stay in the processor's last cache.
 BLOCK_BYTES = 4 * 2**20
+# Sums over rows or columns need only some columns at a time: less to convert and to keep at once.
+TILE_BYTES = 5 * 2**18
+TILE_COLUMNS = 3200
 # A product with fewer rows at a time is slow.
 LEAST_ROWS = 32
 # Blocks of a Gram matrix are multiplied with each other: the larger, the more work per number.
@@ -110,8 +113,30 @@ class Rows:
         formed in the same order.
         """
         slices = self.block_slices(dtype)
-        with own_threads() as n_threads:
-            return [self._read(slices[first::n_threads], dtype) for first in range(n_threads)]
+        return [self._read(share, dtype) for share in _dealt(slices)]
+
+    def tiles(self, dtype: Any) -> list[Iterator[tuple[slice, slice, Array]]]:
+        """All rows once, as `shares`, each block's columns in a few parts."""
+        n_rows, n_columns = self.shape
+        parts = -(-n_columns // TILE_COLUMNS)
+        columns = _slices(n_columns, -(-n_columns // max(1, parts)))
+        row_bytes = np.dtype(dtype).itemsize * max(1, columns[0].stop if columns else 0)
+        length = max(LEAST_ROWS, min(TILE_BYTES, self.block_bytes) // row_bytes)
+        slices = _slices(n_rows, length)
+        return [self._read_tiles(share, columns, dtype) for share in _dealt(slices)]
+
+    def _read_tiles(
+        self, slices: list[slice], columns: list[slice], dtype: Any
+    ) -> Iterator[tuple[slice, slice, Array]]:
+        out = None
+        for where in slices:
+            stored = self.stored(where)
+            for part in columns:
+                tile = stored[:, part]
+                if out is None and tile.dtype != dtype:
+                    out = np.empty(tile.size, dtype)
+                memory = None if out is None else out[: tile.size].reshape(tile.shape)
+                yield where, part, converted(tile, np.dtype(dtype), memory)
 
     def chosen(self, numbers: Array) -> Iterator[Array]:
         """Some rows as they are stored, by ascending numbers, block by block."""
@@ -149,31 +174,45 @@ class Rows:
         return self._mean_square
 
     def gram(self, dtype: Any) -> Array:
-        """The inner products of all pairs of rows, shape (n_rows, n_rows).
+        """The inner products of all pairs of rows, shape (n_rows, n_rows)."""
+        n_rows = self.shape[0]
+        gram = np.empty((n_rows, n_rows), dtype=dtype)
+
+        def complete(left: slice, right: slice) -> None:
+            if left.start == right.start:
+                mirror(gram[right, right])
+            below = slice(max(left.start, right.stop), left.stop)
+            gram[right, below] = gram[below, right].T
+
+        self.fill_gram(self.gram_pairs(dtype), lambda left, right: gram[left, right], complete)
+        return gram
+
+    def fill_gram(
+        self,
+        pairs: Sequence[tuple[slice, slice]],
+        place: Callable[[slice, slice], Array],
+        complete: Callable[[slice, slice], None],
+    ) -> None:
+        """Put inner products in their place, and say when each pair's are there.
 
         Rows in memory count as read once, those outside as often as they are.
         """
-        n_rows = self.shape[0]
-        gram = np.empty((n_rows, n_rows), dtype=dtype)
         before = self.rows_read
 
         def fill(pair: tuple[slice, slice]) -> None:
             left, right = pair
-            block = self.block(left, dtype)
-            other = block if left == right else self.block(right, dtype)
-            product_with_transpose(block, other, out=gram[left, right])
-            if left.start == right.start:
-                _mirror(gram[right, right])
-            below = slice(max(left.start, right.stop), left.stop)
-            gram[right, below] = gram[below, right].T
+            out = place(left, right)
+            block = self.block(left, out.dtype)
+            other = block if left == right else self.block(right, out.dtype)
+            product_with_transpose(block, other, out=out)
+            complete(left, right)
 
-        for_each(fill, self._gram_pairs(dtype))
+        for_each(fill, pairs)
         if not self.is_outside and not self._loaded:
-            self.rows_read = before + n_rows
-        return gram
+            self.rows_read = before + self.shape[0]
 
-    def _gram_pairs(self, dtype: Any) -> list[tuple[slice, slice]]:
-        """Rows that are multiplied with each other, the most work first.
+    def gram_pairs(self, dtype: Any) -> list[tuple[slice, slice]]:
+        """Rows that are multiplied with each other, ``(later, earlier)``, the most work first.
 
         A few with all that follow; or block by block where they are read or converted first, which
         takes memory for each thread.
@@ -189,27 +228,26 @@ class Rows:
     def scores(self, coefficients: Array, dtype: Any = np.float64) -> Array:
         """``X @ coefficients``, in float64 unless something else is asked for."""
         across = np.ascontiguousarray(coefficients.T, dtype=dtype)
-        scores = np.empty((len(across), self.shape[0]), dtype)
+        scores = np.zeros((len(across), self.shape[0]), dtype)
 
-        def fill(share: Iterator[tuple[slice, Array]]) -> None:
-            for where, block in share:
-                scores[:, where] = across @ block.T
+        def fill(share: Iterator[tuple[slice, slice, Array]]) -> None:
+            for where, columns, tile in share:
+                scores[:, where] += across[:, columns] @ tile.T
 
-        for_each(fill, self.shares(dtype))
+        for_each(fill, self.tiles(dtype))
         return scores.T
 
     def combine(self, weights: Array, dtype: Any = np.float64) -> Array:
         """``X.T @ weights``, in float64 or with only the blocks' sums in it."""
         across = np.ascontiguousarray(weights.T, dtype=dtype)
 
-        def add(share: Iterator[tuple[slice, Array]]) -> Array:
+        def add(share: Iterator[tuple[slice, slice, Array]]) -> Array:
             total = np.zeros((len(across), self.shape[1]))
-            product = np.empty_like(total, dtype=dtype)
-            for where, block in share:
-                total += np.matmul(across[:, where], block, out=product)
+            for where, columns, tile in share:
+                total[:, columns] += across[:, where] @ tile
             return total
 
-        return sum_of(for_each(add, self.shares(dtype))).T
+        return sum_of(for_each(add, self.tiles(dtype))).T
 
     def normal_product(
         self, vectors: Array, weights: Array | None, constant: Array
@@ -244,8 +282,14 @@ def _slices(size: int, length: int) -> list[slice]:
     return [slice(at, min(at + length, size)) for at in range(0, size, length)]
 
 
-def _mirror(square: Array) -> None:
-    """Make a matrix symmetric to the last digit."""
+def _dealt(slices: list[slice]) -> list[list[slice]]:
+    """One thread's share of them after the other's."""
+    with own_threads() as n_threads:
+        return [slices[first::n_threads] for first in range(n_threads)]
+
+
+def mirror(square: Array) -> None:
+    """Make a matrix symmetric to the last digit, by what lies below its diagonal."""
     square[...] = np.tril(square) + np.tril(square, -1).T
 
 
@@ -285,39 +329,3 @@ def sum_of(arrays: Sequence[Array]) -> Array:
     for array in arrays[1:]:
         total += array
     return total
-
-
-def gram_matrix(X: Any, dtype: Any = np.float32) -> Array:
-    """Inner products of all pairs of rows, to be shared by many fits.
-
-    Parameters
-    ----------
-    X : ndarray or row source, shape (n_samples, n_features)
-        Features, read in blocks of rows.
-    dtype : data-type, default=float32
-        Precision of the products. A float64 Gram matrix takes twice the time, and fits that are
-        given it certify their results without reading X again.
-
-    Returns
-    -------
-    ndarray, shape (n_samples, n_samples)
-        ``X @ X.T``. The rows of one fit are ``gram[np.ix_(rows, rows)]``.
-
-    Raises
-    ------
-    ConfigError
-        If a row of X contains NaN or infinity.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from spptransfer.svm import LinearSVM, gram_matrix
-    >>> X = np.eye(4, 6)
-    >>> gram = gram_matrix(X)
-    >>> rows = [0, 1, 3]
-    >>> LinearSVM().fit(X[rows], [0, 1, 1], gram=gram[np.ix_(rows, rows)]).coef_.shape
-    (1, 6)
-    """
-    rows = Rows(X)
-    rows.check_finite()
-    return rows.gram(np.dtype(dtype))

@@ -14,6 +14,7 @@ from spptransfer.svm._checkpoint import Checkpoint, fingerprint
 from spptransfer.svm._classifier import LinearClassifier, read_rows, read_targets
 from spptransfer.svm._engine import Settings, check_positive, warn_unless_certified
 from spptransfer.svm._folds import make_folds
+from spptransfer.svm._gram_matrix import GramMatrix, whole_gram
 from spptransfer.svm._newton import Points
 from spptransfer.svm._path import Path, Search, SpreadPath
 from spptransfer.svm._rows import Rows
@@ -144,7 +145,7 @@ memory, device
         self.scheduler = scheduler
 
     def fit(
-        self, X: Any, y: Any, sample_weight: Any = None, gram: Array | None = None
+        self, X: Any, y: Any, sample_weight: Any = None, gram: Array | GramMatrix | None = None
     ) -> LinearSVMCV:
         """Choose C and train with it.
 
@@ -156,7 +157,7 @@ memory, device
             Labels or an indicator matrix, as in `LinearSVM.fit`.
         sample_weight : array-like, shape (n_samples,), optional
             Factors on C in training. Scores are not weighted.
-        gram : ndarray, shape (n_samples, n_samples), optional
+        gram : ndarray or GramMatrix, shape (n_samples, n_samples), optional
             ``X @ X.T`` where it is known already (`gram_matrix`).
 
         Returns
@@ -179,10 +180,10 @@ memory, device
         checkpoint = self._make_checkpoint(rows, search, candidates)
         path: Path | SpreadPath
         if self.engine == "dask":
-            path = spread(rows, gram, search, ascending, self.scheduler)
+            path = spread(rows, whole_gram(gram), search, ascending, self.scheduler)
         else:
             with own_threads():
-                path = search.path(rows, gram)
+                path = search.path(rows, whole_gram(gram))
                 self._walk(path, ascending, checkpoint)
         self._choose(path, candidates)
         if self.refit:

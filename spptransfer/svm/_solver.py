@@ -16,8 +16,6 @@ from spptransfer.svm._types import Array
 logger = logging.getLogger(__name__)
 
 MAX_ROUNDS = 60
-# With fewer rows nothing is worth giving back.
-MANY_ROWS = 1000
 LIFT = 1.0 + 1e-10
 
 
@@ -124,7 +122,7 @@ class Solver:
             solution.assign(columns, run.solution)
             blunt = columns[run.open] if run.blunt else columns[:0]
             del run
-            if n_rows > MANY_ROWS:
+            if self.space.is_tight:
                 release_memory()
             return blunt
 
@@ -300,10 +298,11 @@ class _Run:
         if balanced:
             points.offset = points.offset + self.space.bias(points.state)
             points.state = self.space.settled(points.state, losses)
-        exact = self.space.exact_scores(points.state)
+        points.scores = points.scores[:0]  # their memory is free for those that replace them
+        points.scores = self.space.exact_scores(points.state)
         if balanced:
-            points.offset = best_offset(proposing, exact, points.offset)
-        points.scores = exact + points.offset
+            points.offset = best_offset(proposing, points.scores, points.offset)
+        points.scores += points.offset
         if self.softness:
             points = self._lifted(points, losses)
         values = objectives(self.space, points, losses)

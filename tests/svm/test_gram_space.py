@@ -73,7 +73,7 @@ def test_a_float64_gram_matrix_certifies_without_reading_rows(monkeypatch):
 def test_a_float64_gram_matrix_at_hand_is_not_computed_again(dtype, monkeypatch):
     monkeypatch.setattr(_engine, "SMALL", 0)
     X, y = data(scale=1e3)
-    gram = gram_matrix(X, dtype)
+    gram = np.asarray(gram_matrix(X, dtype))
     computed = []
     plain = Arithmetic.gram
     monkeypatch.setattr(Arithmetic, "gram", lambda *args: computed.append(args[2]) or plain(*args))
@@ -122,7 +122,7 @@ def test_the_preconditioner_follows_as_systems_are_finished():
 
 @pytest.mark.parametrize("n_vectors", [1, 7])
 def test_products_have_contiguous_columns(n_vectors):
-    gram = gram_matrix(data()[0], np.float64)
+    gram = np.asarray(gram_matrix(data()[0], np.float64))
     vectors = np.random.default_rng(0).normal(size=(120, n_vectors))
     product = Arithmetic().product(gram, vectors)
     assert product.flags.f_contiguous

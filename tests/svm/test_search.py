@@ -198,7 +198,7 @@ def test_a_gram_matrix_is_shared_by_splits():
     X, Y = ternary()
     gram = gram_matrix(X, np.float64)
     rows = np.flatnonzero(np.arange(90) % 3 > 0)
-    shared = LinearSVMCV(COSTS).fit(X[rows], Y[rows], gram=gram[np.ix_(rows, rows)])
+    shared = LinearSVMCV(COSTS).fit(X[rows], Y[rows], gram=gram.of(rows))
     alone = LinearSVMCV(COSTS).fit(X[rows], Y[rows])
     assert shared.C_ == alone.C_
     np.testing.assert_allclose(shared.coef_, alone.coef_, atol=1e-6)

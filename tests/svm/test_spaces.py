@@ -52,20 +52,6 @@ def test_rows_of_a_file_are_read_a_few_dozen_times(tmp_path):
     assert model.n_passes_ < 100
 
 
-@pytest.mark.parametrize("stored", [np.float16, np.float32])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("n_rows", [1, 2, 63, 64, 65, 200])
-def test_a_gram_matrix_is_the_product_whatever_the_blocks(n_rows, dtype, stored, monkeypatch):
-    for name in ("BLOCK_BYTES", "GRAM_BLOCK_BYTES"):
-        monkeypatch.setattr(f"spptransfer.svm._rows.{name}", 1)
-    monkeypatch.setattr("spptransfer.svm._rows.GRAM_ROWS", 64)
-    X = data((n_rows, 30))[0].astype(stored)
-    gram = gram_matrix(X, dtype)
-    assert gram.dtype == dtype
-    np.testing.assert_allclose(gram, X.astype(float) @ X.T.astype(float), atol=1e-6)
-    np.testing.assert_array_equal(gram, gram.T)
-
-
 @pytest.mark.parametrize(
     ("text", "size"), [(1000, 1000), ("1GB", 2**30), ("1.5 MiB", 1.5 * 2**20), ("64k", 65536)]
 )
