@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from spptransfer.errors import ConfigError
+from spptransfer.svm._gram_matrix import dense_gram
 from spptransfer.svm._products import product_with_transpose
 from spptransfer.svm._rows import Rows
 from spptransfer.svm._threads import for_each, own_threads
@@ -25,7 +26,7 @@ class Arithmetic:
 
     def gram(self, rows: Rows, dtype: Any) -> Array:
         """The Gram matrix of the rows."""
-        return rows.gram(dtype)
+        return dense_gram(rows, dtype)
 
     def product(self, matrix: Any, vectors: Array) -> Array:
         """``matrix @ vectors``, with every column contiguous."""

@@ -14,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from spptransfer.errors import ConfigError, suggestion
 from spptransfer.svm._arithmetic import arithmetic_for
 from spptransfer.svm._feature_space import FeatureSpace
+from spptransfer.svm._gram_matrix import dense_gram
 from spptransfer.svm._gram_space import GramSpace
 from spptransfer.svm._newton import Space
 from spptransfer.svm._problems import Problems
@@ -115,7 +116,7 @@ def make_solver(rows: Rows, gram: Array | None, problems: Problems, settings: Se
 
     def make_space(held: Rows) -> Space:
         if _gram_fits(held, 0.25 * budget):
-            gram = held.gram(np.float64 if held.shape[0] <= SMALL else np.float32)
+            gram = dense_gram(held, np.float64 if held.shape[0] <= SMALL else np.float32)
             return GramSpace(held, gram, bias_square, arithmetic_for(settings.device))
         return FeatureSpace(held, bias_square)
 

@@ -1,15 +1,107 @@
-"""A Gram matrix of many rows, of which each fit takes some."""
+"""A Gram matrix: the inner products of all pairs of rows, whole or one half of it."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from spptransfer.svm._rows import Rows, mirror
-from spptransfer.svm._subset import row_numbers
+from spptransfer.errors import ConfigError
+from spptransfer.svm._products import product_with_transpose
+from spptransfer.svm._rows import LEAST_ROWS, Rows, Tiles, column_slices, row_slices
+from spptransfer.svm._subset import RowSubset, row_numbers
+from spptransfer.svm._threads import for_each
 from spptransfer.svm._types import Array
+
+# Rows that need no copy are multiplied so many at a time with all that follow.
+PANEL_ROWS = 192
+# Others some columns at a time, and as many rows as fit: the more, the more work per number.
+TILE_COLUMNS = 1600
+TILE_BYTES = 5 * 2**20
+# Of rows outside memory, how many bytes as they are stored are read at once.
+BLOCK_BYTES = 12 * 2**20
+
+Pair = tuple[slice, slice]
+
+
+class GramMaker:
+    """Computes inner products of pairs of slices of rows, each thread some.
+
+    ``pairs`` are all that there are, ``(later, earlier)``, the most work first.
+    """
+
+    def __init__(self, rows: Rows, dtype: npt.DTypeLike) -> None:
+        self.rows = rows
+        self.dtype = np.dtype(dtype)
+        n_rows, n_columns = rows.shape
+        to_convert = rows.source.dtype != self.dtype
+        self._columns = column_slices(n_columns, TILE_COLUMNS if to_convert else n_columns)
+        if not rows.is_outside and not to_convert:
+            panels = row_slices(n_rows, PANEL_ROWS)
+            self.pairs = [(slice(where.start, n_rows), where) for where in panels]
+            return
+        slices = row_slices(n_rows, self._block_rows())
+        # Those on the diagonal are half the work: last, they even out what is left.
+        self.pairs = [(later, earlier) for earlier, later in itertools.combinations(slices, 2)]
+        self.pairs += [(where, where) for where in slices]
+
+    def _block_rows(self) -> int:
+        fitting = TILE_BYTES // (self.dtype.itemsize * max(1, self._columns[0].stop))
+        if self.rows.is_outside:
+            row_bytes = self.rows.source.dtype.itemsize * max(1, self.rows.shape[1])
+            fitting = min(fitting, max(self.rows.block_bytes, BLOCK_BYTES) // row_bytes)
+        return max(LEAST_ROWS, fitting)
+
+    def make(self, place: Callable[[Pair], Array], complete: Callable[[Pair], None]) -> None:
+        """Put inner products in their place, and say when each pair's are there.
+
+        Rows in memory count as read once, those outside as often as they are.
+        """
+        before = self.rows.rows_read
+
+        def fill(pair: Pair) -> None:
+            self._multiply(pair, place(pair))
+            complete(pair)
+
+        for_each(fill, self.pairs)
+        if not self.rows.is_outside:
+            self.rows.rows_read = before + self.rows.shape[0] * (not self.rows.is_loaded)
+
+    def _multiply(self, pair: Pair, out: Array) -> None:
+        later, earlier = pair
+        left = self.rows.stored(later)
+        right = left if later == earlier else self.rows.stored(earlier)
+        lefts, rights = Tiles(self.dtype), Tiles(self.dtype)
+        for columns in self._columns:
+            tile = lefts.of(left, columns)
+            other = tile if right is left else rights.of(right, columns)
+            if columns == self._columns[0]:
+                product_with_transpose(tile, other, out=out)
+            else:
+                out += product_with_transpose(tile, other)
+
+
+def dense_gram(rows: Rows, dtype: npt.DTypeLike) -> Array:
+    """The whole matrix, shape (n_rows, n_rows)."""
+    gram = np.empty((rows.shape[0], rows.shape[0]), dtype)
+
+    def complete(pair: Pair) -> None:
+        left, right = pair
+        if left.start == right.start:
+            mirror(gram[right, right])
+        below = slice(max(left.start, right.stop), left.stop)
+        gram[right, below] = gram[below, right].T
+
+    GramMaker(rows, dtype).make(lambda pair: gram[pair], complete)
+    return gram
+
+
+def mirror(square: Array) -> None:
+    """Make a matrix symmetric to the last digit, by what lies below its diagonal."""
+    square[...] = np.tril(square) + np.tril(square, -1).T
 
 
 class GramMatrix:
@@ -27,25 +119,30 @@ class GramMatrix:
         What it takes: hardly more than half of the whole matrix.
     """
 
-    def __init__(self, rows: Rows, dtype: npt.DTypeLike) -> None:
+    def __init__(
+        self, rows: Rows, dtype: npt.DTypeLike, numbers: npt.NDArray[np.intp] | None = None
+    ) -> None:
         self.shape = rows.shape[0], rows.shape[0]
         self.dtype = np.dtype(dtype)
-        pairs = rows.gram_pairs(self.dtype)
-        columns = sorted({(right.start, right.stop) for _, right in pairs})
+        self._numbers = numbers
+        maker = GramMaker(rows, dtype)
+        columns = sorted({(right.start, right.stop) for _, right in maker.pairs})
         # A panel has some columns, from the diagonal downwards.
         self._starts = np.array([start for start, _ in columns], dtype=np.intp)
         self._panels = [
             np.empty((len(self) - start, stop - start), self.dtype) for start, stop in columns
         ]
-        rows.fill_gram(pairs, self._block, self._complete)
+        maker.make(self._block, self._complete)
 
     def _panel(self, right: slice) -> Array:
         return self._panels[int(np.searchsorted(self._starts, right.start))]
 
-    def _block(self, left: slice, right: slice) -> Array:
+    def _block(self, pair: Pair) -> Array:
+        left, right = pair
         return self._panel(right)[left.start - right.start : left.stop - right.start]
 
-    def _complete(self, left: slice, right: slice) -> None:
+    def _complete(self, pair: Pair) -> None:
+        left, right = pair
         if left.start == right.start:
             mirror(self._panel(right)[: right.stop - right.start])
 
@@ -64,7 +161,7 @@ class GramMatrix:
         Parameters
         ----------
         rows : array-like of int, shape (n,)
-            Numbers of rows, in any order.
+            Numbers of rows of X, in any order.
 
         Returns
         -------
@@ -74,13 +171,24 @@ class GramMatrix:
         Raises
         ------
         ConfigError
-            If a number is not that of a row.
+            If a number is not that of a row, or of one that was left out.
         """
-        numbers = row_numbers(rows, len(self))
+        numbers = self._places(rows)
         if (np.diff(numbers) >= 0).all():
             return self._ascending(numbers)
         places = np.argsort(np.argsort(numbers, kind="stable"), kind="stable")
         return self._ascending(np.sort(numbers))[np.ix_(places, places)]
+
+    def _places(self, rows: npt.ArrayLike) -> npt.NDArray[np.intp]:
+        """Where rows of X are among those that were not left out."""
+        if self._numbers is None:
+            return row_numbers(rows, len(self))
+        last = int(self._numbers[-1]) if len(self) else -1
+        numbers = row_numbers(rows, last + 1)
+        places = np.searchsorted(self._numbers, numbers)
+        for number in numbers[self._numbers[places] != numbers][:1]:
+            raise ConfigError(f"row {number} was left out of this Gram matrix")
+        return places
 
     def _ascending(self, numbers: Array) -> Array:
         """Panel by panel, and mirrored."""
@@ -103,7 +211,9 @@ class GramMatrix:
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
 
-def gram_matrix(X: Any, dtype: npt.DTypeLike = np.float32) -> GramMatrix:
+def gram_matrix(
+    X: Any, dtype: npt.DTypeLike = np.float32, rows: npt.ArrayLike | None = None
+) -> GramMatrix:
     """Inner products of all pairs of rows, to be shared by many fits.
 
     Parameters
@@ -113,6 +223,8 @@ def gram_matrix(X: Any, dtype: npt.DTypeLike = np.float32) -> GramMatrix:
     dtype : data-type, default=float32
         Precision of the products. A float64 Gram matrix takes some four times as long, and fits
         that are given it certify their results without reading X again.
+    rows : array-like of int, optional
+        Numbers of the rows that will be asked for; others are left out. X is an ndarray then.
 
     Returns
     -------
@@ -122,7 +234,7 @@ def gram_matrix(X: Any, dtype: npt.DTypeLike = np.float32) -> GramMatrix:
     Raises
     ------
     ConfigError
-        If a row of X contains NaN or infinity.
+        If a row of X contains NaN or infinity, or a number is not that of a row.
 
     See Also
     --------
@@ -138,9 +250,13 @@ def gram_matrix(X: Any, dtype: npt.DTypeLike = np.float32) -> GramMatrix:
     >>> LinearSVM().fit(X[rows], [0, 1, 1], gram=gram.of(rows)).coef_.shape
     (1, 6)
     """
-    rows = Rows(X)
-    rows.check_finite()
-    return GramMatrix(rows, dtype)
+    numbers = None
+    if rows is not None:
+        numbers = np.unique(row_numbers(rows, len(X)))
+        X = RowSubset(X, numbers)
+    source = Rows(X)
+    source.check_finite()
+    return GramMatrix(source, dtype, numbers)
 
 
 def whole_gram(gram: Array | GramMatrix | None) -> Array | None:

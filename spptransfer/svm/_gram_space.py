@@ -10,9 +10,10 @@ from scipy.linalg import lapack
 from spptransfer.svm._arithmetic import Arithmetic
 from spptransfer.svm._conjugate import conjugate_gradients
 from spptransfer.svm._gram_gaps import GramGaps
+from spptransfer.svm._gram_matrix import mirror
 from spptransfer.svm._loss import Losses, balance
 from spptransfer.svm._preconditioner import LowRank
-from spptransfer.svm._rows import Rows, mirror
+from spptransfer.svm._rows import Rows
 from spptransfer.svm._threads import Once, for_each, release_memory
 from spptransfer.svm._types import Array
 
@@ -118,7 +119,7 @@ class GramSpace(GramGaps):
     @property
     def forcing(self) -> float:
         """Products are cheap beside what else a step costs."""
-        return 1e-4
+        return 1e-3
 
     @property
     def scale(self) -> float:

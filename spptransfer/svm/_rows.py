@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from spptransfer.errors import ConfigError
 from spptransfer.svm._half import widen
-from spptransfer.svm._products import product_with_transpose
 from spptransfer.svm._threads import for_each, own_threads
 from spptransfer.svm._types import Array
 
@@ -22,10 +20,6 @@ TILE_BYTES = 5 * 2**18
 TILE_COLUMNS = 3200
 # A product with fewer rows at a time is slow.
 LEAST_ROWS = 32
-# Blocks of a Gram matrix are multiplied with each other: the larger, the more work per number.
-GRAM_BLOCK_BYTES = 12 * 2**20
-# Of rows that need no copy, so many at a time with all that follow.
-GRAM_ROWS = 192
 
 
 class Rows:
@@ -64,6 +58,11 @@ class Rows:
         """Whether the matrix is not in memory."""
         return not isinstance(self.source, np.ndarray) or isinstance(self.source, np.memmap)
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the matrix was read into memory here."""
+        return self._loaded
+
     def load(self, budget: float) -> None:
         """Read the matrix into memory, in the working precision if that fits.
 
@@ -81,7 +80,7 @@ class Rows:
         n_rows, n_columns = self.shape
         row_bytes = np.dtype(dtype).itemsize * max(1, n_columns)
         length = max(LEAST_ROWS, (block_bytes or self.block_bytes) // row_bytes)
-        return _slices(n_rows, length)
+        return row_slices(n_rows, length)
 
     def block(self, where: slice, dtype: Any, out: Array | None = None) -> Array:
         """Some rows in a precision, without a copy where they have it already."""
@@ -117,26 +116,20 @@ class Rows:
 
     def tiles(self, dtype: Any) -> list[Iterator[tuple[slice, slice, Array]]]:
         """All rows once, as `shares`, each block's columns in a few parts."""
-        n_rows, n_columns = self.shape
-        parts = -(-n_columns // TILE_COLUMNS)
-        columns = _slices(n_columns, -(-n_columns // max(1, parts)))
-        row_bytes = np.dtype(dtype).itemsize * max(1, columns[0].stop if columns else 0)
+        columns = column_slices(self.shape[1], TILE_COLUMNS)
+        row_bytes = np.dtype(dtype).itemsize * max(1, columns[0].stop)
         length = max(LEAST_ROWS, min(TILE_BYTES, self.block_bytes) // row_bytes)
-        slices = _slices(n_rows, length)
+        slices = row_slices(self.shape[0], length)
         return [self._read_tiles(share, columns, dtype) for share in _dealt(slices)]
 
     def _read_tiles(
         self, slices: list[slice], columns: list[slice], dtype: Any
     ) -> Iterator[tuple[slice, slice, Array]]:
-        out = None
+        tiles = Tiles(dtype)
         for where in slices:
             stored = self.stored(where)
             for part in columns:
-                tile = stored[:, part]
-                if out is None and tile.dtype != dtype:
-                    out = np.empty(tile.size, dtype)
-                memory = None if out is None else out[: tile.size].reshape(tile.shape)
-                yield where, part, converted(tile, np.dtype(dtype), memory)
+                yield where, part, tiles.of(stored, part)
 
     def chosen(self, numbers: Array) -> Iterator[Array]:
         """Some rows as they are stored, by ascending numbers, block by block."""
@@ -172,58 +165,6 @@ class Rows:
             self.check_finite()
         assert self._mean_square is not None
         return self._mean_square
-
-    def gram(self, dtype: Any) -> Array:
-        """The inner products of all pairs of rows, shape (n_rows, n_rows)."""
-        n_rows = self.shape[0]
-        gram = np.empty((n_rows, n_rows), dtype=dtype)
-
-        def complete(left: slice, right: slice) -> None:
-            if left.start == right.start:
-                mirror(gram[right, right])
-            below = slice(max(left.start, right.stop), left.stop)
-            gram[right, below] = gram[below, right].T
-
-        self.fill_gram(self.gram_pairs(dtype), lambda left, right: gram[left, right], complete)
-        return gram
-
-    def fill_gram(
-        self,
-        pairs: Sequence[tuple[slice, slice]],
-        place: Callable[[slice, slice], Array],
-        complete: Callable[[slice, slice], None],
-    ) -> None:
-        """Put inner products in their place, and say when each pair's are there.
-
-        Rows in memory count as read once, those outside as often as they are.
-        """
-        before = self.rows_read
-
-        def fill(pair: tuple[slice, slice]) -> None:
-            left, right = pair
-            out = place(left, right)
-            block = self.block(left, out.dtype)
-            other = block if left == right else self.block(right, out.dtype)
-            product_with_transpose(block, other, out=out)
-            complete(left, right)
-
-        for_each(fill, pairs)
-        if not self.is_outside and not self._loaded:
-            self.rows_read = before + self.shape[0]
-
-    def gram_pairs(self, dtype: Any) -> list[tuple[slice, slice]]:
-        """Rows that are multiplied with each other, ``(later, earlier)``, the most work first.
-
-        A few with all that follow; or block by block where they are read or converted first, which
-        takes memory for each thread.
-        """
-        if self.is_outside or self.source.dtype != dtype:
-            slices = self.block_slices(dtype, max(self.block_bytes, GRAM_BLOCK_BYTES))
-            # Those on the diagonal are half the work: last, they even out what is left.
-            pairs = [(right, left) for left, right in itertools.combinations(slices, 2)]
-            return [*pairs, *((where, where) for where in slices)]
-        n_rows = self.shape[0]
-        return [(slice(where.start, n_rows), where) for where in _slices(n_rows, GRAM_ROWS)]
 
     def scores(self, coefficients: Array, dtype: Any = np.float64) -> Array:
         """``X @ coefficients``, in float64 unless something else is asked for."""
@@ -278,19 +219,39 @@ class Rows:
         return sum_of(totals).T, image.T if weights is not None else sum_of(sums)[None, :]
 
 
-def _slices(size: int, length: int) -> list[slice]:
+class Tiles:
+    """Columns of stored rows in a precision, each overwritten by the next where that is another."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = np.dtype(dtype)
+        self._memory = np.empty(0, self.dtype)
+
+    def of(self, stored: Array, columns: slice) -> Array:
+        """Some columns of the rows."""
+        tile = stored[:, columns]
+        if tile.dtype == self.dtype:
+            return tile
+        if self._memory.size < tile.size:
+            self._memory = np.empty(tile.size, self.dtype)
+        return converted(tile, self.dtype, self._memory[: tile.size].reshape(tile.shape))
+
+
+def row_slices(size: int, length: int) -> list[slice]:
+    """Consecutive slices of one length; the last one may be shorter."""
     return [slice(at, min(at + length, size)) for at in range(0, size, length)]
+
+
+def column_slices(size: int, most: int) -> list[slice]:
+    """As few slices as have at most so many columns each, of nearly equal lengths; at least one."""
+    if not size:
+        return [slice(0, 0)]
+    return row_slices(size, -(-size // -(-size // most)))
 
 
 def _dealt(slices: list[slice]) -> list[list[slice]]:
     """One thread's share of them after the other's."""
     with own_threads() as n_threads:
         return [slices[first::n_threads] for first in range(n_threads)]
-
-
-def mirror(square: Array) -> None:
-    """Make a matrix symmetric to the last digit, by what lies below its diagonal."""
-    square[...] = np.tril(square) + np.tril(square, -1).T
 
 
 def converted(stored: Array, dtype: np.dtype[Any], out: Array | None = None) -> Array:

@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spptransfer.errors import ConfigError
-from spptransfer.svm import LinearSVM, LinearSVMCV, RowSubset, gram_matrix
+from spptransfer.svm import LinearSVM, LinearSVMCV, RowSubset, _gram_matrix, gram_matrix
+from spptransfer.svm._gram_matrix import mirror
+
+SMALL_BLOCKS = {"TILE_BYTES": 1, "TILE_COLUMNS": 7, "BLOCK_BYTES": 1, "PANEL_ROWS": 64}
 
 
 def features(n_rows, n_columns=30, seed=0, dtype=np.float32):
@@ -19,9 +22,8 @@ def features(n_rows, n_columns=30, seed=0, dtype=np.float32):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    for name in ("BLOCK_BYTES", "GRAM_BLOCK_BYTES"):
-        monkeypatch.setattr(f"spptransfer.svm._rows.{name}", 1)
-    monkeypatch.setattr("spptransfer.svm._rows.GRAM_ROWS", 64)
+    for name, value in SMALL_BLOCKS.items():
+        monkeypatch.setattr(_gram_matrix, name, value)
 
 
 @pytest.mark.parametrize("stored", [np.float16, np.float32, np.float64])
@@ -37,6 +39,34 @@ def test_it_is_the_product_whatever_the_blocks(n_rows, dtype, stored):
     np.testing.assert_array_equal(whole, whole.T)
 
 
+@pytest.mark.parametrize("stored", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.usefixtures("small_blocks")
+def test_rows_outside_memory_have_the_same_one(stored, dtype, tmp_path):
+    X = features(150, dtype=stored)
+    np.save(tmp_path / "X.npy", X)
+    outside = gram_matrix(np.load(tmp_path / "X.npy", mmap_mode="r"), dtype)
+    np.testing.assert_allclose(np.asarray(outside), np.asarray(gram_matrix(X, dtype)), atol=2e-5)
+
+
+def test_a_matrix_without_columns_has_products_of_nothing():
+    np.testing.assert_array_equal(np.asarray(gram_matrix(np.empty((3, 0), np.float32))), 0)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_rows_that_nobody_will_ask_for_can_be_left_out():
+    X = features(300)
+    rows = np.random.default_rng(0).permutation(300)[:140]
+    gram = gram_matrix(X, np.float64, rows=rows)
+    assert gram.shape == (140, 140)
+    np.testing.assert_allclose(gram.of(rows[:50]), X[rows[:50]].astype(float) @ X[rows[:50]].T)
+    left_out = np.setdiff1d(np.arange(rows.max()), rows)[0]
+    with pytest.raises(ConfigError, match=f"row {left_out} was left out of this Gram matrix"):
+        gram.of([rows[0], left_out])
+    with pytest.raises(ConfigError, match="rows go from 0 to 300; allowed: 0 to 299"):
+        gram_matrix(X, rows=[0, 300])
+
+
 @pytest.mark.usefixtures("small_blocks")
 def test_hardly_more_than_one_half_is_kept():
     gram = gram_matrix(features(1000), np.float64)
@@ -50,9 +80,8 @@ def test_hardly_more_than_one_half_is_kept():
 )
 def test_the_part_of_some_rows_is_that_of_the_whole(rows, dtype, ascending):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("spptransfer.svm._rows.GRAM_BLOCK_BYTES", 1)
-        patch.setattr("spptransfer.svm._rows.BLOCK_BYTES", 1)
-        patch.setattr("spptransfer.svm._rows.GRAM_ROWS", 40)
+        for name, value in SMALL_BLOCKS.items():
+            patch.setattr(_gram_matrix, name, value)
         gram = gram_matrix(features(150), dtype)
     rows = np.array(sorted(rows) if ascending else rows, dtype=int)
     np.testing.assert_array_equal(gram.of(rows), np.asarray(gram)[np.ix_(rows, rows)])
@@ -116,3 +145,10 @@ def test_of_a_subset_only_its_rows_are_sent_elsewhere():
     assert (len(there), there.shape, there.dtype) == (3, (3, 30), X.dtype)
     np.testing.assert_array_equal(there[:], X[[7, 3, 999]])
     np.testing.assert_array_equal(subset[1:], X[[3, 999]])
+
+
+def test_a_mirrored_matrix_is_what_was_below_the_diagonal():
+    square = np.arange(16.0).reshape(4, 4)
+    expected = np.tril(square) + np.tril(square, -1).T
+    mirror(square)
+    np.testing.assert_array_equal(square, expected)

@@ -7,6 +7,7 @@ import pytest
 
 from spptransfer.svm import LinearSVM, LinearSVMCV, _engine, gram_matrix
 from spptransfer.svm._arithmetic import Arithmetic
+from spptransfer.svm._gram_matrix import dense_gram
 from spptransfer.svm._gram_space import GramSpace
 from spptransfer.svm._loss import Losses
 from spptransfer.svm._newton import Points, objectives
@@ -24,8 +25,8 @@ def data(shape=(120, 200), n_classes=3, seed=0, scale=1.0):
 
 def space_of(X, bias_square=1.0, exact=False):
     rows = Rows(X)
-    exact_gram = rows.gram(np.float64) if exact else None
-    return GramSpace(rows, rows.gram(np.float32), bias_square, Arithmetic(), exact_gram)
+    exact_gram = dense_gram(rows, np.float64) if exact else None
+    return GramSpace(rows, dense_gram(rows, np.float32), bias_square, Arithmetic(), exact_gram)
 
 
 def true_distances(X, apart, bias_square):

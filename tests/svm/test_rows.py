@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spptransfer.svm import _rows
-from spptransfer.svm._rows import Rows, mirror
+from spptransfer.svm._rows import Rows, column_slices
 
 
 @settings(deadline=None)
@@ -58,8 +58,10 @@ def test_a_product_reads_every_row_once():
     assert (Source.read, rows.rows_read, rows.passes) == (500, 500, 1)
 
 
-def test_a_mirrored_matrix_is_what_was_below_the_diagonal():
-    square = np.arange(16.0).reshape(4, 4)
-    expected = np.tril(square) + np.tril(square, -1).T
-    mirror(square)
-    np.testing.assert_array_equal(square, expected)
+@given(st.integers(0, 300), st.integers(1, 320))
+def test_slices_of_columns_are_few_and_cover_all(size, most):
+    slices = column_slices(size, most)
+    widths = [part.stop - part.start for part in slices]
+    assert (slices[0].start, slices[-1].stop, sum(widths)) == (0, size, size)
+    assert max(widths) <= most
+    assert len(slices) == max(1, -(-size // most))
