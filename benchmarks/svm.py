@@ -118,9 +118,10 @@ def make_splits(y, n_splits, per_class):
 def shared_splits(X, y, options):
     from spptransfer.svm import LinearSVMCV, RowSubset, gram_matrix
 
-    gram = gram_matrix(X, np.float64)
+    splits = list(make_splits(y, options.splits, options.per_class))
+    gram = gram_matrix(X, np.float64, rows=np.concatenate(splits))
     gaps = []
-    for rows in make_splits(y, options.splits, options.per_class):
+    for rows in splits:
         search = LinearSVMCV(SPLIT_COSTS)
         search.fit(RowSubset(X, rows), y[rows], gram=gram.of(rows))
         gaps.append(float(search.cv_results_["max_duality_gap"].max()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -108,21 +108,40 @@ def evaluate(
     used = set().union(*(set(split.train) | set(split.test) for split in splits))
     ids = [id for id in dataset.ids if id in used]
     row_of = {id: row for row, id in enumerate(ids)}
-    prepared = _Prepared(
-        read_features(ids), normalize, block_sizes, training, splits, len(dataset.classes)
+
+    def rows(ids: Sequence[str]) -> npt.NDArray[np.intp]:
+        return np.array([row_of[id] for id in ids], dtype=np.intp)
+
+    prepared = _Prepared(read_features(ids), normalize, block_sizes)
+    prepared.share_gram(
+        training,
+        [rows(split.train) for split in splits],
+        n_classes=len(dataset.classes),
+        n_folds=max(len(split.folds) for split in splits) if len(training.C) > 1 else 0,
     )
     evaluation = Evaluation()
     for split in tqdm(splits, unit="split", disable=not progress or len(splits) == 1):
-        evaluation.results.append(_evaluate_split(split, prepared, row_of, dataset, training))
+        taken = prepared.take(rows(split.train), rows(split.test))
+        evaluation.results.append(_evaluate_split(split, taken, dataset, training))
         headline = next(iter(evaluation.results[-1].metrics.items()))
         logger.info("%s: %s %.4f", split.name, *headline)
     return evaluation
 
 
+@dataclass
+class _Taken:
+    """Normalised rows of one split, their inner products if known, the normaliser of a model."""
+
+    X_train: Rows
+    X_test: npt.NDArray[np.floating]
+    normalizer: PyramidNormalizer
+    gram: npt.NDArray[np.floating] | None = None
+
+
 class _Prepared:
     """Features with the steps that look at one row only already applied, and their Gram matrix.
 
-    The Gram matrix over all rows serves every split, as long as no step learns from a split.
+    The Gram matrix serves every split, as long as no step learns from a split.
     """
 
     def __init__(
@@ -130,69 +149,55 @@ class _Prepared:
         X: npt.NDArray[np.float32],
         normalize: Sequence[str],
         block_sizes: Sequence[int] | None,
-        training: Training,
-        splits: Sequence[Split],
-        n_classes: int,
     ) -> None:
         self.X = X
         self._steps = list(normalize)
         self._block_sizes = block_sizes
         self._per_split = any(step in FITTED_STEPS for step in normalize)
-        self.gram: GramMatrix | None = None
+        self._gram: GramMatrix | None = None
         if not self._per_split:
             self._in_place = PyramidNormalizer(self._steps, block_sizes=block_sizes, copy=False)
             self.X = self._in_place.fit(X).transform(X)
-            self.gram = gram_if_useful(
-                self.X,
-                training,
-                [len(split.train) for split in splits],
-                n_classes=n_classes,
-                n_folds=max(len(split.folds) for split in splits) if len(training.C) > 1 else 0,
-            )
 
-    def take(
-        self, train: npt.NDArray[np.intp], test: npt.NDArray[np.intp]
-    ) -> tuple[Rows, npt.NDArray[np.floating], PyramidNormalizer]:
-        """Normalised training and test rows, and the normaliser that a model needs."""
+    def share_gram(
+        self, training: Training, train: Sequence[npt.NDArray[np.intp]], **counts: int
+    ) -> None:
+        """Compute the Gram matrix of all splits' training rows, if that pays."""
+        if not self._per_split:
+            self._gram = gram_if_useful(self.X, training, train, **counts)
+
+    def take(self, train: npt.NDArray[np.intp], test: npt.NDArray[np.intp]) -> _Taken:
+        """What a split needs."""
         normalizer = PyramidNormalizer(self._steps, block_sizes=self._block_sizes)
         X_test = self.X[test]
-        if self.gram is not None:  # training will hardly read its rows
+        if self._gram is not None:  # training will hardly read its rows
             from spptransfer.svm import RowSubset
 
             normalizer.fit(self.X[train[:1]])  # whose steps learn nothing
-            return RowSubset(self.X, train), X_test, normalizer
+            return _Taken(RowSubset(self.X, train), X_test, normalizer, self._gram.of(train))
         X_train = self.X[train]
         normalizer.fit(X_train)
         if self._per_split:
             X_train, X_test = normalizer.transform(X_train), normalizer.transform(X_test)
-        return X_train, X_test, normalizer
+        return _Taken(X_train, X_test, normalizer)
 
 
 def _evaluate_split(
-    split: Split,
-    prepared: _Prepared,
-    row_of: Mapping[str, int],
-    dataset: Dataset,
-    training: Training,
+    split: Split, taken: _Taken, dataset: Dataset, training: Training
 ) -> SplitResult:
-    def rows(ids: Sequence[str]) -> npt.NDArray[np.intp]:
-        return np.array([row_of[id] for id in ids], dtype=np.intp)
-
-    train, test = rows(split.train), rows(split.test)
-    X_train, X_test, normalizer = prepared.take(train, test)
     position = {id: i for i, id in enumerate(split.train)}
     folds = [np.array([position[id] for id in fold], dtype=np.intp) for fold in split.folds]
     classifier = fit_classifier(
-        X_train,
+        taken.X_train,
         dataset.targets_of(split.train),
         n_classes=len(dataset.classes),
         training=training,
         folds=folds,
-        gram=None if prepared.gram is None else prepared.gram.of(train),
+        gram=taken.gram,
     )
-    targets, scores = dataset.targets_of(split.test), classifier.decision_function(X_test)
+    targets, scores = dataset.targets_of(split.test), classifier.decision_function(taken.X_test)
     values, per_class = measure(targets, scores)
-    return SplitResult(split, classifier, normalizer, targets, scores, values, per_class)
+    return SplitResult(split, classifier, taken.normalizer, targets, scores, values, per_class)
 
 
 def measure(

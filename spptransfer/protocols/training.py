@@ -25,6 +25,8 @@ Folds = Sequence[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]
 _SOLVERS = ("spptransfer", "scikit-learn")
 # Float64 products with a few columns, against float32 products of large matrices.
 CERTIFICATE = 3.0
+# Float64 products of large matrices, against the same.
+EXACT = 3.5
 
 
 @dataclass(frozen=True)
@@ -181,16 +183,16 @@ def fit_classifier(
 def gram_if_useful(
     X: npt.NDArray[np.float32],
     training: Training,
-    train_sizes: Sequence[int],
+    train: Sequence[npt.NDArray[np.intp]],
     *,
     n_classes: int = 1,
     n_folds: int = 0,
 ) -> GramMatrix | None:
-    """Gram matrix of all rows, for every split to reuse; None where it would not pay.
+    """Gram matrix of all training rows, for every split to reuse; None where it would not pay.
 
-    A split alone computes the products of its own training rows only. All rows' products pay from
-    about ``len(X)**2 / n_train**2`` splits on; in float64 they cost twice that, but certificates
-    then need no passes over the features, of which there is one for every C.
+    A split alone computes the products of its own training rows only. Those of all splits' rows
+    pay from about ``n_rows**2 / n_train**2`` splits on; in float64 they cost several times that,
+    but certificates then need no passes over the features, of which there is one for every C.
 
     Parameters
     ----------
@@ -198,41 +200,46 @@ def gram_if_useful(
         Normalised features of all splits' images.
     training : Training
         How to train.
-    train_sizes : sequence of int
-        Number of training rows of every split.
+    train : sequence of ndarray of int
+        Numbers of the training rows of every split.
     n_classes, n_folds : int
         Number of classes, and of the folds on which C is chosen.
 
     Returns
     -------
-    GramMatrix of float32 or float64, shape (n, n), or None
+    GramMatrix of float32 or float64, or None
+        Of the rows that any split trains on.
 
     Examples
     --------
-    >>> X = np.eye(90, 100, dtype=np.float32)
-    >>> gram_if_useful(X, Training(), [30] * 3) is None
+    >>> X, rng = np.eye(90, 100, dtype=np.float32), np.random.default_rng(0)
+    >>> train = [np.sort(rng.permutation(90)[:60]) for _ in range(10)]
+    >>> gram_if_useful(X, Training(), train[:1]) is None
     True
-    >>> gram_if_useful(X, Training(), [60] * 10).dtype
+    >>> gram_if_useful(X, Training(), train).dtype
     dtype('float32')
-    >>> gram_if_useful(X, Training(C=(0.1, 1.0)), [60] * 10, n_classes=20, n_folds=3).dtype
+    >>> gram_if_useful(X, Training(C=(0.1, 1.0)), train, n_classes=20, n_folds=3).dtype
     dtype('float64')
     """
-    if training.solver != "spptransfer" or len(X) > X.shape[1]:
+    used = np.unique(np.concatenate(train))
+    if training.solver != "spptransfer" or len(used) > X.shape[1]:
         return None
     chosen = cheapest_gram(
-        X.shape, train_sizes, n_classes * (n_folds + 1) * len(training.C) if n_folds else n_classes
+        (len(used), X.shape[1]),
+        [len(rows) for rows in train],
+        n_classes * (n_folds + 1) * len(training.C) if n_folds else n_classes,
     )
     if chosen is None:
         return None
     from spptransfer.svm import gram_matrix
 
-    return gram_matrix(X, chosen)
+    return gram_matrix(X, chosen, rows=used)
 
 
 def cheapest_gram(
     shape: tuple[int, int], train_sizes: Sequence[int], n_certificates: int
 ) -> type[np.float32] | type[np.float64] | None:
-    """Precision of the Gram matrix over all rows that takes least time; None for none.
+    """Precision of a Gram matrix for all splits that takes least time; None for none.
 
     Times are in float32 products of large matrices. Certificates' products have few columns and
     are in float64, which takes `CERTIFICATE` times as long.
@@ -243,7 +250,7 @@ def cheapest_gram(
     products = CERTIFICATE * n_certificates * 2 * (sizes**2).sum()
     once = float(n_features) * n_rows**2
     best, least = None, n_features * (sizes**2).sum() + passes
-    choices = ((np.float32, 4, once + passes), (np.float64, 8, 2 * once + products))
+    choices = ((np.float32, 4, once + passes), (np.float64, 8, EXACT * once + products))
     for precision, itemsize, work in choices:
         # Beside one half of it, a split's own part of it, which is copied in float32 too.
         size = itemsize * n_rows**2 / 2 + (itemsize + 4) * sizes.max() ** 2

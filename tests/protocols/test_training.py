@@ -92,17 +92,27 @@ def test_splits_share_a_gram_matrix_where_it_is_cheaper_than_their_own(n_splits,
     assert cheapest_gram((9144, 12_800), [3060] * n_splits, n_certificates) is precision
 
 
-def test_the_shared_gram_matrix_is_that_of_all_rows(three_classes):
+def drawn(n_rows, n_train, n_splits, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.permutation(n_rows)[:n_train] for _ in range(n_splits)]
+
+
+def test_the_shared_gram_matrix_is_that_of_all_rows_that_a_split_trains_on(three_classes):
     wide = np.hstack([three_classes[0]] * 2)
-    gram = gram_if_useful(wide, Training(), [50] * 9)
+    train = drawn(50, 40, 9)
+    gram = gram_if_useful(wide, Training(), train)
     assert gram is not None
-    np.testing.assert_allclose(gram, wide @ wide.T, atol=1e-3)
+    assert gram.shape == (50, 50)
+    for rows in train:
+        np.testing.assert_allclose(gram.of(rows), wide[rows] @ wide[rows].T, atol=1e-3)
 
 
 def test_no_gram_matrix_is_made_where_rows_outnumber_features_or_liblinear_trains(three_classes):
     X, _ = three_classes
-    assert gram_if_useful(X, Training(), [50] * 9) is None
-    assert gram_if_useful(X[:10], Training(solver="scikit-learn"), [9] * 9) is None
+    few = X[:10]
+    assert gram_if_useful(X, Training(), drawn(60, 50, 9)) is None
+    assert gram_if_useful(few, Training(), drawn(10, 9, 9)) is not None
+    assert gram_if_useful(few, Training(solver="scikit-learn"), drawn(10, 9, 9)) is None
 
 
 def test_two_classes_share_one_hyperplane_with_opposite_signs(three_classes):
