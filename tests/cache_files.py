@@ -9,7 +9,7 @@ import numpy as np
 from spptransfer import images
 from spptransfer.cache.ids import encoded_width
 from spptransfer.cache.layout import blocks_of
-from spptransfer.cache.rows import OK, Rows
+from spptransfer.cache.rows import OK, Chunk, Rows
 from spptransfer.cache.writing import Labels, write_cache
 from spptransfer.spec import FeatureSpec
 
@@ -81,4 +81,4 @@ def in_chunks(rows: Rows, features: dict, step: int):
     for start in range(0, len(rows), step):
         run = slice(start, start + step)
         columns = {name: value[run] for name, value in vars(rows).items()}
-        yield Rows(**columns), {block: values[run] for block, values in features.items()}
+        yield Chunk(Rows(**columns), {b: values[run] for b, values in features.items()})

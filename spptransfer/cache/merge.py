@@ -13,7 +13,7 @@ import numpy.typing as npt
 from spptransfer.cache.ids import id_runs, sort_ids
 from spptransfer.cache.layout import row_runs
 from spptransfer.cache.reading import FeatureCache
-from spptransfer.cache.rows import OK, TABLE_BYTES, FeatureRows, Rows
+from spptransfer.cache.rows import OK, TABLE_BYTES, Chunk
 from spptransfer.cache.workspace import read_checked
 from spptransfer.cache.writing import Labels, write_cache
 from spptransfer.errors import CacheError, SpecMismatchError
@@ -103,7 +103,7 @@ def _check_agreement(
 
 def _copy(
     caches: Sequence[FeatureCache], chosen: Sequence[npt.NDArray[np.bool_]]
-) -> Iterator[tuple[Rows, FeatureRows]]:
+) -> Iterator[Chunk]:
     for cache, taken in zip(caches, chosen, strict=True):
         width = 4 * sum(block.width for block in cache.blocks)
         for run in row_runs(cache.count, width + TABLE_BYTES):

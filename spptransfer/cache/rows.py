@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +31,9 @@ COLUMNS = {
 }
 # A row's checksum covers these and its id; the rest only says when a file need not be read.
 _CHECKED = ("digest", "height", "width", "status")
+
+# Bytes from which on several threads take checksums.
+WORTH_THREADS = 1 << 22
 
 FeatureRows = Mapping[Block, npt.NDArray[Any]]
 
@@ -81,6 +86,14 @@ class Rows:
             self.ids[position], self.error[position] = id, error
 
 
+class Chunk(NamedTuple):
+    """Some rows with their features, and their checksums where they were checked already."""
+
+    rows: Rows
+    features: FeatureRows
+    checksums: npt.NDArray[np.uint8] | None = None
+
+
 def checksums(rows: Rows, features: FeatureRows, blocks: Sequence[Block]) -> npt.NDArray[np.uint8]:
     """BLAKE2b-128 over the id, the checked columns and the features of every row.
 
@@ -91,11 +104,21 @@ def checksums(rows: Rows, features: FeatureRows, blocks: Sequence[Block]) -> npt
     ids = encode(rows.ids).tolist()
     parts = [np.ascontiguousarray(getattr(rows, name)) for name in _CHECKED]
     parts += [np.ascontiguousarray(features[block]) for block in blocks]
-    raw = [part.view(np.uint8).reshape(len(rows), -1) for part in parts]
-    digests = bytearray()
-    for position, id in enumerate(ids):
-        hasher = hashlib.blake2b(id + b"\0", digest_size=CHECKSUM_BYTES)
-        for part in raw:
-            hasher.update(part[position])
-        digests += hasher.digest()
-    return np.frombuffer(bytes(digests), np.uint8).reshape(-1, CHECKSUM_BYTES)
+    count = max(1, len(rows))
+    raw = [part.view(np.uint8).reshape(len(rows), part.nbytes // count) for part in parts]
+
+    def digests(run: range) -> bytes:
+        found = bytearray()
+        for position in run:
+            hasher = hashlib.blake2b(ids[position] + b"\0", digest_size=CHECKSUM_BYTES)
+            for part in raw:
+                hasher.update(part[position])
+            found += hasher.digest()
+        return bytes(found)
+
+    n_threads = len(os.sched_getaffinity(0)) if sum(p.nbytes for p in parts) > WORTH_THREADS else 1
+    step = max(1, -(-len(rows) // n_threads))
+    runs = [range(at, min(at + step, len(rows))) for at in range(0, len(rows), step)]
+    with ThreadPoolExecutor(n_threads) as pool:
+        joined = b"".join(map(digests, runs) if n_threads == 1 else pool.map(digests, runs))
+    return np.frombuffer(joined, np.uint8).reshape(-1, CHECKSUM_BYTES)

@@ -14,16 +14,27 @@ import numpy.typing as npt
 
 from spptransfer.cache.files import make_folder, remove_leftovers
 from spptransfer.cache.ids import encode, encoded_width, id_runs
-from spptransfer.cache.layout import blocks_of, row_runs
+from spptransfer.cache.layout import Block, blocks_of, row_runs
 from spptransfer.cache.lock import Lock
 from spptransfer.cache.reading import FeatureCache
-from spptransfer.cache.rows import OK, TABLE_BYTES, FeatureRows, Rows, checksums
+from spptransfer.cache.rows import (
+    CHECKSUM_BYTES,
+    OK,
+    TABLE_BYTES,
+    Chunk,
+    FeatureRows,
+    Rows,
+    checksums,
+)
 from spptransfer.cache.writing import Labels, write_cache
 from spptransfer.errors import CacheError, SpecMismatchError
 from spptransfer.ids import Ids
 from spptransfer.spec import FeatureSpec
 
 logger = logging.getLogger(__name__)
+
+# Positions of some rows among those of a run, the file that has them, and where it has them.
+_Place = tuple[npt.NDArray[np.intp], FeatureCache, npt.NDArray[np.intp]]
 
 
 def parts_folder(path: Path) -> Path:
@@ -76,7 +87,7 @@ def write_part(
         dataset=dataset,
         count=len(rows),
         id_width=encoded_width(rows.ids),
-        chunks=[(rows, features)],
+        chunks=[Chunk(rows, features)],
         computed_by=computed_by,
     )
     return folder / name
@@ -211,9 +222,7 @@ class Workspace:
                     table = cache.rows_at(failed)
                     yield from zip(table.ids, table.error, strict=True)
 
-    def _whereabouts(
-        self, run: slice
-    ) -> Iterator[tuple[npt.NDArray[np.intp], FeatureCache, npt.NDArray[np.intp]]]:
+    def _whereabouts(self, run: slice) -> Iterator[_Place]:
         """Which rows of a run each source holds, and at which of its own."""
         for source in np.unique(self._source[run]):
             if source >= 0:
@@ -259,25 +268,46 @@ class Workspace:
         for part in self.folder.glob("part-*.h5"):
             part.unlink()
 
-    def _gather(self) -> Iterator[tuple[Rows, FeatureRows]]:
+    def _gather(self) -> Iterator[Chunk]:
         """Rows from wherever they are known, checked against their recorded checksums."""
-        blocks = blocks_of(self.spec, self.channels)
-        row_bytes = sum(block.width for block in blocks) * np.dtype(self.spec.storage).itemsize
+        row_bytes = sum(b.width for b in self._blocks) * np.dtype(self.spec.storage).itemsize
         for run in row_runs(len(self._ids), row_bytes + TABLE_BYTES):
-            count = run.stop - run.start
-            rows = Rows.empty([""] * count)
-            values = {b: np.empty((count, b.width), self.spec.storage) for b in blocks}
-            for here, cache, at in self._whereabouts(run):
-                copied, features = read_checked(cache, at)
-                rows.put(here, copied)
-                for block in blocks:
-                    values[block][here] = features[block]
-            if rows.ids != list(self._ids[run]):
+            places = sorted(self._whereabouts(run), key=lambda place: int(place[0][0]))
+            if all(here[-1] - here[0] < len(here) for here, _, _ in places):
+                # Side by side, as parts mostly are: nothing to put together.
+                chunks: Iterable[Chunk] = (read_checked(cache, at) for _, cache, at in places)
+            else:
+                chunks = [self._together(run.stop - run.start, places)]
+            start = run.start
+            for chunk in chunks:
+                stop = start + len(chunk.rows)
+                if chunk.rows.ids != list(self._ids[start:stop]):
+                    break
+                yield chunk
+                start = stop
+            if start != run.stop:
                 raise CacheError(f"'{self.path}' cannot be finished: not every image has a row")
-            yield rows, values
+
+    def _together(self, count: int, places: Iterable[_Place]) -> Chunk:
+        """So many rows, each from its place."""
+        rows = Rows.empty([""] * count)
+        values = {b: np.empty((count, b.width), self.spec.storage) for b in self._blocks}
+        recorded = np.empty((count, CHECKSUM_BYTES), np.uint8)
+        for here, cache, at in places:
+            chunk = read_checked(cache, at)
+            assert chunk.checksums is not None
+            rows.put(here, chunk.rows)
+            recorded[here] = chunk.checksums
+            for block in self._blocks:
+                values[block][here] = chunk.features[block]
+        return Chunk(rows, values, recorded)
+
+    @property
+    def _blocks(self) -> tuple[Block, ...]:
+        return tuple(blocks_of(self.spec, self.channels))
 
 
-def read_checked(cache: FeatureCache, positions: npt.NDArray[np.intp]) -> tuple[Rows, FeatureRows]:
+def read_checked(cache: FeatureCache, positions: npt.NDArray[np.intp]) -> Chunk:
     """Read rows with all they have.
 
     Raises
@@ -287,11 +317,12 @@ def read_checked(cache: FeatureCache, positions: npt.NDArray[np.intp]) -> tuple[
     """
     rows = cache.rows_at(positions)
     features = {block: cache.read(block, positions) for block in cache.blocks}
-    right = checksums(rows, features, cache.blocks) == cache.file.rows("rows/checksum", positions)
-    for wrong in np.flatnonzero(~right.all(axis=1))[:1]:
+    recorded = cache.file.rows("rows/checksum", positions)
+    right = (checksums(rows, features, cache.blocks) == recorded).all(axis=1)
+    for wrong in np.flatnonzero(~right)[:1]:
         raise CacheError(f"row '{rows.ids[wrong]}' of '{cache.path}' is not what was written")
     cache.file.release(sum(values.nbytes for values in features.values()))
-    return rows, features
+    return Chunk(rows, features, recorded)
 
 
 def _open_intact(part: Path) -> FeatureCache | None:

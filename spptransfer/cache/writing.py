@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,8 +32,7 @@ from spptransfer.cache.rows import (
     CHECKSUM_BYTES,
     COLUMNS,
     FAILED,
-    FeatureRows,
-    Rows,
+    Chunk,
     checksums,
 )
 from spptransfer.ids import Ids
@@ -62,7 +62,7 @@ def write_cache(
     dataset: str,
     count: int,
     id_width: int,
-    chunks: Iterable[tuple[Rows, FeatureRows]],
+    chunks: Iterable[Chunk],
     labels: Labels | None = None,
     computed_by: Iterable[str] = (),
 ) -> None:
@@ -82,8 +82,9 @@ def write_cache(
         Number of rows.
     id_width : int
         Bytes of the longest id, see `encoded_width`.
-    chunks : iterable of (Rows, mapping from Block to ndarray of shape (n, block.width))
-        The rows in order, some at a time, so that memory stays flat.
+    chunks : iterable of Chunk
+        The rows in order, some at a time, so that memory stays flat. Checksums that they come
+        with are written as they are: what was checked is vouched for from end to end.
     labels : Labels, optional
         Labels of the rows.
     computed_by : iterable of str
@@ -143,14 +144,14 @@ def _write_chunks(
     blocks: Sequence[Block],
     storage: str,
     ids: h5py.Dataset,
-    chunks: Iterable[tuple[Rows, FeatureRows]],
+    chunks: Iterable[Chunk],
 ) -> None:
     count, start = len(ids), 0
     columns = {n: file.create_dataset(f"rows/{n}", count, dtype) for n, dtype in COLUMNS.items()}
     checks = file.create_dataset("rows/checksum", (count, CHECKSUM_BYTES), "|u1")
     stored = {b: file.create_dataset(b.name, (count, b.width), storage) for b in blocks}
     failures: list[tuple[npt.NDArray[np.int64], Ids]] = []
-    for rows, features in chunks:
+    for rows, features, known in chunks:
         run = slice(start, start + len(rows))
         encoded = encode(rows.ids)
         if run.stop > count or encoded.itemsize > ids.dtype.itemsize:
@@ -161,7 +162,7 @@ def _write_chunks(
         values = {b: np.ascontiguousarray(features[b], dtype=storage) for b in blocks}
         for block in blocks:
             stored[block][run] = values[block]
-        checks[run] = checksums(rows, values, blocks)
+        checks[run] = checksums(rows, values, blocks) if known is None else known
         failed = np.flatnonzero(rows.status == FAILED)
         if len(failed):
             failures.append((start + failed, Ids(rows.error[i] for i in failed)))
@@ -208,9 +209,18 @@ def _seal(
     path: Path, header_bytes: int, attributes: dict[str, Any], extents: dict[str, Extent]
 ) -> None:
     """Write the header of a finished file and force all of it onto the disk."""
-    digest = body_sha256(path, header_bytes)
+    with ThreadPoolExecutor(1) as pool:
+        # The disk takes the body while it is hashed.
+        written = pool.submit(_sync, path)
+        digest = body_sha256(path, header_bytes)
+        written.result()
     header = Header(header_bytes, path.stat().st_size, digest, attributes, extents)
     with open(path, "r+b") as file:
         file.write(header.pack())
         file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    with open(path, "r+b") as file:
         os.fsync(file.fileno())

@@ -66,3 +66,14 @@ def test_a_table_shows_how_many_rows_it_has_not_which():
     rows, _ = make_rows([str(i) for i in range(300)], make_spec(), failed=[1, 7])
     assert repr(rows) == "<Rows: 300 images, 2 failed>"
     assert repr(rows.take(np.array([0, 2]))) == "<Rows: 2 images>"
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 50])
+@pytest.mark.parametrize("n_threads", [1, 2, 7])
+def test_checksums_do_not_depend_on_how_many_threads_take_them(count, n_threads, monkeypatch):
+    rows, features = make_rows([f"{i}" for i in range(count)], SPEC)
+    alone = checksums(rows, features, BLOCKS)
+    monkeypatch.setattr("spptransfer.cache.rows.WORTH_THREADS", -1)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(n_threads))
+    np.testing.assert_array_equal(checksums(rows, features, BLOCKS), alone)
+    assert alone.shape == (count, 16)

@@ -14,7 +14,7 @@ from image_files import encode, picture
 
 from spptransfer.cache import FeatureCache
 from spptransfer.cache.ids import encoded_width
-from spptransfer.cache.rows import checksums
+from spptransfer.cache.rows import Chunk, checksums
 from spptransfer.cache.verify import Problem, repair, verify
 from spptransfer.cache.writing import write_cache
 from spptransfer.errors import CacheError
@@ -94,7 +94,7 @@ def rewrite(path, change):
         dataset=cache.dataset,
         count=len(rows),
         id_width=encoded_width(rows.ids),
-        chunks=[(rows, features)],
+        chunks=[Chunk(rows, features)],
     )
 
 

@@ -5,14 +5,19 @@ import json
 import multiprocessing
 import os
 import signal
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from cache_files import CHANNELS, make_cache, make_ids, make_rows, make_spec
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from spptransfer.cache import FeatureCache
 from spptransfer.cache.lock import STALE_SECONDS
+from spptransfer.cache.verify import verify
 from spptransfer.cache.workspace import Workspace, parts_folder, write_part
 from spptransfer.cache.writing import Labels
 from spptransfer.errors import CacheError, SpecMismatchError
@@ -242,3 +247,24 @@ def test_a_file_in_a_wholly_other_order_is_brought_into_the_right_one(tmp_path):
     assert after.rows.ids == shuffled
     assert after.failures == reasons
     np.testing.assert_array_equal(after.matrix(), expected)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.randoms(use_true_random=False))
+def test_rows_of_parts_of_any_kind_come_together_in_order(part_of, random):
+    ids = make_ids(len(part_of))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        workspace(Path(folder, "a.h5"), ids=ids) as space,
+    ):
+        expected = {}
+        for number in set(part_of):
+            own = [id for id, part in zip(ids, part_of, strict=True) if part == number]
+            if random.random() < 0.5:
+                random.shuffle(own)
+            (values,) = put(space, number, own, seed=number).values()
+            expected |= dict(zip(own, values, strict=True))
+        space.finish(None)
+        finished = FeatureCache.open(Path(folder, "a.h5"))
+        np.testing.assert_array_equal(finished.matrix(), np.stack([expected[id] for id in ids]))
+        assert verify(finished.path) == []

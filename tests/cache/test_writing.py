@@ -11,6 +11,8 @@ from cache_files import in_chunks, make_cache, make_ids, make_rows, make_spec
 from spptransfer.cache import FeatureCache, files
 from spptransfer.cache.files import appearing, human_bytes, remove_leftovers
 from spptransfer.cache.ids import encoded_width
+from spptransfer.cache.rows import checksums
+from spptransfer.cache.verify import verify
 from spptransfer.cache.writing import Labels, write_cache
 from spptransfer.errors import CacheError
 
@@ -168,3 +170,16 @@ def test_reasons_of_any_length_come_back_from_whatever_chunk_they_were_in(tmp_pa
     assert cache.failures == {ids[i]: rows.error[i] for i in (0, 5, 6, 19)}
     assert cache.rows.error == rows.error
     assert cache.rows_at(np.array([19, 7, 5, 0])).error == [rows.error[i] for i in (19, 7, 5, 0)]
+
+
+def test_rows_that_were_checked_keep_the_checksums_that_vouch_for_them(tmp_path):
+    # What changes in memory between the check and the disk is found out.
+    ids = make_ids(8)
+    rows, features = make_rows(ids, make_spec())
+    (first, second) = in_chunks(rows, features, 4)
+    known = checksums(first.rows, first.features, list(features))
+    for values in first.features.values():
+        values[2] += 1
+    write(tmp_path / "a.h5", [first._replace(checksums=known), second], ids)
+    wrong = [problem.id for problem in verify(tmp_path / "a.h5")]
+    assert wrong == [ids[2]]
