@@ -16,8 +16,10 @@ from spptransfer.svm._types import Array
 # Two threads' blocks, and what is computed from them, stay in the processor's last cache.
 BLOCK_BYTES = 4 * 2**20
 # Sums over rows or columns need only some columns at a time: less to convert and to keep at once.
-TILE_BYTES = 5 * 2**18
+# Larger tiles are multiplied faster with many columns; with fewer they are not worth their memory.
+TILE_BYTES = 2**21
 TILE_COLUMNS = 3200
+MANY_COLUMNS = 40
 # A product with fewer rows at a time is slow.
 LEAST_ROWS = 32
 
@@ -114,11 +116,12 @@ class Rows:
         slices = self.block_slices(dtype)
         return [self._read(share, dtype) for share in _dealt(slices)]
 
-    def tiles(self, dtype: Any) -> list[Iterator[tuple[slice, slice, Array]]]:
+    def tiles(self, dtype: Any, n_problems: int) -> list[Iterator[tuple[slice, slice, Array]]]:
         """All rows once, as `shares`, each block's columns in a few parts."""
         columns = column_slices(self.shape[1], TILE_COLUMNS)
         row_bytes = np.dtype(dtype).itemsize * max(1, columns[0].stop)
-        length = max(LEAST_ROWS, min(TILE_BYTES, self.block_bytes) // row_bytes)
+        tile_bytes = TILE_BYTES * min(1.0, max(0.5, n_problems / MANY_COLUMNS))
+        length = max(LEAST_ROWS, int(min(tile_bytes, self.block_bytes)) // row_bytes)
         slices = row_slices(self.shape[0], length)
         return [self._read_tiles(share, columns, dtype) for share in _dealt(slices)]
 
@@ -175,7 +178,7 @@ class Rows:
             for where, columns, tile in share:
                 scores[:, where] += across[:, columns] @ tile.T
 
-        for_each(fill, self.tiles(dtype))
+        for_each(fill, self.tiles(dtype, len(across)))
         return scores.T
 
     def combine(self, weights: Array, dtype: Any = np.float64) -> Array:
@@ -188,7 +191,7 @@ class Rows:
                 total[:, columns] += across[:, where] @ tile
             return total
 
-        return sum_of(for_each(add, self.tiles(dtype))).T
+        return sum_of(for_each(add, self.tiles(dtype, len(across)))).T
 
     def normal_product(
         self, vectors: Array, weights: Array | None, constant: Array
