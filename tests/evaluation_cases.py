@@ -32,8 +32,9 @@ def wave(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.asarray(picture(height, width, seed))
 
 
-def averaged(classifier: Classifier, originals: list[np.ndarray], scheme) -> np.ndarray:
-    return ViewAverager(classifier).probabilities(render_scales(originals, scheme), scheme)
+def averaged(classifier: Classifier, originals, scheme, **options) -> np.ndarray:
+    averager = ViewAverager(classifier, **options)
+    return averager.probabilities(render_scales(originals, scheme), scheme)
 
 
 def described(path: Path, **about) -> Path:

@@ -34,7 +34,7 @@ PACKAGES = {"openvino": ["openvino"], "onnxruntime": ["onnxruntime", "onnx"]}
 
 def need(runtime: str) -> None:
     """Skip unless a runtime is installed."""
-    for package in PACKAGES[runtime]:
+    for package in PACKAGES.get(runtime, []):
         pytest.importorskip(package, reason=f"runtime '{runtime}' is not installed")
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 
 from spptransfer.backbones.fused import DTYPES, FusedConvolution
+from spptransfer.backbones.tracing import trace
 from spptransfer.processor import one_thread
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ def _is_plain_convolution(module: nn.Module) -> TypeGuard[nn.Conv2d]:
 def _fuse_block(block: nn.Module, owns_input: bool) -> nn.Module:
     """Fuse what a block's own `forward` does, or leave it alone where that cannot be followed."""
     try:
-        traced = fx.symbolic_trace(block)
+        traced = trace(block)
     except Exception as error:  # Tracing runs the block's code with stand-ins for tensors.
         logger.info("'%s' is not fused: %s", type(block).__name__, error)
         return block

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spptransfer.cli.options import Device, Json, Quiet, Threads, WeightsDir
+from spptransfer.cli.options import Device, Json, Quiet, Runtime, Threads, WeightsDir
 from spptransfer.cli.output import Output, printable, table
 from spptransfer.errors import ConfigError
 
@@ -90,6 +90,7 @@ def evaluate_backbone(
     precision: Precision = "float32",
     weights_dir: WeightsDir = None,
     device: Device = "cpu",
+    runtime: Runtime = "torch",
     jobs: Threads = None,
     quiet: Quiet = False,
     json: Json = False,
@@ -117,9 +118,17 @@ def evaluate_backbone(
         output.say("the weights name no classes: taken to be the folders, sorted by name")
     with _bar(len(files) * len(schemes), quiet) as bar:
         found = evaluate(
-            networks, files, schemes, device=device, precision=precision, jobs=jobs, note=bar.update
+            networks,
+            files,
+            schemes,
+            device=device,
+            precision=precision,
+            runtime=runtime,
+            jobs=jobs,
+            note=bar.update,
         )
     output.say(table([_row(errors) for errors in found.errors], _HEADER))
+    output.say(f"computed by: {', '.join(found.computed_by)}")
     paths = [str(path_of(name, file, weights_dir).resolve()) for file in weights]
     return _finish(found, files, paths, output)
 
@@ -184,6 +193,7 @@ def _finish(found: Evaluation, files: LabelledFiles, weights: list[str], output:
         rows={"ok": len(files) - len(failures), "failed": len(failures), "reused": 0},
         model=weights[0],
         weights=weights,
+        computed_by=list(found.computed_by),
         views=[_as_json(errors) for errors in found.errors],
         failures=failures,
     )

@@ -51,6 +51,43 @@ def choose_device(name: str, runtime: str = "torch") -> torch.device:
     return torch.device(name)
 
 
+def place(backbone: Backbone, device: torch.device, runtime: str, precision: str) -> Backbone:
+    """Bring a backbone to where, and into what, a runtime takes it in.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        It is changed.
+    device : torch.device
+        See `choose_device`.
+    runtime : {"torch", "openvino", "onnxruntime"}
+        Others than torch round the trunk themselves.
+    precision : str
+        Arithmetic, as `check_precision` allows it.
+
+    Returns
+    -------
+    Backbone
+        For torch one of fused convolutions, where they work.
+
+    Examples
+    --------
+    >>> from spptransfer import backbones
+    >>> backbone = backbones.load("spp-mini", "embedded", layer="fc6")
+    >>> placed = place(backbone, torch.device("cpu"), "openvino", "bfloat16")
+    >>> placed.trunk[0].weight.dtype, placed.head[1].weight.dtype
+    (torch.float32, torch.bfloat16)
+    """
+    in_torch, dtype = runtime == "torch", getattr(torch, precision)
+    backbone = backbone.to(device=device, dtype=dtype if in_torch else torch.float32)
+    if backbone.head is not None:
+        backbone.head.to(dtype=dtype)
+    if not in_torch:
+        return backbone
+    backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return backbone.fused()
+
+
 class FeatureComputer:
     """Run a backbone and its pooling on batches of views of one size.
 
@@ -99,7 +136,7 @@ class FeatureComputer:
         self.device = choose_device(device, self.runtime)
         self._dtype: torch.dtype = getattr(torch, first.precision)
         self._flip = first.flip
-        self._backbone = self._placed(backbone)
+        self._backbone = place(backbone, self.device, self.runtime, first.precision)
         self._network = open_network(
             self.runtime,
             self._backbone,
@@ -110,17 +147,6 @@ class FeatureComputer:
         )
         self._transfers = transfers_to(self.device)
         self.strip_pixels = STRIP_PIXELS
-
-    def _placed(self, backbone: Backbone) -> Backbone:
-        """The backbone where it is needed; other runtimes than torch round its trunk themselves."""
-        in_torch = self.runtime == "torch"
-        backbone = backbone.to(device=self.device, dtype=self._dtype if in_torch else torch.float32)
-        if backbone.head is not None:
-            backbone.head.to(dtype=self._dtype)
-        if not in_torch:
-            return backbone
-        backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return backbone.fused()
 
     def __call__(self, views: npt.NDArray[np.uint8]) -> Vectors:
         """Compute the features of a batch for the first spec.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,11 +21,18 @@ import joblib
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from spptransfer.backbones.loading import Backbone
-from spptransfer.errors import CacheError, ConfigError
+from spptransfer.errors import CacheError, ConfigError, SPPTransferError
 from spptransfer.extraction.compute import FeatureComputer
 from spptransfer.extraction.parts import PartMaker, PartSettings
 from spptransfer.extraction.plan import Part
 from spptransfer.extraction.progress import Clock, Progress
+
+_DIED = (
+    "a worker process died (killed, or out of memory); everything finished is kept: "
+    "run the same command again"
+)
+# How long nobody may be there to work for a Dask scheduler, in seconds.
+_PATIENCE = 60
 
 LoadBackbone = Callable[[], Backbone]
 PartFiles = list[tuple[int, Path]]
@@ -68,13 +78,23 @@ class PartTask:
         # Ctrl-C reaches every process of a terminal; only the one that asked for parts may stop.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if self.key not in _COMPUTERS:
-            _COMPUTERS.clear()
-            _COMPUTERS[self.key] = self.computer()
-        clock = Clock()
-        with PartMaker(self.settings, _COMPUTERS[self.key], clock, workers=1) as maker:
+        computer, clock = self._computer_here(), Clock()
+        with PartMaker(self.settings, computer, clock, workers=1) as maker:
             files = maker.make(part)
         return Done(files, len(part.ids), clock.seconds())
+
+    def _computer_here(self) -> FeatureComputer:
+        """The one of this worker process, which its threads share."""
+        with _LOADING:
+            if self.key not in _COMPUTERS:
+                _COMPUTERS.clear()
+                try:
+                    _COMPUTERS[self.key] = self.computer(_tasks_at_once())
+                except SPPTransferError as error:
+                    # What is amiss there may be in order where the command runs.
+                    where = f"a worker on '{platform.node()}' cannot compute"
+                    raise type(error)(f"{where}: {error}") from error
+            return _COMPUTERS[self.key]
 
     def computer(self, threads: int = 1) -> FeatureComputer:
         """Load the backbone, for so many threads."""
@@ -85,6 +105,16 @@ class PartTask:
 
 
 _COMPUTERS: dict[str, FeatureComputer] = {}
+_LOADING = threading.Lock()
+
+
+def _tasks_at_once() -> int:
+    """How many parts this worker process makes at once; a Dask worker one in each thread."""
+    distributed = sys.modules.get("distributed")
+    try:
+        return 1 if distributed is None else int(distributed.get_worker().state.nthreads)
+    except ValueError:  # this is no Dask worker
+        return 1
 
 
 def run(
@@ -146,13 +176,15 @@ def run_processes(
     CacheError
         If a worker process dies.
     """
+    waiting = (joblib.delayed(task)(part) for part in parts if not progress.stopped)
+    parallel = joblib.Parallel(
+        return_as="generator_unordered", batch_size=1, n_jobs=jobs, backend="loky"
+    )
     try:
-        yield from _run(parts, task, progress, n_jobs=jobs, backend="loky")
+        with contextlib.closing(parallel(waiting)) as results:
+            yield from _noted(results, progress)
     except TerminatedWorkerError as error:
-        raise CacheError(
-            "a worker process died (killed, or out of memory); everything finished is kept: "
-            "run the same command again"
-        ) from error
+        raise CacheError(_DIED) from error
 
 
 def run_dask(
@@ -173,29 +205,57 @@ def run_dask(
     Raises
     ------
     ConfigError
-        If Dask is not installed or no scheduler answers.
+        If Dask is not installed, or no scheduler answers, or no worker joins it.
+    CacheError
+        If one part after the other takes workers with it.
     """
     try:
-        from distributed import Client
+        from distributed import Client, KilledWorker
     except ImportError as error:
         raise ConfigError("engine 'dask' needs: pip install 'dask[distributed]'") from error
     try:
         client = Client(scheduler)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no Dask scheduler answers at '{scheduler}': {error}") from error
-    with client, joblib.parallel_config("dask", client=client):
-        yield from _run(parts, task, progress)
+    with client:
+        try:
+            yield from _noted(_on_cluster(client, parts, task), progress)
+        except KilledWorker as error:
+            raise CacheError(_DIED) from error
 
 
-def _run(
-    parts: Iterable[Part], task: PartTask, progress: Progress, **options: Any
-) -> Iterator[PartFiles]:
-    waiting = (joblib.delayed(task)(part) for part in parts if not progress.stopped)
-    parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1, **options)
-    with contextlib.closing(parallel(waiting)) as results:
-        for done in results:
-            progress.clock.add(done.seconds)
-            progress.note(done.images)
-            yield done.files
-            if progress.stopped:
-                return
+def _on_cluster(client: Any, parts: Iterable[Part], task: PartTask) -> Iterator[Done]:
+    """Make parts, as many at once as keep all workers busy, those that join later too.
+
+    Joblib, over Dask, would make them in this process where there is but one thread to work.
+    """
+    from distributed import as_completed
+
+    waiting, running = iter(parts), as_completed()
+    while True:
+        threads = sum(client.nthreads().values())
+        room = 2 * max(1, threads) - running.count()
+        for part in islice(waiting, max(0, room)):
+            running.add(client.submit(task, part, pure=False))
+        if running.is_empty():
+            return
+        if not threads:  # only now: some clusters begin to grow when there is work
+            _await_worker(client)
+        yield next(running).result()
+
+
+def _await_worker(client: Any) -> None:
+    try:
+        client.wait_for_workers(1, timeout=_PATIENCE)
+    except TimeoutError as error:
+        address = client.scheduler_info()["address"]
+        raise ConfigError(f"the Dask scheduler at '{address}' has no workers") from error
+
+
+def _noted(results: Iterable[Done], progress: Progress) -> Iterator[PartFiles]:
+    for done in results:
+        progress.clock.add(done.seconds)
+        progress.note(done.images)
+        yield done.files
+        if progress.stopped:
+            return

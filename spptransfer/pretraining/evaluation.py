@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from spptransfer.errors import ConfigError, DatasetError, suggestion
-from spptransfer.extraction.compute import choose_device
 from spptransfer.pretraining.evaluation_network import Classifier, load_classifier
 from spptransfer.pretraining.evaluation_pool import LabelledImages, Pool, rank_of_truth
 from spptransfer.pretraining.evaluation_views import ViewAverager, check_scheme
 from spptransfer.pretraining.views import Scheme, make_scheme
+from spptransfer.runtimes import describe_runtime
 
 __all__ = [
     "Classifier",
@@ -92,10 +92,13 @@ class Evaluation:
         In the order of the schemes asked for.
     failures : dict of int to str
         Reason by position; such an image counts in no scheme that it failed in.
+    computed_by : tuple of str
+        Name and version of what computed the maps, as a feature cache records it.
     """
 
     errors: tuple[SchemeErrors, ...]
     failures: dict[int, str] = field(default_factory=dict)
+    computed_by: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -105,6 +108,7 @@ def evaluate(
     *,
     device: str = "cpu",
     precision: str = "float32",
+    runtime: str = "torch",
     jobs: int | None = None,
     note: Callable[[int], Any] = lambda images: None,
 ) -> Evaluation:
@@ -124,6 +128,8 @@ def evaluate(
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     precision : {"float32", "bfloat16"}
         Arithmetic of the networks; probabilities are averaged in float32.
+    runtime : {"torch", "openvino", "onnxruntime"}, default="torch"
+        Who computes the maps; the others than torch on the CPU only.
     jobs : int, optional
         Parallel threads, by default one per processor. Each takes its own batch of images whose
         views have exactly the same size.
@@ -138,7 +144,8 @@ def evaluate(
     ------
     ConfigError
         If the networks score other classes than the images have, or than each other; if a view
-        is too small for them; or if there is no such device or precision.
+        is too small for them; if there is no such device, precision or runtime; or if the
+        runtime cannot compute the maps.
     DatasetError
         If there are no images, or not one can be evaluated.
 
@@ -153,7 +160,10 @@ def evaluate(
     4
     """
     score_of = _scores_of_classes(classifiers, images)
-    averagers = _prepare(classifiers, schemes, device, precision)
+    jobs = jobs or len(os.sched_getaffinity(0))
+    _check(classifiers, schemes, precision)
+    asked: dict[str, Any] = {"precision": precision, "runtime": runtime, "threads": jobs}
+    averagers = [ViewAverager(classifier, device, **asked) for classifier in classifiers]
     totals = [SchemeErrors(scheme) for scheme in schemes]
     failures: dict[int, str] = {}
     with Pool(averagers, score_of, jobs, note) as pool:
@@ -161,7 +171,8 @@ def evaluate(
             totals = [_added(errors, pool, chunk, failures) for errors in totals]
     if not all(errors.images for errors in totals):
         raise DatasetError(f"not one image could be evaluated: {next(iter(failures.values()))}")
-    return Evaluation(tuple(totals), dict(sorted(failures.items())))
+    computed_by = (describe_runtime(averagers[0].runtime),)
+    return Evaluation(tuple(totals), dict(sorted(failures.items())), computed_by)
 
 
 def _scores_of_classes(
@@ -188,17 +199,13 @@ def _scores_of_classes(
     return np.array([known.index(name) for name in images.classes])
 
 
-def _prepare(
-    classifiers: Sequence[Classifier], schemes: Sequence[Scheme], device: str, precision: str
-) -> list[ViewAverager]:
+def _check(classifiers: Sequence[Classifier], schemes: Sequence[Scheme], precision: str) -> None:
     if precision not in PRECISIONS:
         known = suggestion(precision, PRECISIONS)
         raise ConfigError(f"precision: '{precision}' is unknown; {known}")
     for classifier in classifiers:
         for scheme in schemes:
             check_scheme(scheme, classifier)
-    place, dtype = choose_device(device), getattr(torch, precision)
-    return [ViewAverager(classifier.to(place, dtype)) for classifier in classifiers]
 
 
 def _added(

@@ -15,11 +15,11 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from spptransfer import backbones
-from spptransfer.backbones.base import Network
+from spptransfer.backbones.base import Cut, Network
 from spptransfer.backbones.checkpoints import read_tensors
 from spptransfer.backbones.folding import fold_batch_norms
 from spptransfer.backbones.info import BackboneInfo
-from spptransfer.backbones.loading import map_side
+from spptransfer.backbones.loading import Backbone, map_side
 from spptransfer.backbones.weights import locate
 from spptransfer.errors import WeightsError
 from spptransfer.pyramid import check_levels
@@ -165,6 +165,11 @@ class Classifier(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Class scores of N x 3 x H x W images, as the network itself gives them."""
         return self.score(self.pool(self.trunk(images)))
+
+    def backbone(self) -> Backbone:
+        """The same network as runtimes take it: trunk, and all of the rest as the head."""
+        rest = nn.Sequential(self.pool, self.score)
+        return Backbone(self.info, "", Cut(self.trunk, rest, {"spp": (len(self.trunk), 0)}))
 
     def cells(self, side: int) -> int:
         """Cells of the map along the side of a square image, given in pixels."""

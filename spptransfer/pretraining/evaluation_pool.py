@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -100,8 +99,8 @@ class Pool:
         The network; of several, the class probabilities are averaged.
     score_of : ndarray of int, shape (n_classes,)
         Which score belongs to each class of the images.
-    jobs : int or None
-        Number of threads; None for one per processor.
+    jobs : int
+        Number of threads.
     note : callable
         Is told of the images of every batch once they are classified.
 
@@ -115,7 +114,7 @@ class Pool:
         self,
         averagers: Sequence[ViewAverager],
         score_of: npt.NDArray[np.int64],
-        jobs: int | None,
+        jobs: int,
         note: Callable[[int], Any],
     ) -> None:
         self._note = note
@@ -124,7 +123,7 @@ class Pool:
         on_cpu = averagers[0].device.type == "cpu"
         self._batch_pixels = _CPU_BATCH_PIXELS if on_cpu else _GPU_BATCH_PIXELS
         begin = (lambda: torch.set_num_threads(1)) if on_cpu else None
-        self._threads = ThreadPoolExecutor(jobs or len(os.sched_getaffinity(0)), "evaluate", begin)
+        self._threads = ThreadPoolExecutor(jobs, "evaluate", begin)
         # A GPU takes one batch at a time, or two would share its memory.
         self._device = contextlib.nullcontext() if on_cpu else threading.Lock()
 

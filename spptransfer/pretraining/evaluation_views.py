@@ -11,6 +11,7 @@ import torch
 
 from spptransfer import images
 from spptransfer.errors import ConfigError, ImageError
+from spptransfer.extraction.compute import choose_device, place
 from spptransfer.pretraining.evaluation_network import Classifier
 from spptransfer.pretraining.views import (
     ScaleViews,
@@ -19,6 +20,8 @@ from spptransfer.pretraining.views import (
     mirrored,
     window_corners,
 )
+from spptransfer.runtimes import check_precision, check_runtime, open_network
+from spptransfer.runtimes.network import Normalization
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -32,7 +35,20 @@ class ViewAverager:
     Parameters
     ----------
     classifier : Classifier
-        The network, on the device and in the type of numbers to compute with.
+        The network. It is moved to the device and to the precision.
+    device : str, default="cpu"
+        See `choose_device`.
+    precision : {"float32", "bfloat16"}
+        Arithmetic of the network; probabilities are averaged in float32.
+    runtime : {"torch", "openvino", "onnxruntime"}, default="torch"
+        Who computes the maps; pooling and fully connected layers are torch's.
+    threads : int, default=1
+        How many threads will ask at once.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such device or runtime, or the runtime cannot compute the maps.
 
     Notes
     -----
@@ -51,13 +67,29 @@ class ViewAverager:
     (1, 200)
     """
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(
+        self,
+        classifier: Classifier,
+        device: str = "cpu",
+        *,
+        precision: str = "float32",
+        runtime: str = "torch",
+        threads: int = 1,
+    ) -> None:
         self.classifier = classifier
-        some = next(classifier.parameters())
-        self.device, self._dtype = some.device, some.dtype
-        mean, std = classifier.info.mean, classifier.info.std
-        self._shift = torch.tensor(mean, dtype=torch.float64).mul(255).float().to(self.device)
-        self._span = torch.tensor(std, dtype=torch.float64).mul(255).float().to(self.device)
+        self.runtime = check_runtime(runtime)
+        check_precision(self.runtime, precision)
+        self.device = choose_device(device, self.runtime)
+        self._dtype: torch.dtype = getattr(torch, precision)
+        info = classifier.info
+        self._network = open_network(
+            self.runtime,
+            place(classifier.backbone(), self.device, self.runtime, precision),
+            ["spp"],
+            Normalization.of({"mean": info.mean, "std": info.std}),
+            precision=precision,
+            threads=threads,
+        )
 
     @torch.inference_mode()
     def probabilities(self, views: Sequence[Pixels], scheme: Scheme) -> npt.NDArray[np.float32]:
@@ -121,9 +153,8 @@ class ViewAverager:
             yield self.classifier.pool(region), times
 
     def _maps(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Maps of N x H x W x 3 bytes, without leaving channels-last memory."""
-        normal = pixels.float().sub_(self._shift).div_(self._span)
-        return self.classifier.trunk(normal.to(self._dtype).permute(0, 3, 1, 2))
+        """Maps of N x H x W x 3 bytes, as the pooling takes them."""
+        return self._network.maps(pixels, ["spp"])["spp"].to(self._dtype)
 
 
 def check_scheme(scheme: Scheme, classifier: Classifier) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from spptransfer.backbones.loading import Backbone
+from spptransfer.backbones.tracing import trace
 from spptransfer.errors import ConfigError
 from spptransfer.runtimes.network import Normalization
 
@@ -90,7 +91,7 @@ def build(
     ConfigError
         If the trunk has an operator that is not known here.
     """
-    traced = fx.symbolic_trace(_Trunk(backbone, layers))
+    traced = trace(_Trunk(backbone, layers))
     follow = _Follower(traced, operators)
     follow.extra_traceback = False  # its messages are for the user
     found: dict[str, Value] = follow.run(operators.normalized(normalization))

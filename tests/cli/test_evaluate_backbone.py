@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from drawn_network import CLASSES, drawn_tensors
 from PIL import Image
+from runtime_cases import PACKAGES, need
 from safetensors.torch import save_file
 
 from spptransfer.datasets.drawing import draw
 from spptransfer.images import decode, read_bytes, render
 from spptransfer.pretraining.evaluation import ViewAverager, load_classifier, make_scheme
+from spptransfer.runtimes import describe_runtime
 
 SOME = sorted(CLASSES[::2])
 
@@ -57,7 +59,7 @@ def test_every_scheme_gets_a_line_of_the_table(evaluated):
     views = "center_crop,full,10-crops,10-maps,96-maps"
     done = evaluated("--size", 64, "--views", views)
     assert (done.status, done.err) == (0, "")
-    first, header, *rows = done.out.splitlines()
+    first, header, *rows, last = done.out.splitlines()
     assert first == "spp-mini: 12 images of 12 classes, windows of 64 pixels"
     assert header.split("  ")[0] == "views"
     cells = [row.split() for row in rows]
@@ -65,6 +67,7 @@ def test_every_scheme_gets_a_line_of_the_table(evaluated):
     assert [row[1] for row in cells] == ["1", "1", "10", "10", "96"]
     assert all(row[4] == "12" for row in cells)
     assert all(float(row[3]) <= float(row[2]) < 90 for row in cells)
+    assert last.startswith("computed by: torch 2.")
 
 
 def test_the_numbers_are_those_of_a_loop_over_the_files(evaluated, data, weights):
@@ -166,6 +169,17 @@ def test_bfloat16_is_a_choice(evaluated):
     assert done.json["metrics"]["top-1 accuracy, 10-maps"] > 0.2  # chance: 0.04
 
 
+@pytest.mark.parametrize("runtime", PACKAGES)
+def test_another_runtime_finds_the_same_errors_and_is_on_the_record(evaluated, runtime):
+    need(runtime)
+    views = ["--size", 64, "--views", "full,10-crops,10-maps", "--json"]
+    ours, done = evaluated(*views), evaluated(*views, "--runtime", runtime)
+    assert done.json["metrics"] == ours.json["metrics"]
+    assert ours.json["computed_by"] == [describe_runtime("torch")]
+    assert done.json["computed_by"] == [describe_runtime(runtime)]
+    assert done.err.splitlines()[-1] == f"computed by: {describe_runtime(runtime)}"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -176,6 +190,7 @@ def test_bfloat16_is_a_choice(evaluated):
         (["--levels", "3,2"], "fc6.weight is 128x9600, not 128x2496"),
         (["--precision", "int8"], "precision: 'int8' is unknown; allowed: float32, bfloat16"),
         (["--device", "tpu"], "device: 'tpu' is unknown"),
+        (["--runtime", "onnx"], "runtime: 'onnx' is unknown; allowed: torch, openvino"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_one_line(evaluated, arguments, message):
@@ -212,7 +227,7 @@ def test_weights_that_name_no_classes_are_taken_by_the_order_of_folders(evaluate
         draw(*name.split("_"), (96, 96), rng).save(folder / "1.png")
     done = evaluated("--size", 96, "--views", "full", files=[nameless], root=tmp_path)
     assert "the weights name no classes: taken to be the folders, sorted by name" in done.out
-    error = float(done.out.splitlines()[-1].split()[2])
+    error = float(done.out.splitlines()[-2].split()[2])
     assert error < 85
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from drawn_network import CLASSES
 from evaluation_cases import INFO, Labelled, averaged, described, drawn, wave
+from runtime_cases import PACKAGES, need
 from torch import nn
 
 from spptransfer import backbones
@@ -17,6 +18,7 @@ from spptransfer.pretraining.evaluation import (
     make_scheme,
     rank_of_truth,
 )
+from spptransfer.runtimes import describe_runtime
 
 # Errors ------------------------------------------------------------------------------------
 
@@ -59,11 +61,14 @@ def test_the_same_network_twice_changes_nothing(mini):
     assert (once.top1_wrong, once.top5_wrong) == (twice.top1_wrong, twice.top5_wrong)
 
 
-def test_a_network_can_be_asked_from_many_sides_at_once(mini):
+@pytest.mark.parametrize("runtime", ["torch", *PACKAGES])
+def test_a_network_can_be_asked_from_many_sides_at_once(mini, runtime):
     """Threads share the networks; a batch's neighbours change nothing."""
+    need(runtime)
     found, schemes = drawn(1), [make_scheme("10-maps", size=64), make_scheme("full", size=64)]
     one = evaluate([mini], found, schemes, jobs=1)
-    three = evaluate([mini], found, schemes, jobs=3)
+    three = evaluate([mini], found, schemes, jobs=3, runtime=runtime)
+    assert three.computed_by == (describe_runtime(runtime),)
     counts = [[(e.images, e.top1_wrong, e.top5_wrong) for e in x.errors] for x in (one, three)]
     assert counts[0] == counts[1]
 
@@ -106,9 +111,14 @@ def test_progress_is_told_of_every_image_under_every_scheme(mini):
     [
         ({"precision": "float16"}, "precision: 'float16' is unknown; "),
         ({"device": "tpu"}, "device: 'tpu' is unknown; allowed: auto, cpu"),
+        ({"runtime": "onnx"}, "runtime: 'onnx' is unknown; allowed: torch"),
+        ({"runtime": "openvino", "device": "cuda"}, "'cuda' is not for runtime 'openvino'"),
+        ({"runtime": "onnxruntime", "precision": "bfloat16"}, "allowed: float32$"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(mini, keywords, message):
+    if keywords.get("runtime") in PACKAGES:
+        need(keywords["runtime"])
     with pytest.raises(ConfigError, match=message):
         evaluate([mini], drawn(1), [make_scheme("full", size=64)], **keywords)
 

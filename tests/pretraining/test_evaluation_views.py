@@ -7,17 +7,20 @@ from conftest import real_data
 from drawn_network import CLASSES, as_input
 from evaluation_cases import Labelled, averaged, drawn, wave
 from PIL import Image
+from runtime_cases import PACKAGES, need
 
 from spptransfer import backbones, images
 from spptransfer.errors import ConfigError
 from spptransfer.pretraining.evaluation import (
     Classifier,
+    ViewAverager,
     evaluate,
     load_classifier,
     make_scheme,
     rank_of_truth,
 )
 from spptransfer.pretraining.evaluation_data import LabelledFiles
+from spptransfer.pretraining.evaluation_views import render_scales
 from spptransfer.pyramid import bin_bounds
 
 # Views: the slow and obvious way -----------------------------------------------------------
@@ -185,16 +188,17 @@ def test_on_real_weights_and_photographs_views_on_maps_agree_with_crops():
 
 
 def test_the_trunk_sees_an_image_once_per_scale_and_mirror_image(mini):
-    seen = []
-    handle = mini.trunk.register_forward_hook(lambda module, args, out: seen.append(args[0].shape))
-    try:
-        scheme = make_scheme("96-maps", size=64)
-        mini.cells(64)
-        seen.clear()
-        averaged(mini, [wave(90, 120), wave(90, 120, 1)], scheme)
-    finally:
-        handle.remove()
-    heights = [shape[2] for shape in seen]
+    averager, scheme, seen = ViewAverager(mini), make_scheme("96-maps", size=64), []
+    maps_of = averager._network.maps
+
+    def note(pixels, layers):
+        seen.append(pixels.shape)
+        return maps_of(pixels, layers)
+
+    averager._network.maps = note
+    views = render_scales([wave(90, 120), wave(90, 120, 1)], scheme)
+    averager.probabilities(views, scheme)
+    heights = [shape[1] for shape in seen]
     assert heights == [scale for at in scheme.scales for scale in (at.scale, at.scale)]
     assert all(shape[0] == 2 for shape in seen)
 
@@ -212,9 +216,43 @@ def test_views_that_coincide_are_computed_once_and_counted_often(mini):
 def test_bfloat16_is_close_to_float32(mini, weights):
     scheme, pixels = make_scheme("10-maps", size=64), [wave(90, 120)]
     exact = averaged(mini, pixels, scheme)
-    rounded = averaged(load_classifier("spp-mini", weights).to(torch.bfloat16), pixels, scheme)
+    network = load_classifier("spp-mini", weights)
+    rounded = averaged(network, pixels, scheme, precision="bfloat16")
     assert rounded.dtype == np.float32
+    assert not np.array_equal(rounded, exact)
     np.testing.assert_allclose(rounded, exact, atol=0.05)
+
+
+@pytest.mark.parametrize("runtime", PACKAGES)
+@pytest.mark.parametrize("name", ["full", "10-crops", "10-maps"])
+def test_another_runtime_gives_torchs_probabilities(mini, runtime, name):
+    need(runtime)
+    scheme, pixels = make_scheme(name, size=64), [wave(90, 120), wave(90, 120, 1)]
+    found = averaged(mini, pixels, scheme, runtime=runtime)
+    np.testing.assert_allclose(found, averaged(mini, pixels, scheme), atol=1e-5)
+    assert ViewAverager(mini, runtime=runtime)._network.runtime == runtime
+
+
+@pytest.mark.parametrize("runtime", PACKAGES)
+def test_another_runtime_knows_networks_whose_map_is_averaged(runtime):
+    need(runtime)
+    torch.manual_seed(0)
+    info = backbones.describe("resnet18")
+    network = Classifier(backbones.network("resnet18", num_classes=5), info)
+    scheme, pixels = make_scheme("10-maps", size=64), [wave(90, 120)]
+    found = averaged(network, pixels, scheme, runtime=runtime)
+    np.testing.assert_allclose(found, averaged(network, pixels, scheme), atol=1e-5)
+
+
+def test_a_runtimes_bfloat16_is_close_to_float32_and_its_own(weights):
+    need("openvino")
+    scheme, pixels = make_scheme("10-maps", size=64), [wave(90, 120)]
+    exact, rounded = (
+        averaged(load_classifier("spp-mini", weights), pixels, scheme, runtime="openvino", **low)
+        for low in ({}, {"precision": "bfloat16"})
+    )
+    np.testing.assert_allclose(rounded, exact, atol=0.05)
+    assert not np.array_equal(rounded, exact)
 
 
 def test_windows_too_small_for_the_network_are_refused():
