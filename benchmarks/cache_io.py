@@ -26,7 +26,7 @@ from spptransfer.cache import FeatureCache
 from spptransfer.cache.ids import encoded_width
 from spptransfer.cache.layout import blocks_of, row_runs
 from spptransfer.cache.merge import merge
-from spptransfer.cache.rows import OK, Rows
+from spptransfer.cache.rows import OK, Chunk, Rows
 from spptransfer.cache.verify import verify
 from spptransfer.cache.workspace import Workspace
 from spptransfer.cache.writing import write_cache
@@ -72,9 +72,7 @@ def make_spec(storage: str = "float32", levels: tuple[int, ...] = (6,)) -> Featu
     )
 
 
-def make_chunks(
-    ids: Sequence[str], spec: FeatureSpec, channels: int
-) -> Iterator[tuple[Rows, dict]]:
+def make_chunks(ids: Sequence[str], spec: FeatureSpec, channels: int) -> Iterator[Chunk]:
     """Random rows, half of the numbers zero as behind a ReLU."""
     generator = np.random.default_rng(0)
     (block,) = blocks_of(spec, channels)
@@ -83,7 +81,7 @@ def make_chunks(
         rows.status[:] = OK
         rows.digest[:] = b"0" * 64
         values = generator.standard_normal((len(rows), block.width), dtype=np.float32)
-        yield rows, {block: np.maximum(values, 0).astype(spec.storage)}
+        yield Chunk(rows, {block: np.maximum(values, 0).astype(spec.storage)})
 
 
 def make_cache(path: Path, count: int, spec: FeatureSpec, channels: int, prefix: str = "") -> None:

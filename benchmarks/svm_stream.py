@@ -16,7 +16,7 @@ MARKS = (0.1, 0.03, 0.01, 0.003, 0.001)
 def write_features(path, n_rows, n_features, n_classes, kind):
     """A cache in half precision, as `spptransfer extract` would have written it."""
     from spptransfer import images
-    from spptransfer.cache.rows import OK, Rows
+    from spptransfer.cache.rows import OK, Chunk, Rows
     from spptransfer.cache.writing import write_cache
     from spptransfer.spec import FeatureSpec
 
@@ -41,7 +41,7 @@ def write_features(path, n_rows, n_features, n_classes, kind):
             for at in range(0, n_rows, 4096):
                 rows = Rows.empty([f"{i:08d}" for i in range(at, min(at + 4096, n_rows))])
                 rows.status[:] = OK
-                yield rows, {block: np.asarray(X[at : at + 4096])}
+                yield Chunk(rows, {block: np.asarray(X[at : at + 4096])})
 
         write_cache(
             path,
