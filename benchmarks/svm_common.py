@@ -73,7 +73,7 @@ def measured(contender, X, y, options):
     Libraries are loaded, and have run once on a smaller task: what they hold is not the task's.
     """
     load_libraries(options)
-    from spptransfer.svm._threads import release_memory
+    from spptransfer.memory import release_memory
 
     release_memory()
     before = resident_mb()

@@ -7,13 +7,15 @@ them before anything relies on them.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from spptransfer.backbones.arranged import ArrangedWeights
+from spptransfer.backbones.winograd import MinimalFiltering
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -23,13 +25,14 @@ _POST_OPERATORS: dict[str, tuple[str, list[float]]] = {
     "relu": ("relu", []),
     "relu6": ("hardtanh", [0.0, 6.0]),
 }
-_MAX_ORDERS = 4
+# The interval that an activation brings numbers to.
+_INTERVALS = {"none": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 _MAX_SHAPES = 1024
-_SHAPES_BEFORE_GUESSES = 8
-# Seconds that oneDNN takes to get ready for a new shape, generously.
-_SETTING_UP = 1e-3
 
-# An operator and its arguments after the maps.
+# What a convolution makes for itself, of its parameters.
+_MADE = ("_known", "_arranged", "_minimal")
+
+# What filters maps, and its arguments after maps and shortcut.
 _Call = tuple[Callable[..., torch.Tensor], tuple[Any, ...]]
 
 
@@ -50,17 +53,17 @@ class FusedConvolution(nn.Module):
     Notes
     -----
     Weights are brought into the order that the processor wants for a map of some size when such
-    a map is first seen. There are few such orders, mostly one; all of them are kept. Where the
-    operators do not exist (another device, another type, while gradients are recorded), the same
-    is computed step by step.
+    a map is first seen. There are few such orders, mostly one; all of them are kept. Maps that
+    are large enough for it are filtered with fewer multiplications. Where the operators do not
+    exist (another device, another type, while gradients are recorded), the same is computed step
+    by step.
 
     oneDNN's activations turn NaN into 0, torch's keep it.
     """
 
-    _by_order: dict[bytes, torch.Tensor]
     _known: dict[torch.Size, _Call]
-    _arranged: int
-    _pace: float  # seconds per number of the input, the best so far
+    _arranged: ArrangedWeights
+    _minimal: MinimalFiltering | None
 
     def __init__(
         self,
@@ -80,7 +83,7 @@ class FusedConvolution(nn.Module):
         self.stride = list(convolution.stride)
         self.dilation = list(convolution.dilation)
         self.groups = convolution.groups
-        self._forget()
+        self.forget()
 
     def forward(self, maps: torch.Tensor, shortcut: torch.Tensor | None = None) -> torch.Tensor:
         """Filter N x C x H x W maps."""
@@ -106,32 +109,34 @@ class FusedConvolution(nn.Module):
         function: Callable[..., torch.Tensor],
         arguments: tuple[Any, ...],
     ) -> torch.Tensor:
-        if shortcut is None:
-            return function(maps, *arguments)
-        first = (shortcut, maps) if self.overwrites else (maps, shortcut)
-        return function(*first, *arguments)
+        inputs = (maps,) if shortcut is None else (maps, shortcut)
+        return function(*inputs, *arguments)
 
     def _first_time(self, maps: torch.Tensor, shortcut: torch.Tensor | None) -> torch.Tensor:
-        """Filter maps of a new shape, and find out what to call for such maps with what.
-
-        Arranging weights takes about as long as filtering a map. Where all shapes so far wanted
-        one order, this one is expected to want it too. oneDNN takes any order, but rearranges
-        an unfitting one on every call, at such a price that the clock tells.
-        """
-        shape = maps.shape
-        if len(self._known) >= _MAX_SHAPES or len(self._by_order) >= _MAX_ORDERS:
-            self._forget()
-        orders = list(self._by_order.values())
-        guesses = len(orders) == 1 and self._arranged >= _SHAPES_BEFORE_GUESSES
-        call = self._call_with(orders[0] if guesses else self._arrange(shape))
-        start = time.thread_time()
-        found = self._at_once(maps, shortcut, *call)
-        seconds = time.thread_time() - start
-        if guesses and seconds > 3 * self._pace * maps.numel() + _SETTING_UP:
-            call = self._call_with(self._arrange(shape))
-        self._pace = min(self._pace, seconds / maps.numel())
-        self._known[shape] = call
+        """Filter maps of a new shape, and find out what to call for such maps with what."""
+        if len(self._known) >= _MAX_SHAPES:
+            self.forget()
+        if self._minimal is None:
+            self._minimal = self._minimal_filtering()
+        if self._minimal is not None and self._minimal.pays(*maps.shape[2:]):
+            self._known[maps.shape] = self._minimal, ()
+            return self._at_once(maps, shortcut, self._minimal, ())
+        weight, found = self._arranged.first_use(
+            maps.shape,
+            lambda: self.weight,
+            lambda weight: self._at_once(maps, shortcut, *self._call_with(weight)),
+        )
+        self._known[maps.shape] = self._call_with(weight)
         return found
+
+    def _minimal_filtering(self) -> MinimalFiltering | None:
+        """The way with fewer multiplications, if there is one for such a convolution."""
+        if (*self.stride, *self.dilation, self.groups) != (1, 1, 1, 1, 1):
+            return None
+        if not MinimalFiltering.suits(self.weight, self.padding):
+            return None
+        interval = _INTERVALS[self.activation]
+        return MinimalFiltering(self.weight, self.bias, self.padding, *interval)
 
     def _call_with(self, weight: torch.Tensor) -> _Call:
         """Operator and its arguments after the maps, made up once: a call costs microseconds."""
@@ -142,18 +147,8 @@ class FusedConvolution(nn.Module):
         if not self.adds:
             return onednn._convolution_pointwise.default, (*arguments, name, values, "")
         after = (None, [], None) if name == "none" else (name, values, None)
-        adding = (
-            onednn._convolution_pointwise_ if self.overwrites else onednn._convolution_pointwise
-        )
-        return adding.binary, (*arguments, "add", 1.0, *after)
-
-    def _arrange(self, shape: torch.Size) -> torch.Tensor:
-        """Weights in the order for maps of a shape; equal orders share one copy."""
-        fresh = torch.ops.mkldnn._reorder_convolution_weight(
-            self.weight, self.padding, self.stride, self.dilation, self.groups, list(shape)
-        )
-        self._arranged += 1
-        return self._by_order.setdefault(_order_of(fresh), fresh)
+        adding = _over_shortcut if self.overwrites else onednn._convolution_pointwise.binary
+        return adding, (*arguments, "add", 1.0, *after)
 
     def _step_by_step(self, maps: torch.Tensor, shortcut: torch.Tensor | None) -> torch.Tensor:
         maps = functional.conv2d(
@@ -165,37 +160,38 @@ class FusedConvolution(nn.Module):
             return maps
         return maps.relu() if self.activation == "relu" else functional.relu6(maps)
 
-    def _forget(self) -> None:
-        self._by_order, self._known = {}, {}
-        self._arranged, self._pace = 0, math.inf
+    def forget(self) -> None:
+        """Drop what was made of the parameters; it is made again where needed."""
+        self._known, self._minimal = {}, None
+        self._arranged = ArrangedWeights(self.padding, self.stride, self.dilation, self.groups)
 
     def _apply(self, fn: Any, recurse: bool = True) -> FusedConvolution:
-        self._forget()  # the parameters change
+        self.forget()  # the parameters change
         super()._apply(fn, recurse)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
         # Arranged weights cannot be copied; they are made again where needed.
-        return self.__dict__ | {"_by_order": {}, "_known": {}, "_arranged": 0}
+        return {key: value for key, value in self.__dict__.items() if key not in _MADE}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.forget()
 
     def extra_repr(self) -> str:
         """Show the shape of the weights and the activation."""
         return f"{tuple(self.weight.shape)}, stride={self.stride}, activation='{self.activation}'"
 
 
+def _over_shortcut(maps: torch.Tensor, shortcut: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    """Write the sum over the shortcut."""
+    found: torch.Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
+        shortcut, maps, *arguments
+    )
+    return found
+
+
 def _padding(convolution: nn.Conv2d) -> list[int]:
     """Padding in numbers; that of "valid" is none."""
     padding = convolution.padding
     return [0, 0] if isinstance(padding, str) else list(padding)
-
-
-def _order_of(weight: torch.Tensor) -> bytes:
-    """How weights lie in memory, as oneDNN describes it."""
-    described = bytearray(torch.ops.mkldnn._get_mkldnn_serialized_md(weight).tolist())
-    described[_UNUSED_BYTES] = bytes(4)
-    return bytes(described)
-
-
-# Between the type (32 bits) and the padded sizes (64 bits each) of a description nothing is
-# stored, and what happens to stand there differs.
-_UNUSED_BYTES = slice(108, 112)

@@ -64,6 +64,9 @@ def fuse(trunk: nn.Sequential) -> nn.Sequential:
     except (RuntimeError, AttributeError, NotImplementedError) as error:
         logger.info("fused convolutions do not work here: %s", str(error).splitlines()[:1])
         return trunk
+    for module in fused.modules():
+        if isinstance(module, FusedConvolution):
+            module.forget()  # larger images may want other orders of weights
     return fused if agrees else trunk
 
 

@@ -17,6 +17,7 @@ from spptransfer.errors import ConfigError, DatasetError, SPPTransferError, sugg
 from spptransfer.extraction.joint import JointPlan, check_alike, label_of
 from spptransfer.extraction.plan import Plan
 from spptransfer.extraction.progress import Clock, Progress
+from spptransfer.memory import keep_freed_memory
 from spptransfer.runtimes import check_runtime
 from spptransfer.spec import FeatureSpec
 
@@ -237,7 +238,8 @@ def extract_together(
         ]
         plan = JointPlan([Plan(dataset, workspace, redo) for workspace in workspaces])
         if plan.todo.any():
-            crew.work(plan, workspaces, part_rows)
+            with keep_freed_memory():
+                crew.work(plan, workspaces, part_rows)
         return [
             _finish(workspace, one, dataset, crew.clock)
             for workspace, one in zip(workspaces, plan.plans, strict=True)

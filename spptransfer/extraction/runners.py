@@ -26,6 +26,7 @@ from spptransfer.extraction.compute import FeatureComputer
 from spptransfer.extraction.parts import PartMaker, PartSettings
 from spptransfer.extraction.plan import Part
 from spptransfer.extraction.progress import Clock, Progress
+from spptransfer.memory import keep_freed_memory
 
 _DIED = (
     "a worker process died (killed, or out of memory); everything finished is kept: "
@@ -79,7 +80,7 @@ class PartTask:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         computer, clock = self._computer_here(), Clock()
-        with PartMaker(self.settings, computer, clock, workers=1) as maker:
+        with keep_freed_memory(), PartMaker(self.settings, computer, clock, workers=1) as maker:
             files = maker.make(part)
         return Done(files, len(part.ids), clock.seconds())
 

@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from spptransfer.errors import ConfigError, suggestion
+from spptransfer.memory import release_memory
 from spptransfer.svm._arithmetic import arithmetic_for
 from spptransfer.svm._feature_space import FeatureSpace
 from spptransfer.svm._gram_matrix import dense_gram
@@ -21,7 +22,6 @@ from spptransfer.svm._problems import Problems
 from spptransfer.svm._rows import BLOCK_BYTES, Rows
 from spptransfer.svm._solver import Options, Solver
 from spptransfer.svm._streamed import StreamedSolver
-from spptransfer.svm._threads import release_memory
 from spptransfer.svm._types import Array
 
 LOSSES = ("squared_hinge", "hinge")

@@ -7,6 +7,7 @@ import copy
 import numpy as np
 from scipy.linalg import lapack
 
+from spptransfer.memory import release_memory
 from spptransfer.svm._arithmetic import Arithmetic
 from spptransfer.svm._conjugate import conjugate_gradients
 from spptransfer.svm._gram_gaps import GramGaps
@@ -14,7 +15,7 @@ from spptransfer.svm._gram_matrix import mirror
 from spptransfer.svm._loss import Losses, balance
 from spptransfer.svm._preconditioner import LowRank
 from spptransfer.svm._rows import Rows
-from spptransfer.svm._threads import Once, for_each, release_memory
+from spptransfer.svm._threads import Once, for_each
 from spptransfer.svm._types import Array
 
 # A Cholesky factorisation runs at about this fraction of a matrix product's speed.

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spptransfer.memory import release_memory
 from spptransfer.svm._loss import Losses, best_offset
 from spptransfer.svm._newton import Points, Space, descend, line_search, objectives
 from spptransfer.svm._problems import Problems
-from spptransfer.svm._threads import for_each, release_memory
+from spptransfer.svm._threads import for_each
 from spptransfer.svm._types import Array
 
 logger = logging.getLogger(__name__)

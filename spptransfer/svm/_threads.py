@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -176,21 +175,3 @@ class _Share(Generic[Item, Result]):
                 raise
             finally:
                 _inside.worker = False
-
-
-def release_memory() -> None:
-    """Give the system back what is free, where the C library can be told to.
-
-    It keeps what one phase had in use for the next one, and a share for each thread that ended.
-    """
-    trim = _malloc_trim()
-    if trim is not None:
-        trim(0)
-
-
-@cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    try:
-        return cast(Callable[[int], int], ctypes.CDLL(None).malloc_trim)
-    except (OSError, AttributeError, TypeError):  # not glibc
-        return None
