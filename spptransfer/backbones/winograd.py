@@ -34,10 +34,10 @@ _FEWEST_TILES, _MOST_TILES, _CHANNELS_AT_ONCE = 128, 256, 1 << 15
 # Below this many tiles oneDNN wants another order of weights.
 _FEW = 64
 # Nanoseconds of one processor: for two operations of a plain convolution and of a product of
-# points; for a number of the filter, which is read for every image; for a number of a tile at the
+# points; for a number of the filter, which is read for every few images; for a number of a tile at the
 # points, before or after the product. They only have to weigh one way against the other, and all
 # machines use the same, so that all choose alike.
-_PLAIN, _PRODUCT, _FILTER, _MOVED = 0.0077, 0.0083, 0.15, 0.87
+_PLAIN, _PRODUCT, _FILTER, _MOVED = 0.0077, 0.0083, 0.08, 0.87
 _WORTHWHILE = 1.05
 _SMALL_PROBE, _LARGE_PROBE = 2 * TILE + 4, 8 * TILE + 4
 _TOLERANCE = 1e-4
@@ -234,7 +234,7 @@ class MinimalFiltering:
         """Images and rows of tiles to work on together: several images, or a part of one."""
         at_once = _CHANNELS_AT_ONCE // (self._channels + self._filters)
         at_once = max(_FEWEST_TILES, min(at_once, _MOST_TILES))
-        if down * across < _FEW:  # one order of weights is enough then
+        if 2 * down * across < _FEW:  # one order of weights is enough then
             at_once = _FEW - 1
         images = max(1, at_once // (down * across))
         rows = -(-down // min(down, -(-down * across // at_once)))
