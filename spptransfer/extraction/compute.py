@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,8 @@ import torch
 
 from spptransfer.backbones.loading import Backbone
 from spptransfer.errors import ConfigError
+from spptransfer.extraction.capturing import CudaCapturer
+from spptransfer.extraction.graphs import Graphs
 from spptransfer.extraction.joint import check_alike
 from spptransfer.extraction.strips import Strips
 from spptransfer.extraction.transfers import transfers_to
@@ -114,7 +117,8 @@ class FeatureComputer:
     Notes
     -----
     A view of any length is computed in bounded memory: beyond `STRIP_PIXELS` its maps are put
-    together from `Strips`.
+    together from `Strips`. On a GPU, batches of frequent shapes go through `Graphs`, unless
+    `graphs` is set to None.
     """
 
     def __init__(
@@ -146,6 +150,9 @@ class FeatureComputer:
             threads=threads or len(os.sched_getaffinity(0)),
         )
         self._transfers = transfers_to(self.device)
+        self.graphs: Graphs | None = None
+        if self.device.type == "cuda":
+            self.graphs = Graphs(self._transfers, partial(CudaCapturer, self.device))
         self.strip_pixels = STRIP_PIXELS
 
     def __call__(self, views: npt.NDArray[np.uint8]) -> Vectors:
@@ -180,7 +187,15 @@ class FeatureComputer:
             As `__call__` gives it, for every spec wanted; from a GPU in the spec's storage type.
         """
         specs = [self.specs[number] for number in wanted]
-        return self._transfers(views, lambda pixels: self._stored(pixels, specs))
+        stored = partial(self._stored, specs=specs)
+        if self.graphs is None:
+            return self._transfers(views, stored)
+        return self.graphs(views, stored, self._key(views, wanted))
+
+    def _key(self, views: npt.NDArray[np.uint8], wanted: Sequence[int]) -> Hashable:
+        """What batches of one graph have in common; None where strips are put together."""
+        _, height, width, _ = views.shape
+        return (views.shape, *wanted) if height * width <= self.strip_pixels else None
 
     def _stored(self, pixels: torch.Tensor, specs: Sequence[FeatureSpec]) -> list[_Tensors]:
         """Features as they leave the device: from a GPU in the precision that is stored."""
