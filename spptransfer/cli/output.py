@@ -141,6 +141,15 @@ def counts(total: int, extraction: Extraction) -> str:
     )
 
 
+def effort(extraction: Extraction) -> str:
+    """Say where the time went, and how many batches were as large as they may be."""
+    spent = ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in extraction.seconds.items())
+    share = extraction.full_batches / extraction.batches if extraction.batches else 0.0
+    return (
+        f"{spent}; {extraction.batches:,} batches of images of one size, {share:.0%} of them full"
+    )
+
+
 def tell_failures(failures: Mapping[str, str], output: Output) -> None:
     """List the first images that failed, and count the others."""
     for id, error in islice(failures.items(), _SHOWN_FAILURES):

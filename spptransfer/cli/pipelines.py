@@ -28,7 +28,7 @@ from spptransfer.cli.options import (
     Runtime,
     WeightsDir,
 )
-from spptransfer.cli.output import Output, counts, printable, short_path, tell_failures
+from spptransfer.cli.output import Output, counts, effort, printable, short_path, tell_failures
 
 if TYPE_CHECKING:
     from spptransfer.config import Pipeline
@@ -167,6 +167,8 @@ def extract(
         result = extract_features(experiment, output.tell)
     total, failed = len(experiment.dataset), len(result.failures)
     output.say(counts(total, result))
+    if result.batches:
+        output.say(effort(result))
     tell_failures(result.failures, output)
     output.say(f"cache: {short_path(result.path)}")
     output.finish(

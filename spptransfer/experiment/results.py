@@ -178,6 +178,7 @@ def describe_run(facts: RunFacts) -> dict[str, Any]:
             "reused": facts.extraction.unchanged,
             "failures": [{"id": i, "error": e} for i, e in facts.extraction.failures.items()],
         },
+        "batches": {"all": facts.extraction.batches, "full": facts.extraction.full_batches},
         "classifier": pipeline.classifier.model_dump(mode="json"),
         "protocol": _protocol(facts, headline),
         "headline": {

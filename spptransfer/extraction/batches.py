@@ -183,11 +183,14 @@ class Batch:
         Numbers of the caches.
     positions : tuple of int
         Positions of the images in their part, ascending.
+    full : bool
+        Whether one image more would have been too many.
     """
 
     rendering: Rendering
     wanted: tuple[int, ...]
     positions: tuple[int, ...]
+    full: bool = False
 
 
 class Gathering:

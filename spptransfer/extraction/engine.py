@@ -45,6 +45,9 @@ class Extraction:
         Reason for every image without features, by id.
     seconds : dict of str to float
         Wall-clock time split into ``read`` (read, decode, resize), ``compute`` and ``write``.
+    batches, full_batches : int
+        Into how many batches of images of one size the work was cut, and how many of those were
+        as large as they may be.
     """
 
     path: Path
@@ -54,6 +57,8 @@ class Extraction:
     removed: int = 0
     failures: Mapping[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    batches: int = 0
+    full_batches: int = 0
 
 
 @dataclass(frozen=True)
@@ -321,6 +326,8 @@ def _finish(workspace: Workspace, plan: Plan, dataset: Dataset, clock: Clock) ->
         removed=plan.removed,
         failures=failures,
         seconds=clock.seconds(),
+        batches=clock.batches,
+        full_batches=clock.full_batches,
     )
 
 

@@ -216,7 +216,9 @@ class PartMaker:
             for sheet in sheets:
                 if sheet.wanted[position]:
                     sheet.note_probe(position, seen)
-        gathering = Gathering(_plan(sheets, self._batch_pixels))
+        plan = _plan(sheets, self._batch_pixels)
+        self._clock.count(len(plan), sum(batch.full for batch in plan))
+        gathering = Gathering(plan)
         work = partial(self._load, gathering=gathering, sources=part.sources, sheets=sheets)
         chunks = [self._workers.submit(work, chunk) for chunk in gathering.chunks()]
         note(sum(all(sheet.sizes[i] is None for sheet in sheets) for i in range(len(part.ids))))
@@ -301,7 +303,8 @@ def _plan(sheets: Sequence[Sheet], budget: int) -> list[Batch]:
         for positions in sorted(group(keys, costs, budget), key=len, reverse=True):
             key = keys[positions[0]]
             assert key is not None
-            batches.append(Batch(rendering, key[0], tuple(positions)))
+            full = (len(positions) + 1) * costs[positions[0]] > budget
+            batches.append(Batch(rendering, key[0], tuple(positions), full))
     return batches
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 
 class Clock:
-    """Adds up what workers spend on reading, computing and writing.
+    """Adds up what workers spend on reading, computing and writing, and counts their batches.
 
     Parameters
     ----------
@@ -32,6 +32,7 @@ class Clock:
         self._spent = {"read": 0.0, "compute": 0.0, "write": 0.0}
         self._share = {"read": readers, "compute": computers, "write": 1}
         self._started = time.perf_counter()
+        self.batches, self.full_batches = 0, 0
 
     @contextlib.contextmanager
     def measure(self, kind: str) -> Iterator[None]:
@@ -47,6 +48,12 @@ class Clock:
         with self._lock:
             for kind, seconds in spent.items():
                 self._spent[kind] += seconds
+
+    def count(self, batches: int, full: int) -> None:
+        """Count batches, and how many of them are as large as they may be."""
+        with self._lock:
+            self.batches += batches
+            self.full_batches += full
 
     def seconds(self) -> dict[str, float]:
         """Wall-clock seconds by kind."""

@@ -46,6 +46,7 @@ class Done:
     files: PartFiles
     images: int
     seconds: dict[str, float]
+    batches: tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +83,8 @@ class PartTask:
         computer, clock = self._computer_here(), Clock()
         with keep_freed_memory(), PartMaker(self.settings, computer, clock, workers=1) as maker:
             files = maker.make(part)
-        return Done(files, len(part.ids), clock.seconds())
+        batches = clock.batches, clock.full_batches
+        return Done(files, len(part.ids), clock.seconds(), batches)
 
     def _computer_here(self) -> FeatureComputer:
         """The one of this worker process, which its threads share."""
@@ -256,6 +258,7 @@ def _await_worker(client: Any) -> None:
 def _noted(results: Iterable[Done], progress: Progress) -> Iterator[PartFiles]:
     for done in results:
         progress.clock.add(done.seconds)
+        progress.clock.count(*done.batches)
         progress.note(done.images)
         yield done.files
         if progress.stopped:

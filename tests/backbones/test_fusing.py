@@ -10,6 +10,7 @@ from torch import nn
 from spptransfer import backbones
 from spptransfer.backbones import fused as fused_module
 from spptransfer.backbones import fusing
+from spptransfer.backbones.arranged import ArrangedWeights
 from spptransfer.backbones.fused import FusedConvolution
 from spptransfer.backbones.fusing import fuse
 
@@ -112,16 +113,6 @@ def test_no_convolution_and_no_activation_after_one_is_left(name):
 
 @needs_onednn
 @torch.inference_mode()
-def test_many_shapes_share_a_few_arrangements_of_the_weights():
-    fused = fuse(trunk_of("resnet18"))
-    for width in range(64, 264, 8):
-        fused(noise(1, 3, 64, width))
-    for module in fused_modules(fused):
-        assert len(module._by_order) <= fused_module._MAX_ORDERS
-
-
-@needs_onednn
-@torch.inference_mode()
 def test_what_is_remembered_about_shapes_is_bounded(monkeypatch):
     monkeypatch.setattr(fused_module, "_MAX_SHAPES", 5)
     fused = fuse(frozen(nn.Conv2d(3, 8, 3), nn.ReLU()))
@@ -129,38 +120,6 @@ def test_what_is_remembered_about_shapes_is_bounded(monkeypatch):
         found = fused(noise(1, 3, 9, width))
         assert found.shape == (1, 8, 7, width - 2)
         assert len(fused[0]._known) <= 5
-
-
-@needs_onednn
-@torch.inference_mode()
-def test_after_some_shapes_the_order_is_guessed_and_a_wrong_guess_is_noticed(monkeypatch):
-    fused = fuse(frozen(nn.Conv2d(3, 8, 3), nn.ReLU()))
-    convolution, arranged = fused[0], []
-    arrange = FusedConvolution._arrange
-    monkeypatch.setattr(
-        FusedConvolution, "_arrange", lambda self, s: arranged.append(s) or arrange(self, s)
-    )
-    for width in range(10, 40):
-        fused(noise(1, 3, 9, width))
-    assert len(arranged) < fused_module._SHAPES_BEFORE_GUESSES
-    monkeypatch.setattr(fused_module, "_SETTING_UP", -1.0)  # any call seems slow
-    fused(noise(1, 3, 9, 50))
-    assert arranged[-1] == (1, 3, 9, 50)
-    assert convolution._known[arranged[-1]]
-
-
-@needs_onednn
-@torch.inference_mode()
-def test_a_wrong_guess_costs_time_but_no_accuracy():
-    trunk = trunk_of("alexnet")
-    fused = fuse(trunk)
-    other = torch.ops.mkldnn._reorder_convolution_weight(
-        trunk[3].weight, [2, 2], [1, 1], [1, 1], 1, []
-    )
-    fused[3]._by_order = {b"wrong": other}
-    fused[3]._arranged = fused_module._SHAPES_BEFORE_GUESSES
-    image = noise(1, 3, 70, 90)
-    assert relative_error(fused(image), trunk(image.clone())) < 1e-5
 
 
 class Residual(nn.Module):
@@ -266,7 +225,7 @@ def test_missing_operators_are_no_error(monkeypatch, error):
         raise error
 
     trunk = trunk_of("squeezenet1_1")
-    monkeypatch.setattr(FusedConvolution, "_arrange", fail)
+    monkeypatch.setattr(ArrangedWeights, "first_use", fail)
     assert fuse(trunk) is trunk
 
 

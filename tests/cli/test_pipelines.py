@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,7 @@ def test_extract_counts_what_went_in_and_came_out(cli, project):
     done = cli("extract", "small.yaml")
     assert done.status == 0
     assert "18 images: 18 added, 0 changed, 0 unchanged, 0 removed, 0 failed" in done.out
+    assert re.search(r"read \S+ s, compute \S+ s, write \S+ s; \d+ batches .* full", done.out)
     draw_image(project / "photos/bee/new.png", 0, 40)
     (project / "photos/cat/000.png").unlink()
     (project / "photos/dog/000.png").write_bytes(b"broken")

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from spptransfer.svm import _threads
-from spptransfer.svm._threads import Once, for_each, own_threads, release_memory
+from spptransfer.svm._threads import Once, for_each, own_threads
 
 
 def blas_threads():
@@ -43,14 +42,3 @@ def test_what_is_needed_once_is_computed_once():
     found = for_each(lambda _: once.get(), range(8))
     assert len(calls) == 1
     assert all(value is found[0] for value in found)
-
-
-def test_memory_is_released_or_kept_without_a_word(monkeypatch):
-    release_memory()
-    monkeypatch.setattr(_threads.ctypes, "CDLL", lambda name: object())
-    _threads._malloc_trim.cache_clear()
-    try:
-        assert _threads._malloc_trim() is None
-        release_memory()
-    finally:
-        _threads._malloc_trim.cache_clear()
