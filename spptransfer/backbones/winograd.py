@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 # Results per side of a tile.
 TILE = 4
 # Points besides 0 and infinity, in pairs of both signs. Small ones, whose powers are exact and
-# near to each other, lose the fewest digits. The first one is 1, see `_offsets`.
+# near to each other, lose the fewest digits. The first one is 1, see `_points_of_bias`.
 _POINTS = {3: (1, -1, 2, -2), 5: (1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))}
 # Tiles at a time: enough for a matrix product, few enough to stay in the caches meanwhile.
 _FEWEST_TILES, _MOST_TILES, _CHANNELS_AT_ONCE = 128, 256, 1 << 15
