@@ -83,8 +83,8 @@ class BackboneInfo:
     >>> info = backbones.describe("vgg16")
     >>> info.layer("conv5_3")
     LayerInfo(name='conv5_3', kind='map', channels=512, stride=16)
-    >>> info.min_side, info.levels
-    (16, (7,))
+    >>> info.min_side, info.levels, info.numbers_per_pixel
+    (16, (7,), 64.0)
     """
 
     name: str
@@ -96,6 +96,11 @@ class BackboneInfo:
     min_side: int
     levels: tuple[int, ...] = ()
     num_classes: int = 1000
+
+    @property
+    def numbers_per_pixel(self) -> float:
+        """Numbers of the largest of the layers' maps, for each pixel of the image."""
+        return max(one.channels / one.stride**2 for one in self.layers if one.stride)
 
     def layer(self, name: str) -> LayerInfo:
         """Look a layer up by its name.

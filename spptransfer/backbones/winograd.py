@@ -31,7 +31,8 @@ TILE = 4
 _POINTS = {3: (1, -1, 2, -2), 5: (1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))}
 # Tiles at a time: enough for a matrix product, few enough to stay in the caches meanwhile.
 _FEWEST_TILES, _MOST_TILES, _CHANNELS_AT_ONCE = 128, 256, 1 << 15
-# Below this many tiles oneDNN wants another order of weights.
+# Below this many tiles oneDNN wants another order of weights. Maps with less than half of it are
+# filtered in such blocks only, others never, so that one order of each filter is enough.
 _FEW = 64
 # Nanoseconds of one processor: for two operations of a plain convolution and of a product of
 # points; for a number of the filter, which is read for every few images; for a number of a tile
@@ -41,6 +42,9 @@ _PLAIN, _PRODUCT, _FILTER, _MOVED = 0.0077, 0.0083, 0.08, 0.87
 _WORTHWHILE = 1.05
 _SMALL_PROBE, _LARGE_PROBE = 2 * TILE + 4, 8 * TILE + 4
 _TOLERANCE = 1e-4
+
+# Fresh weights are large, so that only one thread may hold some.
+_MAKING = threading.Lock()
 
 _Rows = Sequence[Sequence[Fraction]]
 
@@ -167,10 +171,9 @@ class MinimalFiltering:
         self._to_points = transforms(self._side).inputs.float()
         self._to_results = transforms(self._side).outputs.float()
         self._offsets = self._points_of_bias()
-        self._arranged = [ArrangedWeights(groups=self._size**2, alike=2) for _ in range(2)]
+        self._arranged = [ArrangedWeights(groups=self._size**2, alike=1) for _ in range(2)]
         self._known: dict[int, torch.Tensor] = {}
         self._agrees: bool | None = None
-        self._lock = threading.Lock()
 
     def pays(self, height: int, width: int) -> bool:
         """Whether this is the faster way for maps of a size, and works.
@@ -190,7 +193,7 @@ class MinimalFiltering:
         """Whether results are those of torch's convolution, tried on noise once."""
         if self._agrees is None:
             # With as many tiles as want the order of weights that will be needed.
-            side = _LARGE_PROBE if tiles >= _FEW else _SMALL_PROBE
+            side = _SMALL_PROBE if 2 * tiles < _FEW else _LARGE_PROBE
             drawn = torch.Generator().manual_seed(0)
             noise = torch.rand(1, side, side, self._channels, generator=drawn).permute(0, 3, 1, 2)
             try:
@@ -217,8 +220,10 @@ class MinimalFiltering:
         results = torch.empty(count, rows, columns, self._filters)
         maps = maps.permute(0, 2, 3, 1)
         addend = None if shortcut is None else shortcut.permute(0, 2, 3, 1)
-        for images, tiles in self._blocks(count, -(-rows // TILE), -(-columns // TILE)):
-            squares = self._squares(maps[images], tiles, -(-columns // TILE))
+        down, across = -(-rows // TILE), -(-columns // TILE)
+        few = 2 * down * across < _FEW
+        for images, tiles in self._blocks(count, down, across, few):
+            squares = self._squares(maps[images], tiles, across, few)
             here = slice(TILE * tiles.start, TILE * tiles.stop)
             self._put(
                 squares,
@@ -231,11 +236,13 @@ class MinimalFiltering:
         grown = (2 * pad - self._side + 1 for pad in self._padding)
         return height + next(grown), width + next(grown)
 
-    def _blocks(self, count: int, down: int, across: int) -> Iterator[tuple[slice, slice]]:
+    def _blocks(
+        self, count: int, down: int, across: int, few: bool
+    ) -> Iterator[tuple[slice, slice]]:
         """Images and rows of tiles to work on together: several images, or a part of one."""
         at_once = _CHANNELS_AT_ONCE // (self._channels + self._filters)
         at_once = max(_FEWEST_TILES, min(at_once, _MOST_TILES))
-        if 2 * down * across < _FEW:  # one order of weights is enough then
+        if few:
             at_once = _FEW - 1
         images = max(1, at_once // (down * across))
         rows = -(-down // min(down, -(-down * across // at_once)))
@@ -243,12 +250,12 @@ class MinimalFiltering:
             for row in range(0, down, rows):
                 yield slice(image, min(image + images, count)), slice(row, min(row + rows, down))
 
-    def _squares(self, maps: torch.Tensor, rows: slice, across: int) -> torch.Tensor:
+    def _squares(self, maps: torch.Tensor, rows: slice, across: int, few: bool) -> torch.Tensor:
         """Results of some rows of tiles, N x rows x across x `TILE` x `TILE` x K."""
         down, size = rows.stop - rows.start, self._size
-        points = self._points(self._framed(maps, rows, across), down, across)
-        products = self._products(points)
-        tiles = len(products)
+        tiles = len(maps) * down * across
+        points = self._points(self._framed(maps, rows, across), down, across, few)
+        products = self._products(points)[:tiles]
         to_results = self._to_results
         upright = products.view(tiles, size, size * self._filters)
         half = torch.bmm(to_results.expand(tiles, TILE, size), upright)
@@ -267,8 +274,8 @@ class MinimalFiltering:
         framed[:, first - top : last - top, -left : seen - left] = maps[:, first:last, :seen]
         return framed
 
-    def _points(self, framed: torch.Tensor, down: int, across: int) -> torch.Tensor:
-        """Tiles at the points, (N * down * across) x (points * points * C)."""
+    def _points(self, framed: torch.Tensor, down: int, across: int, few: bool) -> torch.Tensor:
+        """Tiles at the points, (N * down * across) x (points * points * C), or some more rows."""
         count, tall, _, channels = framed.shape
         size, to_points = self._size, self._to_points
         # Columns first. One tile more per row makes equal steps from the first to the last; it
@@ -278,13 +285,17 @@ class MinimalFiltering:
         windows = framed.as_strided((steps - 1, size, channels), (TILE * channels, channels, 1))
         torch.bmm(to_points.expand(steps - 1, size, size), windows, out=lying[:-1])
         lines = lying.view(count, tall, across + 1, size * channels)
-        points = torch.empty(count, down, across, size, size * channels)
+        # A block at the edge gets as many as want the order of weights that the others want.
+        tiles = count * down * across
+        room = torch.empty(tiles if few else max(tiles, _FEW), size * size * channels)
+        room[tiles:] = 0
+        points = room[:tiles].view(count, down, across, size, size * channels)
         to_points = to_points.expand(across, size, size)
         for image in range(count):
             for row in range(down):
                 seen = lines[image, TILE * row : TILE * row + size, :across]
                 torch.bmm(to_points, seen.transpose(0, 1), out=points[image, row])
-        return points.view(count * down * across, -1)
+        return room
 
     def _products(self, points: torch.Tensor) -> torch.Tensor:
         """Tiles x (points * points * K) from tiles x (points * points * C)."""
@@ -302,7 +313,7 @@ class MinimalFiltering:
         if tiles in self._known:
             found = filtered(self._known[tiles])
         else:
-            with self._lock:  # or two threads would hold fresh weights at once
+            with _MAKING:
                 self._known[tiles], found = arranged.first_use(
                     column.shape, self._points_of_filter, filtered
                 )

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from spptransfer.backbones.info import BackboneInfo
 from spptransfer.backbones.loading import Backbone
 from spptransfer.errors import ConfigError
 from spptransfer.extraction.capturing import CudaCapturer
@@ -154,6 +155,11 @@ class FeatureComputer:
         if self.device.type == "cuda":
             self.graphs = Graphs(self._transfers, partial(CudaCapturer, self.device))
         self.strip_pixels = STRIP_PIXELS
+
+    @property
+    def info(self) -> BackboneInfo:
+        """What is known of the backbone."""
+        return self._backbone.info
 
     def __call__(self, views: npt.NDArray[np.uint8]) -> Vectors:
         """Compute the features of a batch for the first spec.

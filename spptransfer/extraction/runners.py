@@ -26,7 +26,7 @@ from spptransfer.extraction.compute import FeatureComputer
 from spptransfer.extraction.parts import PartMaker, PartSettings
 from spptransfer.extraction.plan import Part
 from spptransfer.extraction.progress import Clock, Progress
-from spptransfer.memory import keep_freed_memory
+from spptransfer.memory import keep_freed_memory, release_memory
 
 _DIED = (
     "a worker process died (killed, or out of memory); everything finished is kept: "
@@ -146,6 +146,7 @@ def run_threads(
         Cache by its number and file, for every finished part, in order.
     """
     computer = task.computer(jobs)
+    release_memory()  # that was needed to load and to prepare
     # The maker closes first: it cancels the batches that a part in work still waits for.
     with (
         ThreadPoolExecutor(2, "part") as pool,
