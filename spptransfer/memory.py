@@ -2,7 +2,7 @@
 
 By itself glibc gives large pieces back to the system at once and gets them again, page by page
 and filled with zeros, for the next map of the same size. Where pages are dear (virtual machines)
-that takes up to a fifth of an extraction's time. Other C libraries are left alone.
+much of an extraction's time goes there. Other C libraries are left alone.
 """
 
 from __future__ import annotations
