@@ -12,11 +12,25 @@ from typing import Any
 import numpy as np
 import torch
 
+# In place of the times that a shape has to come.
+OFTEN = 3
+
 
 def fetched(views, compute):
     """The way home of a GPU: copies, made before the next batch."""
     found = compute(torch.from_numpy(views))
     return [{key: value.numpy().copy() for key, value in one.items()} for one in found]
+
+
+def assert_same(found, expected):
+    assert [list(one) for one in found] == [list(one) for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        for key in one:
+            np.testing.assert_array_equal(one[key], other[key])
+
+
+def out_of_memory():
+    return torch.OutOfMemoryError("CUDA out of memory")
 
 
 def batch(seed=0, shape=(2, 5, 6, 3)):
@@ -128,3 +142,21 @@ class FakeGraph:
     def drop(self):
         assert not self.dropped
         self.dropped = True
+
+
+def work_at_once(*functions):
+    errors = []
+
+    def kept(function):
+        try:
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=kept, args=(f,), daemon=True) for f in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert not errors, errors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from graph_cases import OFTEN, World
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -12,3 +13,18 @@ def one_thread_per_operator():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """Shapes become graphs after a few batches."""
+    from spptransfer.extraction import graphs
+
+    monkeypatch.setattr(graphs, "OFTEN", OFTEN)
+    monkeypatch.setattr(graphs, "OFTEN_AGAIN", 4 * OFTEN)
+
+
+@pytest.fixture
+def world():
+    """What captures graphs on a CPU."""
+    return World()
