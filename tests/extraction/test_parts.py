@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from image_files import encode, picture
 from spptransfer import backbones
 from spptransfer.cache import FeatureCache
 from spptransfer.cache.workspace import parts_folder
+from spptransfer.extraction import parts as parts_module
 from spptransfer.extraction.batches import OUT_OF_MEMORY
 
 
@@ -169,3 +171,20 @@ def test_an_image_that_does_not_fit_alone_fails_and_is_tried_again_next_time(tmp
     )
     assert report.failures == {"large.png": OUT_OF_MEMORY}
     assert counts(run(dataset, tmp_path / "a.h5")) == (0, 1, 1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "runtime", "images"),
+    [
+        ("alexnet", "torch", 4),
+        ("resnet50", "torch", 4),
+        ("vgg16", "torch", 1),
+        ("zf5", "torch", 2),
+        ("alexnet", "openvino", 1),
+    ],
+)
+def test_the_larger_a_networks_maps_the_fewer_images_share_a_batch(name, runtime, images):
+    computer = SimpleNamespace(
+        device=torch.device("cpu"), runtime=runtime, info=backbones.describe(name)
+    )
+    assert parts_module._usual_batch_pixels(computer) // (224 * 300) == images
