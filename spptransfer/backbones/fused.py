@@ -7,6 +7,7 @@ them before anything relies on them.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,7 @@ _POST_OPERATORS: dict[str, tuple[str, list[float]]] = {
 _INTERVALS = {"none": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 _MAX_SHAPES = 1024
 
+_MAKING = threading.Lock()
 # What a convolution makes for itself, of its parameters.
 _MADE = ("_known", "_arranged", "_minimal")
 
@@ -115,12 +117,11 @@ class FusedConvolution(nn.Module):
     def _first_time(self, maps: torch.Tensor, shortcut: torch.Tensor | None) -> torch.Tensor:
         """Filter maps of a new shape, and find out what to call for such maps with what."""
         if len(self._known) >= _MAX_SHAPES:
-            self.forget()
-        if self._minimal is None:
-            self._minimal = self._minimal_filtering()
-        if self._minimal is not None and self._minimal.pays(*maps.shape[2:]):
-            self._known[maps.shape] = self._minimal, ()
-            return self._at_once(maps, shortcut, self._minimal, ())
+            self._known = {}
+        minimal = self._minimal_filtering()
+        if minimal is not None and minimal.pays(*maps.shape[2:]):
+            self._known[maps.shape] = minimal, ()
+            return self._at_once(maps, shortcut, minimal, ())
         weight, found = self._arranged.first_use(
             maps.shape,
             lambda: self.weight,
@@ -135,8 +136,11 @@ class FusedConvolution(nn.Module):
             return None
         if not MinimalFiltering.suits(self.weight, self.padding):
             return None
-        interval = _INTERVALS[self.activation]
-        return MinimalFiltering(self.weight, self.bias, self.padding, *interval)
+        with _MAKING:  # threads that meet here share one, for its weights are large
+            if self._minimal is None:
+                interval = _INTERVALS[self.activation]
+                self._minimal = MinimalFiltering(self.weight, self.bias, self.padding, *interval)
+            return self._minimal
 
     def _call_with(self, weight: torch.Tensor) -> _Call:
         """Operator and its arguments after the maps, made up once: a call costs microseconds."""

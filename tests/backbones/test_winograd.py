@@ -309,3 +309,24 @@ def test_whole_networks_compute_the_same(always, name):
     assert relative_error(fused(image), trunk(image.clone())) < 2e-5
     used = [m for m in fused.modules() if isinstance(m, FusedConvolution) and m._minimal]
     assert any(module._minimal._agrees for module in used)
+
+
+@needs_onednn
+def test_threads_that_meet_a_layer_at_once_share_one_filter(always):
+    fused, convolution = fused_layer()
+    together, errors = threading.Barrier(4), []
+
+    @torch.inference_mode()
+    def work(number):
+        maps = maps_of(1, 16, 12, 15 + number)
+        together.wait(timeout=30)
+        errors.append(relative_error(fused(maps), convolution(maps).relu()))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(errors) == 4
+    assert max(errors) < 1e-5
+    assert {id(call[0]) for call in fused._known.values()} == {id(fused._minimal)}
