@@ -14,9 +14,11 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 
 from spptransfer import backbones
+from spptransfer.affinity import count_processors
 from spptransfer.cache.rows import OK
 from spptransfer.cache.selection import COMBINES, Selection, feature_names
 from spptransfer.errors import ImageError
+from spptransfer.runtimes import count_callers
 from spptransfer.specify import feature_spec, one_of
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def stream_features(
     from spptransfer.extraction.plan import Part
     from spptransfer.extraction.progress import Clock
 
-    workers = jobs or len(os.sched_getaffinity(0))
+    workers = count_callers(computer.runtime, jobs or count_processors())
     remaining = iter(sources)
     settings = PartSettings(Path(), selection.spec, selection.channels, dataset="")
     with PartMaker(settings, computer, Clock(workers, workers), workers) as maker:

@@ -165,11 +165,14 @@ def decode(data: bytes, reduction: int = 1) -> Image.Image:
     --------
     >>> buffer = io.BytesIO()
     >>> Image.new("L", (4, 3), 255).save(buffer, "PNG")
-    >>> image = decode(buffer.getvalue())
-    >>> image.mode, image.size
-    ('RGB', (4, 3))
+    >>> decode(buffer.getvalue()).mode
+    'RGB'
     """
-    image = _open(data)
+    return _decode(_open(data), reduction)
+
+
+def _decode(image: Image.Image, reduction: int) -> Image.Image:
+    """Decode an opened image, once."""
     orientation = _orientation(image)
     try:
         if reduction > 1:
@@ -290,10 +293,11 @@ def views(data: bytes, renderings: Sequence[tuple[int, View]]) -> tuple[npt.NDAr
     """
     header = _open(data)
     is_jpeg = isinstance(header, JpegImagePlugin.JpegImageFile)
-    shorter = min(header.size)
-    reductions = [reduction_of(shorter, scale) if is_jpeg else 1 for scale, _ in renderings]
-    decoded = {reduction: decode(data, reduction) for reduction in set(reductions)}
+    reductions = [reduction_of(min(header.size), s) if is_jpeg else 1 for s, _ in renderings]
     size = _upright_size(header)
+    decoded: dict[int, Image.Image] = {}
+    for reduction in dict.fromkeys(reductions):  # the first one takes what is open
+        decoded[reduction] = decode(data, reduction) if decoded else _decode(header, reduction)
     return tuple(
         render(decoded[reduction], scale, view, size)
         for reduction, (scale, view) in zip(reductions, renderings, strict=True)
@@ -329,9 +333,9 @@ def render(
     height, width = size or (image.height, image.width)
     if view != "center_crop":
         return resize(image, *view_size(height, width, scale, view))
-    resized = resize(image, *_resized_size(height, width, scale))
-    top, left = (resized.shape[0] - scale) // 2, (resized.shape[1] - scale) // 2
-    return resized[top : top + scale, left : left + scale].copy()
+    whole = resize(image, *_resized_size(height, width, scale))
+    top, left = ((side - scale) // 2 for side in whole.shape[:2])
+    return whole[top : top + scale, left : left + scale].copy()
 
 
 def _resized_size(height: int, width: int, scale: int) -> tuple[int, int]:
@@ -361,8 +365,8 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    swapped = _orientation(image) in _SWAPS_SIDES
-    return (image.width, image.height) if swapped else (image.height, image.width)
+    upright = _orientation(image) not in _SWAPS_SIDES
+    return (image.height, image.width) if upright else image.size
 
 
 def _orientation(image: Image.Image) -> int:
@@ -374,8 +378,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    mode = image.mode
-    if mode == "RGB" and "transparency" not in image.info:
+    if (mode := image.mode) == "RGB" and "transparency" not in image.info:
         return image
     if mode.startswith("I"):
         return _sixteen_bits_to_rgb(image)

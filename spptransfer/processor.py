@@ -1,12 +1,14 @@
-"""What torch's processor can do, how it is kept to one thread, and when memory was too small."""
+"""What torch's processor can do, how threads share it, and when memory was too small."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+
+from spptransfer.affinity import are_one_each, spread
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -36,6 +38,39 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def beginning(workers: int, *, waiting: bool = False) -> Callable[[], None]:
+    """What threads that compute side by side do first: each keeps to itself.
+
+    Parameters
+    ----------
+    workers : int
+        How many there are.
+    waiting : bool, default=False
+        Whether they wait for other threads that compute, which may want any processor.
+
+    Returns
+    -------
+    callable
+        To be called in each of the threads. It has torch compute in that thread alone and, where
+        there is one for every processor, keeps it to one of them.
+
+    Examples
+    --------
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> with ThreadPoolExecutor(2, initializer=beginning(2)) as pool:
+    ...     pool.submit(torch.get_num_threads).result()
+    1
+    """
+    stay = spread() if are_one_each(workers) and not waiting else None
+
+    def begin() -> None:
+        torch.set_num_threads(1)
+        if stay is not None:
+            stay()
+
+    return begin
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import pytest
 
 from spptransfer import memory
-from spptransfer.memory import keep_freed_memory, release_memory
+from spptransfer.memory import keep_freed_memory, overlook_old_objects, release_memory
 
 
 class Library:
@@ -100,3 +102,52 @@ def test_large_pieces_come_and_go_inside():
         for _ in range(3):
             assert bytes(1 << 26) == bytearray(1 << 26)
     release_memory()
+
+
+class Node:
+    """Can be part of a ring, which only the collector frees."""
+
+    def __init__(self):
+        self.ring = self
+
+
+def ring():
+    return weakref.ref(Node())
+
+
+@pytest.fixture
+def nothing_frozen():
+    gc.collect()
+    assert gc.get_freeze_count() == 0
+    yield
+    assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.usefixtures("nothing_frozen")
+def test_a_collection_frees_what_was_made_inside_and_overlooks_the_rest():
+    gc.disable()
+    try:
+        old = ring()
+        with overlook_old_objects():
+            new = ring()
+            gc.collect()
+            assert new() is None
+            assert old() is not None
+        gc.collect()
+        assert old() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.usefixtures("nothing_frozen")
+def test_old_objects_are_overlooked_until_the_last_one_is_through():
+    with overlook_old_objects():
+        with overlook_old_objects():
+            assert gc.get_freeze_count() > 0
+        assert gc.get_freeze_count() > 0
+
+
+@pytest.mark.usefixtures("nothing_frozen")
+def test_after_an_error_old_objects_count_again():
+    with pytest.raises(ZeroDivisionError), overlook_old_objects():
+        1 / 0  # noqa: B018

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
-from spptransfer.processor import has_bfloat16, is_out_of_memory, one_thread
+from spptransfer.processor import beginning, has_bfloat16, is_out_of_memory, one_thread
 
 CPU = torch.device("cpu")
 
@@ -72,3 +75,26 @@ def test_torch_reports_a_full_memory_as_we_expect():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
+
+
+PROCESSORS = len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("workers", "waiting", "pinned"),
+    [
+        (PROCESSORS, False, PROCESSORS > 1),
+        (PROCESSORS, True, False),
+        (PROCESSORS + 1, False, False),
+        (1, False, False),
+    ],
+)
+def test_a_thread_computes_alone_and_stays_on_a_processor_if_there_is_one_for_each(
+    workers, waiting, pinned
+):
+    def look():
+        return torch.get_num_threads(), len(os.sched_getaffinity(0))
+
+    with ThreadPoolExecutor(1, initializer=beginning(workers, waiting=waiting)) as pool:
+        assert pool.submit(look).result() == (1, 1 if pinned else PROCESSORS)
+    assert len(os.sched_getaffinity(0)) == PROCESSORS

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
 _MAX_ORDERS = 4
+_MAX_SIZES = 1 << 14
 # Seconds that oneDNN takes to get ready for a new shape, generously.
 _SETTING_UP = 1e-3
+# Which order convolutions want, by all that it depends on: networks repeat theirs block by block.
+_WANTED: dict[Hashable, bytes] = {}
 
 
 class ArrangedWeights:
@@ -48,9 +51,10 @@ class ArrangedWeights:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Filter maps of a new shape, and find out which order suits them.
 
-        Arranging weights takes about as long as filtering a map. Where the first shapes wanted
-        one order, this one is expected to want it too. oneDNN takes any order, but rearranges
-        an unfitting one on every call, at such a price that the clock tells.
+        Arranging weights takes about as long as filtering a map. It is saved where another
+        convolution of the kind is known to want an order that these weights are there in. Where
+        the first shapes wanted one order, this one is expected to want it too: oneDNN takes any
+        order, but rearranges an unfitting one on every call, at such a price that the clock tells.
 
         Parameters
         ----------
@@ -72,7 +76,7 @@ class ArrangedWeights:
             self._by_order, self._arranged, self._pace = {}, 0, math.inf
         orders = list(self._by_order.values())
         guesses = len(orders) == 1 and self._arranged >= self._alike
-        weight = orders[0] if guesses else self._arrange(shape, make)
+        weight = orders[0] if guesses else self._arranged_for(shape, make)
         start = time.thread_time()
         found = filtered(weight)
         seconds = time.thread_time() - start
@@ -81,11 +85,29 @@ class ArrangedWeights:
         self._pace = min(self._pace, seconds / shape.numel())
         return weight, found
 
-    def _arrange(self, shape: torch.Size, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Weights in the order for maps of a shape; equal orders share one copy."""
-        fresh = torch.ops.mkldnn._reorder_convolution_weight(make(), *self.geometry, list(shape))
+    def _arranged_for(self, shape: torch.Size, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Weights in the order for maps of a shape; they may be there in it."""
+        known = self._by_order.get(_WANTED.get(self._kind(shape, make()), b""))
+        if known is None:
+            return self._arrange(shape, make)
         self._arranged += 1
-        return self._by_order.setdefault(_order_of(fresh), fresh)
+        return known
+
+    def _arrange(self, shape: torch.Size, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Bring weights into the order for maps of a shape; equal orders share one copy."""
+        plain = make()
+        fresh = torch.ops.mkldnn._reorder_convolution_weight(plain, *self.geometry, list(shape))
+        order = _order_of(fresh)
+        if len(_WANTED) >= _MAX_SIZES:
+            _WANTED.clear()
+        _WANTED[self._kind(shape, plain)] = order
+        self._arranged += 1
+        return self._by_order.setdefault(order, fresh)
+
+    def _kind(self, shape: torch.Size, plain: torch.Tensor) -> Hashable:
+        """All that the order depends on."""
+        threads = torch.get_num_threads()
+        return shape, plain.shape, plain.dtype, threads, str(self.geometry)
 
 
 def _order_of(weight: torch.Tensor) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from spptransfer.affinity import count_processors
 from spptransfer.cache.ids import encode
 from spptransfer.cache.layout import Block
 
@@ -116,7 +116,7 @@ def checksums(rows: Rows, features: FeatureRows, blocks: Sequence[Block]) -> npt
             found += hasher.digest()
         return bytes(found)
 
-    n_threads = len(os.sched_getaffinity(0)) if sum(p.nbytes for p in parts) > WORTH_THREADS else 1
+    n_threads = count_processors() if sum(p.nbytes for p in parts) > WORTH_THREADS else 1
     step = max(1, -(-len(rows) // n_threads))
     runs = [range(at, min(at + step, len(rows))) for at in range(0, len(rows), step)]
     with ThreadPoolExecutor(n_threads) as pool:

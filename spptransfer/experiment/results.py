@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spptransfer._version import __version__
+from spptransfer.affinity import count_processors
 from spptransfer.cache import Column, FeatureCache
 from spptransfer.cache.files import appearing, make_folder
 from spptransfer.experiment.prepare import Experiment
@@ -296,7 +297,7 @@ def _computing(facts: RunFacts) -> dict[str, str | None]:
 
 def machine_facts() -> dict[str, Any]:
     """What the numbers were computed on."""
-    return {"platform": platform.platform(), "processors": len(os.sched_getaffinity(0))}
+    return {"platform": platform.platform(), "processors": count_processors()}
 
 
 def versions() -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,9 @@ from spptransfer.images import View
 # An image is given as a file or as its samples.
 Source = Path | npt.NDArray[np.uint8]
 
+
+# A file of up to this many bytes is kept from the look at its header until it is decoded.
+KEPT_BYTES = 1 << 18
 
 # Failures that say nothing about the image; such a row is tried again by the next run.
 OUT_OF_MEMORY = "out of memory: the image does not fit even on its own"
@@ -44,7 +47,8 @@ class Stamp:
 class Probe:
     """What is known of an image before it is decoded.
 
-    `view_sizes` holds height and width at every scale; it is None where `error` says why.
+    `view_sizes` holds height and width at every scale; it is None where `error` says why. `data`
+    is the file's content where it is small enough to be kept, else empty.
     """
 
     stamp: Stamp
@@ -53,6 +57,7 @@ class Probe:
     width: int = 0
     view_sizes: tuple[tuple[int, int], ...] | None = None
     error: str = ""
+    data: bytes = field(default=b"", repr=False)
 
 
 class Rendering(NamedTuple):
@@ -78,7 +83,7 @@ def probe(source: Source, scales: Sequence[int], view: View) -> Probe:
 
 def look(source: Source) -> Probe:
     """Read what an image's header says, whatever is to become of it."""
-    stamp, digest = Stamp(), ""
+    stamp, digest, data = Stamp(), "", b""
     try:
         if isinstance(source, np.ndarray):
             height, width = images.from_array(source).size[::-1]
@@ -93,7 +98,7 @@ def look(source: Source) -> Probe:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         return Probe(stamp, digest, error=f"cannot read the image: {reason}")
-    return Probe(stamp, digest, height, width)
+    return Probe(stamp, digest, height, width, data=data if len(data) <= KEPT_BYTES else b"")
 
 
 def measure(seen: Probe, scales: Sequence[int], view: View) -> Probe:
@@ -107,7 +112,7 @@ def measure(seen: Probe, scales: Sequence[int], view: View) -> Probe:
     return replace(seen, view_sizes=tuple(sizes))
 
 
-def load(source: Source, digest: str, renderings: Sequence[Rendering]) -> Loaded:
+def load(source: Source, digest: str, renderings: Sequence[Rendering], data: bytes = b"") -> Loaded:
     """Read an image once and render its views; a broken one is a result too.
 
     Parameters
@@ -118,6 +123,8 @@ def load(source: Source, digest: str, renderings: Sequence[Rendering]) -> Loaded
         SHA-256 that the file must still have.
     renderings : sequence of Rendering
         The views wanted.
+    data : bytes, optional
+        The file's content, of that SHA-256, if it was kept.
 
     Returns
     -------
@@ -127,9 +134,10 @@ def load(source: Source, digest: str, renderings: Sequence[Rendering]) -> Loaded
         if isinstance(source, np.ndarray):
             image = images.from_array(source)
             return Loaded(digest, tuple(images.render(image, *each) for each in renderings))
-        data = images.read_bytes(source)
-        if images.content_digest(data) != digest:
-            return Loaded(digest, error=CHANGED)
+        if not data:
+            data = images.read_bytes(source)
+            if images.content_digest(data) != digest:
+                return Loaded(digest, error=CHANGED)
         return Loaded(digest, images.views(data, renderings))
     except ImageError as error:
         return Loaded(digest, error=str(error))

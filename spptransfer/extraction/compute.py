@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 
@@ -10,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from spptransfer.affinity import count_processors
 from spptransfer.backbones.info import BackboneInfo
 from spptransfer.backbones.loading import Backbone
 from spptransfer.errors import ConfigError
@@ -148,7 +148,7 @@ class FeatureComputer:
             tuple(dict.fromkeys(one.layer for one in self.specs)),
             Normalization.of(first.preprocessing),
             precision=first.precision,
-            threads=threads or len(os.sched_getaffinity(0)),
+            threads=threads or count_processors(),
         )
         self._transfers = transfers_to(self.device)
         self.graphs: Graphs | None = None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from spptransfer.affinity import count_processors
 from spptransfer.cache.workspace import Workspace
 from spptransfer.cache.writing import Labels
 from spptransfer.datasets import Dataset
@@ -17,8 +17,8 @@ from spptransfer.errors import ConfigError, DatasetError, SPPTransferError, sugg
 from spptransfer.extraction.joint import JointPlan, check_alike, label_of
 from spptransfer.extraction.plan import Plan
 from spptransfer.extraction.progress import Clock, Progress
-from spptransfer.memory import keep_freed_memory
-from spptransfer.runtimes import check_runtime
+from spptransfer.memory import keep_freed_memory, overlook_old_objects
+from spptransfer.runtimes import check_runtime, count_callers
 from spptransfer.spec import FeatureSpec
 
 PART_ROWS = 128
@@ -243,7 +243,7 @@ def extract_together(
         ]
         plan = JointPlan([Plan(dataset, workspace, redo) for workspace in workspaces])
         if plan.todo.any():
-            with keep_freed_memory():
+            with keep_freed_memory(), overlook_old_objects():
                 crew.work(plan, workspaces, part_rows)
         return [
             _finish(workspace, one, dataset, crew.clock)
@@ -272,13 +272,14 @@ class _Crew:
         from spptransfer.extraction.compute import choose_device
         from spptransfer.extraction.transfers import GPU_LANES
 
-        jobs = self.jobs or len(os.sched_getaffinity(0))
+        jobs = self.jobs or count_processors()
         on_cpu = choose_device(self.device, self.runtime).type == "cpu"
-        # On a GPU a few batches at once, whoever reads them.
-        self.clock = Clock(readers=jobs, computers=jobs if on_cpu else min(jobs, GPU_LANES))
         engine = self.engine
         if engine == "auto":
             engine = "processes" if on_cpu and (self.jobs or 1) > 1 else "threads"
+        workers = count_callers(self.runtime, jobs) if engine == "threads" else jobs
+        # On a GPU a few batches at once, whoever reads them.
+        self.clock = Clock(workers, workers if on_cpu else min(workers, GPU_LANES))
         settings = tuple(
             runners.PartSettings(w.folder, w.spec, w.channels, w.dataset, self.batch_pixels)
             for w in workspaces

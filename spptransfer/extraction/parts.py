@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from spptransfer.cache.layout import Block, blocks_of
 from spptransfer.cache.rows import OK, Rows
@@ -34,8 +33,8 @@ from spptransfer.extraction.plan import Part
 from spptransfer.extraction.progress import Clock
 from spptransfer.extraction.transfers import GPU_LANES, Lanes
 from spptransfer.images import check_view
-from spptransfer.processor import is_out_of_memory
-from spptransfer.runtimes import describe_runtime
+from spptransfer.processor import beginning, is_out_of_memory
+from spptransfer.runtimes import describe_runtime, has_threads
 from spptransfer.spec import FeatureSpec
 
 logger = logging.getLogger(__name__)
@@ -167,7 +166,7 @@ class PartMaker:
         self._clock = clock
         on_cpu = computer.device.type == "cpu"
         self._batch_pixels = self._caches[0].batch_pixels or _usual_batch_pixels(computer)
-        begin = (lambda: torch.set_num_threads(1)) if on_cpu else None
+        begin = beginning(workers, waiting=has_threads(computer.runtime)) if on_cpu else None
         self._workers = ThreadPoolExecutor(workers, "worker", begin)
         self._lanes = Lanes(workers if on_cpu else min(workers, GPU_LANES))
 
@@ -213,14 +212,16 @@ class PartMaker:
             Sheet(cache, part.ids, part.lacking(number))
             for number, cache in enumerate(self._caches)
         ]
+        kept = {}
         for position, seen in enumerate(self._workers.map(self._look, part.sources)):
+            kept[position] = seen.data
             for sheet in sheets:
                 if sheet.wanted[position]:
                     sheet.note_probe(position, seen)
         plan = _plan(sheets, self._batch_pixels)
         self._clock.count(len(plan), sum(batch.full for batch in plan))
         gathering = Gathering(plan)
-        work = partial(self._load, gathering=gathering, sources=part.sources, sheets=sheets)
+        work = partial(self._load, gathering=gathering, part=part, kept=kept, sheets=sheets)
         chunks = [self._workers.submit(work, chunk) for chunk in gathering.chunks()]
         note(sum(all(sheet.sizes[i] is None for sheet in sheets) for i in range(len(part.ids))))
         # In order: `as_completed` would wait for ever for what a shutdown cancels.
@@ -238,15 +239,16 @@ class PartMaker:
         self,
         chunk: Sequence[int],
         gathering: Gathering,
-        sources: Sequence[Source],
+        part: Part,
+        kept: dict[int, bytes],
         sheets: Sequence[Sheet],
     ) -> int:
         """Decode some images; compute the batches that are complete thereby."""
         with self._clock.measure("read"):
             loaded = {}
             for position in chunk:
-                digest = _digest(sheets, position)
-                loaded[position] = load(sources[position], digest, gathering.renderings(position))
+                wanted = _digest(sheets, position), gathering.renderings(position)
+                loaded[position] = load(part.sources[position], *wanted, kept.pop(position))
         for position in chunk:
             image = loaded.pop(position)
             for number in gathering.wanted(position) if image.error else ():

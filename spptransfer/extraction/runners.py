@@ -27,6 +27,7 @@ from spptransfer.extraction.parts import PartMaker, PartSettings
 from spptransfer.extraction.plan import Part
 from spptransfer.extraction.progress import Clock, Progress
 from spptransfer.memory import keep_freed_memory, release_memory
+from spptransfer.runtimes import count_callers
 
 _DIED = (
     "a worker process died (killed, or out of memory); everything finished is kept: "
@@ -147,10 +148,11 @@ def run_threads(
     """
     computer = task.computer(jobs)
     release_memory()  # that was needed to load and to prepare
+    workers = count_callers(task.runtime, jobs)
     # The maker closes first: it cancels the batches that a part in work still waits for.
     with (
         ThreadPoolExecutor(2, "part") as pool,
-        PartMaker(task.settings, computer, progress.clock, jobs) as maker,
+        PartMaker(task.settings, computer, progress.clock, workers) as maker,
     ):
         running: deque[Future[PartFiles]] = deque()
         for part in parts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from spptransfer.affinity import count_processors
 from spptransfer.errors import ConfigError, DatasetError, suggestion
 from spptransfer.pretraining.evaluation_network import Classifier, load_classifier
 from spptransfer.pretraining.evaluation_pool import LabelledImages, Pool, rank_of_truth
@@ -160,7 +160,7 @@ def evaluate(
     4
     """
     score_of = _scores_of_classes(classifiers, images)
-    jobs = jobs or len(os.sched_getaffinity(0))
+    jobs = jobs or count_processors()
     _check(classifiers, schemes, precision)
     asked: dict[str, Any] = {"precision": precision, "runtime": runtime, "threads": jobs}
     averagers = [ViewAverager(classifier, device, **asked) for classifier in classifiers]

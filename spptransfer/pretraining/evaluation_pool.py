@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from spptransfer.errors import ImageError
 from spptransfer.extraction.batches import group
@@ -22,6 +21,8 @@ from spptransfer.pretraining.evaluation_views import (
     view_sizes,
 )
 from spptransfer.pretraining.views import Scheme
+from spptransfer.processor import beginning
+from spptransfer.runtimes import has_threads
 
 # Decoded images held in memory at a time, and how many are read before that is looked at.
 _CHUNK_BYTES = 1 << 28
@@ -122,7 +123,7 @@ class Pool:
         self._score_of = score_of
         on_cpu = averagers[0].device.type == "cpu"
         self._batch_pixels = _CPU_BATCH_PIXELS if on_cpu else _GPU_BATCH_PIXELS
-        begin = (lambda: torch.set_num_threads(1)) if on_cpu else None
+        begin = beginning(jobs, waiting=has_threads(averagers[0].runtime)) if on_cpu else None
         self._threads = ThreadPoolExecutor(jobs, "evaluate", begin)
         # A GPU takes one batch at a time, or two would share its memory.
         self._device = contextlib.nullcontext() if on_cpu else threading.Lock()

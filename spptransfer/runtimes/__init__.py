@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from spptransfer.affinity import are_one_each
 from spptransfer.errors import ConfigError, suggestion
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ _PRECISIONS = {
     "openvino": ("float32", "bfloat16"),
     "onnxruntime": ("float32",),
 }
+# Those that compute in threads of their own, for which those that ask wait.
+_HAVE_THREADS = ("openvino",)
 _PACKAGES = {"torch": (), "openvino": ("openvino",), "onnxruntime": ("onnxruntime", "onnx")}
 
 
@@ -110,6 +113,31 @@ def describe_runtime(name: str) -> str:
         return f"{name} {version(name)}"
     except PackageNotFoundError:  # torch, for one, can be there without its metadata
         return name
+
+
+def count_callers(runtime: str, threads: int) -> int:
+    """How many threads keep so many computing ones busy.
+
+    Where a runtime's own threads have all processors, one caller more reads what comes next
+    while the others wait.
+
+    Examples
+    --------
+    >>> count_callers("torch", 2)
+    2
+    """
+    return threads + (has_threads(runtime) and are_one_each(threads))
+
+
+def has_threads(runtime: str) -> bool:
+    """Whether a runtime computes in threads of its own.
+
+    Examples
+    --------
+    >>> has_threads("onnxruntime")
+    False
+    """
+    return runtime in _HAVE_THREADS
 
 
 def open_network(

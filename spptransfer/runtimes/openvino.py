@@ -16,6 +16,7 @@ import openvino
 from openvino import opset14 as operators
 from torch import nn
 
+from spptransfer.affinity import are_one_each
 from spptransfer.runtimes.compiled import CompiledNetwork, Run
 from spptransfer.runtimes.graph import Operators, Pair, Value, build
 from spptransfer.runtimes.network import Normalization
@@ -43,8 +44,8 @@ class OpenVINONetwork(CompiledNetwork):
             "INFERENCE_PRECISION_HINT": _PRECISIONS[self.precision],
             "NUM_STREAMS": str(self.threads),
             "INFERENCE_NUM_THREADS": str(self.threads),
-            # Several processes would be pinned to the same processors.
-            "ENABLE_CPU_PINNING": False,
+            # Fewer would be pinned to the same processors as those of our other processes.
+            "ENABLE_CPU_PINNING": are_one_each(self.threads),
         }
         compiled = openvino.Core().compile_model(model, "CPU", settings)
         mine = threading.local()  # a request computes one batch at a time

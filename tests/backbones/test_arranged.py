@@ -19,21 +19,29 @@ pytestmark = pytest.mark.skipif(
 ALIKE = 4
 
 
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch):
+    monkeypatch.setattr(arranged_module, "_WANTED", {})
+
+
 class Convolution:
     """8 filters of 3 x 3 on maps of 3 channels, with whatever order of weights it is told."""
 
-    def __init__(self, **settings):
-        self.weights = ArrangedWeights(padding=(1, 1), alike=ALIKE, **settings)
+    def __init__(self, padding=(1, 1), **settings):
+        self.weights = ArrangedWeights(padding=padding, alike=ALIKE, **settings)
         self.plain = torch.randn(8, 3, 3, 3, generator=torch.Generator().manual_seed(0))
-        self.made = 0
+        self.arranged = 0
+        arrange = self.weights._arrange
 
-    def make(self):
-        self.made += 1
-        return self.plain
+        def counted(*given):
+            self.arranged += 1
+            return arrange(*given)
+
+        self.weights._arrange = counted
 
     @torch.inference_mode()
-    def error(self, height, width):
-        """How far the filtered maps of a new shape are from torch's."""
+    def filter(self, height, width):
+        """Filtered maps of a new shape, as they are and as torch has them."""
         drawn = torch.Generator().manual_seed(1)
         maps = torch.randn(1, height, width, 3, generator=drawn).permute(0, 3, 1, 2)
 
@@ -42,9 +50,15 @@ class Convolution:
                 maps, weight, None, *self.weights.geometry, "none", [], ""
             )
 
-        weight, found = self.weights.first_use(maps.shape, self.make, filtered)
-        expected = nn.functional.conv2d(maps, self.plain, padding=1)
+        weight, found = self.weights.first_use(maps.shape, lambda: self.plain, filtered)
+        padding, stride, dilation, groups = self.weights.geometry
+        expected = nn.functional.conv2d(maps, self.plain, None, stride, padding, dilation, groups)
         torch.testing.assert_close(filtered(weight), found, rtol=0, atol=0)
+        return found, expected
+
+    def error(self, height, width):
+        """How far the filtered maps of a new shape are from torch's."""
+        found, expected = self.filter(height, width)
         return float((found - expected).norm() / expected.norm())
 
 
@@ -55,22 +69,55 @@ def test_every_shape_is_filtered_right_and_orders_are_few():
     assert len(convolution.weights._by_order) <= arranged_module._MAX_ORDERS
 
 
+def test_convolutions_of_a_kind_learn_from_each_other_which_order_a_shape_wants():
+    teacher, learner = Convolution(), Convolution()
+    teacher.error(9, 20)
+    assert learner.error(9, 20) < 1e-6  # arranged: its own weights are not there yet
+    for width in range(21, 21 + ALIKE):
+        teacher.error(9, width)
+        assert learner.error(9, width) < 1e-6
+    assert list(learner.weights._by_order) == list(teacher.weights._by_order)
+    assert len(learner.weights._by_order) == 1
+    assert learner.arranged == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"stride": (2, 2)}, {"dilation": (2, 2)}, {"padding": (0, 0)}],
+    ids=lambda other: next(iter(other)),
+)
+def test_what_another_kind_wants_is_not_taken_over(other):
+    Convolution().error(9, 20)
+    known = dict(arranged_module._WANTED)
+    Convolution(**other).filter(9, 20)
+    assert len(arranged_module._WANTED) == len(known) + 1
+    assert known.items() <= arranged_module._WANTED.items()
+
+
+def test_what_is_known_is_forgotten_before_it_gets_too_much(monkeypatch):
+    monkeypatch.setattr(arranged_module, "_MAX_SIZES", 3)
+    convolution = Convolution()
+    for width in range(20, 40):
+        assert convolution.error(9, width) < 1e-6
+        assert len(arranged_module._WANTED) <= 3
+
+
 def test_after_some_shapes_of_one_order_it_is_guessed(monkeypatch):
     monkeypatch.setattr(arranged_module, "_SETTING_UP", 60.0)  # no call seems slow
     convolution = Convolution()
     for width in range(20, 40):
         convolution.error(9, width)
-    assert convolution.made == ALIKE
+    assert convolution.arranged == ALIKE
 
 
 def test_a_guess_that_takes_long_is_noticed(monkeypatch):
     convolution = Convolution()
     for width in range(20, 40):
         convolution.error(9, width)
-    made = convolution.made
+    made = convolution.arranged
     monkeypatch.setattr(arranged_module, "_SETTING_UP", -60.0)  # any call seems slow
     assert convolution.error(9, 50) < 1e-6
-    assert convolution.made == made + 1
+    assert convolution.arranged == made + 1
 
 
 def test_a_wrong_guess_costs_no_accuracy():

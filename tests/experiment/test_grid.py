@@ -145,9 +145,9 @@ def test_steps_are_told(finished):
 
 def test_an_image_is_decoded_once_for_the_whole_table(photos, tmp_path, monkeypatch):
     decoded = []
-    decode = images.decode
+    decode = images._decode
     monkeypatch.setattr(
-        images, "decode", lambda data, *how: decoded.append(data) or decode(data, *how)
+        images, "_decode", lambda data, *how: decoded.append(data) or decode(data, *how)
     )
     grid = grid_of(photos, tmp_path)
     (together,) = grid.passes()
@@ -186,9 +186,9 @@ def test_caches_that_are_there_are_used_and_only_new_images_are_read(photos, tmp
     run_grid(grid_of(root, tmp_path), COMMAND)
     draw_image(root / "bee" / "new.png", 0, 77)
     decoded = []
-    decode = images.decode
+    views = images.views
     monkeypatch.setattr(
-        images, "decode", lambda data, *how: decoded.append(data) or decode(data, *how)
+        images, "views", lambda data, *how: decoded.append(data) or views(data, *how)
     )
     result = run_grid(grid_of(root, tmp_path), COMMAND)
     assert {(e.added, e.unchanged) for e in result.extractions} == {(1, 18)}

@@ -32,7 +32,7 @@ def image(tmp_path):
 
 
 def test_a_probe_knows_size_and_digest_without_decoding(image, monkeypatch):
-    monkeypatch.setattr(images, "decode", None)
+    monkeypatch.setattr(images, "_decode", None)
     found = probe(image, [25, 64], "full")
     assert (found.height, found.width) == (50, 70)
     assert found.view_sizes == ((25, 35), (64, 90))
@@ -91,6 +91,32 @@ def test_an_image_that_changes_between_probing_and_loading_fails(image):
     found = probe(image, [64], "full")
     image.write_bytes(encode(picture(50, 70, 9)))
     assert load(image, found.digest, [Rendering(64, "full")]).error == CHANGED
+
+
+def test_a_small_file_is_kept_from_the_look_to_the_decoding(image):
+    found = probe(image, [64], "full")
+    assert found.data == image.read_bytes()
+    expected = load(image, found.digest, [Rendering(64, "full")])
+    image.unlink()
+    loaded = load(image, found.digest, [Rendering(64, "full")], found.data)
+    assert loaded.error == expected.error == ""
+    np.testing.assert_array_equal(loaded.views[0], expected.views[0])
+
+
+def test_a_large_file_is_not_kept_and_nothing_is_of_arrays_and_of_what_cannot_be_read(
+    image, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(batches, "KEPT_BYTES", len(image.read_bytes()) - 1)
+    seen = batches.look(image)
+    assert (seen.height, seen.width, seen.error, seen.data) == (50, 70, "", b"")
+    assert batches.look(np.zeros((4, 5, 3), np.uint8)).data == b""
+    assert batches.look(tmp_path / "missing.png").data == b""
+    (tmp_path / "text.png").write_bytes(b"text")
+    assert batches.look(tmp_path / "text.png").data == b""
+
+
+def test_contents_are_no_part_of_what_a_probe_shows(image):
+    assert "data" not in repr(batches.look(image))
 
 
 def test_an_image_too_large_to_decode_fails(image, monkeypatch):

@@ -142,9 +142,9 @@ def test_only_what_is_new_or_changed_is_decoded(tmp_path, monkeypatch):
     (dataset.root / "new.png").write_bytes(encode(picture(41, 50, 98)))
     ids = [id for id in dataset.ids if id != "0004.png"]
     decoded = []
-    decode = images.decode
+    decode = images._decode
     monkeypatch.setattr(
-        images, "decode", lambda data, *how: decoded.append(data) or decode(data, *how)
+        images, "_decode", lambda data, *how: decoded.append(data) or decode(data, *how)
     )
     report = run(open_folder(dataset.root, [*ids, "new.png"]), tmp_path / "a.h5")
     assert counts(report) == (1, 1, 4, 1, 0)
@@ -179,7 +179,7 @@ def test_an_untouched_file_under_a_new_time_is_not_decoded(tmp_path, monkeypatch
     dataset = make_dataset(tmp_path / "images", many_images(3))
     run(dataset, tmp_path / "a.h5")
     os.utime(dataset.root / "0001.png", (1, 1))
-    monkeypatch.setattr(images, "decode", forbidden)
+    monkeypatch.setattr(images, "_decode", forbidden)
     report = run(dataset, tmp_path / "a.h5", load_backbone=forbidden)
     assert counts(report) == (0, 0, 3, 0, 0)
 

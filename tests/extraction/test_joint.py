@@ -57,10 +57,8 @@ def passes(monkeypatch):
 def decoded(monkeypatch):
     """Contents of all files that are decoded."""
     seen = []
-    decode = images.decode
-    monkeypatch.setattr(
-        images, "decode", lambda data, *how: seen.append(data) or decode(data, *how)
-    )
+    views = images.views
+    monkeypatch.setattr(images, "views", lambda data, *how: seen.append(data) or views(data, *how))
     return seen
 
 

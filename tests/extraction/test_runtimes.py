@@ -25,7 +25,7 @@ from spptransfer import SPPFeatures
 from spptransfer.cache import FeatureCache
 from spptransfer.cache.workspace import parts_folder
 from spptransfer.errors import ConfigError
-from spptransfer.extraction import Interrupted, compute, parts, precision
+from spptransfer.extraction import Interrupted, compute, parts, precision, runners
 from spptransfer.extraction.compute import FeatureComputer
 from spptransfer.extraction.precision import choose_precision
 from spptransfer.runtimes import describe_runtime
@@ -236,3 +236,22 @@ def test_what_a_runtime_cannot_do_is_told_in_one_line(options, message, tmp_path
     with pytest.raises(ConfigError, match=message) as caught:
         run(dataset, tmp_path / "a.h5", spec, stop=threading.Event(), **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("processors", [2, 3])
+def test_one_thread_more_asks_a_runtime_whose_own_have_all_processors(
+    tmp_path, monkeypatch, processors
+):
+    need("openvino")
+    made, maker = [], runners.PartMaker
+
+    def noted(settings, computer, clock, workers):
+        made.append(workers)
+        return maker(settings, computer, clock, workers)
+
+    monkeypatch.setattr(runners, "PartMaker", noted)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(processors)))
+    dataset = make_dataset(tmp_path / "images", many_images(4))
+    run(dataset, tmp_path / "own.h5", runtime="openvino", jobs=2)
+    run(dataset, tmp_path / "torch.h5", runtime="torch", jobs=2)
+    assert made == ([3, 2] if processors == 2 else [2, 2])

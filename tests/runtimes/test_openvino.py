@@ -49,3 +49,22 @@ def test_nothing_is_sent_anywhere(monkeypatch):
     backbone, pixels = drawn("spp-mini"), noise(1, 64, 64)
     found = opened("openvino", backbone, ["spp"]).maps(pixels, ["spp"])
     assert found["spp"].shape == exact(backbone, pixels, ["spp"])["spp"].shape
+
+
+@pytest.mark.parametrize(("threads", "pinned"), [(1, False), (3, False), (4, True)])
+def test_its_threads_stay_on_processors_if_there_is_one_for_each(monkeypatch, threads, pinned):
+    import openvino
+
+    asked, compile_model = [], openvino.Core.compile_model
+    monkeypatch.setattr(
+        openvino.Core,
+        "compile_model",
+        lambda core, model, device, settings: (
+            asked.append(settings) or compile_model(core, model, device, settings)
+        ),
+    )
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)))
+    opened("openvino", drawn("spp-mini"), threads=threads)
+    (settings,) = asked
+    assert settings["ENABLE_CPU_PINNING"] is pinned
+    assert settings["NUM_STREAMS"] == settings["INFERENCE_NUM_THREADS"] == str(threads)

@@ -10,7 +10,13 @@ import pytest
 
 from spptransfer.errors import ConfigError
 from spptransfer.extraction.compute import choose_device
-from spptransfer.runtimes import RUNTIMES, check_precision, check_runtime, describe_runtime
+from spptransfer.runtimes import (
+    RUNTIMES,
+    check_precision,
+    check_runtime,
+    count_callers,
+    describe_runtime,
+)
 
 
 def test_an_unknown_runtime_gets_the_allowed_names():
@@ -59,3 +65,20 @@ def test_checking_names_imports_no_runtime():
 def test_a_version_is_recorded_where_it_is_known():
     assert describe_runtime("torch").startswith("torch 2.")
     assert describe_runtime("no such package") == "no such package"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "threads", "expected"),
+    [
+        ("torch", 4, 4),
+        ("onnxruntime", 4, 4),
+        ("openvino", 4, 5),
+        ("openvino", 3, 3),
+        ("openvino", 1, 1),
+    ],
+)
+def test_one_more_asks_where_a_runtimes_own_threads_have_all_processors(
+    monkeypatch, runtime, threads, expected
+):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)))
+    assert count_callers(runtime, threads) == expected
