@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 
 from spptransfer.backbones.fused import DTYPES, FusedConvolution
+from spptransfer.backbones.pooled import NonNegativeMaxPool
 from spptransfer.backbones.tracing import trace
 from spptransfer.processor import one_thread
 
@@ -91,12 +92,17 @@ def _fuse_sequence(sequence: nn.Sequential, *, inside: bool = False) -> nn.Seque
     """
     fused = nn.Sequential()
     before: nn.Module | None = None
+    activated = False
     for name, module in sequence._modules.items():  # with those that occur twice
         if isinstance(before, FusedConvolution) and type(module) in _ACTIVATIONS:
             before.activation = _ACTIVATIONS[type(module)]
             before, module = None, nn.Identity()
+            activated = True
+        elif activated and NonNegativeMaxPool.suits(module):
+            before, module, activated = None, NonNegativeMaxPool(module), False
         elif not isinstance(module, nn.Identity):
             module = before = _fuse_module(module, inside and isinstance(before, fx.GraphModule))
+            activated = False
         fused.add_module(name, module)
     return fused.train(sequence.training)
 

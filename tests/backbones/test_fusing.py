@@ -253,3 +253,31 @@ def test_fusing_a_fused_trunk_changes_nothing():
     image = noise(1, 3, 40, 50)
     with torch.inference_mode():
         torch.testing.assert_close(fuse(once)(image), once(image))
+
+
+POOL, PLAIN = "NonNegativeMaxPool", "MaxPool2d"
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    ("modules", "expected"),
+    [
+        ([nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2)], POOL),
+        ([nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.MaxPool2d(2)], POOL),
+        ([nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Identity(), nn.MaxPool2d(2)], POOL),
+        ([nn.Conv2d(3, 8, 3), nn.MaxPool2d(2)], PLAIN),
+        ([nn.MaxPool2d(2), nn.Conv2d(3, 8, 3), nn.ReLU()], PLAIN),
+        ([nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.MaxPool2d(2)], PLAIN),
+        ([nn.Conv2d(3, 8, 3), nn.ReLU(), nn.LocalResponseNorm(3), nn.MaxPool2d(2)], PLAIN),
+        ([nn.Conv2d(3, 8, 3), nn.Sigmoid(), nn.MaxPool2d(2)], PLAIN),
+        ([nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)], PLAIN),
+    ],
+)
+def test_bits_are_compared_only_right_after_an_activation(modules, expected):
+    trunk = frozen(*modules)
+    fused = fuse(trunk)
+    pools = [type(module).__name__ for module in fused if "Pool" in type(module).__name__]
+    assert pools == [expected]
+    maps = noise(2, 3, 21, 18)
+    with torch.inference_mode():
+        torch.testing.assert_close(fused(maps), trunk(maps), rtol=1e-4, atol=1e-5)
