@@ -124,8 +124,9 @@ def extract(
     engine: Annotated[
         str,
         typer.Option(
-            help="Who computes: threads, processes, dask (a cluster), or auto: processes if "
-            "--jobs asks for several, else threads."
+            help="Who computes: threads, processes (for a GPU they read), dask (a cluster), or "
+            "auto: on a CPU processes if --jobs asks for several, on a GPU if there is much to "
+            "read, else threads."
         ),
     ] = "auto",
     scheduler: Annotated[

@@ -22,6 +22,9 @@ Source = Path | npt.NDArray[np.uint8]
 # A file of up to this many bytes is kept from the look at its header until it is decoded.
 KEPT_BYTES = 1 << 18
 
+# Images that one thread reads in a row.
+CHUNK = 8
+
 # Failures that say nothing about the image; such a row is tried again by the next run.
 OUT_OF_MEMORY = "out of memory: the image does not fit even on its own"
 CHANGED = "the file changed while it was being read"
@@ -233,14 +236,17 @@ class Gathering:
                 self._of.setdefault(position, []).append(number)
         self._lock = threading.Lock()
 
-    def chunks(self) -> Iterator[tuple[int, ...]]:
-        """Positions to load one after the other, such that few views wait for others."""
+    def chunks(self, limit: int = CHUNK) -> Iterator[tuple[int, ...]]:
+        """Positions to load one after the other, such that few views wait for others.
+
+        A large batch is loaded by several threads, each of which has at most `limit` images.
+        """
         seen: set[int] = set()
         for batch in self._batches:
-            chunk = tuple(position for position in batch.positions if position not in seen)
-            seen.update(chunk)
-            if chunk:
-                yield chunk
+            new = tuple(position for position in batch.positions if position not in seen)
+            seen.update(new)
+            for start in range(0, len(new), limit):
+                yield new[start : start + limit]
 
     def renderings(self, position: int) -> list[Rendering]:
         """Views that an image is wanted in, in the order in which `put` expects them."""

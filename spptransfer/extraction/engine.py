@@ -21,7 +21,10 @@ from spptransfer.memory import keep_freed_memory, overlook_old_objects
 from spptransfer.runtimes import check_runtime, count_callers
 from spptransfer.spec import FeatureSpec
 
-PART_ROWS = 128
+# Images per part; a GPU's batches are larger, and those of one size in a part share them.
+PART_ROWS, GPU_PART_ROWS = 128, 256
+# Images of which a GPU has enough to wait for processes that read until they have started.
+WORTH_READERS = 4096
 
 Engine = Literal["auto", "threads", "processes", "dask"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
@@ -95,7 +98,7 @@ def extract(
     progress: bool = False,
     stop: threading.Event | None = None,
     redo: Collection[str] = (),
-    part_rows: int = PART_ROWS,
+    part_rows: int | None = None,
     batch_pixels: int | None = None,
 ) -> Extraction:
     """Make the cache at `path` hold one row for every image of a dataset.
@@ -127,8 +130,9 @@ def extract(
     engine : {"auto", "threads", "processes", "dask"}
         Who makes the parts: threads of this process, processes on this machine, or the workers
         of a Dask cluster, which must see the images and the cache's folder at the same paths.
-        With ``"auto"`` a number of `jobs` asks for so many processes, unless the device is a
-        GPU; without one, threads do.
+        For a GPU, processes only read images, for this one to compute. With ``"auto"`` a number
+        of `jobs` asks for so many processes on a CPU, and without one threads do; for a GPU,
+        processes do from some thousand images on.
     scheduler : str, optional
         Address of the Dask scheduler; by default a cluster is started on this machine.
     progress : bool, default=False
@@ -137,8 +141,9 @@ def extract(
         Once set, the oldest part in work is finished and `Interrupted` is raised.
     redo : collection of str, optional
         Ids to extract anew although nothing about them changed.
-    part_rows : int, default=128
-        Images per part: at most this much work per worker is lost in a kill.
+    part_rows : int, optional
+        Images per part, by default 128 on a CPU and 256 on a GPU. Those of one size in a part
+        share batches; what is in work when the process is killed is lost.
     batch_pixels : int, optional
         Pixels per batch and scale, by default what suits the device.
 
@@ -190,7 +195,7 @@ def extract_together(
     progress: bool = False,
     stop: threading.Event | None = None,
     redo: Collection[str] = (),
-    part_rows: int = PART_ROWS,
+    part_rows: int | None = None,
     batch_pixels: int | None = None,
 ) -> list[Extraction]:
     """Bring several caches up to date with a dataset, from one pass over its images.
@@ -226,7 +231,16 @@ def extract_together(
     _check(dataset, destinations, engine)
     check_runtime(runtime)
     crew = _Crew(
-        load_backbone, device, runtime, jobs, engine, scheduler, progress, stop, batch_pixels
+        load_backbone,
+        device,
+        runtime,
+        jobs,
+        engine,
+        scheduler,
+        progress,
+        stop,
+        part_rows,
+        batch_pixels,
     )
     with contextlib.ExitStack() as stack:
         workspaces = [
@@ -244,7 +258,7 @@ def extract_together(
         plan = JointPlan([Plan(dataset, workspace, redo) for workspace in workspaces])
         if plan.todo.any():
             with keep_freed_memory(), overlook_old_objects():
-                crew.work(plan, workspaces, part_rows)
+                crew.work(plan, workspaces)
         return [
             _finish(workspace, one, dataset, crew.clock)
             for workspace, one in zip(workspaces, plan.plans, strict=True)
@@ -263,10 +277,11 @@ class _Crew:
     scheduler: str | None
     progress: bool
     stop: threading.Event | None
+    part_rows: int | None
     batch_pixels: int | None
     clock: Clock = field(default_factory=Clock)
 
-    def work(self, plan: JointPlan, workspaces: Sequence[Workspace], part_rows: int) -> None:
+    def work(self, plan: JointPlan, workspaces: Sequence[Workspace]) -> None:
         """Make all parts of a plan and hand them to the caches."""
         from spptransfer.extraction import runners
         from spptransfer.extraction.compute import choose_device
@@ -274,9 +289,11 @@ class _Crew:
 
         jobs = self.jobs or count_processors()
         on_cpu = choose_device(self.device, self.runtime).type == "cpu"
+        left = int(plan.todo.sum())
         engine = self.engine
         if engine == "auto":
-            engine = "processes" if on_cpu and (self.jobs or 1) > 1 else "threads"
+            apart = (self.jobs or 1) > 1 if on_cpu else left >= WORTH_READERS and jobs > 1
+            engine = "processes" if apart else "threads"
         workers = count_callers(self.runtime, jobs) if engine == "threads" else jobs
         # On a GPU a few batches at once, whoever reads them.
         self.clock = Clock(workers, workers if on_cpu else min(workers, GPU_LANES))
@@ -286,11 +303,13 @@ class _Crew:
         )
         task = runners.PartTask(settings, self.load_backbone, self.device, self.runtime)
         stop = self.stop or threading.Event()
+        part_rows = self.part_rows or (PART_ROWS if on_cpu else GPU_PART_ROWS)
         made = 0
-        left, label = int(plan.todo.sum()), label_of([w.spec for w in workspaces])
+        label = label_of([w.spec for w in workspaces])
         with Progress(left, self.clock, stop, shown=self.progress, label=label) as bar:
             parts = plan.parts(part_rows)
-            for files in runners.run(engine, parts, task, jobs, self.scheduler, bar):
+            made_by = runners.run(engine, parts, task, jobs, self.scheduler, bar, on_gpu=not on_cpu)
+            for files in made_by:
                 for number, file in files:
                     workspaces[number].adopt(file)
                 made += 1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,20 +18,19 @@ from spptransfer.cache.layout import Block, blocks_of
 from spptransfer.cache.rows import OK, Rows
 from spptransfer.cache.workspace import write_part
 from spptransfer.extraction.batches import (
+    CHUNK,
     OUT_OF_MEMORY,
     Batch,
     Gathering,
     Probe,
     Rendering,
-    Source,
     group,
-    load,
-    look,
     measure,
 )
 from spptransfer.extraction.compute import FeatureComputer
 from spptransfer.extraction.plan import Part
 from spptransfer.extraction.progress import Clock
+from spptransfer.extraction.readers import Readers, ThreadReaders, Wanted
 from spptransfer.extraction.transfers import GPU_LANES, Lanes
 from spptransfer.images import check_view
 from spptransfer.processor import beginning, is_out_of_memory
@@ -152,6 +152,8 @@ class PartMaker:
         Where the time goes.
     workers : int
         Number of threads.
+    readers : Readers, optional
+        Who reads the images; by default the threads do it themselves.
     """
 
     def __init__(
@@ -160,7 +162,9 @@ class PartMaker:
         computer: FeatureComputer,
         clock: Clock,
         workers: int,
+        readers: Readers | None = None,
     ) -> None:
+        self._readers = readers or ThreadReaders()
         self._caches = (settings,) if isinstance(settings, PartSettings) else tuple(settings)
         self._computer = computer
         self._clock = clock
@@ -213,7 +217,7 @@ class PartMaker:
             for number, cache in enumerate(self._caches)
         ]
         kept = {}
-        for position, seen in enumerate(self._workers.map(self._look, part.sources)):
+        for position, seen in enumerate(self._looks(part)):
             kept[position] = seen.data
             for sheet in sheets:
                 if sheet.wanted[position]:
@@ -231,9 +235,15 @@ class PartMaker:
             sheet.close()
         return sheets
 
-    def _look(self, source: Source) -> Probe:
-        with self._clock.measure("read"):
-            return look(source)
+    def _looks(self, part: Part) -> Iterator[Probe]:
+        """What is known of each image before it is decoded, in order."""
+
+        def look(start: int) -> list[Probe]:
+            with self._clock.measure("read"):
+                return self._readers.look(part.sources[start : start + CHUNK])
+
+        starts = range(0, len(part.sources), CHUNK)
+        return itertools.chain.from_iterable(self._workers.map(look, starts))
 
     def _load(
         self,
@@ -244,11 +254,12 @@ class PartMaker:
         sheets: Sequence[Sheet],
     ) -> int:
         """Decode some images; compute the batches that are complete thereby."""
+        wanted = [
+            Wanted(part.sources[i], _digest(sheets, i), gathering.renderings(i), kept.pop(i))
+            for i in chunk
+        ]
         with self._clock.measure("read"):
-            loaded = {}
-            for position in chunk:
-                wanted = _digest(sheets, position), gathering.renderings(position)
-                loaded[position] = load(part.sources[position], *wanted, kept.pop(position))
+            loaded = dict(zip(chunk, self._readers.load(wanted), strict=True))
         for position in chunk:
             image = loaded.pop(position)
             for number in gathering.wanted(position) if image.error else ():

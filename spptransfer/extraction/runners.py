@@ -26,6 +26,7 @@ from spptransfer.extraction.compute import FeatureComputer
 from spptransfer.extraction.parts import PartMaker, PartSettings
 from spptransfer.extraction.plan import Part
 from spptransfer.extraction.progress import Clock, Progress
+from spptransfer.extraction.readers import ProcessReaders, Readers
 from spptransfer.memory import keep_freed_memory, release_memory
 from spptransfer.runtimes import count_callers
 
@@ -35,6 +36,9 @@ _DIED = (
 )
 # How long nobody may be there to work for a Dask scheduler, in seconds.
 _PATIENCE = 60
+
+# Parts in work: one is written while another is computed; of a GPU's more are being read.
+CPU_PARTS, GPU_PARTS = 2, 4
 
 LoadBackbone = Callable[[], Backbone]
 PartFiles = list[tuple[int, Path]]
@@ -128,18 +132,48 @@ def run(
     jobs: int,
     scheduler: str | None,
     progress: Progress,
+    *,
+    on_gpu: bool = False,
 ) -> Iterator[PartFiles]:
     """Make parts with one of the engines of `extract`; yields the files of finished parts."""
     if engine == "dask":
         return run_dask(parts, task, scheduler, progress)
-    run_here = run_processes if engine == "processes" else run_threads
+    if engine == "threads":
+        return run_threads(parts, task, jobs, progress)
+    run_here = run_readers if on_gpu else run_processes
     return run_here(parts, task, jobs, progress)
 
 
-def run_threads(
+def run_readers(
     parts: Iterable[Part], task: PartTask, jobs: int, progress: Progress
 ) -> Iterator[PartFiles]:
-    """Make parts with threads, two parts at a time, so that one is written as another computes.
+    """Make parts with processes that read and threads, of this process, that compute.
+
+    Yields
+    ------
+    list of (int, Path)
+        Cache by its number and file, for every finished part, in order.
+
+    Raises
+    ------
+    CacheError
+        If a process dies.
+    """
+    try:
+        with ProcessReaders(jobs) as readers:
+            yield from run_threads(parts, task, jobs, progress, readers)
+    except TerminatedWorkerError as error:
+        raise CacheError(_DIED) from error
+
+
+def run_threads(
+    parts: Iterable[Part],
+    task: PartTask,
+    jobs: int,
+    progress: Progress,
+    readers: Readers | None = None,
+) -> Iterator[PartFiles]:
+    """Make parts with threads, a few at a time, so that one is written as another computes.
 
     Yields
     ------
@@ -149,15 +183,16 @@ def run_threads(
     computer = task.computer(jobs)
     release_memory()  # that was needed to load and to prepare
     workers = count_callers(task.runtime, jobs)
+    at_once = CPU_PARTS if computer.device.type == "cpu" else GPU_PARTS
     # The maker closes first: it cancels the batches that a part in work still waits for.
     with (
-        ThreadPoolExecutor(2, "part") as pool,
-        PartMaker(task.settings, computer, progress.clock, workers) as maker,
+        ThreadPoolExecutor(at_once, "part") as pool,
+        PartMaker(task.settings, computer, progress.clock, workers, readers) as maker,
     ):
         running: deque[Future[PartFiles]] = deque()
         for part in parts:
             running.append(pool.submit(maker.make, part, progress.note))
-            if len(running) == 2:
+            if len(running) == at_once:
                 yield running.popleft().result()
             if progress.stopped:
                 return

@@ -165,6 +165,15 @@ def batches_of_a_part(draw):
     return found
 
 
+@given(batches_of_a_part(), st.integers(1, 5))
+def test_no_thread_loads_more_images_in_a_row_than_it_may(some, limit):
+    chunks = list(Gathering(some).chunks(limit))
+    assert all(1 <= len(chunk) <= limit for chunk in chunks)
+    assert [p for chunk in chunks for p in chunk] == [
+        p for chunk in Gathering(some).chunks(1000) for p in chunk
+    ]
+
+
 @given(batches_of_a_part(), st.randoms(), st.sets(st.integers(0, 11)))
 def test_every_batch_is_completed_once_by_the_last_of_its_views(some, chance, broken):
     gathering = Gathering(some)

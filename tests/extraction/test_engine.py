@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from cache_files import make_spec
 from extraction_cases import (
     CHANNELS,
@@ -24,11 +25,12 @@ from extraction_cases import (
 from image_files import encode, picture
 from PIL import Image
 
-from spptransfer import backbones, images
+from spptransfer import images
 from spptransfer.cache import FeatureCache
 from spptransfer.cache.workspace import parts_folder
 from spptransfer.errors import CacheError, ConfigError, DatasetError, SpecMismatchError
-from spptransfer.extraction import Interrupted
+from spptransfer.extraction import Interrupted, compute, runners
+from spptransfer.extraction import engine as engine_module
 from spptransfer.extraction import parts as parts_module
 from spptransfer.extraction.batches import Stamp
 from spptransfer.extraction.compute import FeatureComputer
@@ -306,6 +308,20 @@ assert report.unchanged == 1 and "torch" not in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+def choice(tmp_path, monkeypatch, **options):
+    """Who makes the parts, how many of them, and whether for a GPU."""
+    seen = []
+
+    def record(engine, parts, task, jobs, scheduler, progress, *, on_gpu):
+        seen.append((engine, jobs, on_gpu))
+        return runners.run_threads(parts, task, 1, progress)
+
+    monkeypatch.setattr(runners, "run", record)
+    run(make_dataset(tmp_path / "images", many_images(3)), tmp_path / "a.h5", **options)
+    (chosen,) = seen
+    return chosen
+
+
 @pytest.mark.parametrize(
     ("jobs", "engine", "expected"),
     [
@@ -317,31 +333,26 @@ assert report.unchanged == 1 and "torch" not in sys.modules
     ],
 )
 def test_a_number_of_jobs_asks_for_so_many_processes(tmp_path, monkeypatch, jobs, engine, expected):
-    from image_files import encode, picture
+    found = choice(tmp_path, monkeypatch, jobs=jobs, engine=engine)
+    assert found == (expected, jobs or len(os.sched_getaffinity(0)), False)
 
-    from spptransfer.datasets import open_dataset
-    from spptransfer.extraction import extract, runners
-    from spptransfer.specify import feature_spec
 
-    for name in "ab":
-        (tmp_path / "images" / name).mkdir(parents=True)
-        (tmp_path / "images" / name / "1.png").write_bytes(encode(picture(20, 30)))
-    seen = []
-
-    def record(engine, parts, task, jobs, scheduler, progress):
-        seen.append((engine, jobs))
-        return runners.run_threads(parts, task, 1, progress)
-
-    monkeypatch.setattr(runners, "run", record)
-    extract(
-        open_dataset("folder", tmp_path / "images"),
-        feature_spec(backbone="squeezenet1_1", weights="random", scales=[32], levels=[1]),
-        channels=512,
-        path=tmp_path / "features.h5",
-        load_backbone=lambda: backbones.load("squeezenet1_1", "random"),
-        jobs=jobs,
-        engine=engine,
-    )
-    ((chosen, workers),) = seen
-    assert chosen == expected
-    assert workers == (jobs or len(os.sched_getaffinity(0)))
+@pytest.mark.parametrize(
+    ("jobs", "engine", "worth", "expected"),
+    [
+        (4, "auto", 3, "processes"),
+        (4, "auto", 4, "threads"),
+        (1, "auto", 1, "threads"),
+        (4, "threads", 1, "threads"),
+        (4, "processes", 9, "processes"),
+    ],
+)
+def test_processes_read_for_a_gpu_if_there_is_enough_to_read(
+    tmp_path, monkeypatch, jobs, engine, worth, expected
+):
+    monkeypatch.setattr(engine_module, "WORTH_READERS", worth)
+    # Whoever chooses the engine takes it for a GPU; whoever computes then does not.
+    answers = iter([torch.device("cuda")])
+    monkeypatch.setattr(compute, "choose_device", lambda *_: next(answers, torch.device("cpu")))
+    found = choice(tmp_path, monkeypatch, jobs=jobs, engine=engine)
+    assert found == (expected, jobs, True)
