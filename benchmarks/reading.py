@@ -32,6 +32,7 @@ import extraction_peers as peers
 CHUNK = 8
 PROCESSORS = len(os.sched_getaffinity(0))
 Read = Callable[[Sequence[Path]], int]  # bytes of all views
+Contender = tuple[Read, Callable[[], int]]
 
 
 def main() -> None:
@@ -67,35 +68,36 @@ def measure(name: str, count: int, scale: int, files: Sequence[Path]) -> tuple[f
 
     torch.set_num_threads(1)
     start = time.perf_counter()
-    read, memory = CONTENDERS[name](count, scale)
-    read(files[: CHUNK * count])
-    started = time.perf_counter() - start
-    start = time.perf_counter()
-    found = read(files)
-    seconds = time.perf_counter() - start
-    assert found >= len(files) * scale * scale * 3
-    return len(files) / seconds, started, memory()
+    with contextlib.ExitStack() as stack:
+        read, memory = CONTENDERS[name](count, scale, stack)
+        read(files[: CHUNK * count])
+        started = time.perf_counter() - start
+        start = time.perf_counter()
+        found = read(files)
+        seconds = time.perf_counter() - start
+        assert found >= len(files) * scale * scale * 3
+        return len(files) / seconds, started, memory()
 
 
-def by_threads(count: int, scale: int) -> tuple[Read, Callable[[], int]]:
+def by_threads(count: int, scale: int, stack: contextlib.ExitStack) -> Contender:
     from spptransfer.extraction.readers import ThreadReaders
 
-    return reading(ThreadReaders(), count, scale), peers.peak_bytes
+    return reading(ThreadReaders(), count, scale, stack), peers.peak_bytes
 
 
-def by_processes(count: int, scale: int) -> tuple[Read, Callable[[], int]]:
+def by_processes(count: int, scale: int, stack: contextlib.ExitStack) -> Contender:
     from spptransfer.extraction.readers import ProcessReaders
 
-    readers = ProcessReaders(count)
-    return reading(readers, count, scale), lambda: peers.peak_bytes() + held_by_children()
+    readers = stack.enter_context(ProcessReaders(count))
+    return reading(readers, count, scale, stack), lambda: peers.peak_bytes() + held_by_children()
 
 
-def reading(readers, count: int, scale: int) -> Read:
+def reading(readers, count: int, scale: int, stack: contextlib.ExitStack) -> Read:
     """Look at all files, then decode them, eight in a row."""
     from spptransfer.extraction.batches import Rendering
     from spptransfer.extraction.readers import Wanted
 
-    pool = ThreadPoolExecutor(count)
+    pool = stack.enter_context(ThreadPoolExecutor(count))
 
     def read(files: Sequence[Path]) -> int:
         chunks = [files[at : at + CHUNK] for at in range(0, len(files), CHUNK)]
@@ -112,7 +114,7 @@ def reading(readers, count: int, scale: int) -> Read:
     return read
 
 
-def by_loader(count: int, scale: int) -> tuple[Read, Callable[[], int]]:
+def by_loader(count: int, scale: int, stack: contextlib.ExitStack) -> Contender:
     from torch.utils.data import DataLoader
 
     held = [0]

@@ -125,8 +125,7 @@ def extract(
         str,
         typer.Option(
             help="Who computes: threads, processes (for a GPU they read), dask (a cluster), or "
-            "auto: on a CPU processes if --jobs asks for several, on a GPU if there is much to "
-            "read, else threads."
+            "auto: on a CPU processes if --jobs asks for several, else threads."
         ),
     ] = "auto",
     scheduler: Annotated[

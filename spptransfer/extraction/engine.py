@@ -23,8 +23,6 @@ from spptransfer.spec import FeatureSpec
 
 # Images per part; a GPU's batches are larger, and those of one size in a part share them.
 PART_ROWS, GPU_PART_ROWS = 128, 256
-# Images of which a GPU has enough to wait for processes that read until they have started.
-WORTH_READERS = 4096
 
 Engine = Literal["auto", "threads", "processes", "dask"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
@@ -131,8 +129,7 @@ def extract(
         Who makes the parts: threads of this process, processes on this machine, or the workers
         of a Dask cluster, which must see the images and the cache's folder at the same paths.
         For a GPU, processes only read images, for this one to compute. With ``"auto"`` a number
-        of `jobs` asks for so many processes on a CPU, and without one threads do; for a GPU,
-        processes do from some thousand images on.
+        of `jobs` asks for so many processes, unless the device is a GPU; without one, threads do.
     scheduler : str, optional
         Address of the Dask scheduler; by default a cluster is started on this machine.
     progress : bool, default=False
@@ -289,11 +286,9 @@ class _Crew:
 
         jobs = self.jobs or count_processors()
         on_cpu = choose_device(self.device, self.runtime).type == "cpu"
-        left = int(plan.todo.sum())
         engine = self.engine
         if engine == "auto":
-            apart = (self.jobs or 1) > 1 if on_cpu else left >= WORTH_READERS and jobs > 1
-            engine = "processes" if apart else "threads"
+            engine = "processes" if on_cpu and (self.jobs or 1) > 1 else "threads"
         workers = count_callers(self.runtime, jobs) if engine == "threads" else jobs
         # On a GPU a few batches at once, whoever reads them.
         self.clock = Clock(workers, workers if on_cpu else min(workers, GPU_LANES))
@@ -305,7 +300,7 @@ class _Crew:
         stop = self.stop or threading.Event()
         part_rows = self.part_rows or (PART_ROWS if on_cpu else GPU_PART_ROWS)
         made = 0
-        label = label_of([w.spec for w in workspaces])
+        left, label = int(plan.todo.sum()), label_of([w.spec for w in workspaces])
         with Progress(left, self.clock, stop, shown=self.progress, label=label) as bar:
             parts = plan.parts(part_rows)
             made_by = runners.run(engine, parts, task, jobs, self.scheduler, bar, on_gpu=not on_cpu)

@@ -30,7 +30,6 @@ from spptransfer.cache import FeatureCache
 from spptransfer.cache.workspace import parts_folder
 from spptransfer.errors import CacheError, ConfigError, DatasetError, SpecMismatchError
 from spptransfer.extraction import Interrupted, compute, runners
-from spptransfer.extraction import engine as engine_module
 from spptransfer.extraction import parts as parts_module
 from spptransfer.extraction.batches import Stamp
 from spptransfer.extraction.compute import FeatureComputer
@@ -338,19 +337,12 @@ def test_a_number_of_jobs_asks_for_so_many_processes(tmp_path, monkeypatch, jobs
 
 
 @pytest.mark.parametrize(
-    ("jobs", "engine", "worth", "expected"),
-    [
-        (4, "auto", 3, "processes"),
-        (4, "auto", 4, "threads"),
-        (1, "auto", 1, "threads"),
-        (4, "threads", 1, "threads"),
-        (4, "processes", 9, "processes"),
-    ],
+    ("jobs", "engine", "expected"),
+    [(4, "auto", "threads"), (4, "threads", "threads"), (4, "processes", "processes")],
 )
-def test_processes_read_for_a_gpu_if_there_is_enough_to_read(
-    tmp_path, monkeypatch, jobs, engine, worth, expected
+def test_processes_read_for_a_gpu_if_they_are_asked_for(
+    tmp_path, monkeypatch, jobs, engine, expected
 ):
-    monkeypatch.setattr(engine_module, "WORTH_READERS", worth)
     # Whoever chooses the engine takes it for a GPU; whoever computes then does not.
     answers = iter([torch.device("cuda")])
     monkeypatch.setattr(compute, "choose_device", lambda *_: next(answers, torch.device("cpu")))
