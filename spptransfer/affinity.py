@@ -7,6 +7,7 @@ where they are got 1.4 to 1.5 beside a busy process, two that were moved about 1
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable
@@ -49,6 +50,7 @@ def spread() -> Callable[[], None]:
     processors = itertools.cycle(sorted(os.sched_getaffinity(0)))
 
     def stay() -> None:
-        os.sched_setaffinity(0, {next(processors)})
+        with contextlib.suppress(OSError):  # a sandbox may forbid it, a processor may be gone
+            os.sched_setaffinity(0, {next(processors)})
 
     return stay

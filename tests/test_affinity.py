@@ -62,3 +62,12 @@ def test_only_processors_that_we_may_use_are_given_out():
 
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(within_one).result() == [[ALLOWED[-1]]] * 2
+
+
+@pytest.mark.parametrize("error", [PermissionError, OSError])
+def test_where_it_is_forbidden_threads_go_where_the_system_wants(monkeypatch, error):
+    def refuse(*_):
+        raise error("not here")
+
+    monkeypatch.setattr("os.sched_setaffinity", refuse)
+    assert processors_of(2, spread()) == [ALLOWED] * 2
