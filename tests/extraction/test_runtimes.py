@@ -245,9 +245,9 @@ def test_one_thread_more_asks_a_runtime_whose_own_have_all_processors(
     need("openvino")
     made, maker = [], runners.PartMaker
 
-    def noted(settings, computer, clock, workers):
+    def noted(settings, computer, clock, workers, *readers):
         made.append(workers)
-        return maker(settings, computer, clock, workers)
+        return maker(settings, computer, clock, workers, *readers)
 
     monkeypatch.setattr(runners, "PartMaker", noted)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(processors)))
