@@ -19,18 +19,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import extraction_peers as peers
+from extraction import apart
+from extraction_peers import PROCESSORS
 
 CHUNK = 8
-PROCESSORS = len(os.sched_getaffinity(0))
 Read = Callable[[Sequence[Path]], int]  # bytes of all views
 Contender = tuple[Read, Callable[[], int]]
 
@@ -51,15 +51,11 @@ def main() -> None:
     print("\n| readers | | images/s | started | peak |\n|---|---|---|---|---|")
     for count in dict.fromkeys(options.readers):
         for name in CONTENDERS:
-            runs = [apart(name, count, options.scale, files) for _ in range(options.rounds)]
+            runs = [
+                apart(measure, name, count, options.scale, files) for _ in range(options.rounds)
+            ]
             rate, started, peak = (statistics.median(column) for column in zip(*runs, strict=True))
             print(f"| {count} | {name} | {rate:,.0f} | {started:.1f} s | {peak / 1e6:,.0f} MB |")
-
-
-def apart(*given: object) -> tuple[float, float, int]:
-    """Measure in a fresh process."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, *given).result()
 
 
 def measure(name: str, count: int, scale: int, files: Sequence[Path]) -> tuple[float, float, int]:
@@ -121,7 +117,9 @@ def by_loader(count: int, scale: int, stack: contextlib.ExitStack) -> Contender:
 
     def read(files: Sequence[Path]) -> int:
         views = Views(files, scale)
-        loader = DataLoader(views, batch_size=CHUNK, num_workers=count, collate_fn=list)
+        # Torch's default on Linux, which a process that was itself spawned would not have.
+        how = {"collate_fn": list, "multiprocessing_context": "fork"}
+        loader = DataLoader(views, batch_size=CHUNK, num_workers=count, **how)
         found = 0
         for number, batch in enumerate(loader):
             found += sum(view.nbytes for view in batch)

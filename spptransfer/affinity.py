@@ -1,8 +1,8 @@
 """Which processors threads run on (CPU affinity).
 
 Beside another busy process, a system that moves threads about leaves two of them on one processor
-now and then, and gives the other process one of its own: of two processors, two threads that stay
-where they are got 1.4 to 1.5 beside a busy process, two that were moved about 1.2 to 1.3.
+now and then, and gives the other process one of its own. Threads that stay where they are share
+one processor with it and have the others to themselves.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ By itself glibc gives large pieces back to the system at once and gets them agai
 and filled with zeros, for the next map of the same size. Where pages are dear (virtual machines)
 much of an extraction's time goes there. Other C libraries are left alone.
 
-By itself Python's collector looks at all objects there are now and then: with torch's more than
-100,000 of them, a tenth of a second in which no thread gets on.
+By itself Python's collector looks at all objects there are now and then, those of torch and of all
+other modules too, and no thread gets on meanwhile.
 """
 
 from __future__ import annotations

@@ -54,9 +54,8 @@ class ThreadReaders:
 class ProcessReaders:
     """Processes that read, as many images at once as there are processes.
 
-    Python lets one thread of a process interpret at a time, which takes more than a tenth of what
-    it takes to read an image: many threads wait for each other. What processes read has to travel,
-    though, which makes an image half as dear again.
+    Python lets one thread of a process interpret at a time, so that many threads wait for each
+    other. What processes read has to travel, though: `benchmarks/reading.py` compares them.
 
     Parameters
     ----------
