@@ -182,28 +182,27 @@ def link_images(place: Path, count: int) -> None:
 def leave_parts(place: Path) -> None:
     """All parts of an extraction but the first one, as they are found after a kill."""
     from spptransfer.cache.layout import blocks_of
-    from spptransfer.cache.rows import OK, Rows
-    from spptransfer.cache.workspace import parts_folder, write_part
+    from spptransfer.cache.rows import OK, Chunk, Rows
+    from spptransfer.cache.workspace import Workspace
     from spptransfer.extraction.engine import PART_ROWS
 
     dataset, spec = open_images(place), make_spec()
     (block,) = blocks_of(spec, CHANNELS)
-    folder = parts_folder(place / "features.h5")
-    folder.mkdir()
     generator = np.random.default_rng(0)
-    for start in range(PART_ROWS, len(dataset), PART_ROWS):
-        ids = dataset.ids[start : start + PART_ROWS]
-        rows = Rows.empty(ids)
-        stamps = [os.stat(path) for path in map(dataset.path, ids)]
-        rows.size[:] = [stamp.st_size for stamp in stamps]
-        rows.modified[:] = [stamp.st_mtime_ns for stamp in stamps]
-        rows.changed[:] = [stamp.st_ctime_ns for stamp in stamps]
-        rows.status[:], rows.height[:], rows.width[:] = OK, 20, 22
-        features = {block: generator.random((len(ids), block.width), np.float32)}
-        number = start // PART_ROWS
-        write_part(
-            folder, number, rows, features, spec=spec, channels=CHANNELS, dataset=dataset.name
-        )
+    with Workspace(
+        place / "features.h5", spec=spec, channels=CHANNELS, dataset=dataset.name, ids=dataset.ids
+    ) as workspace:
+        for start in range(PART_ROWS, len(dataset), PART_ROWS):
+            ids = dataset.ids[start : start + PART_ROWS]
+            rows = Rows.empty(ids)
+            stamps = [os.stat(path) for path in map(dataset.path, ids)]
+            rows.size[:] = [stamp.st_size for stamp in stamps]
+            rows.modified[:] = [stamp.st_mtime_ns for stamp in stamps]
+            rows.changed[:] = [stamp.st_ctime_ns for stamp in stamps]
+            rows.status[:], rows.height[:], rows.width[:] = OK, 20, 22
+            features = {block: generator.random((len(ids), block.width), np.float32)}
+            positions = np.arange(start, start + len(ids))
+            workspace.put(positions, Chunk(rows, features), ["made up"])
 
 
 def show_start(given: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import operator
 from array import array
@@ -161,6 +162,18 @@ class Ids(Sequence[str]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickle, (bytes(self._text()), self._ends - self._ends[0])
+
+    def sha256(self) -> str:
+        """Hash of the strings and their order.
+
+        Examples
+        --------
+        >>> Ids(["a", "bc"]).sha256() == Ids(["ab", "c"]).sha256()
+        False
+        """
+        hasher = hashlib.sha256(self._text())
+        hasher.update((self._ends - self._ends[0]).astype("<i8").tobytes())
+        return hasher.hexdigest()
 
     def _text(self) -> memoryview:
         return self._packed[int(self._ends[0]) : int(self._ends[-1])]

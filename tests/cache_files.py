@@ -9,8 +9,9 @@ import numpy as np
 from spptransfer import images
 from spptransfer.cache.ids import encoded_width
 from spptransfer.cache.layout import blocks_of
+from spptransfer.cache.outline import Labels
 from spptransfer.cache.rows import OK, Chunk, Rows
-from spptransfer.cache.writing import Labels, write_cache
+from spptransfer.cache.writing import write_cache
 from spptransfer.spec import FeatureSpec
 
 CHANNELS = 3

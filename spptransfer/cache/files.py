@@ -36,17 +36,37 @@ def appearing(path: Path, needed: int = 0) -> Iterator[Path]:
     CacheError
         If the disk is full or the folder cannot be written to.
     """
-    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    try:
-        _check_space(path, needed)
+    with explained(path, needed), temporary_name(path) as temporary:
+        check_space(path, needed)
         yield temporary
         os.replace(temporary, path)
         sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # RuntimeError is HDF5's when it closes a file
-        raise CacheError(_explain(error, path, needed)) from error
+
+
+@contextlib.contextmanager
+def temporary_name(path: Path) -> Iterator[Path]:
+    """Offer a name beside `path`; a file of that name is removed, after a kill by the next run."""
+    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        yield temporary
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def explained(path: Path, needed: int = 0) -> Iterator[None]:
+    """Turn what goes wrong while `path` is written into one line.
+
+    Raises
+    ------
+    CacheError
+        If the disk is full or the folder cannot be written to.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # RuntimeError is HDF5's when it closes a file
+        raise CacheError(_explain(error, path, needed)) from error
 
 
 @contextlib.contextmanager
@@ -116,7 +136,13 @@ def human_bytes(count: int) -> str:
     return f"{size:.0f} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
 
 
-def _check_space(path: Path, needed: int) -> None:
+def bytes_held(path: Path) -> int:
+    """What a file takes of the disk: room in it that was never written to takes nothing."""
+    status = path.stat()
+    return min(status.st_size, status.st_blocks * 512)
+
+
+def check_space(path: Path, needed: int) -> None:
     """Refuse before anything is written; HDF5 recovers badly from a disk that fills up."""
     if shutil.disk_usage(path.parent).free < needed:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -8,9 +8,21 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from spptransfer.cache.files import bytes_held
 from spptransfer.cache.lock import Lock
 from spptransfer.cache.reading import FeatureCache
-from spptransfer.cache.workspace import parts_folder, precision_note
+from spptransfer.cache.rows import OK
+from spptransfer.cache.unfinished import (
+    draft_files,
+    is_draft,
+    noted_rows,
+    open_draft,
+    part_files,
+    parts_folder,
+)
+from spptransfer.cache.workspace import precision_note
 from spptransfer.errors import CacheError
 from spptransfer.spec import FeatureSpec
 
@@ -84,7 +96,7 @@ def inspect(path: Path) -> CacheInfo:
     Parameters
     ----------
     path : Path
-        The cache file; it may be unfinished, so that only its parts are there.
+        The cache file; it may be unfinished, so that only its parts or a draft are there.
 
     Returns
     -------
@@ -95,26 +107,37 @@ def inspect(path: Path) -> CacheInfo:
     CacheError
         If neither the file nor a part of it is there.
     """
-    parts = sorted(parts_folder(path).glob("part-*.h5"))
+    parts = [*draft_files(parts_folder(path)), *part_files(parts_folder(path))]
     if not path.exists() and not parts_folder(path).exists():
         raise CacheError(f"there is no cache '{path}'")
-    size = sum(file.stat().st_size for file in [path, *parts] if file.is_file())
+    size = sum(bytes_held(file) for file in [path, *parts] if file.is_file())
     rows, failed, first, error = 0, 0, None, ""
     runtimes: set[str] = set()
     for file in [path] if path.exists() else parts:
         try:
-            cache = FeatureCache(file)
+            cache = open_draft(file) if is_draft(file) else FeatureCache(file)
+            here, lost = _count_draft(cache) if is_draft(file) else _count(cache)
         except CacheError as problem:
             error = str(problem)
             continue
         first = first or cache
         runtimes.update(cache.computed_by)
-        rows, failed = rows + len(cache), failed + cache.count - len(cache)
+        rows, failed = rows + here, failed + lost
     complete = path.exists() and not parts and not error
     if first is None:
         return CacheInfo(path, size, complete, error=error)
     found = (first.dataset, first.spec, tuple(sorted(runtimes)))
     return CacheInfo(path, size, complete, rows, failed, *found, error)
+
+
+def _count(cache: FeatureCache) -> tuple[int, int]:
+    return len(cache), cache.count - len(cache)
+
+
+def _count_draft(draft: FeatureCache) -> tuple[int, int]:
+    status = [draft.file.rows("rows/status", positions) for positions in noted_rows(draft)]
+    good = sum(int(np.count_nonzero(some == OK)) for some in status)
+    return good, sum(map(len, status)) - good
 
 
 def list_caches(folder: Path) -> list[CacheInfo]:
@@ -164,7 +187,7 @@ def prune(
     for parts in _workspaces(folder):
         cache = parts.with_name(parts.name.removesuffix(".parts"))
         if cache.resolve() not in kept and _is_idle(parts, cache):
-            size = sum(file.stat().st_size for file in parts.iterdir() if file.is_file())
+            size = sum(bytes_held(file) for file in parts.iterdir() if file.is_file())
             removals.append(Removal(parts, size, "unfinished parts"))
     for info in list_caches(folder) if caches else []:
         free = info.path.resolve() not in kept and _is_idle(parts_folder(info.path), info.path)

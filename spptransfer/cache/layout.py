@@ -25,7 +25,12 @@ from spptransfer.errors import CacheError
 from spptransfer.spec import FeatureSpec
 
 FORMAT = "spptransfer-features"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# In version 1 the header's hash covered the features too.
+READABLE_VERSIONS = (1, 2)
+
+# How the names of datasets of features begin.
+FEATURES = "features/"
 
 _RUN_BYTES = 1 << 22
 _RUN_ROWS = 256
@@ -52,7 +57,7 @@ class Block:
     def name(self) -> str:
         """Name of the dataset in the file."""
         part = "vector" if self.level is None else f"level_{self.level}"
-        return f"features/scale_{self.scale}/{part}"
+        return f"{FEATURES}scale_{self.scale}/{part}"
 
     @property
     def width(self) -> int:
@@ -102,11 +107,13 @@ class Header:
     header_bytes, file_bytes : int
         Length of the header and of the whole file.
     sha256 : str
-        Hash of everything behind the header.
+        What `body_sha256` gives.
     attributes : mapping of str to str or int
         The attributes of the HDF5 root group.
     extents : mapping of str to Extent
         By the full name of every dataset.
+    version : int
+        Of the format.
     """
 
     header_bytes: int
@@ -114,12 +121,15 @@ class Header:
     sha256: str
     attributes: Mapping[str, Any]
     extents: Mapping[str, Extent]
+    version: int = FORMAT_VERSION
 
     def pack(self) -> bytes:
         """Bytes of the header: a line with version, length and hash, then JSON, then zeros."""
-        body = json.dumps(asdict(self)).encode()
+        fields = asdict(self)
+        version = fields.pop("version")
+        body = json.dumps(fields).encode()
         digest = hashlib.sha256(body).hexdigest()
-        packed = f"{FORMAT} {FORMAT_VERSION} {len(body)} {digest}\n".encode() + body
+        packed = f"{FORMAT} {version} {len(body)} {digest}\n".encode() + body
         if len(packed) > self.header_bytes:
             raise ValueError(f"the header needs {len(packed)} bytes, not {self.header_bytes}")
         return packed.ljust(self.header_bytes, b"\0")
@@ -138,14 +148,14 @@ class Header:
         title = _TITLE.fullmatch(line)
         if title is None:
             raise CacheError(f"'{path}' is no feature cache of spptransfer: {_guess(line)}")
-        if int(title[1]) != FORMAT_VERSION:
-            raise CacheError(
-                f"'{path}' has format version {int(title[1])}; this release reads {FORMAT_VERSION}"
-            )
+        version = int(title[1])
+        if version not in READABLE_VERSIONS:
+            known = " and ".join(map(str, READABLE_VERSIONS))
+            raise CacheError(f"'{path}' has format version {version}; this release reads {known}")
         body = file.read(min(int(title[2]), _HEADER_LIMIT))
         if hashlib.sha256(body).hexdigest().encode() != title[3]:
             raise CacheError(f"'{path}' is damaged: its header is not what was written")
-        header = cls._parse(body, path)
+        header = cls.parse(body, path, version)
         if header.file_bytes != file_bytes:
             raise CacheError(
                 f"'{path}' is truncated or was added to: "
@@ -157,14 +167,21 @@ class Header:
         return header
 
     @classmethod
-    def _parse(cls, body: bytes, path: Path) -> Header:
+    def parse(cls, body: bytes, path: Path, version: int = FORMAT_VERSION) -> Header:
+        """Read the JSON of a header; every dataset must lie in the bytes that the file has.
+
+        Raises
+        ------
+        CacheError
+            If it is no header.
+        """
         try:
             fields = json.loads(body)
             extents = {
                 name: _check_extent(Extent(**given), fields["file_bytes"])
                 for name, given in fields.pop("extents").items()
             }
-            return cls(**fields, extents=extents)
+            return cls(**fields, extents=extents, version=version)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise CacheError(f"'{path}' is damaged: {' '.join(str(error).split())}") from error
 
@@ -190,8 +207,21 @@ def _guess(line: bytes) -> str:
     return "it is another kind of file"
 
 
-def body_sha256(path: Path, header_bytes: int) -> str:
-    """SHA-256 of everything behind the header."""
+def body_sha256(
+    path: Path, header_bytes: int, extents: Mapping[str, Extent], version: int = FORMAT_VERSION
+) -> str:
+    """SHA-256 of everything behind the header but the features, for which their rows vouch."""
+    left_out = sorted(
+        (extent.offset, extent.offset + extent.nbytes)
+        for name, extent in extents.items()
+        if name.startswith(FEATURES) and version > 1
+    )
+    hasher, position = hashlib.sha256(), header_bytes
     with open(path, "rb") as file:
-        file.seek(header_bytes)
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        for start, stop in [*left_out, (os.fstat(file.fileno()).st_size, 0)]:
+            file.seek(position)
+            while position < start and (piece := file.read(min(start - position, _RUN_BYTES))):
+                hasher.update(piece)
+                position += len(piece)
+            position = max(position, stop)
+    return hasher.hexdigest()

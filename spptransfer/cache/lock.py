@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from spptransfer.cache.files import is_alive, scratch_file
+from spptransfer.cache.files import explained, is_alive, scratch_file
 from spptransfer.errors import CacheError
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,14 @@ class Lock:
                 self._file = file
             else:
                 file.close()
-        self._sign(self._file)
+        try:
+            with explained(self._path):
+                self._sign(self._file)
+        except CacheError:
+            with contextlib.suppress(OSError):  # what could not be written is still in its buffer
+                self._file.close()
+            self._file = None
+            raise
         self._released.clear()
         self._heart = threading.Thread(target=self._beat, args=(self._file,), daemon=True)
         self._heart.start()

@@ -34,19 +34,26 @@ class MappedFile:
     Neither the map nor positioned reads share a file position, so nothing goes wrong where a
     process forks with the file open.
 
+    Parameters
+    ----------
+    path : Path
+        The file.
+    header : Header, optional
+        What is known of it where it is not sealed yet.
+
     Raises
     ------
     CacheError
         If the file is missing, foreign, of another version, truncated or damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, header: Header | None = None) -> None:
         try:
             self._file = open(path, "rb")  # noqa: SIM115 - open as long as its arrays are used
         except OSError as error:
             raise CacheError(f"cannot open the cache '{path}': {error.strerror}") from error
         self.path = path
-        self.header = Header.read(self._file, path)
+        self.header = header or Header.read(self._file, path)
         self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         self._unreleased = 0
 
@@ -133,8 +140,10 @@ class MappedFile:
         return rows
 
     def is_intact(self) -> bool:
-        """Whether every byte behind the header is what was written; reads the whole file."""
-        return body_sha256(self.path, self.header.header_bytes) == self.header.sha256
+        """Whether all is what was written but the features, for which their rows vouch."""
+        header = self.header
+        found = body_sha256(self.path, header.header_bytes, header.extents, header.version)
+        return found == header.sha256
 
     def release(self, looked_at: int) -> None:
         """Give back mapped pages after so many bytes were looked at in passing.

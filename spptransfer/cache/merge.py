@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from spptransfer.cache.checked import read_checked
 from spptransfer.cache.ids import id_runs, sort_ids
 from spptransfer.cache.layout import row_runs
+from spptransfer.cache.outline import Labels
 from spptransfer.cache.reading import FeatureCache
 from spptransfer.cache.rows import OK, TABLE_BYTES, Chunk
-from spptransfer.cache.workspace import read_checked
-from spptransfer.cache.writing import Labels, write_cache
+from spptransfer.cache.writing import write_cache
 from spptransfer.errors import CacheError, SpecMismatchError
 
 

@@ -56,9 +56,9 @@ class FeatureCache:
     >>> X, y = cache.matrix(levels=[3, 1]), cache.labels()      # doctest: +SKIP
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], header: Header | None = None) -> None:
         self.path = Path(path)
-        self.file = MappedFile(self.path)
+        self.file = MappedFile(self.path, header)
         try:
             self._read_identity(self.file.header.attributes)
             check_extents(self.file.header.extents, self.spec, self.blocks)

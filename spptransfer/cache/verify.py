@@ -20,10 +20,10 @@ from spptransfer.cache.files import make_folder
 from spptransfer.cache.ids import id_runs, sort_ids
 from spptransfer.cache.layout import row_runs
 from spptransfer.cache.lock import Lock
+from spptransfer.cache.outline import extents_of
 from spptransfer.cache.reading import FeatureCache
 from spptransfer.cache.rows import FAILED, OK, TABLE_BYTES, FeatureRows, Rows, checksums
-from spptransfer.cache.workspace import parts_folder, write_part
-from spptransfer.cache.writing import extents_of
+from spptransfer.cache.unfinished import parts_folder, write_part
 from spptransfer.errors import ImageError
 from spptransfer.ids import Ids
 

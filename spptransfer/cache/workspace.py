@@ -1,10 +1,11 @@
-"""A cache in the making: a folder of finished parts beside the place where the file will stand."""
+"""A cache in the making: what is known of its rows, wherever they lie, until it is finished."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
+import os
 import shutil
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -12,21 +13,27 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from spptransfer.cache.files import make_folder, remove_leftovers
-from spptransfer.cache.ids import encode, encoded_width, id_runs
+from spptransfer.cache.checked import read_checked
+from spptransfer.cache.draft import SKELETON, Draft
+from spptransfer.cache.files import explained, make_folder, remove_leftovers, sync_folder
+from spptransfer.cache.ids import encoded_width, id_runs
 from spptransfer.cache.layout import Block, blocks_of, row_runs
 from spptransfer.cache.lock import Lock
+from spptransfer.cache.outline import Labels, Outline
 from spptransfer.cache.reading import FeatureCache
-from spptransfer.cache.rows import (
-    CHECKSUM_BYTES,
-    OK,
-    TABLE_BYTES,
-    Chunk,
-    FeatureRows,
-    Rows,
-    checksums,
+from spptransfer.cache.rows import CHECKSUM_BYTES, OK, TABLE_BYTES, Chunk, Rows
+from spptransfer.cache.unfinished import (
+    draft_files,
+    intact_rows,
+    is_draft,
+    move_draft,
+    open_draft,
+    open_part,
+    part_files,
+    parts_folder,
+    remove_draft,
+    write_note,
 )
-from spptransfer.cache.writing import Labels, write_cache
 from spptransfer.errors import CacheError, SpecMismatchError
 from spptransfer.ids import Ids
 from spptransfer.spec import FeatureSpec
@@ -35,11 +42,8 @@ logger = logging.getLogger(__name__)
 
 # Positions of some rows among those of a run, the file that has them, and where it has them.
 _Place = tuple[npt.NDArray[np.intp], FeatureCache, npt.NDArray[np.intp]]
-
-
-def parts_folder(path: Path) -> Path:
-    """Folder in which the parts of a cache lie while it is being made."""
-    return path.with_name(f"{path.name}.parts")
+# What is known of new rows: the part that has them, or their positions in the draft.
+Written = Path | npt.NDArray[np.intp]
 
 
 def precision_note(path: Path) -> Path:
@@ -47,54 +51,8 @@ def precision_note(path: Path) -> Path:
     return path.with_suffix(".precision.json")
 
 
-def write_part(
-    folder: Path,
-    number: int,
-    rows: Rows,
-    features: FeatureRows,
-    *,
-    spec: FeatureSpec,
-    channels: int,
-    dataset: str,
-    computed_by: Iterable[str] = (),
-) -> Path:
-    """Write finished rows as a part.
-
-    Parameters
-    ----------
-    folder : Path
-        The `parts_folder`.
-    number : int
-        Sorts the parts; names become unique by their content.
-    rows : Rows
-        The rows' table.
-    features : mapping from Block to ndarray of shape (n_rows, block.width)
-        The rows' features.
-    spec, channels, dataset, computed_by
-        As in `write_cache`.
-
-    Returns
-    -------
-    Path
-        The part.
-    """
-    identity = b"\n".join([*encode(rows.ids).tolist(), *rows.digest.tolist()])
-    name = f"part-{number:06d}-{hashlib.sha256(identity).hexdigest()[:12]}.h5"
-    write_cache(
-        folder / name,
-        spec=spec,
-        channels=channels,
-        dataset=dataset,
-        count=len(rows),
-        id_width=encoded_width(rows.ids),
-        chunks=[Chunk(rows, features)],
-        computed_by=computed_by,
-    )
-    return folder / name
-
-
 class Workspace:
-    """Rows known so far for one cache file: those of the finished file and of all parts.
+    """Rows known so far for one cache file: those of the finished file, its draft and all parts.
 
     Use it as a context manager: it holds the cache against other writers until it is left.
 
@@ -141,7 +99,11 @@ class Workspace:
         self._computed_by: set[str] = set()
         self._source = np.full(len(ids), -1, dtype=np.int32)
         self._row = np.zeros(len(ids), dtype=np.int32)
-        self._open = lru_cache(maxsize=8)(FeatureCache)
+        self._open = lru_cache(maxsize=8)(self._open_source)
+        self._draft: Draft | None = None
+        self._draft_path = self.folder / f"draft-{self._ids.sha256()[:16]}.h5"
+        self._draft_is_empty = False
+        self._guard = threading.Lock()
 
     def __enter__(self) -> Workspace:
         make_folder(self.folder)
@@ -154,47 +116,153 @@ class Workspace:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not any(self.folder.glob("part-*.h5")):
+        if self._draft is not None:
+            self._draft.close()
+            self._draft = None
+        if self._draft_is_empty:
+            remove_draft(self._draft_path)
+        if not (part_files(self.folder) or draft_files(self.folder)):
             shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.release()
 
     def _take_stock(self) -> None:
         remove_leftovers(self.folder)
         remove_leftovers(self.path.parent, f"{self.path.name}.*")
+        remove_leftovers(self.path.parent, f"{SKELETON}-*")
         if self.path.exists():
             self.finished = FeatureCache.open(self.path, self.spec)
             self.spec = self.finished.spec
             self._note(self.finished)
-        for part in sorted(self.folder.glob("part-*.h5")):
-            cache = _open_intact(part)
+        for draft in draft_files(self.folder):
+            self._take_draft(draft)
+        for part in part_files(self.folder):
+            cache = open_part(part)
             if cache is not None:
                 self._adopt(cache)
             else:
                 logger.warning("'%s' is damaged and will be made again", part)
                 part.unlink()
 
-    def adopt(self, part: Path) -> None:
-        """Make the rows of a part known."""
-        self._adopt(FeatureCache(part))
+    def _take_draft(self, path: Path) -> None:
+        """Make the rows of a draft known that a kill has left whole."""
+        try:
+            cache = open_draft(path)
+        except CacheError as error:
+            logger.warning("%s; its rows will be made again", error)
+            remove_draft(path)
+            return
+        self._check_spec(cache)
+        source, any_row = self._add_source(path, cache.computed_by), False
+        for rows in intact_rows(cache):
+            positions = self._ids.find(cache.ids_at(rows))
+            # Where this one is to be gone on with, a row anywhere else would be written over.
+            here = (positions == rows) if path == self._draft_path else (positions >= 0)
+            self._source[positions[here]] = source
+            self._row[positions[here]] = rows[here]
+            any_row |= bool(here.any())
+        if path == self._draft_path:
+            self._draft_is_empty = not any_row
+        elif not any_row:
+            remove_draft(path)
+
+    def adopt(self, written: Written) -> None:
+        """Make new rows known: those of a part, or those that `put` wrote."""
+        if isinstance(written, Path):
+            self._adopt(FeatureCache(written))
+            return
+        self._source[written] = self._sources.index(self._draft_path)
+        self._row[written] = written
 
     def _adopt(self, part: FeatureCache) -> None:
+        self._check_spec(part)
+        self._note(part)
+
+    def _check_spec(self, part: FeatureCache) -> None:
         if part.spec != self.spec:
             differences = "; ".join(part.spec.differences(self.spec))
             raise SpecMismatchError(f"'{part.path}' was made with another spec: {differences}")
-        self._note(part)
 
     def _note(self, cache: FeatureCache) -> None:
+        source = self._add_source(cache.path, cache.computed_by)
         for start, positions in self._positions(cache):
             rows = np.flatnonzero(positions >= 0)
-            self._source[positions[rows]] = len(self._sources)
+            self._source[positions[rows]] = source
             self._row[positions[rows]] = start + rows
-        self._sources.append(cache.path)
-        self._computed_by.update(cache.computed_by)
+
+    def _add_source(self, path: Path, computed_by: Iterable[str]) -> int:
+        with self._guard:
+            self._sources.append(path)
+            self._computed_by.update(computed_by)
+            return len(self._sources) - 1
+
+    def _open_source(self, path: Path) -> FeatureCache:
+        return open_draft(path) if is_draft(path) else FeatureCache(path)
 
     def _positions(self, cache: FeatureCache) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
         """Positions of a cache's rows among all ids, some at a time, -1 for those of other ids."""
         for run in row_runs(cache.count, TABLE_BYTES):
             yield run.start, self._ids.find(cache.ids_at(run))
+
+    def put(
+        self, positions: npt.NDArray[np.intp], chunk: Chunk, computed_by: Iterable[str]
+    ) -> npt.NDArray[np.intp]:
+        """Write new rows where they will stay, and force them onto the disk; `adopt` them then.
+
+        Several threads may do so at once.
+
+        Parameters
+        ----------
+        positions : ndarray of int, shape (n_rows,)
+            Where they stand among all ids, ascending.
+        chunk : Chunk
+            The rows.
+        computed_by : iterable of str
+            Names and versions of what computed them.
+
+        Returns
+        -------
+        ndarray of int
+            The positions.
+
+        Raises
+        ------
+        CacheError
+            If the disk is full.
+        """
+        draft = self._open_draft(computed_by)
+        draft.put(positions, chunk)
+        draft.sync()
+        self._draft_is_empty = False
+        return positions
+
+    def _open_draft(self, computed_by: Iterable[str] = ()) -> Draft:
+        """The file that is going to be the finished one, with a note of all who took part."""
+        names = set(computed_by)
+        with self._guard:
+            draft = self._draft or self._begin_draft()
+            if self._draft is None or not names <= self._computed_by:
+                self._draft = draft
+                self._computed_by |= names
+                write_note(draft, self._computed_by)
+            return draft
+
+    def _begin_draft(self) -> Draft:
+        path = self._draft_path
+        outline = Outline(
+            self.spec, self.channels, self.dataset, len(self._ids), encoded_width(self._ids)
+        )
+        draft = Draft(path, outline, self.path)
+        if path not in self._sources:
+            self._sources.append(path)
+            self._draft_is_empty = True
+        elif open_draft(path).header.extents != draft.extents:
+            # Another version of HDF5 lays files out in another way: rows are copied then.
+            draft.close()
+            self._sources[self._sources.index(path)] = move_draft(path)
+            self._open.cache_clear()
+            self._sources.append(path)
+            draft = Draft(path, outline, self.path)
+        return draft
 
     def count_removed(self) -> int:
         """Rows of the finished file that no id asks for any more."""
@@ -215,8 +283,13 @@ class Workspace:
 
     def known_failures(self) -> Iterator[tuple[str, str]]:
         """Ids and reasons of the rows known that have no features."""
+        draft = self._draft.failures() if self._draft else None
+        if draft is not None:
+            yield from zip(self._ids.take(draft.rows), draft.reasons, strict=True)
         for run in row_runs(len(self._ids), TABLE_BYTES):
             for _, cache, rows in self._whereabouts(run):
+                if cache.path == self._draft_path:
+                    continue
                 failed = rows[cache.file.rows("rows/status", rows) != OK]
                 if len(failed):
                     table = cache.rows_at(failed)
@@ -254,80 +327,50 @@ class Workspace:
             Labels in the order of the ids.
         """
         if not self.is_finished(labels):
-            write_cache(
-                self.path,
-                spec=self.spec,
-                channels=self.channels,
-                dataset=self.dataset,
-                count=len(self._ids),
-                id_width=encoded_width(self._ids),
-                chunks=self._gather(),
-                labels=labels,
-                computed_by=self._computed_by,
-            )
-        for part in self.folder.glob("part-*.h5"):
+            if not self.known.all():
+                raise CacheError(f"'{self.path}' cannot be finished: not every image has a row")
+            draft = self._open_draft()
+            for positions, chunk in self._elsewhere():
+                draft.put(positions, chunk)
+            draft.seal(labels, self._computed_by)
+            with explained(self.path):
+                os.replace(draft.path, self.path)
+                sync_folder(self.path.parent)
+        for part in part_files(self.folder):
             part.unlink()
+        for path in [*draft_files(self.folder), self._draft_path]:
+            remove_draft(path)
 
-    def _gather(self) -> Iterator[Chunk]:
-        """Rows from wherever they are known, checked against their recorded checksums."""
+    def _elsewhere(self) -> Iterator[tuple[npt.NDArray[np.intp], Chunk]]:
+        """Rows that the draft lacks, with their positions, checked against their checksums."""
         row_bytes = sum(b.width for b in self._blocks) * np.dtype(self.spec.storage).itemsize
         for run in row_runs(len(self._ids), row_bytes + TABLE_BYTES):
-            places = sorted(self._whereabouts(run), key=lambda place: int(place[0][0]))
+            places = [p for p in self._whereabouts(run) if p[1].path != self._draft_path]
             if all(here[-1] - here[0] < len(here) for here, _, _ in places):
                 # Side by side, as parts mostly are: nothing to put together.
-                chunks: Iterable[Chunk] = (read_checked(cache, at) for _, cache, at in places)
+                pairs = ((run.start + here, read_checked(cache, at)) for here, cache, at in places)
             else:
-                chunks = [self._together(run.stop - run.start, places)]
-            start = run.start
-            for chunk in chunks:
-                stop = start + len(chunk.rows)
-                if chunk.rows.ids != list(self._ids[start:stop]):
-                    break
-                yield chunk
-                start = stop
-            if start != run.stop:
-                raise CacheError(f"'{self.path}' cannot be finished: not every image has a row")
+                pairs = (together for together in [self._together(run, places)])
+            for positions, chunk in pairs:
+                if chunk.rows.ids != list(self._ids.take(positions)):
+                    raise CacheError(f"'{self.path}' cannot be finished: its rows are mixed up")
+                yield positions, chunk
 
-    def _together(self, count: int, places: Iterable[_Place]) -> Chunk:
-        """So many rows, each from its place."""
-        rows = Rows.empty([""] * count)
-        values = {b: np.empty((count, b.width), self.spec.storage) for b in self._blocks}
-        recorded = np.empty((count, CHECKSUM_BYTES), np.uint8)
+    def _together(self, run: slice, places: Sequence[_Place]) -> tuple[npt.NDArray[np.intp], Chunk]:
+        """Rows of a run, each from its place."""
+        wanted = np.sort(np.concatenate([here for here, _, _ in places]))
+        rows = Rows.empty([""] * len(wanted))
+        values = {b: np.empty((len(wanted), b.width), self.spec.storage) for b in self._blocks}
+        recorded = np.empty((len(wanted), CHECKSUM_BYTES), np.uint8)
         for here, cache, at in places:
-            chunk = read_checked(cache, at)
+            chunk, into = read_checked(cache, at), np.searchsorted(wanted, here)
             assert chunk.checksums is not None
-            rows.put(here, chunk.rows)
-            recorded[here] = chunk.checksums
+            rows.put(into, chunk.rows)
+            recorded[into] = chunk.checksums
             for block in self._blocks:
-                values[block][here] = chunk.features[block]
-        return Chunk(rows, values, recorded)
+                values[block][into] = chunk.features[block]
+        return run.start + wanted, Chunk(rows, values, recorded)
 
     @property
     def _blocks(self) -> tuple[Block, ...]:
         return tuple(blocks_of(self.spec, self.channels))
-
-
-def read_checked(cache: FeatureCache, positions: npt.NDArray[np.intp]) -> Chunk:
-    """Read rows with all they have.
-
-    Raises
-    ------
-    CacheError
-        If a row is not what was written.
-    """
-    rows = cache.rows_at(positions)
-    features = {block: cache.read(block, positions) for block in cache.blocks}
-    recorded = cache.file.rows("rows/checksum", positions)
-    right = (checksums(rows, features, cache.blocks) == recorded).all(axis=1)
-    for wrong in np.flatnonzero(~right)[:1]:
-        raise CacheError(f"row '{rows.ids[wrong]}' of '{cache.path}' is not what was written")
-    cache.file.release(sum(values.nbytes for values in features.values()))
-    return Chunk(rows, features, recorded)
-
-
-def _open_intact(part: Path) -> FeatureCache | None:
-    try:
-        cache = FeatureCache(part)
-    except CacheError:
-        return None
-    return cache if cache.file.is_intact() else None

@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from spptransfer.cache.files import appearing, make_folder
-from spptransfer.cache.workspace import parts_folder, precision_note
+from spptransfer.cache.unfinished import is_begun
+from spptransfer.cache.workspace import precision_note
 from spptransfer.experiment.prepare import Experiment
 from spptransfer.extraction.joint import shared_part
 from spptransfer.runtimes import precisions_of
@@ -90,7 +91,7 @@ def _is_finished(experiment: Experiment) -> bool:
 
 
 def _is_begun(experiment: Experiment) -> bool:
-    return any(parts_folder(experiment.cache[0]).glob("part-*.h5"))
+    return is_begun(experiment.cache[0])
 
 
 def _is_chosen(experiment: Experiment) -> bool:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from spptransfer.affinity import count_processors
+from spptransfer.cache.outline import Labels
 from spptransfer.cache.workspace import Workspace
-from spptransfer.cache.writing import Labels
 from spptransfer.datasets import Dataset
 from spptransfer.errors import ConfigError, DatasetError, SPPTransferError, suggestion
 from spptransfer.extraction.joint import JointPlan, check_alike, label_of
@@ -292,8 +292,11 @@ class _Crew:
         workers = count_callers(self.runtime, jobs) if engine == "threads" else jobs
         # On a GPU a few batches at once, whoever reads them.
         self.clock = Clock(workers, workers if on_cpu else min(workers, GPU_LANES))
+        here = engine == "threads" or (not on_cpu and engine == "processes")
         settings = tuple(
-            runners.PartSettings(w.folder, w.spec, w.channels, w.dataset, self.batch_pixels)
+            runners.PartSettings(
+                w.folder, w.spec, w.channels, w.dataset, self.batch_pixels, w.put if here else None
+            )
             for w in workspaces
         )
         task = runners.PartTask(settings, self.load_backbone, self.device, self.runtime)
@@ -304,9 +307,9 @@ class _Crew:
         with Progress(left, self.clock, stop, shown=self.progress, label=label) as bar:
             parts = plan.parts(part_rows)
             made_by = runners.run(engine, parts, task, jobs, self.scheduler, bar, on_gpu=not on_cpu)
-            for files in made_by:
-                for number, file in files:
-                    workspaces[number].adopt(file)
+            for part in made_by:
+                for number, written in part:
+                    workspaces[number].adopt(written)
                 made += 1
         if made < plan.count_parts(part_rows):
             paths = ", ".join(f"'{workspace.path}'" for workspace in workspaces)

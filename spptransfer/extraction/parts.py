@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from spptransfer.cache.layout import Block, blocks_of
-from spptransfer.cache.rows import OK, Rows
-from spptransfer.cache.workspace import write_part
+from spptransfer.cache.rows import OK, Chunk, Rows
+from spptransfer.cache.unfinished import write_part
+from spptransfer.cache.workspace import Written
 from spptransfer.extraction.batches import (
     CHUNK,
     OUT_OF_MEMORY,
@@ -57,7 +58,9 @@ class PartSettings:
     """What all parts of one extraction have in common.
 
     `folder` is where parts are written, `dataset` the name recorded in them; `batch_pixels`
-    bounds a batch at its largest scale, None for what suits the device.
+    bounds a batch at its largest scale, None for what suits the device. `put` is the method of
+    the `Workspace` where this process writes its cache: rows go where they will stay then, and
+    no part is written.
     """
 
     folder: Path
@@ -65,6 +68,7 @@ class PartSettings:
     channels: int
     dataset: str
     batch_pixels: int | None = None
+    put: Callable[..., npt.NDArray[np.intp]] | None = None
 
 
 class Sheet:
@@ -182,7 +186,7 @@ class PartMaker:
 
     def make(
         self, part: Part, note: Callable[[int], Any] = lambda count: None
-    ) -> list[tuple[int, Path]]:
+    ) -> list[tuple[int, Written]]:
         """Compute a part and write what each cache lacks of it.
 
         Parameters
@@ -194,15 +198,33 @@ class PartMaker:
 
         Returns
         -------
-        list of (int, Path)
-            Number of the cache and the part's file, for every cache that lacked something.
+        list of (int, Path or ndarray)
+            Number of the cache and what its workspace adopts, for every cache that lacked
+            something.
         """
-        written = []
+        written: list[tuple[int, Written]] = []
         for number, sheet in enumerate(self._fill(part, note)):
             if sheet.wanted.any():
                 with self._clock.measure("write"):
-                    written.append((number, _write(part, sheet, self._computer.runtime)))
+                    written.append((number, self._write(part, number, sheet)))
         return written
+
+    def _write(self, part: Part, number: int, sheet: Sheet) -> Written:
+        rows, features = sheet.taken()
+        settings, computed_by = sheet.settings, [describe_runtime(self._computer.runtime)]
+        if settings.put is not None:
+            positions = part.lacking_positions(number)
+            return settings.put(positions, Chunk(rows, features), computed_by)
+        return write_part(
+            settings.folder,
+            part.number,
+            rows,
+            features,
+            spec=settings.spec,
+            channels=settings.channels,
+            dataset=settings.dataset,
+            computed_by=computed_by,
+        )
 
     def compute(
         self, part: Part, note: Callable[[int], Any] = lambda count: None
@@ -351,18 +373,3 @@ def _halves(batch: Batch, positions: Sequence[int]) -> list[Batch]:
     else:
         return []
     return [Batch(batch.rendering, wanted, tuple(some)) for wanted, some in parts]
-
-
-def _write(part: Part, sheet: Sheet, runtime: str) -> Path:
-    rows, features = sheet.taken()
-    settings = sheet.settings
-    return write_part(
-        settings.folder,
-        part.number,
-        rows,
-        features,
-        spec=settings.spec,
-        channels=settings.channels,
-        dataset=settings.dataset,
-        computed_by=[describe_runtime(runtime)],
-    )

@@ -24,16 +24,23 @@ class Part:
     """A run of images that is computed and written as one.
 
     `lack` says for every cache which of the images it lacks; without it each lacks all of them.
+    `positions` says where they stand in the dataset; without it they are 0, 1, 2 and so on.
     """
 
     number: int
     ids: tuple[str, ...]
     sources: tuple[Source, ...]
     lack: tuple[npt.NDArray[np.bool_], ...] = ()
+    positions: npt.NDArray[np.intp] | None = None
 
     def lacking(self, cache: int) -> npt.NDArray[np.bool_]:
         """Which of the images a cache lacks, by its number."""
         return self.lack[cache] if self.lack else np.ones(len(self.ids), dtype=bool)
+
+    def lacking_positions(self, cache: int) -> npt.NDArray[np.intp]:
+        """Where these stand in the dataset."""
+        positions = np.arange(len(self.ids)) if self.positions is None else self.positions
+        return positions[self.lacking(cache)]
 
 
 class Plan:
@@ -107,7 +114,7 @@ class Plan:
             chosen = start + np.flatnonzero(self.todo[start : start + part_rows])
             if len(chosen):
                 paths = tuple(self._dataset.iter_paths(chosen))
-                yield Part(number, tuple(self._ids.take(chosen)), paths)
+                yield Part(number, tuple(self._ids.take(chosen)), paths, positions=chosen)
 
     def failures(self) -> TextById:
         """Reason for every image without features, once the workspace has a row for each."""

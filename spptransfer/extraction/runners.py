@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -21,6 +20,7 @@ import joblib
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from spptransfer.backbones.loading import Backbone
+from spptransfer.cache.workspace import Written
 from spptransfer.errors import CacheError, ConfigError, SPPTransferError
 from spptransfer.extraction.compute import FeatureComputer
 from spptransfer.extraction.parts import PartMaker, PartSettings
@@ -41,14 +41,15 @@ _PATIENCE = 60
 CPU_PARTS, GPU_PARTS = 2, 4
 
 LoadBackbone = Callable[[], Backbone]
-PartFiles = list[tuple[int, Path]]
+# What each cache has of a part, by its number.
+WrittenPart = list[tuple[int, Written]]
 
 
 @dataclass(frozen=True)
 class Done:
     """What a worker process reports of a part it wrote, for each cache."""
 
-    files: PartFiles
+    written: WrittenPart
     images: int
     seconds: dict[str, float]
     batches: tuple[int, int]
@@ -87,9 +88,9 @@ class PartTask:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         computer, clock = self._computer_here(), Clock()
         with keep_freed_memory(), PartMaker(self.settings, computer, clock, workers=1) as maker:
-            files = maker.make(part)
+            written = maker.make(part)
         batches = clock.batches, clock.full_batches
-        return Done(files, len(part.ids), clock.seconds(), batches)
+        return Done(written, len(part.ids), clock.seconds(), batches)
 
     def _computer_here(self) -> FeatureComputer:
         """The one of this worker process, which its threads share."""
@@ -134,8 +135,8 @@ def run(
     progress: Progress,
     *,
     on_gpu: bool = False,
-) -> Iterator[PartFiles]:
-    """Make parts with one of the engines of `extract`; yields the files of finished parts."""
+) -> Iterator[WrittenPart]:
+    """Make parts with one of the engines of `extract`; yields what was written of each."""
     if engine == "dask":
         return run_dask(parts, task, scheduler, progress)
     if engine == "threads":
@@ -146,13 +147,13 @@ def run(
 
 def run_readers(
     parts: Iterable[Part], task: PartTask, jobs: int, progress: Progress
-) -> Iterator[PartFiles]:
+) -> Iterator[WrittenPart]:
     """Make parts with processes that read and threads, of this process, that compute.
 
     Yields
     ------
-    list of (int, Path)
-        Cache by its number and file, for every finished part, in order.
+    list of (int, Path or ndarray)
+        Cache by its number and what its workspace adopts, for every finished part, in order.
 
     Raises
     ------
@@ -172,13 +173,13 @@ def run_threads(
     jobs: int,
     progress: Progress,
     readers: Readers | None = None,
-) -> Iterator[PartFiles]:
+) -> Iterator[WrittenPart]:
     """Make parts with threads, a few at a time, so that one is written as another computes.
 
     Yields
     ------
-    list of (int, Path)
-        Cache by its number and file, for every finished part, in order.
+    list of (int, Path or ndarray)
+        Cache by its number and what its workspace adopts, for every finished part, in order.
     """
     computer = task.computer(jobs)
     release_memory()  # that was needed to load and to prepare
@@ -189,7 +190,7 @@ def run_threads(
         ThreadPoolExecutor(at_once, "part") as pool,
         PartMaker(task.settings, computer, progress.clock, workers, readers) as maker,
     ):
-        running: deque[Future[PartFiles]] = deque()
+        running: deque[Future[WrittenPart]] = deque()
         for part in parts:
             running.append(pool.submit(maker.make, part, progress.note))
             if len(running) == at_once:
@@ -204,13 +205,13 @@ def run_threads(
 
 def run_processes(
     parts: Iterable[Part], task: PartTask, jobs: int, progress: Progress
-) -> Iterator[PartFiles]:
+) -> Iterator[WrittenPart]:
     """Make parts with worker processes on this machine.
 
     Yields
     ------
-    list of (int, Path)
-        Cache by its number and file, for every finished part, in any order.
+    list of (int, Path or ndarray)
+        Cache by its number and what its workspace adopts, for every finished part, in any order.
 
     Raises
     ------
@@ -230,7 +231,7 @@ def run_processes(
 
 def run_dask(
     parts: Iterable[Part], task: PartTask, scheduler: str | None, progress: Progress
-) -> Iterator[PartFiles]:
+) -> Iterator[WrittenPart]:
     """Make parts with the workers of a Dask cluster; those of a dead worker go to another one.
 
     Parameters
@@ -240,8 +241,8 @@ def run_dask(
 
     Yields
     ------
-    list of (int, Path)
-        Cache by its number and file, for every finished part, in any order.
+    list of (int, Path or ndarray)
+        Cache by its number and what its workspace adopts, for every finished part, in any order.
 
     Raises
     ------
@@ -293,11 +294,11 @@ def _await_worker(client: Any) -> None:
         raise ConfigError(f"the Dask scheduler at '{address}' has no workers") from error
 
 
-def _noted(results: Iterable[Done], progress: Progress) -> Iterator[PartFiles]:
+def _noted(results: Iterable[Done], progress: Progress) -> Iterator[WrittenPart]:
     for done in results:
         progress.clock.add(done.seconds)
         progress.clock.count(*done.batches)
         progress.note(done.images)
-        yield done.files
+        yield done.written
         if progress.stopped:
             return

@@ -9,7 +9,7 @@ from cache_files import make_cache, make_spec
 
 from spptransfer.cache import FeatureCache
 from spptransfer.cache.export import export
-from spptransfer.cache.writing import Labels
+from spptransfer.cache.outline import Labels
 from spptransfer.errors import CacheError, ConfigError
 
 

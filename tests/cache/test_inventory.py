@@ -6,7 +6,8 @@ import pytest
 from cache_files import CHANNELS, make_cache, make_ids, make_rows, make_spec
 
 from spptransfer.cache.inventory import inspect, list_caches, prune
-from spptransfer.cache.workspace import Workspace, parts_folder, precision_note, write_part
+from spptransfer.cache.unfinished import parts_folder, write_part
+from spptransfer.cache.workspace import Workspace, precision_note
 from spptransfer.errors import CacheError
 
 SPEC = make_spec()

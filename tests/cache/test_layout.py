@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import io
 import json
 import os
 
+import numpy as np
 import pytest
 from cache_files import make_cache
 from hypothesis import given
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 
 from spptransfer.cache.layout import Block, Extent, Header, row_runs
 from spptransfer.cache.reading import FeatureCache
+from spptransfer.cache.verify import verify
 from spptransfer.errors import CacheError
 
 
@@ -82,10 +86,24 @@ def test_a_missing_file_and_a_folder_give_one_clear_line(tmp_path):
         FeatureCache.open(tmp_path)
 
 
+def test_files_of_version_1_whose_hash_covers_the_features_are_read_and_verified(cache):
+    expected = FeatureCache.open(cache).matrix()
+    header = FeatureCache.open(cache).header
+    behind = cache.read_bytes()[header.header_bytes :]
+    older = dataclasses.replace(header, version=1, sha256=hashlib.sha256(behind).hexdigest())
+    cache.write_bytes(older.pack() + behind)
+    np.testing.assert_array_equal(FeatureCache.open(cache).matrix(), expected)
+    assert verify(cache) == []
+    content = bytearray(cache.read_bytes())
+    content[header.extents["features/scale_64/level_4"].offset] ^= 1
+    cache.write_bytes(content)
+    assert "the file is not what was written (SHA-256)" in [p.what for p in verify(cache)]
+
+
 def test_a_file_of_another_version_says_which_versions_are_read(cache):
     content = cache.read_bytes()
-    cache.write_bytes(content.replace(b"spptransfer-features 1 ", b"spptransfer-features 7 ", 1))
-    with pytest.raises(CacheError, match=r"format version 7; this release reads 1"):
+    cache.write_bytes(content.replace(b"spptransfer-features 2 ", b"spptransfer-features 7 ", 1))
+    with pytest.raises(CacheError, match=r"format version 7; this release reads 1 and 2"):
         FeatureCache.open(cache)
 
 

@@ -5,8 +5,8 @@ import pytest
 from cache_files import make_cache, make_ids, make_spec
 
 from spptransfer.cache.merge import merge
+from spptransfer.cache.outline import Labels
 from spptransfer.cache.verify import verify
-from spptransfer.cache.writing import Labels
 from spptransfer.errors import CacheError, SpecMismatchError
 
 IDS = make_ids(12)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from spptransfer.cache import FeatureCache
 from spptransfer.cache.layout import Block
-from spptransfer.cache.writing import Labels
+from spptransfer.cache.outline import Labels
 from spptransfer.errors import CacheError, ConfigError, SpecMismatchError
 
 SPEC = make_spec(levels=(6, 4), scales=(48, 64))

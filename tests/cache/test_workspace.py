@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from spptransfer.cache import FeatureCache
 from spptransfer.cache.lock import STALE_SECONDS
+from spptransfer.cache.outline import Labels
+from spptransfer.cache.unfinished import parts_folder, write_part
 from spptransfer.cache.verify import verify
-from spptransfer.cache.workspace import Workspace, parts_folder, write_part
-from spptransfer.cache.writing import Labels
+from spptransfer.cache.workspace import Workspace
 from spptransfer.errors import CacheError, SpecMismatchError
 
 SPEC = make_spec()

@@ -11,9 +11,10 @@ from cache_files import in_chunks, make_cache, make_ids, make_rows, make_spec
 from spptransfer.cache import FeatureCache, files
 from spptransfer.cache.files import appearing, human_bytes, remove_leftovers
 from spptransfer.cache.ids import encoded_width
+from spptransfer.cache.outline import Labels
 from spptransfer.cache.rows import checksums
 from spptransfer.cache.verify import verify
-from spptransfer.cache.writing import Labels, write_cache
+from spptransfer.cache.writing import write_cache
 from spptransfer.errors import CacheError
 
 

@@ -14,6 +14,7 @@ import pytest
 from small_projects import draw_folder, write_pipeline
 
 from spptransfer.cache import FeatureCache
+from spptransfer.cache.unfinished import is_begun
 
 pytestmark = pytest.mark.slow
 
@@ -51,9 +52,13 @@ def spptransfer(folder: Path, command: str, *arguments: str) -> subprocess.Popen
     )
 
 
+def unfinished(folder: Path) -> list[Path]:
+    return [path.with_suffix("") for path in folder.glob("*.parts")]
+
+
 def wait_for_a_part(folder: Path, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 120
-    while not list(folder.glob("*.parts/part-*.h5")):
+    while not any(map(is_begun, unfinished(folder))):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -24,11 +24,11 @@ from extraction_cases import (
     run_together,
 )
 from image_files import encode, picture
+from unfinished_caches import drafted_rows, overwrite
 
 from spptransfer import backbones, images
 from spptransfer.backbones.loading import Backbone
 from spptransfer.cache import FeatureCache
-from spptransfer.cache.workspace import parts_folder
 from spptransfer.errors import ConfigError, DatasetError, SpecMismatchError
 from spptransfer.extraction import Destination, Interrupted, extract_together
 from spptransfer.extraction.batches import OUT_OF_MEMORY
@@ -234,7 +234,7 @@ def test_an_interrupted_pass_goes_on_and_ends_like_single_uninterrupted_ones(tmp
     with pytest.raises(Interrupted, match=r"conv1\.h5', .*larger\.h5' are kept"):
         run_together(dataset, tmp_path / "a", names, stop=StopAfter(checks))
     for name in names:
-        assert list(parts_folder(tmp_path / "a" / f"{name}.h5").glob("part-*.h5"))
+        assert drafted_rows(tmp_path / "a" / f"{name}.h5")
     run_together(dataset, tmp_path / "a", names)
     for name in names:
         run_alone(dataset, tmp_path / "b", name)
@@ -246,8 +246,8 @@ def test_parts_that_only_some_caches_have_are_made_for_the_others(tmp_path):
     dataset = make_dataset(tmp_path / "images", many_images(14))
     with pytest.raises(Interrupted):
         run_together(dataset, tmp_path / "a", names, stop=StopAfter(2))
-    lost = sorted(parts_folder(tmp_path / "a" / "spp.h5").glob("part-*.h5"))
-    lost[1].unlink()
+    for row in range(4, 8):
+        overwrite(tmp_path / "a" / "spp.h5", "rows/checksum", row)
     reports = run_together(dataset, tmp_path / "a", names)
     assert reports["spp"].added == reports["fc6"].added + 4
     for name in names:

@@ -11,7 +11,8 @@ from extraction_cases import make_dataset, many_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spptransfer.cache.workspace import Workspace, write_part
+from spptransfer.cache.unfinished import write_part
+from spptransfer.cache.workspace import Workspace
 from spptransfer.datasets import Dataset
 from spptransfer.errors import DatasetError
 from spptransfer.extraction.plan import Plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -13,8 +14,8 @@ import pytest
 from extraction_cases import CHANNELS, SPEC, backbone, make_dataset, many_images, run
 
 from spptransfer.cache import FeatureCache
+from spptransfer.cache.unfinished import part_files, parts_folder
 from spptransfer.cache.verify import verify
-from spptransfer.cache.workspace import parts_folder
 from spptransfer.errors import CacheError
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -187,36 +188,52 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_full_disk_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path, small_disk):
+def test_a_disk_too_small_for_all_rows_is_refused_before_any_is_computed(tmp_path, small_disk):
     dataset = make_dataset(tmp_path / "images", many_images(24))
     ballast = small_disk / "ballast"
-    ballast.write_bytes(bytes(450_000))
+    ballast.write_bytes(bytes(550_000))
     with pytest.raises(CacheError, match=r"disk is full while writing .* are needed\)"):
         run(dataset, small_disk / "a.h5")
-    kept = list(parts_folder(small_disk / "a.h5").glob("part-*.h5"))
-    assert 1 <= len(kept) < 6
+    assert list(small_disk.iterdir()) == [ballast]
+    ballast.unlink()
+    assert run(dataset, small_disk / "a.h5").added == 24
+
+
+def test_worker_processes_keep_what_is_finished_where_the_disk_is_full(tmp_path, small_disk):
+    """Their parts and the finished file are both there in the end."""
+    dataset = make_dataset(tmp_path / "images", many_images(24))
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(300_000))
+    with pytest.raises(CacheError, match=r"disk is full while writing .* are needed\)"):
+        run(dataset, small_disk / "a.h5", engine="processes", jobs=1)
+    kept = part_files(parts_folder(small_disk / "a.h5"))
+    assert len(kept) > 3
     assert not list(small_disk.rglob("*.tmp"))
     ballast.unlink()
-    report = run(dataset, small_disk / "a.h5")
-    assert report.unchanged == 4 * len(kept)
+    assert run(dataset, small_disk / "a.h5").unchanged == 4 * len(kept)
     run(dataset, tmp_path / "b.h5")
     assert (small_disk / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # HDF5's own
-def test_a_disk_that_fills_up_between_the_check_and_the_write_is_no_crash(
-    tmp_path, small_disk, monkeypatch
+@pytest.mark.parametrize("free", [0, 20_000, 100_000, 200_000])
+def test_a_disk_that_fills_up_meanwhile_keeps_what_is_finished_and_the_same_command_goes_on(
+    tmp_path, small_disk, monkeypatch, free
 ):
-    from spptransfer.cache import files
-
-    monkeypatch.setattr(files, "_check_space", lambda path, needed: None)
+    monkeypatch.setattr("spptransfer.cache.draft.check_space", lambda path, needed: None)
     dataset = make_dataset(tmp_path / "images", many_images(24))
-    (small_disk / "ballast").write_bytes(bytes(450_000))
-    with pytest.raises(CacheError, match="disk is full"):
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - free))
+    with pytest.raises(CacheError, match=r"disk is full while writing .*a\.h5.*is kept"):
         run(dataset, small_disk / "a.h5")
     assert not list(small_disk.rglob("*.tmp"))
-    (small_disk / "ballast").unlink()
-    assert not run(dataset, small_disk / "a.h5").failures
+    assert not (small_disk / "a.h5").exists()
+    ballast.unlink()
+    report = run(dataset, small_disk / "a.h5")
+    assert (report.unchanged > 0) == (free >= 100_000)
+    assert report.unchanged < 24
+    run(dataset, tmp_path / "b.h5")
+    assert (small_disk / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
 
 
 def test_a_read_only_folder_is_one_clear_line_and_loses_nothing(tmp_path, small_disk):

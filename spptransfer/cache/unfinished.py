@@ -1,0 +1,185 @@
+"""What there is of a cache before it is finished: a folder with parts, a draft, or both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from spptransfer.cache.checked import checked_runs, compare_rows, is_sound
+from spptransfer.cache.draft import Draft
+from spptransfer.cache.files import appearing
+from spptransfer.cache.ids import encode, encoded_width
+from spptransfer.cache.layout import Header, row_runs
+from spptransfer.cache.reading import FeatureCache
+from spptransfer.cache.rows import CHECKSUM_BYTES, OK, Chunk, FeatureRows, Rows
+from spptransfer.cache.writing import write_cache
+from spptransfer.errors import CacheError
+from spptransfer.spec import FeatureSpec
+
+
+def parts_folder(path: Path) -> Path:
+    """Folder in which a cache is being made."""
+    return path.with_name(f"{path.name}.parts")
+
+
+def part_files(folder: Path) -> list[Path]:
+    """Rows that were written as small caches of their own."""
+    return sorted(folder.glob("part-*.h5"))
+
+
+def draft_files(folder: Path) -> list[Path]:
+    """Files in which rows lie where they will stay, the latest last."""
+    return sorted(folder.glob("draft-*.h5"), key=_modified)
+
+
+def _modified(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:  # it was just finished
+        return 0
+
+
+def is_begun(path: Path) -> bool:
+    """Whether some rows of a cache wait for the others."""
+    folder = parts_folder(path)
+    return bool(part_files(folder)) or any(map(_any_row, draft_files(folder)))
+
+
+def _any_row(path: Path) -> bool:
+    try:
+        return any(len(positions) for positions in noted_rows(open_draft(path)))
+    except CacheError:
+        return False
+
+
+def note_file(path: Path) -> Path:
+    """File that says what lies where in a draft, and who computed it."""
+    return path.with_suffix(".json")
+
+
+def write_note(draft: Draft, computed_by: Iterable[str]) -> None:
+    """Note what is known of a draft, for whoever goes on with it."""
+    fields = asdict(draft.header(computed_by))
+    del fields["version"]
+    with appearing(note_file(draft.path)) as temporary, open(temporary, "w") as file:
+        json.dump(fields, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def open_draft(path: Path) -> FeatureCache:
+    """Open a draft for reading; which of its rows are there `noted_rows` says.
+
+    Raises
+    ------
+    CacheError
+        If it is not what its note says, or there is none.
+    """
+    note = note_file(path)
+    try:
+        header = Header.parse(note.read_bytes(), note)
+        size = path.stat().st_size
+    except OSError as error:
+        raise CacheError(f"cannot read '{note}': {error.strerror}") from error
+    if size < header.file_bytes:
+        raise CacheError(f"'{path}' is truncated: {size:,} of {header.file_bytes:,} bytes")
+    return FeatureCache(path, header)
+
+
+def noted_rows(draft: FeatureCache) -> Iterator[npt.NDArray[np.intp]]:
+    """Numbers of the rows that a draft has, some at a time; they may have been torn by a kill."""
+    for run in row_runs(draft.count, CHECKSUM_BYTES):
+        there = draft.file.rows("rows/checksum", run).any(axis=1)
+        yield run.start + np.flatnonzero(there)
+
+
+def intact_rows(draft: FeatureCache) -> Iterator[npt.NDArray[np.intp]]:
+    """Numbers of the rows with features that a kill has left whole, some at a time."""
+    for noted in noted_rows(draft):
+        for run in checked_runs(draft, len(noted)):
+            chunk, right = compare_rows(draft, noted[run])
+            yield noted[run][right & (chunk.rows.status == OK)]
+
+
+def is_draft(path: Path) -> bool:
+    """Whether a file's name is that of a draft."""
+    return path.match("*.parts/draft-*.h5")
+
+
+def move_draft(path: Path) -> Path:
+    """Give a draft another name, under which its rows are still found."""
+    for number in count(1):
+        other = path.with_name(f"{path.stem}-{number}.h5")
+        if not other.exists():
+            os.replace(note_file(path), note_file(other))
+            return path.rename(other)
+    raise AssertionError("unreachable")
+
+
+def remove_draft(path: Path) -> None:
+    """Remove a draft with its note, if it is there."""
+    path.unlink(missing_ok=True)
+    note_file(path).unlink(missing_ok=True)
+
+
+def write_part(
+    folder: Path,
+    number: int,
+    rows: Rows,
+    features: FeatureRows,
+    *,
+    spec: FeatureSpec,
+    channels: int,
+    dataset: str,
+    computed_by: Iterable[str] = (),
+) -> Path:
+    """Write finished rows as a part.
+
+    Parameters
+    ----------
+    folder : Path
+        The `parts_folder`.
+    number : int
+        Sorts the parts; names become unique by their content.
+    rows : Rows
+        The rows' table.
+    features : mapping from Block to ndarray of shape (n_rows, block.width)
+        The rows' features.
+    spec, channels, dataset, computed_by
+        As in `write_cache`.
+
+    Returns
+    -------
+    Path
+        The part.
+    """
+    identity = b"\n".join([*encode(rows.ids).tolist(), *rows.digest.tolist()])
+    name = f"part-{number:06d}-{hashlib.sha256(identity).hexdigest()[:12]}.h5"
+    write_cache(
+        folder / name,
+        spec=spec,
+        channels=channels,
+        dataset=dataset,
+        count=len(rows),
+        id_width=encoded_width(rows.ids),
+        chunks=[Chunk(rows, features)],
+        computed_by=computed_by,
+    )
+    return folder / name
+
+
+def open_part(path: Path) -> FeatureCache | None:
+    """Open a part if it is what was written, to the last byte."""
+    try:
+        cache = FeatureCache(path)
+    except CacheError:
+        return None
+    return cache if is_sound(cache) else None
