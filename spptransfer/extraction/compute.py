@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +63,7 @@ def place(backbone: Backbone, device: torch.device, runtime: str, precision: str
     Parameters
     ----------
     backbone : Backbone
-        It is changed.
+        It may be moved to the device; where its numbers have to be rounded a copy is.
     device : torch.device
         See `choose_device`.
     runtime : {"torch", "openvino", "onnxruntime"}
@@ -83,13 +85,34 @@ def place(backbone: Backbone, device: torch.device, runtime: str, precision: str
     (torch.float32, torch.bfloat16)
     """
     in_torch, dtype = runtime == "torch", getattr(torch, precision)
-    backbone = backbone.to(device=device, dtype=dtype if in_torch else torch.float32)
-    if backbone.head is not None:
-        backbone.head.to(dtype=dtype)
+    backbone = backbone.to(device=device)
+    if in_torch:
+        backbone = _rounded(backbone, backbone, dtype)
+    elif backbone.head is not None:
+        backbone = _rounded(backbone, backbone.head, dtype)
     if not in_torch:
         return backbone
     backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return backbone.fused()
+
+
+def _rounded(backbone: Backbone, part: torch.nn.Module, dtype: torch.dtype) -> Backbone:
+    """Round a part of a backbone, in a copy that shares the rest; itself if nothing changes.
+
+    Whoever gave the backbone may use it for other arithmetic too.
+    """
+    numbers = (t for t in (*part.parameters(), *part.buffers()) if t.is_floating_point())
+    tensors = [tensor for tensor in numbers if tensor.dtype != dtype]
+    if not tensors:
+        return backbone
+    kept: dict[int, Any] = {id(t): t for t in (*backbone.parameters(), *backbone.buffers())}
+    for tensor in tensors:
+        rounded = tensor.detach().to(dtype)
+        is_parameter = isinstance(tensor, torch.nn.Parameter)
+        kept[id(tensor)] = (
+            torch.nn.Parameter(rounded, requires_grad=False) if is_parameter else rounded
+        )
+    return copy.deepcopy(backbone, kept)
 
 
 class FeatureComputer:

@@ -82,9 +82,12 @@ class ViewAverager:
         self.device = choose_device(device, self.runtime)
         self._dtype: torch.dtype = getattr(torch, precision)
         info = classifier.info
+        placed = place(classifier.backbone(), self.device, self.runtime, precision)
+        assert placed.head is not None
+        self._pool, self._score = placed.head
         self._network = open_network(
             self.runtime,
-            place(classifier.backbone(), self.device, self.runtime, precision),
+            placed,
             ["spp"],
             Normalization.of({"mean": info.mean, "std": info.std}),
             precision=precision,
@@ -112,7 +115,7 @@ class ViewAverager:
             for row, weight in self._rows(torch.from_numpy(pixels).to(self.device), at, scheme):
                 rows.append(row)
                 weights.append(weight)
-        scores = self.classifier.score(torch.cat(rows)).float()
+        scores = self._score(torch.cat(rows)).float()
         chances = scores.softmax(dim=1).reshape(len(rows), -1, scores.shape[1])
         shares = torch.tensor(weights, device=self.device, dtype=torch.float32) / scheme.views
         return torch.einsum("v,vnk->nk", shares, chances).cpu().numpy()
@@ -125,7 +128,7 @@ class ViewAverager:
         for flipped in (False, True) if at.flip else (False,):
             seen = pixels.flip(2) if flipped else pixels
             if at.places == "full":
-                yield self.classifier.pool(self._maps(seen)), 1
+                yield self._pool(self._maps(seen)), 1
                 continue
             corners = window_corners(height, width, size, at.places)
             corners = mirrored(corners, width, size) if flipped else corners
@@ -136,7 +139,7 @@ class ViewAverager:
     ) -> Iterator[tuple[torch.Tensor, int]]:
         for (top, left), times in Counter(corners).items():
             crop = pixels[:, top : top + size, left : left + size]
-            yield self.classifier.pool(self._maps(crop)), times
+            yield self._pool(self._maps(crop)), times
 
     def _on_maps(
         self, pixels: torch.Tensor, corners: Sequence[tuple[int, int]], size: int
@@ -150,7 +153,7 @@ class ViewAverager:
         )
         for (row, column), times in regions.items():
             region = maps[:, :, row : row + cells, column : column + cells]
-            yield self.classifier.pool(region), times
+            yield self._pool(region), times
 
     def _maps(self, pixels: torch.Tensor) -> torch.Tensor:
         """Maps of N x H x W x 3 bytes, as the pooling takes them."""

@@ -15,6 +15,7 @@ from spptransfer.errors import ConfigError
 from spptransfer.extraction.compute import FeatureComputer
 from spptransfer.extraction.strips import Strips
 from spptransfer.pyramid import bin_bounds
+from spptransfer.specify import feature_spec
 
 FAMILIES = [
     "alexnet",
@@ -156,6 +157,27 @@ def test_lower_precision_is_near_and_still_float32_outside(precision):
     assert found.dtype == np.float32
     assert_close(found, exact, 0.05)
     assert not np.array_equal(found, exact)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+@pytest.mark.parametrize("layer", ["spp", "fc6"])
+def test_a_backbone_that_computed_in_bfloat16_still_has_its_own_numbers(runtime, layer):
+    pytest.importorskip(runtime)
+    network = backbones.load("spp-mini", "embedded", layer=layer)
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    levels = (4, 2, 1) if layer == "spp" else ()
+    spec = dataclasses.replace(
+        feature_spec(backbone="spp-mini", weights="embedded", layer=layer), levels=levels
+    )
+    exact = FeatureComputer(network, spec, runtime=runtime)(view(64, 90)[None])
+    low = dataclasses.replace(spec, precision="bfloat16")
+    rounded = FeatureComputer(network, low, runtime=runtime)(view(64, 90)[None])
+    again = FeatureComputer(network, spec, runtime=runtime)(view(64, 90)[None])
+    for key, expected in exact.items():
+        assert not np.array_equal(rounded[key], expected)
+        np.testing.assert_array_equal(again[key], expected)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
 
 
 def test_a_fully_connected_layer_is_what_a_plain_forward_gives():

@@ -221,6 +221,7 @@ def test_bfloat16_is_close_to_float32(mini, weights):
     assert rounded.dtype == np.float32
     assert not np.array_equal(rounded, exact)
     np.testing.assert_allclose(rounded, exact, atol=0.05)
+    np.testing.assert_array_equal(averaged(network, pixels, scheme), exact)
 
 
 @pytest.mark.parametrize("runtime", PACKAGES)
