@@ -7,12 +7,14 @@ What feeds a GPU. Every contender runs in a process of its own, on the same file
 
 threads      as `spptransfer.extraction.extract` reads by default
 processes    as it reads many images for a GPU (`engine="processes"`)
+pipes        the same where there is no memory to share
 DataLoader   torch's, with as many workers, Pillow's decoder and resize, 8 images per batch
 
 The clock runs from the first file's name to the last view in the process that asked; imports
 and starting our processes come before, which is "started" (a DataLoader forks its workers within
 the clock, in hundredths of a second). Ours looks at every header and takes an SHA-256 as well.
-"peak" is the most memory of the process that asks, and what its children hold alone.
+"here" is processor time per image of the process that asks, which bounds what any number of
+processes can feed it; "peak" is the most memory of it, and what its children hold alone.
 """
 
 from __future__ import annotations
@@ -48,18 +50,21 @@ def main() -> None:
     files = sorted(p for p in options.photos.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
     files = (files * (options.images // len(files) + 1))[: options.images]
     print(f"{len(files)} images at s = {options.scale}, {PROCESSORS} processors")
-    print("\n| readers | | images/s | started | peak |\n|---|---|---|---|---|")
+    print("\n| readers | | images/s | here | started | peak |\n|---|---|---|---|---|---|")
     for count in dict.fromkeys(options.readers):
         for name in CONTENDERS:
             runs = [
                 apart(measure, name, count, options.scale, files) for _ in range(options.rounds)
             ]
-            rate, started, peak = (statistics.median(column) for column in zip(*runs, strict=True))
-            print(f"| {count} | {name} | {rate:,.0f} | {started:.1f} s | {peak / 1e6:,.0f} MB |")
+            rate, here, started, peak = map(statistics.median, zip(*runs, strict=True))
+            figures = f"{rate:,.0f} | {1e3 * here:.2f} ms | {started:.1f} s | {peak / 1e6:,.0f} MB"
+            print(f"| {count} | {name} | {figures} |")
 
 
-def measure(name: str, count: int, scale: int, files: Sequence[Path]) -> tuple[float, float, int]:
-    """Images per second, seconds to start, bytes of memory."""
+def measure(
+    name: str, count: int, scale: int, files: Sequence[Path]
+) -> tuple[float, float, float, int]:
+    """Images per second, seconds of our processor per image, seconds to start, bytes of memory."""
     import torch
 
     torch.set_num_threads(1)
@@ -68,11 +73,11 @@ def measure(name: str, count: int, scale: int, files: Sequence[Path]) -> tuple[f
         read, memory = CONTENDERS[name](count, scale, stack)
         read(files[: CHUNK * count])
         started = time.perf_counter() - start
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         found = read(files)
-        seconds = time.perf_counter() - start
+        seconds, used = time.perf_counter() - start, time.process_time() - used
         assert found >= len(files) * scale * scale * 3
-        return len(files) / seconds, started, memory()
+        return len(files) / seconds, used / len(files), started, memory()
 
 
 def by_threads(count: int, scale: int, stack: contextlib.ExitStack) -> Contender:
@@ -86,6 +91,13 @@ def by_processes(count: int, scale: int, stack: contextlib.ExitStack) -> Contend
 
     readers = stack.enter_context(ProcessReaders(count))
     return reading(readers, count, scale, stack), lambda: peers.peak_bytes() + held_by_children()
+
+
+def by_pipes(count: int, scale: int, stack: contextlib.ExitStack) -> Contender:
+    from spptransfer.extraction import readers
+
+    readers._new_slot = lambda size: None
+    return by_processes(count, scale, stack)
 
 
 def reading(readers, count: int, scale: int, stack: contextlib.ExitStack) -> Read:
@@ -157,7 +169,12 @@ def held_by_children() -> int:
     return held
 
 
-CONTENDERS = {"threads": by_threads, "processes": by_processes, "DataLoader": by_loader}
+CONTENDERS = {
+    "threads": by_threads,
+    "processes": by_processes,
+    "pipes": by_pipes,
+    "DataLoader": by_loader,
+}
 
 
 if __name__ == "__main__":

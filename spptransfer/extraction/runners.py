@@ -8,6 +8,7 @@ import platform
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,8 +35,9 @@ _DIED = (
     "a worker process died (killed, or out of memory); everything finished is kept: "
     "run the same command again"
 )
-# How long nobody may be there to work for a Dask scheduler, in seconds.
-_PATIENCE = 60
+# How long nobody may be there to work for a Dask scheduler, and how often that is looked at, in
+# seconds.
+_PATIENCE, _GLANCE = 60, 0.05
 
 # Parts in work: one is written while another is computed; of a GPU's more are being read.
 CPU_PARTS, GPU_PARTS = 2, 4
@@ -281,8 +283,11 @@ def _on_cluster(client: Any, parts: Iterable[Part], task: PartTask) -> Iterator[
             running.add(client.submit(task, part, pure=False))
         if running.is_empty():
             return
-        if not threads:  # only now: some clusters begin to grow when there is work
-            _await_worker(client)
+        while not running.has_ready():
+            # Only now: some clusters begin to grow when there is work, and workers may all die.
+            if not client.nthreads():
+                _await_worker(client)
+            time.sleep(_GLANCE)
         yield next(running).result()
 
 

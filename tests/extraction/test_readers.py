@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from spptransfer.cache import FeatureCache
 from spptransfer.errors import CacheError
 from spptransfer.extraction import Interrupted, runners
+from spptransfer.extraction import readers as readers_module
 from spptransfer.extraction.batches import Rendering, measure
 from spptransfer.extraction.readers import ProcessReaders, ThreadReaders, Wanted
 
@@ -89,6 +91,85 @@ def test_many_threads_ask_at_once_and_each_gets_its_own(files, readers):
     expected = [ThreadReaders().load([one]) for one in wanted]
     for number, loaded in enumerate(found):
         assert_same(loaded, expected[number % len(wanted)])
+
+
+def sent_of(readers, wanted):
+    """What comes back for images, and how their views came."""
+    seen = []
+    submit = readers._pool.submit
+
+    class Watched:
+        def __init__(self, *given):
+            self._future = submit(*given)
+
+        def result(self):
+            seen.append(self._future.result())
+            return seen[-1]
+
+    readers._pool.submit = Watched
+    try:
+        return readers.load(wanted), seen[-1]
+    finally:
+        readers._pool.submit = submit
+
+
+def test_views_come_through_shared_memory_where_there_is_some(files, readers):
+    wanted = list(wanted_of(files, readers.look(files)))
+    found, sent = sent_of(readers, wanted)
+    assert_same(found, ThreadReaders().load(wanted))
+    if hasattr(os, "memfd_create"):
+        assert len(sent.shapes) == sum(len(image.views) for image in found)
+        assert not any(view.size for image in sent.images for view in image.views)
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this system has no such memory")
+def test_views_that_do_not_fit_come_through_the_pipe_and_the_next_ones_fit(files, monkeypatch):
+    monkeypatch.setattr(readers_module, "SLOT_BYTES", 1000)
+    with ProcessReaders(1) as readers:
+        wanted = list(wanted_of(files, readers.look(files)))
+        expected = ThreadReaders().load(wanted)
+        for first in (True, False):
+            found, sent = sent_of(readers, wanted)
+            assert_same(found, expected)
+            assert (sent.shapes == ()) == first
+
+
+def test_there_is_a_bound_to_what_is_shared(files, monkeypatch):
+    monkeypatch.setattr(readers_module, "SLOT_BYTES", 1000)
+    monkeypatch.setattr(readers_module, "MOST_SLOT_BYTES", 2000)
+    with ProcessReaders(1) as readers:
+        wanted = list(wanted_of(files, readers.look(files)))
+        for _ in range(2):
+            found, sent = sent_of(readers, wanted)
+            assert_same(found, ThreadReaders().load(wanted))
+            assert sent.shapes == ()
+
+
+def test_a_system_without_shared_memory_sends_views_through_pipes(files, monkeypatch):
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    with ProcessReaders(1) as readers:
+        wanted = list(wanted_of(files, readers.look(files)))
+        found, sent = sent_of(readers, wanted)
+        assert_same(found, ThreadReaders().load(wanted))
+        assert sent.shapes == ()
+
+
+def test_no_shared_memory_is_left_open(files):
+    def open_files():
+        count = 0
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+                count += "memfd:views" in os.readlink(f"/proc/self/fd/{name}")
+        return count
+
+    if not hasattr(os, "memfd_create"):
+        pytest.skip("this system has no such memory")
+    before = open_files()
+    with ProcessReaders(1) as readers, ThreadPoolExecutor(3) as pool:
+        wanted = list(wanted_of(files, readers.look(files)))
+        list(pool.map(readers.load, [wanted] * 6))
+        assert open_files() > before
+    assert open_files() == before
 
 
 def test_who_asks_after_a_process_died_is_told(files):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -138,6 +141,45 @@ def test_a_scheduler_without_workers_gets_one_that_joins_or_is_one_clear_line(
         monkeypatch.setattr(runners, "_PATIENCE", 60)
         threading.Timer(0.5, cluster.scale, [1]).start()
         assert run(dataset, tmp_path / "a.h5", **where).added == 8
+
+
+class _Slow:
+    """Loads the backbone, but not soon; leaves a note that somebody is at it."""
+
+    def __init__(self, note):
+        self.note = note
+
+    def __call__(self):
+        self.note.touch()
+        time.sleep(600)
+
+
+@pytest.mark.slow
+def test_a_cluster_whose_last_worker_dies_at_work_is_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(runners, "_PATIENCE", 60)
+    dataset = make_dataset(tmp_path / "images", many_images(8))
+    with local_cluster(workers=0) as cluster:
+        address, note = cluster.scheduler_address, tmp_path / "note"
+        command = [sys.executable, "-m", "dask", "worker", address, "--no-nanny"]
+        paths = os.pathsep.join(sys.path)
+        worker = subprocess.Popen(
+            [*command, "--local-directory", str(tmp_path / "scratch")],
+            env={**os.environ, "PYTHONPATH": paths},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+        def kill():
+            while not note.exists():
+                time.sleep(0.05)
+            runners._PATIENCE = 1
+            worker.kill()
+
+        threading.Thread(target=kill, daemon=True).start()
+        where = {"engine": "dask", "scheduler": address, "load_backbone": _Slow(note)}
+        with pytest.raises(ConfigError, match=r"^the Dask scheduler at 'tcp.*' has no workers$"):
+            run(dataset, tmp_path / "a.h5", **where)
+        worker.wait(30)
 
 
 @pytest.mark.slow
