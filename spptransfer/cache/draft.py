@@ -22,7 +22,7 @@ from spptransfer.ids import Ids
 
 # How names of files begin that are there for moments.
 SKELETON = "skeleton"
-_COPIED_BYTES = 1 << 22
+_COPIED_BYTES = 1 << 18
 _ROWS = ("rows/", FEATURES)
 # What goes to the disk is data alone where the system can tell it from the rest.
 _sync_data = getattr(os, "fdatasync", os.fsync)

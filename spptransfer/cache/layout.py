@@ -33,6 +33,7 @@ READABLE_VERSIONS = (1, 2)
 FEATURES = "features/"
 
 _RUN_BYTES = 1 << 22
+_PIECE_BYTES = 1 << 18
 _RUN_ROWS = 256
 _HEADER_LIMIT = 1 << 24
 _TITLE = re.compile(rb"spptransfer-features (\d{1,9}) (\d{1,9}) ([0-9a-f]{64})\n")
@@ -220,7 +221,7 @@ def body_sha256(
     with open(path, "rb") as file:
         for start, stop in [*left_out, (os.fstat(file.fileno()).st_size, 0)]:
             file.seek(position)
-            while position < start and (piece := file.read(min(start - position, _RUN_BYTES))):
+            while position < start and (piece := file.read(min(start - position, _PIECE_BYTES))):
                 hasher.update(piece)
                 position += len(piece)
             position = max(position, stop)
