@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterable, Iterator
@@ -17,15 +18,17 @@ from spptransfer.cache.files import bytes_held, check_space, explained, temporar
 from spptransfer.cache.ids import encode, id_runs, sort_ids
 from spptransfer.cache.layout import FEATURES, Extent, Header, body_sha256
 from spptransfer.cache.outline import Failures, Labels, Outline, write_skeleton
-from spptransfer.cache.rows import COLUMNS, FAILED, Chunk, checksums
+from spptransfer.cache.positioned import FileClosedError, PositionedFile
+from spptransfer.cache.rows import CHECKSUM_BYTES, COLUMNS, FAILED, Chunk, checksums
+from spptransfer.errors import CacheError
 from spptransfer.ids import Ids
 
 # How names of files begin that are there for moments.
 SKELETON = "skeleton"
 _COPIED_BYTES = 1 << 18
 _ROWS = ("rows/", FEATURES)
-# What goes to the disk is data alone where the system can tell it from the rest.
-_sync_data = getattr(os, "fdatasync", os.fsync)
+# The dataset that says of a row that it is there.
+_COMMIT = "rows/checksum"
 
 
 class Draft:
@@ -60,10 +63,7 @@ class Draft:
             with self._skeleton() as skeleton:
                 self.extents = write_skeleton(skeleton, outline)
                 self._room = skeleton.stat().st_size
-            # Read and write by whoever may so by the process's mask, as of any other new file.
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            if os.fstat(self._descriptor).st_size < self._room:
-                os.ftruncate(self._descriptor, self._room)
+            self._file = PositionedFile(path, self._room)
 
     def _explained(self) -> AbstractContextManager[None]:
         return explained(self._name, self.outline.needed)
@@ -72,10 +72,21 @@ class Draft:
         return temporary_name(self.path.with_name(f"{SKELETON}-{threading.get_ident():x}"))
 
     def close(self) -> None:
-        """Let go of the file, which stays as it is."""
-        os.close(self._descriptor)
+        """Let go of the file, which stays as it is, once nobody puts anything any more."""
+        self._file.close()
 
-    def put(self, positions: npt.NDArray[np.intp], chunk: Chunk) -> None:
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Write, but neither when the file was closed nor when somebody else finished it."""
+        try:
+            with self._file.using(), self._explained():
+                if not self._file.is_at(self.path):
+                    raise CacheError(f"'{self._name}' was finished or removed by somebody else")
+                yield
+        except FileClosedError as error:
+            raise CacheError(f"'{self._name}' is no longer being written: {error}") from error
+
+    def put(self, positions: npt.NDArray[np.intp], chunk: Chunk, *, durable: bool = False) -> None:
         """Write rows where they belong.
 
         Parameters
@@ -85,49 +96,81 @@ class Draft:
         chunk : Chunk
             The rows. Checksums that they come with are written as they are: what was checked is
             vouched for from end to end.
+        durable : bool, default=False
+            Force them onto the disk, so that after a power cut too a row with a checksum has all
+            that belongs to it.
 
         Raises
         ------
         CacheError
-            If the disk is full.
+            If the disk is full, or the file was closed or finished meanwhile.
         """
+        columns = self._columns(positions, chunk)
+        failed = np.flatnonzero(chunk.rows.status == FAILED)
+        if len(failed):
+            reasons = Ids(chunk.rows.error[i] for i in failed)
+            with self._guard:
+                self._failures.append((positions[failed], reasons))
+        with self._writing():
+            if durable and self._any_checksum(positions):
+                self._clear(positions)
+                self._file.sync()
+            for name, numbers in columns.items():
+                if name == _COMMIT and durable:
+                    self._file.sync()
+                self._write(name, positions, numbers)
+            if durable:
+                self._sync_or_clear(positions)
+
+    def _columns(
+        self, positions: npt.NDArray[np.intp], chunk: Chunk
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Numbers of rows by dataset; checksums are the last."""
         rows, features, known = chunk
-        encoded = encode(rows.ids)
+        encoded, blocks = encode(rows.ids), self.outline.blocks
         if encoded.itemsize > self.outline.id_width or not _are_rows(positions, self.outline.count):
             raise ValueError(f"rows {positions} are not those announced")
-        storage, blocks = self.outline.spec.storage, self.outline.blocks
+        storage = self.outline.spec.storage
         values = {b: np.ascontiguousarray(features[b], dtype=storage) for b in blocks}
-        columns: dict[str, npt.NDArray[Any]] = {
+        return {
             "rows/id": encoded.astype(f"S{self.outline.id_width}"),
             **{f"rows/{n}": getattr(rows, n).astype(t) for n, t in COLUMNS.items()},
             **{block.name: numbers for block, numbers in values.items()},
-            "rows/checksum": checksums(rows, values, blocks) if known is None else known,
+            _COMMIT: checksums(rows, values, blocks) if known is None else known,
         }
-        failed = np.flatnonzero(rows.status == FAILED)
-        if len(failed):
-            with self._guard:
-                self._failures.append((positions[failed], Ids(rows.error[i] for i in failed)))
-        with self._explained():
-            for name, numbers in columns.items():
-                for start, run in _runs(positions):
-                    self._write(name, start, numbers[run])
 
-    def _write(self, name: str, start: int, numbers: npt.NDArray[Any]) -> None:
-        """Write neighbouring rows of one dataset."""
-        if numbers.size:
-            raw = np.ascontiguousarray(numbers).reshape(-1).view(np.uint8)
-            offset = self.extents[name].offset + start * (raw.nbytes // len(numbers))
-            write_at(self._descriptor, raw.data, offset)
+    def _write(self, name: str, positions: npt.NDArray[np.intp], numbers: npt.NDArray[Any]) -> None:
+        """Write rows of one dataset."""
+        for start, run in _runs(positions) if numbers.size else ():
+            raw = np.ascontiguousarray(numbers[run]).reshape(-1).view(np.uint8)
+            row_bytes = raw.nbytes // (run.stop - run.start)
+            self._file.write(raw.data, self.extents[name].offset + start * row_bytes)
+
+    def _any_checksum(self, positions: npt.NDArray[np.intp]) -> bool:
+        offset = self.extents[_COMMIT].offset
+        return any(
+            any(self._file.read(CHECKSUM_BYTES * (run.stop - run.start), at))
+            for start, run in _runs(positions)
+            for at in [offset + CHECKSUM_BYTES * start]
+        )
+
+    def _clear(self, positions: npt.NDArray[np.intp]) -> None:
+        """Take checksums back, and with them the rows."""
+        self._write(_COMMIT, positions, np.zeros((len(positions), CHECKSUM_BYTES), np.uint8))
+
+    def _sync_or_clear(self, positions: npt.NDArray[np.intp]) -> None:
+        try:
+            self._file.sync()
+        except OSError:
+            # What is still in memory would be taken for what is on the disk by the next run.
+            with contextlib.suppress(OSError):
+                self._clear(positions)
+            raise
 
     def header(self, computed_by: Iterable[str]) -> Header:
         """What would be said of the file if it were sealed, but for its hash."""
         attributes = self.outline.attributes(computed_by)
         return Header(self.outline.header_bytes, self._room, "", attributes, self.extents)
-
-    def sync(self) -> None:
-        """Force all rows onto the disk."""
-        with self._explained():
-            _sync_data(self._descriptor)
 
     def failures(self) -> Failures:
         """Rows without features so far, and why; those of an earlier run were not kept."""
@@ -148,18 +191,17 @@ class Draft:
             Names and versions of what computed the rows.
         """
         outline, names = self.outline, list(computed_by)
-        with self._explained():
+        with self._writing():
             self._write_order()
             with self._skeleton() as skeleton:
                 extents = write_skeleton(skeleton, outline, labels, self.failures(), names)
                 self._take_over(skeleton, extents)
-            os.fsync(self._descriptor)
+            self._file.sync(everything=True)
             digest = body_sha256(self.path, outline.header_bytes, extents)
-            size = os.fstat(self._descriptor).st_size
             attributes = outline.attributes(names)
-            header = Header(outline.header_bytes, size, digest, attributes, extents)
-            write_at(self._descriptor, memoryview(header.pack()), 0)
-            os.fsync(self._descriptor)
+            header = Header(outline.header_bytes, self._file.size, digest, attributes, extents)
+            self._file.write(memoryview(header.pack()), 0)
+            self._file.sync(everything=True)
 
     def _write_order(self) -> None:
         """Write the numbers of the rows in ascending order of their ids."""
@@ -167,13 +209,13 @@ class Draft:
         in_order = sort_ids(map(self._ids, runs), self.path.parent)
         for run in runs:
             positions = (position for _, position in islice(in_order, run.stop - run.start))
-            self._write("rows/by_id", run.start, np.fromiter(positions, "<i8"))
+            self._write("rows/by_id", np.arange(run.start, run.stop), np.fromiter(positions, "<i8"))
 
     def _ids(self, run: slice) -> npt.NDArray[np.bytes_]:
         extent = self.extents["rows/id"]
         width = self.outline.id_width
         size, offset = (run.stop - run.start) * width, extent.offset + run.start * width
-        return np.frombuffer(os.pread(self._descriptor, size, offset), extent.dtype)
+        return np.frombuffer(self._file.read(size, offset), extent.dtype)
 
     def _take_over(self, skeleton: Path, extents: dict[str, Extent]) -> None:
         """Copy all but the rows from a finished skeleton."""
@@ -183,22 +225,15 @@ class Draft:
         taken = sorted((extent.offset, extent.offset + extent.nbytes) for extent in rows.values())
         with open(skeleton, "rb") as source:
             size = os.fstat(source.fileno()).st_size
-            os.ftruncate(self._descriptor, size)
+            self._file.resize(size)
             position = self.outline.header_bytes
             for start, stop in [*taken, (size, size)]:
                 while position < start:
                     count = min(start - position, _COPIED_BYTES)
                     piece = os.pread(source.fileno(), count, position)
-                    write_at(self._descriptor, memoryview(piece), position)
+                    self._file.write(memoryview(piece), position)
                     position += len(piece)
                 position = max(position, stop)
-
-
-def write_at(descriptor: int, raw: memoryview, offset: int) -> None:
-    """Write bytes at a place of a file, however many calls that takes."""
-    while raw:
-        written = os.pwrite(descriptor, raw, offset)
-        raw, offset = raw[written:], offset + written
 
 
 def _are_rows(positions: npt.NDArray[np.intp], count: int) -> bool:

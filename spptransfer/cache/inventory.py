@@ -43,7 +43,8 @@ class CacheInfo:
     complete : bool
         Whether the file is there and no part of it is waiting to be brought in.
     rows, failed : int
-        Rows with and without features; of the parts where there is no file yet.
+        Rows with and without features; of the parts and drafts where there is no file yet, where
+        a row that was being copied from one to the other counts twice.
     dataset : str
         Name of the dataset.
     spec : FeatureSpec or None

@@ -178,6 +178,9 @@ class Header:
         """
         try:
             fields = json.loads(body)
+            for name in ("header_bytes", "file_bytes"):
+                if type(fields[name]) is not int or fields[name] < 0:
+                    raise ValueError(f"{name} is {fields[name]!r}")
             extents = {
                 name: _check_extent(Extent(**given), fields["file_bytes"])
                 for name, given in fields.pop("extents").items()

@@ -95,6 +95,7 @@ class Lock:
         self._cache = cache
         self._kind = kind
         self._file: IO[str] | None = None
+        self._holder: Holder | None = None
         self._released = threading.Event()
 
     def acquire(self) -> None:
@@ -176,9 +177,27 @@ class Lock:
             return False
 
     def _sign(self, file: IO[str]) -> None:
+        self._holder = Holder.here()
         file.truncate(0)
-        json.dump(asdict(Holder.here()), file)
+        json.dump(asdict(self._holder), file)
         file.flush()
+
+    def check(self) -> None:
+        """Make sure that we still have it: who was silent for long may have been taken for dead.
+
+        Raises
+        ------
+        CacheError
+            If the lock file is gone or names somebody else.
+        """
+        try:
+            holder = Holder.parse(self._path.read_text("utf-8", "replace"))
+        except OSError as error:
+            what = f"its lock '{self._path}' cannot be read: {error.strerror}"
+            raise CacheError(f"cannot go on writing '{self._cache}': {what}") from error
+        if self._file is None or holder != self._holder:
+            other = holder or "another process"
+            raise CacheError(f"the {self._kind} '{self._cache}' was taken over by {other}")
 
     def _beat(self, file: IO[str]) -> None:
         """Show that the holder lives, for those whom the lock itself cannot tell."""

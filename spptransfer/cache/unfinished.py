@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import count
@@ -17,12 +18,16 @@ from spptransfer.cache.checked import checked_runs, compare_rows, is_sound
 from spptransfer.cache.draft import Draft
 from spptransfer.cache.files import appearing
 from spptransfer.cache.ids import encode, encoded_width
-from spptransfer.cache.layout import Header, row_runs
+from spptransfer.cache.layout import FORMAT_VERSION, Header, row_runs
 from spptransfer.cache.reading import FeatureCache
 from spptransfer.cache.rows import CHECKSUM_BYTES, OK, Chunk, FeatureRows, Rows
 from spptransfer.cache.writing import write_cache
 from spptransfer.errors import CacheError
 from spptransfer.spec import FeatureSpec
+
+
+class LostDraftError(CacheError):
+    """A draft whose rows cannot be found any more."""
 
 
 def parts_folder(path: Path) -> Path:
@@ -36,8 +41,13 @@ def part_files(folder: Path) -> list[Path]:
 
 
 def draft_files(folder: Path) -> list[Path]:
-    """Files in which rows lie where they will stay, the latest last."""
-    return sorted(folder.glob("draft-*.h5"), key=_modified)
+    """Files in which rows lie where they will stay."""
+    return sorted(folder.glob("draft-*.h5"))
+
+
+def by_age(files: Iterable[Path]) -> list[Path]:
+    """Files in the order in which they were last written to."""
+    return sorted(files, key=_modified)
 
 
 def _modified(path: Path) -> int:
@@ -80,18 +90,32 @@ def open_draft(path: Path) -> FeatureCache:
 
     Raises
     ------
+    LostDraftError
+        If there is no note, or it is not true.
     CacheError
-        If it is not what its note says, or there is none.
+        If files cannot be read now, or a later release began the draft.
     """
     note = note_file(path)
     try:
-        header = Header.parse(note.read_bytes(), note)
-        size = path.stat().st_size
+        content, size = note.read_bytes(), path.stat().st_size
+        with open(path, "rb"):
+            pass
+    except FileNotFoundError as error:
+        raise LostDraftError(f"cannot read '{note}': {error.strerror}") from error
     except OSError as error:
-        raise CacheError(f"cannot read '{note}': {error.strerror}") from error
-    if size < header.file_bytes:
-        raise CacheError(f"'{path}' is truncated: {size:,} of {header.file_bytes:,} bytes")
-    return FeatureCache(path, header)
+        raise CacheError(f"cannot read '{error.filename}': {error.strerror}") from error
+    try:
+        header = Header.parse(content, note)
+        version = header.attributes["format_version"]
+        if version == FORMAT_VERSION and size >= header.file_bytes:
+            return FeatureCache(path, header)
+    except (CacheError, KeyError, TypeError) as error:
+        raise LostDraftError(f"'{note}' is damaged: {error}") from error
+    if version != FORMAT_VERSION:
+        raise CacheError(
+            f"'{path}' was begun in format version {version}; this release writes {FORMAT_VERSION}"
+        )
+    raise LostDraftError(f"'{path}' is truncated: {size:,} of {header.file_bytes:,} bytes")
 
 
 def noted_rows(draft: FeatureCache) -> Iterator[npt.NDArray[np.intp]]:
@@ -119,9 +143,19 @@ def move_draft(path: Path) -> Path:
     for number in count(1):
         other = path.with_name(f"{path.stem}-{number}.h5")
         if not other.exists():
-            os.replace(note_file(path), note_file(other))
-            return path.rename(other)
+            # A note too many does no harm, one too few would cost all rows.
+            shutil.copyfile(note_file(path), note_file(other))
+            path.rename(other)
+            note_file(path).unlink()
+            return other
     raise AssertionError("unreachable")
+
+
+def remove_stray_notes(folder: Path) -> None:
+    """Remove notes of drafts that are not there."""
+    for note in folder.glob("draft-*.json"):
+        if not note.with_suffix(".h5").exists():
+            note.unlink(missing_ok=True)
 
 
 def remove_draft(path: Path) -> None:

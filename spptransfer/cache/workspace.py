@@ -23,6 +23,8 @@ from spptransfer.cache.outline import Labels, Outline
 from spptransfer.cache.reading import FeatureCache
 from spptransfer.cache.rows import CHECKSUM_BYTES, OK, TABLE_BYTES, Chunk, Rows
 from spptransfer.cache.unfinished import (
+    LostDraftError,
+    by_age,
     draft_files,
     intact_rows,
     is_draft,
@@ -32,6 +34,7 @@ from spptransfer.cache.unfinished import (
     part_files,
     parts_folder,
     remove_draft,
+    remove_stray_notes,
     write_note,
 )
 from spptransfer.errors import CacheError, SpecMismatchError
@@ -103,11 +106,13 @@ class Workspace:
         self._draft: Draft | None = None
         self._draft_path = self.folder / f"draft-{self._ids.sha256()[:16]}.h5"
         self._draft_is_empty = False
+        self._left = False
         self._guard = threading.Lock()
 
     def __enter__(self) -> Workspace:
         make_folder(self.folder)
         self._lock.acquire()
+        self._left, self._draft = False, None
         try:
             self._take_stock()
         except BaseException:
@@ -116,9 +121,10 @@ class Workspace:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with self._guard:
+            self._left = True
         if self._draft is not None:
             self._draft.close()
-            self._draft = None
         if self._draft_is_empty:
             remove_draft(self._draft_path)
         if not (part_files(self.folder) or draft_files(self.folder)):
@@ -133,26 +139,26 @@ class Workspace:
             self.finished = FeatureCache.open(self.path, self.spec)
             self.spec = self.finished.spec
             self._note(self.finished)
-        for draft in draft_files(self.folder):
-            self._take_draft(draft)
-        for part in part_files(self.folder):
-            cache = open_part(part)
-            if cache is not None:
+        remove_stray_notes(self.folder)
+        for file in by_age([*draft_files(self.folder), *part_files(self.folder)]):
+            if is_draft(file):
+                self._take_draft(file)
+            elif (cache := open_part(file)) is not None:
                 self._adopt(cache)
             else:
-                logger.warning("'%s' is damaged and will be made again", part)
-                part.unlink()
+                logger.warning("'%s' is damaged and will be made again", file)
+                file.unlink()
 
     def _take_draft(self, path: Path) -> None:
         """Make the rows of a draft known that a kill has left whole."""
         try:
             cache = open_draft(path)
-        except CacheError as error:
+        except LostDraftError as error:
             logger.warning("%s; its rows will be made again", error)
             remove_draft(path)
             return
         self._check_spec(cache)
-        source, any_row = self._add_source(path, cache.computed_by), False
+        source, any_row = self._add_source(path), False
         for rows in intact_rows(cache):
             positions = self._ids.find(cache.ids_at(rows))
             # Where this one is to be gone on with, a row anywhere else would be written over.
@@ -160,6 +166,8 @@ class Workspace:
             self._source[positions[here]] = source
             self._row[positions[here]] = rows[here]
             any_row |= bool(here.any())
+        if any_row:
+            self._computed_by.update(cache.computed_by)
         if path == self._draft_path:
             self._draft_is_empty = not any_row
         elif not any_row:
@@ -189,7 +197,7 @@ class Workspace:
             self._source[positions[rows]] = source
             self._row[positions[rows]] = start + rows
 
-    def _add_source(self, path: Path, computed_by: Iterable[str]) -> int:
+    def _add_source(self, path: Path, computed_by: Iterable[str] = ()) -> int:
         with self._guard:
             self._sources.append(path)
             self._computed_by.update(computed_by)
@@ -227,24 +235,36 @@ class Workspace:
         Raises
         ------
         CacheError
-            If the disk is full.
+            If the disk is full, or the cache is no longer ours to write.
         """
+        self._lock.check()
         draft = self._open_draft(computed_by)
-        draft.put(positions, chunk)
-        draft.sync()
+        draft.put(positions, chunk, durable=True)
         self._draft_is_empty = False
         return positions
+
+    def begin(self) -> None:
+        """Make sure that there is room for all rows.
+
+        Raises
+        ------
+        CacheError
+            If the disk is too small.
+        """
+        self._open_draft()
 
     def _open_draft(self, computed_by: Iterable[str] = ()) -> Draft:
         """The file that is going to be the finished one, with a note of all who took part."""
         names = set(computed_by)
         with self._guard:
-            draft = self._draft or self._begin_draft()
-            if self._draft is None or not names <= self._computed_by:
-                self._draft = draft
+            if self._left:
+                raise CacheError(f"'{self.path}' is no longer being written")
+            if self._draft is None:
+                self._draft = self._begin_draft()
+            if not names <= self._computed_by:
+                write_note(self._draft, self._computed_by | names)
                 self._computed_by |= names
-                write_note(draft, self._computed_by)
-            return draft
+            return self._draft
 
     def _begin_draft(self) -> Draft:
         path = self._draft_path
@@ -252,16 +272,20 @@ class Workspace:
             self.spec, self.channels, self.dataset, len(self._ids), encoded_width(self._ids)
         )
         draft = Draft(path, outline, self.path)
-        if path not in self._sources:
-            self._sources.append(path)
-            self._draft_is_empty = True
-        elif open_draft(path).header.extents != draft.extents:
-            # Another version of HDF5 lays files out in another way: rows are copied then.
+        try:
+            if path in self._sources and open_draft(path).header.extents != draft.extents:
+                # Another version of HDF5 lays files out in another way: rows are copied then.
+                draft.close()
+                self._sources[self._sources.index(path)] = move_draft(path)
+                self._open.cache_clear()
+                draft = Draft(path, outline, self.path)
+            if path not in self._sources:
+                self._draft_is_empty = True
+                write_note(draft, self._computed_by)
+                self._sources.append(path)
+        except BaseException:
             draft.close()
-            self._sources[self._sources.index(path)] = move_draft(path)
-            self._open.cache_clear()
-            self._sources.append(path)
-            draft = Draft(path, outline, self.path)
+            raise
         return draft
 
     def count_removed(self) -> int:
@@ -331,8 +355,10 @@ class Workspace:
                 raise CacheError(f"'{self.path}' cannot be finished: not every image has a row")
             draft = self._open_draft()
             for positions, chunk in self._elsewhere():
-                draft.put(positions, chunk)
+                draft.put(positions, chunk, durable=True)
+            self._lock.check()
             draft.seal(labels, self._computed_by)
+            draft.close()
             with explained(self.path):
                 os.replace(draft.path, self.path)
                 sync_folder(self.path.parent)

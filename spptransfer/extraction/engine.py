@@ -302,15 +302,20 @@ class _Crew:
         task = runners.PartTask(settings, self.load_backbone, self.device, self.runtime)
         stop = self.stop or threading.Event()
         part_rows = self.part_rows or (PART_ROWS if on_cpu else GPU_PART_ROWS)
+        for workspace, own in zip(workspaces, plan.plans, strict=True):
+            if here and own.todo.any():
+                workspace.begin()
         made = 0
         left, label = int(plan.todo.sum()), label_of([w.spec for w in workspaces])
         with Progress(left, self.clock, stop, shown=self.progress, label=label) as bar:
             parts = plan.parts(part_rows)
             made_by = runners.run(engine, parts, task, jobs, self.scheduler, bar, on_gpu=not on_cpu)
-            for part in made_by:
-                for number, written in part:
-                    workspaces[number].adopt(written)
-                made += 1
+            # Whatever goes wrong here, nobody makes parts any more when the caches are left.
+            with contextlib.closing(made_by):
+                for part in made_by:
+                    for number, written in part:
+                        workspaces[number].adopt(written)
+                    made += 1
         if made < plan.count_parts(part_rows):
             paths = ", ".join(f"'{workspace.path}'" for workspace in workspaces)
             raise Interrupted(

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -137,7 +137,7 @@ def run(
     progress: Progress,
     *,
     on_gpu: bool = False,
-) -> Iterator[WrittenPart]:
+) -> Generator[WrittenPart]:
     """Make parts with one of the engines of `extract`; yields what was written of each."""
     if engine == "dask":
         return run_dask(parts, task, scheduler, progress)
@@ -149,7 +149,7 @@ def run(
 
 def run_readers(
     parts: Iterable[Part], task: PartTask, jobs: int, progress: Progress
-) -> Iterator[WrittenPart]:
+) -> Generator[WrittenPart]:
     """Make parts with processes that read and threads, of this process, that compute.
 
     Yields
@@ -175,7 +175,7 @@ def run_threads(
     jobs: int,
     progress: Progress,
     readers: Readers | None = None,
-) -> Iterator[WrittenPart]:
+) -> Generator[WrittenPart]:
     """Make parts with threads, a few at a time, so that one is written as another computes.
 
     Yields
@@ -207,7 +207,7 @@ def run_threads(
 
 def run_processes(
     parts: Iterable[Part], task: PartTask, jobs: int, progress: Progress
-) -> Iterator[WrittenPart]:
+) -> Generator[WrittenPart]:
     """Make parts with worker processes on this machine.
 
     Yields
@@ -233,7 +233,7 @@ def run_processes(
 
 def run_dask(
     parts: Iterable[Part], task: PartTask, scheduler: str | None, progress: Progress
-) -> Iterator[WrittenPart]:
+) -> Generator[WrittenPart]:
     """Make parts with the workers of a Dask cluster; those of a dead worker go to another one.
 
     Parameters
@@ -299,7 +299,7 @@ def _await_worker(client: Any) -> None:
         raise ConfigError(f"the Dask scheduler at '{address}' has no workers") from error
 
 
-def _noted(results: Iterable[Done], progress: Progress) -> Iterator[WrittenPart]:
+def _noted(results: Iterable[Done], progress: Progress) -> Generator[WrittenPart]:
     for done in results:
         progress.clock.add(done.seconds)
         progress.clock.count(*done.batches)

@@ -55,8 +55,12 @@ class Slot:
         if not hasattr(os, "memfd_create"):
             raise OSError("this system has no memory without a name")
         self._descriptor = os.memfd_create("views")
-        os.ftruncate(self._descriptor, size)
-        self._map = mmap.mmap(self._descriptor, size)
+        try:
+            os.ftruncate(self._descriptor, size)
+            self._map = mmap.mmap(self._descriptor, size)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
         path = f"/proc/{os.getpid()}/fd/{self._descriptor}"
         self.address = Address(path, size, next(_SERIAL))
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import tempfile
 import threading
 from pathlib import Path
@@ -12,7 +14,7 @@ from cache_files import CHANNELS, make_ids, make_rows, make_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spptransfer.cache import FeatureCache, files
+from spptransfer.cache import FeatureCache, files, positioned
 from spptransfer.cache.draft import Draft
 from spptransfer.cache.files import bytes_held
 from spptransfer.cache.ids import encoded_width
@@ -169,7 +171,7 @@ def test_a_disk_that_is_too_small_is_named_with_the_file_and_its_size(tmp_path, 
 def test_what_a_draft_holds_already_needs_no_further_space(tmp_path, monkeypatch):
     with begin(tmp_path / "draft.h5") as draft:
         put(draft, range(30))
-        draft.sync()
+        os.sync()
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: type("usage", (), {"free": 9000}))
     with begin(tmp_path / "draft.h5") as draft:
         assert draft.outline.needed > 9000
@@ -192,3 +194,117 @@ def test_a_file_of_more_names_than_its_header_was_made_for_is_still_sealed(tmp_p
         put(draft, range(30))
         draft.seal(LABELS, names)
     assert FeatureCache.open(tmp_path / "draft.h5").computed_by == tuple(sorted(names))
+
+
+# --- durable rows, and those who come too late --------------------------------------------------
+
+
+def noted(draft):
+    offset = draft.extents["rows/checksum"].offset
+    raw = np.frombuffer(draft._file.read(30 * 16, offset), np.uint8).reshape(30, 16)
+    return np.flatnonzero(raw.any(axis=1)).tolist()
+
+
+class Disk:
+    """Notes what a draft holds each time that it is forced to the disk, and fails if told to."""
+
+    def __init__(self, draft, fails_at=()):
+        self.draft, self.fails_at, self.seen = draft, fails_at, []
+
+    def __call__(self, descriptor):
+        self.seen.append(noted(self.draft))
+        if len(self.seen) in self.fails_at:
+            raise OSError(errno.EIO, "Input/output error")
+
+
+def put_durably(draft, positions):
+    positions = np.array(positions, np.intp)
+    draft.put(positions, chunk(positions), durable=True)
+
+
+def test_a_checksum_is_written_when_all_else_is_on_the_disk(tmp_path, monkeypatch):
+    with begin(tmp_path / "draft.h5") as draft:
+        disk = Disk(draft)
+        monkeypatch.setattr(positioned, "_sync_data", disk)
+        put_durably(draft, [2, 3])
+        assert disk.seen == [[], [2, 3]]
+
+
+def test_a_row_that_is_written_over_is_not_there_meanwhile(tmp_path, monkeypatch):
+    with begin(tmp_path / "draft.h5") as draft:
+        put(draft, range(6))
+        disk = Disk(draft)
+        monkeypatch.setattr(positioned, "_sync_data", disk)
+        put_durably(draft, [2, 9])
+        assert disk.seen == [[0, 1, 3, 4, 5], [0, 1, 3, 4, 5], [0, 1, 2, 3, 4, 5, 9]]
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_rows_that_may_not_be_on_the_disk_are_not_there_and_no_more_are_put(
+    tmp_path, monkeypatch, call
+):
+    with begin(tmp_path / "draft.h5") as draft:
+        put_durably(draft, [0])
+        monkeypatch.setattr(positioned, "_sync_data", Disk(draft, fails_at=[call]))
+        with pytest.raises(CacheError, match=r"cannot write '.*finished.h5': Input/output error"):
+            put_durably(draft, [1, 2])
+        assert noted(draft) == [0]
+        with pytest.raises(CacheError, match="an earlier write did not reach the disk"):
+            put_durably(draft, [3])
+        assert noted(draft) == [0]
+
+
+def test_who_puts_after_the_end_writes_to_no_other_file(tmp_path):
+    draft = Draft(tmp_path / "draft.h5", outline(), tmp_path / "finished.h5")
+    draft.close()
+    draft.close()
+    with begin(tmp_path / "another.h5"):  # has the number of the descriptor by now
+        before = (tmp_path / "another.h5").read_bytes()
+        with pytest.raises(CacheError, match=r"finished.h5' is no longer being written"):
+            put(draft, range(30))
+        assert (tmp_path / "another.h5").read_bytes() == before
+
+
+def test_closing_waits_for_those_who_put(tmp_path, monkeypatch):
+    draft = Draft(tmp_path / "draft.h5", outline(), tmp_path / "finished.h5")
+    inside, go_on = threading.Event(), threading.Event()
+
+    def wait(descriptor):
+        inside.set()
+        assert go_on.wait(30)
+
+    monkeypatch.setattr(positioned, "_sync_data", wait)
+    putting = threading.Thread(target=put_durably, args=(draft, [4]))
+    closing = threading.Thread(target=draft.close)
+    putting.start()
+    assert inside.wait(30)
+    closing.start()
+    closing.join(0.2)
+    assert closing.is_alive()
+    go_on.set()
+    putting.join(30)
+    closing.join(30)
+    assert not closing.is_alive()
+    with begin(tmp_path / "draft.h5") as again:
+        assert noted(again) == [4]
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_a_file_that_somebody_else_finished_or_removed_is_left_alone(tmp_path, removed):
+    with begin(tmp_path / "draft.h5") as draft:
+        put(draft, range(30))
+        if removed:
+            (tmp_path / "draft.h5").unlink()
+        else:
+            (tmp_path / "draft.h5").rename(tmp_path / "finished.h5")
+        for late in (lambda: put(draft, [1]), lambda: draft.seal(None, ())):
+            with pytest.raises(CacheError, match="finished or removed by somebody else"):
+                late()
+
+
+def test_a_draft_that_cannot_be_made_leaves_no_file_open(tmp_path, monkeypatch):
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "ftruncate", lambda *given: (_ for _ in ()).throw(OSError(27, "large")))
+    with pytest.raises(CacheError, match="disk is full"):
+        Draft(tmp_path / "draft.h5", outline(), tmp_path / "finished.h5")
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
+import errno
+import json
 import logging
 import multiprocessing
 import os
@@ -286,6 +289,136 @@ def test_a_damaged_draft_is_made_again_with_a_warning(tmp_path, caplog, damage):
     assert_finished(path)
 
 
+@pytest.mark.parametrize("content", [b'{"extents": {}, "file_bytes": "x"}', b"{}", b"null"])
+def test_a_note_with_any_content_is_a_warning(tmp_path, caplog, content):
+    path = tmp_path / "a.h5"
+    begin(path, range(8))
+    note_file(draft_of(path)).write_bytes(content)
+    assert not is_begun(path)
+    assert go_on(path) == []
+    assert "made again" in caplog.text
+
+
+@pytest.mark.parametrize("what", ["note", "draft"])
+def test_a_passing_error_of_the_disk_costs_nothing(tmp_path, monkeypatch, what):
+    path = tmp_path / "a.h5"
+    begin(path, range(8))
+    unreadable = {"note": note_file, "draft": lambda draft: draft}[what](draft_of(path))
+    with monkeypatch.context() as patched:
+        for place in ((Path, "read_bytes"), (builtins, "open")):
+            patched.setattr(*place, _failing_for(unreadable, getattr(*place)))
+        with pytest.raises(CacheError, match=r"cannot read '.*draft-.*': Stale file handle"):
+            go_on(path)
+    assert go_on(path) == list(range(8))
+    assert_finished(path)
+
+
+def _failing_for(unreadable, original):
+    def read(path, *given, **options):
+        if path == unreadable:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return original(path, *given, **options)
+
+    return read
+
+
+def test_a_draft_of_a_later_release_is_neither_used_nor_lost(tmp_path):
+    path = tmp_path / "a.h5"
+    begin(path, range(8))
+    note = note_file(draft_of(path))
+    content = note.read_text()
+    note.write_text(content.replace('"format_version": 2', '"format_version": 3'))
+    with pytest.raises(CacheError, match="begun in format version 3; this release writes 2"):
+        go_on(path)
+    note.write_text(content)
+    assert go_on(path) == list(range(8))
+
+
+def test_a_kill_while_a_draft_is_given_another_name_loses_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "a.h5"
+    with monkeypatch.context() as patched:
+        patched.setattr(Outline, "header_bytes", property(lambda self: 65536))
+        begin(path, range(8))
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", _interrupt)
+        with pytest.raises(KeyboardInterrupt), workspace(path) as space:
+            put(space, [9])
+    assert go_on(path) == list(range(8))
+    assert_finished(path)
+
+
+def test_a_note_that_cannot_be_written_leaves_no_draft_in_use(tmp_path, monkeypatch):
+    path = tmp_path / "a.h5"
+    with workspace(path) as space:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", _full)
+            with pytest.raises(CacheError, match="disk is full"):
+                put(space, [0])
+        put(space, [1])
+    assert go_on(path) == [1]
+
+
+@pytest.mark.parametrize("lost", ["gone", "another's", "empty"])
+def test_who_lost_the_lock_writes_no_more(tmp_path, lost):
+    path = tmp_path / "a.h5"
+    with workspace(path) as space:
+        put(space, range(6))
+        lock = parts_folder(path) / "lock"
+        if lost == "gone":
+            lock.unlink()
+        else:
+            other = {"process": 1, "host": "elsewhere", "since": "2026-01-01"}
+            lock.write_text(json.dumps(other) if lost == "another's" else "")
+        with pytest.raises(CacheError, match=r"taken over by|cannot go on writing"):
+            put(space, [7])
+        space._source[:] = 0
+        with pytest.raises(CacheError, match=r"taken over by|cannot go on writing"):
+            space.finish(None)
+    assert not path.exists()
+    assert go_on(path) == list(range(6))
+
+
+def test_who_puts_after_the_end_is_told(tmp_path):
+    path = tmp_path / "a.h5"
+    with workspace(path) as space:
+        put(space, range(12))
+        space.finish(None)
+        with pytest.raises(CacheError, match="no longer being written"):
+            put(space, [3], seed=1)
+    with pytest.raises(CacheError):
+        put(space, [3], seed=1)
+    assert_finished(path)
+
+
+def test_the_latest_of_a_draft_and_a_part_counts(tmp_path):
+    path = tmp_path / "a.h5"
+    for first in ("part", "draft"):
+        with workspace(path) as space:
+            given = chunk(range(12), seed=7)
+            part = write_part(
+                space.folder, 0, *given[:2], spec=SPEC, channels=CHANNELS, dataset="made up"
+            )
+            space.put(np.arange(12), chunk(range(12)), TORCH)
+            ages = {part: 2 - (first == "part"), draft_of(path): 2 - (first == "draft")}
+            for file, age in ages.items():
+                os.utime(file, (age, age))
+        with workspace(path) as space:
+            space.finish(None)
+        same = np.array_equal(
+            FeatureCache.open(path).matrix(), finished_at_once(tmp_path / "at once.h5")
+        )
+        assert same == (first == "part")
+        path.unlink()
+
+
+def test_who_computed_nothing_is_not_named(tmp_path):
+    path = tmp_path / "a.h5"
+    begin(path, [3], computed_by=["openvino 3"])
+    overwrite(path, "rows/checksum", 3)
+    go_on(path)
+    assert FeatureCache.open(path).computed_by == ("torch 2",)
+
+
 def test_rows_are_copied_where_another_version_of_hdf5_lays_files_out_in_another_way(
     tmp_path, monkeypatch
 ):
@@ -318,7 +451,7 @@ def test_what_goes_wrong_before_rows_are_looked_at_loses_none(tmp_path, monkeypa
     assert go_on(path) == list(range(12))
 
 
-def _interrupt(draft):
+def _interrupt(*given):
     raise KeyboardInterrupt
 
 
@@ -341,7 +474,7 @@ def test_who_computed_is_remembered_over_a_kill(tmp_path):
 
 def test_nothing_is_left_where_no_row_was_written(tmp_path, monkeypatch):
     path = tmp_path / "a.h5"
-    monkeypatch.setattr("spptransfer.cache.draft._sync_data", _full)
+    monkeypatch.setattr("spptransfer.cache.positioned._sync_data", _full)
     with workspace(path) as space, pytest.raises(CacheError, match="disk is full"):
         put(space, [0])
     assert not parts_folder(path).exists()
