@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from spptransfer.cache.layout import row_runs
 from spptransfer.cache.reading import FeatureCache
-from spptransfer.cache.rows import TABLE_BYTES, Chunk, checksums
+from spptransfer.cache.rows import CHECKSUM_BYTES, TABLE_BYTES, Chunk, Rows, checksums
 from spptransfer.errors import CacheError
+
+# Positions of some rows, the file that has them, and where it has them.
+Place = tuple[npt.NDArray[np.intp], FeatureCache, npt.NDArray[np.intp]]
 
 
 def compare_rows(
@@ -37,6 +40,29 @@ def read_checked(cache: FeatureCache, positions: npt.NDArray[np.intp]) -> Chunk:
     for wrong in np.flatnonzero(~right)[:1]:
         raise CacheError(f"row '{chunk.rows.ids[wrong]}' of '{cache.path}' is not what was written")
     return chunk
+
+
+def read_together(places: Sequence[Place]) -> tuple[npt.NDArray[np.intp], Chunk]:
+    """Read rows that lie in several files, at least one, in the order of their positions.
+
+    Raises
+    ------
+    CacheError
+        If a row is not what was written.
+    """
+    wanted = np.sort(np.concatenate([positions for positions, _, _ in places]))
+    first = places[0][1]
+    rows = Rows.empty([""] * len(wanted))
+    values = {b: np.empty((len(wanted), b.width), first.spec.storage) for b in first.blocks}
+    recorded = np.empty((len(wanted), CHECKSUM_BYTES), np.uint8)
+    for positions, cache, at in places:
+        chunk, into = read_checked(cache, at), np.searchsorted(wanted, positions)
+        assert chunk.checksums is not None
+        rows.put(into, chunk.rows)
+        recorded[into] = chunk.checksums
+        for block in first.blocks:
+            values[block][into] = chunk.features[block]
+    return wanted, Chunk(rows, values, recorded)
 
 
 def checked_runs(cache: FeatureCache, count: int) -> Iterator[slice]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from spptransfer.cache.checked import read_checked
+from spptransfer.cache.checked import Place, read_checked, read_together
 from spptransfer.cache.draft import SKELETON, Draft
 from spptransfer.cache.files import explained, make_folder, remove_leftovers, sync_folder
 from spptransfer.cache.ids import encoded_width, id_runs
@@ -21,7 +21,7 @@ from spptransfer.cache.layout import Block, blocks_of, row_runs
 from spptransfer.cache.lock import Lock
 from spptransfer.cache.outline import Labels, Outline
 from spptransfer.cache.reading import FeatureCache
-from spptransfer.cache.rows import CHECKSUM_BYTES, OK, TABLE_BYTES, Chunk, Rows
+from spptransfer.cache.rows import OK, TABLE_BYTES, Chunk, Rows
 from spptransfer.cache.unfinished import (
     LostDraftError,
     by_age,
@@ -43,8 +43,6 @@ from spptransfer.spec import FeatureSpec
 
 logger = logging.getLogger(__name__)
 
-# Positions of some rows among those of a run, the file that has them, and where it has them.
-_Place = tuple[npt.NDArray[np.intp], FeatureCache, npt.NDArray[np.intp]]
 # What is known of new rows: the part that has them, or their positions in the draft.
 Written = Path | npt.NDArray[np.intp]
 
@@ -319,7 +317,7 @@ class Workspace:
                     table = cache.rows_at(failed)
                     yield from zip(table.ids, table.error, strict=True)
 
-    def _whereabouts(self, run: slice) -> Iterator[_Place]:
+    def _whereabouts(self, run: slice) -> Iterator[Place]:
         """Which rows of a run each source holds, and at which of its own."""
         for source in np.unique(self._source[run]):
             if source >= 0:
@@ -374,28 +372,14 @@ class Workspace:
             places = [p for p in self._whereabouts(run) if p[1].path != self._draft_path]
             if all(here[-1] - here[0] < len(here) for here, _, _ in places):
                 # Side by side, as parts mostly are: nothing to put together.
-                pairs = ((run.start + here, read_checked(cache, at)) for here, cache, at in places)
+                pairs = ((here, read_checked(cache, at)) for here, cache, at in places)
             else:
-                pairs = (together for together in [self._together(run, places)])
-            for positions, chunk in pairs:
+                pairs = (together for together in [read_together(places)])
+            for here, chunk in pairs:
+                positions = run.start + here
                 if chunk.rows.ids != list(self._ids.take(positions)):
                     raise CacheError(f"'{self.path}' cannot be finished: its rows are mixed up")
                 yield positions, chunk
-
-    def _together(self, run: slice, places: Sequence[_Place]) -> tuple[npt.NDArray[np.intp], Chunk]:
-        """Rows of a run, each from its place."""
-        wanted = np.sort(np.concatenate([here for here, _, _ in places]))
-        rows = Rows.empty([""] * len(wanted))
-        values = {b: np.empty((len(wanted), b.width), self.spec.storage) for b in self._blocks}
-        recorded = np.empty((len(wanted), CHECKSUM_BYTES), np.uint8)
-        for here, cache, at in places:
-            chunk, into = read_checked(cache, at), np.searchsorted(wanted, here)
-            assert chunk.checksums is not None
-            rows.put(into, chunk.rows)
-            recorded[into] = chunk.checksums
-            for block in self._blocks:
-                values[block][into] = chunk.features[block]
-        return run.start + wanted, Chunk(rows, values, recorded)
 
     @property
     def _blocks(self) -> tuple[Block, ...]:
