@@ -17,7 +17,7 @@ Place = tuple[npt.NDArray[np.intp], FeatureCache, npt.NDArray[np.intp]]
 
 
 def compare_rows(
-    cache: FeatureCache, positions: npt.NDArray[np.intp]
+    cache: FeatureCache, positions: slice | npt.NDArray[np.intp]
 ) -> tuple[Chunk, npt.NDArray[np.bool_]]:
     """Read rows with all they have, and whether each is what was written."""
     rows = cache.rows_at(positions)
@@ -74,6 +74,5 @@ def checked_runs(cache: FeatureCache, count: int) -> Iterator[slice]:
 def is_sound(cache: FeatureCache) -> bool:
     """Whether a file is what was written, to the last byte."""
     return cache.file.is_intact() and all(
-        compare_rows(cache, np.arange(run.start, run.stop))[1].all()
-        for run in checked_runs(cache, cache.count)
+        compare_rows(cache, run)[1].all() for run in checked_runs(cache, cache.count)
     )

@@ -124,13 +124,17 @@ class Header:
     extents: Mapping[str, Extent]
     version: int = FORMAT_VERSION
 
+    def body(self) -> bytes:
+        """The JSON, which `parse` reads; the version stands before it."""
+        fields = asdict(self)
+        del fields["version"]
+        return json.dumps(fields).encode()
+
     def pack(self) -> bytes:
         """Bytes of the header: a line with version, length and hash, then JSON, then zeros."""
-        fields = asdict(self)
-        version = fields.pop("version")
-        body = json.dumps(fields).encode()
+        body = self.body()
         digest = hashlib.sha256(body).hexdigest()
-        packed = f"{FORMAT} {version} {len(body)} {digest}\n".encode() + body
+        packed = f"{FORMAT} {self.version} {len(body)} {digest}\n".encode() + body
         if len(packed) > self.header_bytes:
             raise ValueError(f"the header needs {len(packed)} bytes, not {self.header_bytes}")
         return packed.ljust(self.header_bytes, b"\0")

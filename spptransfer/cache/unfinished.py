@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 
@@ -47,14 +45,7 @@ def draft_files(folder: Path) -> list[Path]:
 
 def by_age(files: Iterable[Path]) -> list[Path]:
     """Files in the order in which they were last written to."""
-    return sorted(files, key=_modified)
-
-
-def _modified(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:  # it was just finished
-        return 0
+    return sorted(files, key=lambda path: path.stat().st_mtime_ns)
 
 
 def is_begun(path: Path) -> bool:
@@ -77,10 +68,8 @@ def note_file(path: Path) -> Path:
 
 def write_note(draft: Draft, computed_by: Iterable[str]) -> None:
     """Note what is known of a draft, for whoever goes on with it."""
-    fields = asdict(draft.header(computed_by))
-    del fields["version"]
-    with appearing(note_file(draft.path)) as temporary, open(temporary, "w") as file:
-        json.dump(fields, file)
+    with appearing(note_file(draft.path)) as temporary, open(temporary, "wb") as file:
+        file.write(draft.header(computed_by).body())
         file.flush()
         os.fsync(file.fileno())
 
@@ -98,8 +87,6 @@ def open_draft(path: Path) -> FeatureCache:
     note = note_file(path)
     try:
         content, size = note.read_bytes(), path.stat().st_size
-        with open(path, "rb"):
-            pass
     except FileNotFoundError as error:
         raise LostDraftError(f"cannot read '{note}': {error.strerror}") from error
     except OSError as error:
@@ -110,6 +97,8 @@ def open_draft(path: Path) -> FeatureCache:
         if version == FORMAT_VERSION and size >= header.file_bytes:
             return FeatureCache(path, header)
     except (CacheError, KeyError, TypeError) as error:
+        if isinstance(error.__cause__, OSError):  # the disk may be in order again later
+            raise
         raise LostDraftError(f"'{note}' is damaged: {error}") from error
     if version != FORMAT_VERSION:
         raise CacheError(

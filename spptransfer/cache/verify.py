@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from spptransfer import images
+from spptransfer.cache.checked import checked_runs, compare_rows
 from spptransfer.cache.files import make_folder
 from spptransfer.cache.ids import id_runs, sort_ids
 from spptransfer.cache.layout import row_runs
 from spptransfer.cache.lock import Lock
 from spptransfer.cache.outline import extents_of
 from spptransfer.cache.reading import FeatureCache
-from spptransfer.cache.rows import FAILED, OK, TABLE_BYTES, FeatureRows, Rows, checksums
+from spptransfer.cache.rows import FAILED, OK, TABLE_BYTES, FeatureRows, Rows
 from spptransfer.cache.unfinished import parts_folder, write_part
 from spptransfer.errors import ImageError
 from spptransfer.ids import Ids
@@ -190,12 +191,8 @@ def _read_all(
     cache: FeatureCache,
 ) -> Iterator[tuple[Rows, FeatureRows, npt.NDArray[np.bool_]]]:
     """All rows, some at a time, and whether each is what was written and finite."""
-    row_bytes = sum(block.width for block in cache.blocks) * np.dtype(cache.spec.storage).itemsize
-    for run in row_runs(cache.count, row_bytes + TABLE_BYTES):
-        rows = cache.rows_at(run)
-        features = {block: cache.read(block, run) for block in cache.blocks}
-        sums = checksums(rows, features, cache.blocks)
-        right = (sums == cache.file.rows("rows/checksum", run)).all(axis=1)
+    for run in checked_runs(cache, cache.count):
+        (rows, features, _), right = compare_rows(cache, run)
         for values in features.values():
             right &= np.isfinite(values).all(axis=1) | (rows.status == FAILED)
         yield rows, features, right
