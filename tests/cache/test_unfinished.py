@@ -77,9 +77,7 @@ def test_a_passing_error_of_the_disk_costs_nothing(tmp_path, monkeypatch, what):
     with monkeypatch.context() as patched:
         for place in ((Path, "read_bytes"), (builtins, "open")):
             patched.setattr(*place, _failing_for(unreadable, getattr(*place)))
-        with pytest.raises(
-            CacheError, match=r"cannot .* '.*draft-.*': Stale file handle"
-        ):
+        with pytest.raises(CacheError, match=r"cannot .* '.*draft-.*': Stale file handle"):
             go_on(path)
     assert go_on(path) == list(range(8))
     assert_finished(path)
