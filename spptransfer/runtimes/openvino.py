@@ -6,6 +6,7 @@ used: it reports its use over the network.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -47,7 +48,7 @@ class OpenVINONetwork(CompiledNetwork):
             # Fewer would be pinned to the same processors as those of our other processes.
             "ENABLE_CPU_PINNING": are_one_each(self.threads),
         }
-        compiled = openvino.Core().compile_model(model, "CPU", settings)
+        compiled = _core().compile_model(model, "CPU", settings)
         mine = threading.local()  # a request computes one batch at a time
 
         def run(pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
@@ -60,6 +61,16 @@ class OpenVINONetwork(CompiledNetwork):
             return [found[unlike.index(values[layer])] for layer in layers]
 
         return run
+
+
+@functools.cache
+def _core() -> openvino.Core:
+    """The process's only one.
+
+    Each sets a stack for signals and, when it goes, puts back the one that it found: with two
+    that do not go in turn, the next signal would be handled on memory that is no longer there.
+    """
+    return openvino.Core()
 
 
 class _OpenVINO(Operators):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from runtime_cases import FAMILIES, awkward_sizes, drawn, exact, need, noise, opened, worst_error
@@ -68,3 +70,26 @@ def test_its_threads_stay_on_processors_if_there_is_one_for_each(monkeypatch, th
     (settings,) = asked
     assert settings["ENABLE_CPU_PINNING"] is pinned
     assert settings["NUM_STREAMS"] == settings["INFERENCE_NUM_THREADS"] == str(threads)
+
+
+_SIGNAL_AFTER_NETWORKS = """
+import gc, os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from runtime_cases import drawn, opened
+
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append("SIGTERM"))
+first, second = (opened("openvino", drawn("spp-mini")) for _ in range(2))
+del first
+gc.collect()
+del second
+gc.collect()
+os.kill(os.getpid(), signal.SIGTERM)
+print(*heard)
+"""
+
+
+def test_a_signal_after_networks_that_were_not_closed_in_turn_does_no_harm():
+    python = [sys.executable, "-c", _SIGNAL_AFTER_NETWORKS, Path(__file__).parents[1]]
+    ended = subprocess.run(python, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "SIGTERM\n"), ended.stderr
