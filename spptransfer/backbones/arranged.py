@@ -81,21 +81,21 @@ class ArrangedWeights:
         found = filtered(weight)
         seconds = time.thread_time() - start
         if guesses and seconds > 3 * self._pace * shape.numel() + _SETTING_UP:
-            weight = self._arrange(shape, make)
+            weight = self._arrange(shape, make())
         self._pace = min(self._pace, seconds / shape.numel())
         return weight, found
 
     def _arranged_for(self, shape: torch.Size, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Weights in the order for maps of a shape; they may be there in it."""
-        known = self._by_order.get(_WANTED.get(self._kind(shape, make()), b""))
+        plain = make()
+        known = self._by_order.get(_WANTED.get(self._kind(shape, plain), b""))
         if known is None:
-            return self._arrange(shape, make)
+            return self._arrange(shape, plain)
         self._arranged += 1
         return known
 
-    def _arrange(self, shape: torch.Size, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def _arrange(self, shape: torch.Size, plain: torch.Tensor) -> torch.Tensor:
         """Bring weights into the order for maps of a shape; equal orders share one copy."""
-        plain = make()
         fresh = torch.ops.mkldnn._reorder_convolution_weight(plain, *self.geometry, list(shape))
         order = _order_of(fresh)
         if len(_WANTED) >= _MAX_SIZES:

@@ -174,6 +174,7 @@ class MinimalFiltering:
         self._arranged = [ArrangedWeights(groups=self._size**2, alike=1) for _ in range(2)]
         self._known: dict[int, torch.Tensor] = {}
         self._agrees: bool | None = None
+        self._trying = threading.Lock()
 
     def pays(self, height: int, width: int) -> bool:
         """Whether this is the faster way for maps of a size, and works.
@@ -191,17 +192,20 @@ class MinimalFiltering:
 
     def _works(self, tiles: int) -> bool:
         """Whether results are those of torch's convolution, tried on noise once."""
-        if self._agrees is None:
-            # With as many tiles as want the order of weights that will be needed.
-            side = _SMALL_PROBE if 2 * tiles < _FEW else _LARGE_PROBE
-            drawn = torch.Generator().manual_seed(0)
-            noise = torch.rand(1, side, side, self._channels, generator=drawn).permute(0, 3, 1, 2)
-            try:
-                self._agrees = self._agree(noise)
-            except (RuntimeError, AttributeError, NotImplementedError) as error:
-                logger.info("minimal filtering fails here: %s", str(error).splitlines()[:1])
-                self._agrees = False
-        return self._agrees
+        with self._trying:
+            if self._agrees is None:
+                # With as many tiles as want the order of weights that will be needed.
+                self._agrees = self._try(_SMALL_PROBE if 2 * tiles < _FEW else _LARGE_PROBE)
+            return self._agrees
+
+    def _try(self, side: int) -> bool:
+        drawn = torch.Generator().manual_seed(0)
+        noise = torch.rand(1, side, side, self._channels, generator=drawn).permute(0, 3, 1, 2)
+        try:
+            return self._agree(noise)
+        except (RuntimeError, AttributeError, NotImplementedError) as error:
+            logger.info("minimal filtering fails here: %s", str(error).splitlines()[:1])
+            return False
 
     @torch.inference_mode()
     def _agree(self, maps: torch.Tensor) -> bool:

@@ -30,7 +30,7 @@ class Convolution:
     def __init__(self, padding=(1, 1), **settings):
         self.weights = ArrangedWeights(padding=padding, alike=ALIKE, **settings)
         self.plain = torch.randn(8, 3, 3, 3, generator=torch.Generator().manual_seed(0))
-        self.arranged = 0
+        self.arranged = self.made = 0
         arrange = self.weights._arrange
 
         def counted(*given):
@@ -38,6 +38,10 @@ class Convolution:
             return arrange(*given)
 
         self.weights._arrange = counted
+
+    def make(self):
+        self.made += 1
+        return self.plain
 
     @torch.inference_mode()
     def filter(self, height, width):
@@ -50,7 +54,7 @@ class Convolution:
                 maps, weight, None, *self.weights.geometry, "none", [], ""
             )
 
-        weight, found = self.weights.first_use(maps.shape, lambda: self.plain, filtered)
+        weight, found = self.weights.first_use(maps.shape, self.make, filtered)
         padding, stride, dilation, groups = self.weights.geometry
         expected = nn.functional.conv2d(maps, self.plain, None, stride, padding, dilation, groups)
         torch.testing.assert_close(filtered(weight), found, rtol=0, atol=0)
@@ -108,6 +112,12 @@ def test_after_some_shapes_of_one_order_it_is_guessed(monkeypatch):
     for width in range(20, 40):
         convolution.error(9, width)
     assert convolution.arranged == ALIKE
+
+
+def test_weights_are_made_once_for_each_shape_whose_order_is_asked_for():
+    convolution = Convolution()
+    convolution.error(9, 20)
+    assert convolution.made == convolution.arranged == 1
 
 
 def test_a_guess_that_takes_long_is_noticed(monkeypatch):

@@ -200,6 +200,24 @@ def test_it_pays_for_wide_layers_and_not_for_narrow_or_tiny_ones():
     assert not filtering_of(256, 256).pays(3, 4)
 
 
+@needs_onednn
+def test_threads_that_ask_at_once_share_one_trial(monkeypatch):
+    filtering, together = filtering_of(256, 256), threading.Barrier(4)
+    agree, trials, answers = filtering._agree, [], []
+    monkeypatch.setattr(filtering, "_agree", lambda maps: trials.append(1) or agree(maps))
+
+    def ask():
+        together.wait()
+        answers.append(filtering.pays(28, 37))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (trials, answers) == ([1], [True] * 4)
+
+
 @pytest.mark.parametrize(
     ("shape", "padding", "dtype"),
     [
