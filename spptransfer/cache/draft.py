@@ -59,11 +59,29 @@ class Draft:
         self._failures: list[tuple[npt.NDArray[np.intp], Ids]] = []
         self._guard = threading.Lock()
         with self._explained():
-            check_space(path, outline.needed - (bytes_held(path) if path.exists() else 0))
+            self.check_room()
             with self._skeleton() as skeleton:
                 self.extents = write_skeleton(skeleton, outline)
                 self._room = skeleton.stat().st_size
             self._file = PositionedFile(path, self._room)
+
+    def check_room(self, besides: int = 0) -> int:
+        """Refuse a disk without room for the whole file.
+
+        Parameters
+        ----------
+        besides : int, default=0
+            Bytes that others are yet to take of the same disk.
+
+        Returns
+        -------
+        int
+            Bytes that this file is yet to take.
+        """
+        lacking = self.outline.needed - (bytes_held(self.path) if self.path.exists() else 0)
+        with explained(self._name, self.outline.needed + besides):
+            check_space(self.path, lacking + besides)
+        return lacking
 
     def _explained(self) -> AbstractContextManager[None]:
         return explained(self._name, self.outline.needed)

@@ -241,15 +241,15 @@ class Workspace:
         self._draft_is_empty = False
         return positions
 
-    def begin(self) -> None:
-        """Make sure that there is room for all rows.
+    def begin(self, besides: int = 0) -> int:
+        """Make sure that there is room for all rows, see `Draft.check_room`.
 
         Raises
         ------
         CacheError
             If the disk is too small.
         """
-        self._open_draft()
+        return self._open_draft().check_room(besides)
 
     def _open_draft(self, computed_by: Iterable[str] = ()) -> Draft:
         """The file that is going to be the finished one, with a note of all who took part."""

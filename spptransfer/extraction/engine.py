@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -302,9 +302,9 @@ class _Crew:
         task = runners.PartTask(settings, self.load_backbone, self.device, self.runtime)
         stop = self.stop or threading.Event()
         part_rows = self.part_rows or (PART_ROWS if on_cpu else GPU_PART_ROWS)
-        for workspace, own in zip(workspaces, plan.plans, strict=True):
-            if here and own.todo.any():
-                workspace.begin()
+        if here:
+            pairs = zip(workspaces, plan.plans, strict=True)
+            _begin(workspace for workspace, own in pairs if own.todo.any())
         made = 0
         left, label = int(plan.todo.sum()), label_of([w.spec for w in workspaces])
         with Progress(left, self.clock, stop, shown=self.progress, label=label) as bar:
@@ -334,6 +334,15 @@ def _check(dataset: Dataset, destinations: Sequence[Destination], engine: str) -
     for path in paths:
         if paths.count(path) > 1:
             raise ConfigError(f"two kinds of features cannot be written to one cache, '{path}'")
+
+
+def _begin(workspaces: Iterable[Workspace]) -> None:
+    """Make sure that there is room for all rows of all caches."""
+    taken: dict[int, int] = {}
+    for workspace in workspaces:
+        disk = workspace.folder.stat().st_dev
+        besides = taken.get(disk, 0)
+        taken[disk] = besides + workspace.begin(besides)
 
 
 def _finish(workspace: Workspace, plan: Plan, dataset: Dataset, clock: Clock) -> Extraction:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,8 +29,10 @@ from unfinished_caches import drafted_rows, overwrite
 
 from spptransfer import backbones, images
 from spptransfer.backbones.loading import Backbone
-from spptransfer.cache import FeatureCache
-from spptransfer.errors import ConfigError, DatasetError, SpecMismatchError
+from spptransfer.cache import FeatureCache, files
+from spptransfer.cache.ids import encoded_width
+from spptransfer.cache.outline import Outline
+from spptransfer.errors import CacheError, ConfigError, DatasetError, SpecMismatchError
 from spptransfer.extraction import Destination, Interrupted, extract_together
 from spptransfer.extraction.batches import OUT_OF_MEMORY
 from spptransfer.extraction.compute import FeatureComputer
@@ -85,6 +88,28 @@ def test_long_views_go_through_in_strips_that_do_not_depend_on_the_layers(tmp_pa
     for name in SEVERAL:
         run_alone(dataset, tmp_path / "alone", name)
     assert bytes_of(tmp_path / "together") == bytes_of(tmp_path / "alone")
+
+
+def test_the_disk_must_have_room_for_all_caches_at_once(tmp_path, monkeypatch, decoded):
+    dataset, names = awkward_dataset(tmp_path), ("conv1", "conv4")
+    width = encoded_width(dataset.ids)
+    needed = [
+        Outline(SEVERAL[name], channels_of(SEVERAL[name]), "images", len(dataset), width).needed
+        for name in names
+    ]
+
+    def disk_of(free):
+        monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+
+    disk_of(sum(needed) - 1)
+    with pytest.raises(CacheError, match=r"full while writing '.*conv4.h5' \(.* are needed\)"):
+        run_together(dataset, tmp_path / "together", names)
+    assert not decoded
+    for name in names:
+        run_alone(dataset, tmp_path / "alone", name)
+    disk_of(sum(needed))
+    run_together(dataset, tmp_path / "together", names)
+    assert bytes_of(tmp_path / "together", names) == bytes_of(tmp_path / "alone", names)
 
 
 @pytest.mark.slow
