@@ -215,7 +215,7 @@ class Draft:
                 extents = write_skeleton(skeleton, outline, labels, self.failures(), names)
                 self._take_over(skeleton, extents)
             self._file.sync(everything=True)
-            digest = body_sha256(self.path, outline.header_bytes, extents)
+            digest = body_sha256(self._file.descriptor, outline.header_bytes, extents)
             attributes = outline.attributes(names)
             header = Header(outline.header_bytes, self._file.size, digest, attributes, extents)
             self._file.write(memoryview(header.pack()), 0)

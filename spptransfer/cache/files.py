@@ -15,6 +15,8 @@ from typing import IO
 from spptransfer.errors import CacheError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What file systems say that cannot force a folder onto the disk.
+_NOT_FOR_FOLDERS = (errno.EINVAL, errno.ENOTSUP)
 
 
 @contextlib.contextmanager
@@ -110,8 +112,16 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_FOR_FOLDERS:
+            raise
     finally:
         os.close(descriptor)
+
+
+def behind_link(path: Path) -> Path:
+    """The file itself where a symbolic link stands for it, so that both names are one cache."""
+    return path.resolve() if path.is_symlink() else path
 
 
 def make_folder(folder: Path) -> None:

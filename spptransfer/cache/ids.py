@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from spptransfer.cache.files import scratch_file
 from spptransfer.cache.layout import row_runs
+from spptransfer.errors import CacheError
 
 _FIND_ROWS = 1 << 16
 _MERGED_ROWS = 128
@@ -31,6 +32,28 @@ def encode(texts: Collection[str]) -> npt.NDArray[np.bytes_]:
 def encoded_width(texts: Iterable[str]) -> int:
     """Bytes per string that `encode` needs, at least one."""
     return max(1, max((len(_to_bytes(text)) for text in texts), default=0))
+
+
+def check_ids(texts: Iterable[str]) -> None:
+    """Refuse ids that would not come back as they were.
+
+    Raises
+    ------
+    CacheError
+        If one ends in a NUL, or is no text that UTF-8 can tell from every other.
+    """
+    for text in texts:
+        if text.endswith("\0"):
+            raise CacheError(f"the id {text!r} ends in a NUL, which fixed-length text cannot hold")
+        if not text.isascii() and not _comes_back(text):
+            raise CacheError(f"the id {text!r} is no text in UTF-8")
+
+
+def _comes_back(text: str) -> bool:
+    try:
+        return _to_bytes(text).decode("utf-8", "surrogateescape") == text
+    except UnicodeEncodeError:
+        return False
 
 
 def decode(encoded: npt.NDArray[np.bytes_]) -> list[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -195,10 +196,7 @@ def prune(
         if free and info.path.exists():
             size = info.path.stat().st_size
             removals.append(Removal(info.path, size, "no pipeline file refers to it"))
-    if not dry_run:
-        for removal in removals:
-            _remove(removal.path)
-    return removals
+    return removals if dry_run else [removal for removal in removals if _remove(removal.path)]
 
 
 def _workspaces(folder: Path) -> list[Path]:
@@ -207,24 +205,37 @@ def _workspaces(folder: Path) -> list[Path]:
 
 def _is_idle(parts: Path, cache: Path) -> bool:
     """Whether nobody writes a cache right now."""
-    if not (parts / "lock").exists():
-        return True
+    with _writer(parts, cache) as idle:
+        return idle
+
+
+@contextlib.contextmanager
+def _writer(parts: Path, cache: Path) -> Iterator[bool]:
+    """Be the one who writes a cache, if nobody else is."""
     lock = Lock(parts / "lock", cache)
     try:
-        lock.acquire()
+        if (parts / "lock").exists():
+            lock.acquire()
     except CacheError:
-        return False
-    lock.release()
-    return True
-
-
-def _remove(path: Path) -> None:
+        yield False
+        return
     try:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
+        yield True
+    finally:
+        lock.release()
+
+
+def _remove(path: Path) -> bool:
+    """Remove a file or a folder of parts, unless somebody has begun to write there."""
+    try:
+        if not path.is_dir():
             precision_note(path).unlink(missing_ok=True)
             path.unlink()
+            return True
+        with _writer(path, path.with_name(path.name.removesuffix(".parts"))) as idle:
+            if idle:
+                shutil.rmtree(path)
+            return idle
     except OSError as error:
         raise CacheError(f"cannot remove '{path}': {error.strerror}") from error
 

@@ -216,20 +216,24 @@ def _guess(line: bytes) -> str:
 
 
 def body_sha256(
-    path: Path, header_bytes: int, extents: Mapping[str, Extent], version: int = FORMAT_VERSION
+    file: int, header_bytes: int, extents: Mapping[str, Extent], version: int = FORMAT_VERSION
 ) -> str:
-    """SHA-256 of everything behind the header but the features, for which their rows vouch."""
+    """SHA-256 of everything behind the header but the features, for which their rows vouch.
+
+    `file` is a descriptor: whoever replaces the file meanwhile does not change what is read.
+    """
     left_out = sorted(
         (extent.offset, extent.offset + extent.nbytes)
         for name, extent in extents.items()
         if name.startswith(FEATURES) and version > 1
     )
     hasher, position = hashlib.sha256(), header_bytes
-    with open(path, "rb") as file:
-        for start, stop in [*left_out, (os.fstat(file.fileno()).st_size, 0)]:
-            file.seek(position)
-            while position < start and (piece := file.read(min(start - position, _PIECE_BYTES))):
-                hasher.update(piece)
-                position += len(piece)
-            position = max(position, stop)
+    for start, stop in [*left_out, (os.fstat(file).st_size, 0)]:
+        while position < start:
+            piece = os.pread(file, min(start - position, _PIECE_BYTES), position)
+            if not piece:
+                break
+            hasher.update(piece)
+            position += len(piece)
+        position = max(position, stop)
     return hasher.hexdigest()

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 # A holder shows itself this often; one elsewhere that was silent for so long is taken for dead.
 HEARTBEAT_SECONDS = 60
 STALE_SECONDS = 600
+_NOTE_BYTES = 1 << 12
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -151,12 +152,11 @@ class Lock:
         """Refuse unless the last holder, who left a note, lives no more."""
         if locks_work and holder.shares_our_locks:
             return
-        if holder.on_this_host:
-            if is_alive(holder.process):
-                raise self._refusal(str(holder))
-        elif (silence := self._silence(file)) < STALE_SECONDS:
+        # A living process of that number may be another one, as after a restart.
+        may_live = not holder.on_this_host or is_alive(holder.process)
+        if may_live and (silence := self._silence(file)) < STALE_SECONDS:
             raise self._refusal(
-                f"{holder}, last seen {silence:.0f} s ago; on another host it counts as gone after "
+                f"{holder}, last seen {silence:.0f} s ago; it counts as gone after "
                 f"{STALE_SECONDS} s of silence, or once '{self._path}' is deleted"
             )
         logger.warning("took over '%s' from %s, which is gone", self._cache, holder)
@@ -182,6 +182,14 @@ class Lock:
         json.dump(asdict(self._holder), file)
         file.flush()
 
+    def is_ours(self) -> bool:
+        """Whether `check` finds nothing amiss."""
+        try:
+            self.check()
+        except CacheError:
+            return False
+        return True
+
     def check(self) -> None:
         """Make sure that we still have it: who was silent for long may have been taken for dead.
 
@@ -203,7 +211,13 @@ class Lock:
         """Show that the holder lives, for those whom the lock itself cannot tell."""
         while not self._released.wait(HEARTBEAT_SECONDS):
             with contextlib.suppress(OSError):
-                os.utime(file.fileno())
+                if self._names_us(file):
+                    os.utime(file.fileno())
+
+    def _names_us(self, file: IO[str]) -> bool:
+        """Whether the file that we opened, wherever it is now, has our note still."""
+        note = os.pread(file.fileno(), _NOTE_BYTES, 0).decode("utf-8", "replace")
+        return Holder.parse(note) == self._holder
 
     def release(self) -> None:
         """Give the lock back."""
@@ -211,7 +225,8 @@ class Lock:
             self._released.set()
             self._heart.join()
             with contextlib.suppress(OSError):
-                self._file.truncate(0)
+                if self._names_us(self._file):
+                    self._file.truncate(0)
             self._file.close()
             self._file = None
 

@@ -7,7 +7,7 @@ import mmap
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -142,8 +142,15 @@ class MappedFile:
     def is_intact(self) -> bool:
         """Whether all is what was written but the features, for which their rows vouch."""
         header = self.header
-        found = body_sha256(self.path, header.header_bytes, header.extents, header.version)
+        file = self._file.fileno()
+        found = body_sha256(file, header.header_bytes, header.extents, header.version)
         return found == header.sha256
+
+    def reopened(self) -> IO[bytes]:
+        """The very file that is mapped, whatever its path names by now, to read from its start."""
+        copy = os.fdopen(os.dup(self._file.fileno()), "rb")
+        copy.seek(0)
+        return copy
 
     def release(self, looked_at: int) -> None:
         """Give back mapped pages after so many bytes were looked at in passing.

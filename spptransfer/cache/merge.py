@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from spptransfer.cache.checked import read_checked
+from spptransfer.cache.files import behind_link, explained
 from spptransfer.cache.ids import id_runs, sort_ids
 from spptransfer.cache.layout import row_runs
 from spptransfer.cache.outline import Labels
 from spptransfer.cache.reading import FeatureCache
 from spptransfer.cache.rows import OK, TABLE_BYTES, Chunk
+from spptransfer.cache.unfinished import held
 from spptransfer.cache.writing import write_cache
 from spptransfer.errors import CacheError, SpecMismatchError
 
@@ -40,11 +42,23 @@ def merge(path: Path, sources: Sequence[Path]) -> FeatureCache:
     ------
     CacheError
         If there is no source, a row is damaged, or rows of one id differ; the message names it.
+        If another cache is at `path` already, or somebody writes it.
     SpecMismatchError
         If the sources were made with different specs; the message names the fields.
     """
     if not sources:
         raise CacheError("merge: at least one cache is needed")
+    path = behind_link(path)
+    with explained(path):
+        path.parent.stat()
+    with held(path):
+        _merge(path, sources)
+    return FeatureCache.open(path)
+
+
+def _merge(path: Path, sources: Sequence[Path]) -> None:
+    if path.exists() and not any(source.exists() and source.samefile(path) for source in sources):
+        raise CacheError(f"'{path}' is there already: name it among the caches too, or delete it")
     caches = [FeatureCache.open(source) for source in sources]
     first = caches[0]
     for cache in caches[1:]:
@@ -65,7 +79,6 @@ def merge(path: Path, sources: Sequence[Path]) -> FeatureCache:
         labels=_labels(caches, chosen),
         computed_by=chain.from_iterable(cache.computed_by for cache in caches),
     )
-    return FeatureCache.open(path)
 
 
 def _choose_rows(caches: Sequence[FeatureCache], folder: Path) -> list[npt.NDArray[np.bool_]]:
@@ -117,6 +130,8 @@ def _labels(
 ) -> Labels | None:
     targets = [cache.targets for cache in caches]
     if any(cache.classes != caches[0].classes for cache in caches):
+        return None
+    if len({t.ndim for t in targets if t is not None}) > 1:  # one class an image, and several
         return None
     parts = [t[rows] for t, rows in zip(targets, chosen, strict=True) if t is not None]
     return Labels(caches[0].classes, np.concatenate(parts)) if len(parts) == len(caches) else None

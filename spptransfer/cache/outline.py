@@ -16,6 +16,7 @@ from spptransfer._version import __version__
 from spptransfer.cache.ids import encode
 from spptransfer.cache.layout import FORMAT, FORMAT_VERSION, Block, Extent, blocks_of
 from spptransfer.cache.rows import CHECKSUM_BYTES, COLUMNS
+from spptransfer.errors import CacheError
 from spptransfer.ids import Ids
 from spptransfer.spec import FeatureSpec
 
@@ -131,11 +132,20 @@ def write_skeleton(
         file["failures/error"] = encode(found.reasons)
         if labels is not None:
             file["labels/classes"] = encode(labels.classes)
-            file["labels/targets"] = labels.targets
+            file["labels/targets"] = _storable(labels.targets, outline.count)
         # Last, for their length must not move the rows.
         file.attrs.update(outline.attributes(computed_by))
         file.flush()
         return extents_of(file)
+
+
+def _storable(targets: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
+    """Targets in the type that a file has for them; readers know no other."""
+    if targets.dtype.kind in "iub" and targets.shape[:1] == (count,) and targets.ndim <= 2:
+        found = targets.astype("<i4" if targets.ndim == 1 else "|i1")
+        if np.array_equal(found, targets):
+            return found
+    raise CacheError(f"targets of {targets.dtype} {targets.shape} do not fit {count} rows")
 
 
 def _make_room(file: h5py.File, outline: Outline) -> None:

@@ -71,6 +71,11 @@ class PositionedFile:
                 os.close(self._descriptor)
 
     @property
+    def descriptor(self) -> int:
+        """What the system knows the open file by."""
+        return self._descriptor
+
+    @property
     def size(self) -> int:
         """Length in bytes."""
         return os.fstat(self._descriptor).st_size

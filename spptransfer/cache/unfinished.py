@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -14,9 +15,10 @@ import numpy.typing as npt
 
 from spptransfer.cache.checked import checked_runs, compare_rows, is_sound
 from spptransfer.cache.draft import Draft
-from spptransfer.cache.files import appearing
+from spptransfer.cache.files import appearing, make_folder
 from spptransfer.cache.ids import encode, encoded_width
 from spptransfer.cache.layout import FORMAT_VERSION, Header, row_runs
+from spptransfer.cache.lock import Lock
 from spptransfer.cache.reading import FeatureCache
 from spptransfer.cache.rows import CHECKSUM_BYTES, OK, Chunk, FeatureRows, Rows
 from spptransfer.cache.writing import write_cache
@@ -41,6 +43,32 @@ def part_files(folder: Path) -> list[Path]:
 def draft_files(folder: Path) -> list[Path]:
     """Files in which rows lie where they will stay."""
     return sorted(folder.glob("draft-*.h5"))
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[Path]:
+    """Keep other writers from a cache, and offer its `parts_folder`, which goes if it is empty.
+
+    Raises
+    ------
+    CacheError
+        If somebody else writes it.
+    """
+    folder = parts_folder(path)
+    make_folder(folder)
+    lock = Lock(folder / "lock", path)
+    lock.acquire()
+    try:
+        yield folder
+    finally:
+        leave(folder, lock)
+
+
+def leave(folder: Path, lock: Lock) -> None:
+    """Release a lock and remove the folder if nothing waits there, unless it is no longer ours."""
+    if lock.is_ours() and not (part_files(folder) or draft_files(folder)):
+        shutil.rmtree(folder, ignore_errors=True)
+    lock.release()
 
 
 def by_age(files: Iterable[Path]) -> list[Path]:
@@ -68,8 +96,12 @@ def note_file(path: Path) -> Path:
 
 def write_note(draft: Draft, computed_by: Iterable[str]) -> None:
     """Note what is known of a draft, for whoever goes on with it."""
-    with appearing(note_file(draft.path)) as temporary, open(temporary, "wb") as file:
-        file.write(draft.header(computed_by).body())
+    _put_note(note_file(draft.path), draft.header(computed_by).body())
+
+
+def _put_note(path: Path, content: bytes) -> None:
+    with appearing(path) as temporary, open(temporary, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
@@ -133,7 +165,7 @@ def move_draft(path: Path) -> Path:
         other = path.with_name(f"{path.stem}-{number}.h5")
         if not other.exists():
             # A note too many does no harm, one too few would cost all rows.
-            shutil.copyfile(note_file(path), note_file(other))
+            _put_note(note_file(other), note_file(path).read_bytes())
             path.rename(other)
             note_file(path).unlink()
             return other

@@ -17,14 +17,13 @@ import numpy.typing as npt
 
 from spptransfer import images
 from spptransfer.cache.checked import checked_runs, compare_rows
-from spptransfer.cache.files import make_folder
+from spptransfer.cache.files import behind_link
 from spptransfer.cache.ids import id_runs, sort_ids
 from spptransfer.cache.layout import row_runs
-from spptransfer.cache.lock import Lock
 from spptransfer.cache.outline import extents_of
 from spptransfer.cache.reading import FeatureCache
 from spptransfer.cache.rows import FAILED, OK, TABLE_BYTES, FeatureRows, Rows
-from spptransfer.cache.unfinished import parts_folder, write_part
+from spptransfer.cache.unfinished import held, write_part
 from spptransfer.errors import ImageError
 from spptransfer.ids import Ids
 
@@ -152,14 +151,18 @@ def repair(
     # Extraction stands above the cache; only these two checks look up to it.
     from spptransfer.extraction import extract
 
-    cache = FeatureCache(path)
-    _rescue(cache, {problem.id for problem in problems})
+    wrong = {problem.id for problem in problems}
+    cache = _rescue(behind_link(path), wrong)
+    # By name, since what an interrupted run left may have the same rows.
+    known = Ids.of(dataset.ids)
+    named = [id for id in sorted(filter(None, wrong)) if known.find([id])[0] >= 0]
     return extract(
         dataset,
         cache.spec,
         channels=cache.channels,
         path=path,
         load_backbone=load_backbone,
+        redo=named,
         **options,
     )
 
@@ -202,7 +205,7 @@ def _check_file(cache: FeatureCache) -> Iterator[Problem]:
     if not cache.file.is_intact():
         yield Problem(None, "the file is not what was written (SHA-256)")
         return
-    with h5py.File(cache.path, "r", locking=False) as file:
+    with cache.file.reopened() as opened, h5py.File(opened, "r") as file:
         if dict(cache.header.attributes) != {
             name: value.item() if isinstance(value, np.generic) else value
             for name, value in file.attrs.items()
@@ -283,13 +286,10 @@ def _distance(stored: npt.NDArray[Any], again: npt.NDArray[Any]) -> float:
     return float(difference / max(np.abs(stored).max(), 1e-12))
 
 
-def _rescue(cache: FeatureCache, wrong: set[str | None]) -> None:
+def _rescue(path: Path, wrong: set[str | None]) -> FeatureCache:
     """Turn the good rows of a damaged file into parts and remove the file."""
-    folder = parts_folder(cache.path)
-    make_folder(folder)
-    lock = Lock(folder / "lock", cache.path)
-    lock.acquire()
-    try:
+    with held(path) as folder:
+        cache = FeatureCache(path)
         for number, (rows, features, right) in enumerate(_read_all(cache)):
             unsuspected = np.array([id not in wrong for id in rows.ids])
             keep = np.flatnonzero(right & unsuspected & (rows.status == OK))
@@ -304,6 +304,5 @@ def _rescue(cache: FeatureCache, wrong: set[str | None]) -> None:
                     dataset=cache.dataset,
                     computed_by=cache.computed_by,
                 )
-        cache.path.unlink()
-    finally:
-        lock.release()
+        path.unlink()
+    return cache

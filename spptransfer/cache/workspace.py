@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -15,8 +14,14 @@ import numpy.typing as npt
 
 from spptransfer.cache.checked import Place, read_checked, read_together
 from spptransfer.cache.draft import SKELETON, Draft
-from spptransfer.cache.files import explained, make_folder, remove_leftovers, sync_folder
-from spptransfer.cache.ids import encoded_width, id_runs
+from spptransfer.cache.files import (
+    behind_link,
+    explained,
+    make_folder,
+    remove_leftovers,
+    sync_folder,
+)
+from spptransfer.cache.ids import check_ids, encoded_width, id_runs
 from spptransfer.cache.layout import Block, blocks_of, row_runs
 from spptransfer.cache.lock import Lock
 from spptransfer.cache.outline import Labels, Outline
@@ -28,6 +33,7 @@ from spptransfer.cache.unfinished import (
     draft_files,
     intact_rows,
     is_draft,
+    leave,
     move_draft,
     open_draft,
     open_part,
@@ -74,7 +80,7 @@ class Workspace:
     ------
     CacheError
         If another process holds the cache (the message says which one and since when), or an id
-        ends in a NUL.
+        cannot be stored.
     SpecMismatchError
         If the file or a part was made with another spec.
     """
@@ -82,6 +88,7 @@ class Workspace:
     def __init__(
         self, path: Path, *, spec: FeatureSpec, channels: int, dataset: str, ids: Sequence[str]
     ) -> None:
+        path = behind_link(path)
         self.path = path
         self.spec = spec
         self.channels = channels
@@ -89,11 +96,7 @@ class Workspace:
         self.folder = parts_folder(path)
         self.finished: FeatureCache | None = None
         self._lock = Lock(self.folder / "lock", path)
-        for id in ids:
-            if id.endswith("\0"):
-                raise CacheError(
-                    f"the id {id!r} ends in a NUL, which fixed-length text cannot hold"
-                )
+        check_ids(ids)
         # All that is held of a row: its packed id, and 8 bytes to say where it lies.
         self._ids = Ids.of(ids)
         self._sources: list[Path] = []
@@ -123,11 +126,9 @@ class Workspace:
             self._left = True
         if self._draft is not None:
             self._draft.close()
-        if self._draft_is_empty:
+        if self._draft_is_empty and self._lock.is_ours():
             remove_draft(self._draft_path)
-        if not (part_files(self.folder) or draft_files(self.folder)):
-            shutil.rmtree(self.folder, ignore_errors=True)
-        self._lock.release()
+        leave(self.folder, self._lock)
 
     def _take_stock(self) -> None:
         remove_leftovers(self.folder)
@@ -136,10 +137,14 @@ class Workspace:
         if self.path.exists():
             self.finished = FeatureCache.open(self.path, self.spec)
             self.spec = self.finished.spec
-            self._note(self.finished)
+            self._add_source(self.path, self.finished.computed_by)
         remove_stray_notes(self.folder)
-        for file in by_age([*draft_files(self.folder), *part_files(self.folder)]):
-            if is_draft(file):
+        # What was written last counts; the finished file among equals, as it was made of the rest.
+        files = [*draft_files(self.folder), *part_files(self.folder)]
+        for file in by_age([*files, self.path] if self.finished else files):
+            if file == self.path and self.finished is not None:
+                self._note(self.finished, source=0)
+            elif is_draft(file):
                 self._take_draft(file)
             elif (cache := open_part(file)) is not None:
                 self._adopt(cache)
@@ -156,8 +161,9 @@ class Workspace:
             remove_draft(path)
             return
         self._check_spec(cache)
-        source, any_row = self._add_source(path), False
+        source, any_row, intact = self._add_source(path), False, False
         for rows in intact_rows(cache):
+            intact |= len(rows) > 0
             positions = self._ids.find(cache.ids_at(rows))
             # Where this one is to be gone on with, a row anywhere else would be written over.
             here = (positions == rows) if path == self._draft_path else (positions >= 0)
@@ -168,7 +174,7 @@ class Workspace:
             self._computed_by.update(cache.computed_by)
         if path == self._draft_path:
             self._draft_is_empty = not any_row
-        elif not any_row:
+        elif not intact:  # rows of other ids may be asked for again
             remove_draft(path)
 
     def adopt(self, written: Written) -> None:
@@ -181,15 +187,14 @@ class Workspace:
 
     def _adopt(self, part: FeatureCache) -> None:
         self._check_spec(part)
-        self._note(part)
+        self._note(part, self._add_source(part.path, part.computed_by))
 
     def _check_spec(self, part: FeatureCache) -> None:
         if part.spec != self.spec:
             differences = "; ".join(part.spec.differences(self.spec))
             raise SpecMismatchError(f"'{part.path}' was made with another spec: {differences}")
 
-    def _note(self, cache: FeatureCache) -> None:
-        source = self._add_source(cache.path, cache.computed_by)
+    def _note(self, cache: FeatureCache, source: int) -> None:
         for start, positions in self._positions(cache):
             rows = np.flatnonzero(positions >= 0)
             self._source[positions[rows]] = source
@@ -201,7 +206,12 @@ class Workspace:
             self._computed_by.update(computed_by)
             return len(self._sources) - 1
 
-    def _open_source(self, path: Path) -> FeatureCache:
+    def _open_source(self, source: int) -> FeatureCache:
+        # By number: a part that is made again has the old one's name. And the finished file is
+        # the one that was looked at, whoever replaces it meanwhile.
+        path = self._sources[source]
+        if path == self.path and self.finished is not None:
+            return self.finished
         return open_draft(path) if is_draft(path) else FeatureCache(path)
 
     def _positions(self, cache: FeatureCache) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
@@ -266,6 +276,7 @@ class Workspace:
 
     def _begin_draft(self) -> Draft:
         path = self._draft_path
+        self._lock.check()
         outline = Outline(
             self.spec, self.channels, self.dataset, len(self._ids), encoded_width(self._ids)
         )
@@ -323,7 +334,7 @@ class Workspace:
             if source >= 0:
                 here = np.flatnonzero(self._source[run] == source)
                 rows = self._row[run][here].astype(np.intp)
-                yield here, self._open(self._sources[source]), rows
+                yield here, self._open(int(source)), rows
 
     def is_finished(self, labels: Labels | None) -> bool:
         """Whether the finished file already holds exactly the rows known, in order, and labels."""
@@ -353,17 +364,19 @@ class Workspace:
                 raise CacheError(f"'{self.path}' cannot be finished: not every image has a row")
             draft = self._open_draft()
             for positions, chunk in self._elsewhere():
-                draft.put(positions, chunk, durable=True)
+                self.put(positions, chunk, ())
             self._lock.check()
             draft.seal(labels, self._computed_by)
             draft.close()
             with explained(self.path):
                 os.replace(draft.path, self.path)
                 sync_folder(self.path.parent)
-        for part in part_files(self.folder):
-            part.unlink()
-        for path in [*draft_files(self.folder), self._draft_path]:
-            remove_draft(path)
+        self._lock.check()
+        with explained(self.path):
+            for part in part_files(self.folder):
+                part.unlink()
+            for path in [*draft_files(self.folder), self._draft_path]:
+                remove_draft(path)
 
     def _elsewhere(self) -> Iterator[tuple[npt.NDArray[np.intp], Chunk]]:
         """Rows that the draft lacks, with their positions, checked against their checksums."""

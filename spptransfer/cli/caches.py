@@ -243,7 +243,11 @@ def prune(
 def merge(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The cache to write.")],
     sources: Annotated[
-        list[Path], typer.Argument(metavar="CACHE", help="Caches or parts of one fingerprint.")
+        list[Path],
+        typer.Argument(
+            metavar="CACHE",
+            help="Caches or parts of one fingerprint; FILE among them if it is there already.",
+        ),
     ],
     quiet: Quiet = False,
     json: Json = False,

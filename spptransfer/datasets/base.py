@@ -44,7 +44,8 @@ class Dataset:
     Raises
     ------
     DatasetError
-        If an id occurs twice, or `targets` fit neither `ids` nor `classes`.
+        If an id occurs twice, or `targets` are no whole numbers or fit neither `ids` nor
+        `classes`.
 
     Examples
     --------
@@ -83,7 +84,20 @@ class Dataset:
                 f"dataset '{self.name}': targets of shape {self.targets.shape} do not fit "
                 f"{len(self.ids)} images and {len(self.classes)} classes"
             )
+        object.__setattr__(self, "targets", self._whole_numbers())
         self.targets.flags.writeable = False
+
+    def _whole_numbers(self) -> npt.NDArray[np.int32] | npt.NDArray[np.int8]:
+        """The targets in the type that all readers of datasets and caches rely on."""
+        wanted = np.dtype(np.int8 if self.multi_label else np.int32)
+        given = self.targets
+        is_whole = given.dtype.kind in "iub"
+        found = given.astype(wanted, copy=False) if is_whole else given
+        if not is_whole or not np.array_equal(found, given):
+            raise DatasetError(
+                f"dataset '{self.name}': targets of type {given.dtype} are not {wanted} numbers"
+            )
+        return found
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -93,7 +93,9 @@ class Plan:
             return False
         try:
             stamp = Stamp.of(path)
-            if stamp == Stamp(int(rows.size[i]), int(rows.modified[i]), int(rows.changed[i])):
+            known = Stamp(int(rows.size[i]), int(rows.modified[i]), int(rows.changed[i]))
+            # What could not even be read may be readable now, and its stamp would not tell.
+            if stamp == known and (rows.digest[i] or not error):
                 return True
             return images.content_digest(images.read_bytes(path)).encode() == rows.digest[i]
         except (OSError, ValueError, ImageError):

@@ -130,13 +130,35 @@ def test_two_systems_that_do_not_tell_their_boots_apart_are_two(lock, tmp_path, 
 
 @pytest.mark.usefixtures("without_locks")
 def test_without_locks_a_process_of_this_host_is_believed_while_it_lives(lock, tmp_path, caplog):
-    leave_note(tmp_path, STALE_SECONDS + 5, process=os.getppid(), host=socket.gethostname())
+    leave_note(tmp_path, process=os.getppid(), host=socket.gethostname())
     with pytest.raises(CacheError, match=f"written by process {os.getppid()} on"):
         lock.acquire()
     leave_note(tmp_path, process=dead_process(), host=socket.gethostname())
     lock.acquire()
     lock.release()
     assert "knows no locks" in caplog.text
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_without_locks_a_number_that_another_process_has_by_now_blocks_nobody_for_ever(
+    lock, tmp_path
+):
+    leave_note(tmp_path, STALE_SECONDS + 5, process=os.getpid(), host=socket.gethostname())
+    lock.acquire()
+    lock.release()
+
+
+def test_who_was_taken_for_dead_leaves_the_note_of_the_next_one_alone(lock, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.01)
+    lock.acquire()
+    leave_note(tmp_path, STALE_SECONDS + 5)
+    note = (tmp_path / "lock").read_text()
+    seen = (tmp_path / "lock").stat().st_mtime
+    time.sleep(0.1)
+    assert not lock.is_ours()
+    lock.release()
+    assert (tmp_path / "lock").read_text() == note
+    assert (tmp_path / "lock").stat().st_mtime == seen
 
 
 @pytest.mark.usefixtures("without_locks")

@@ -42,6 +42,15 @@ def test_a_folder_that_is_not_there_is_one_clear_line(tmp_path):
         merge(tmp_path / "gone" / "b.h5", [tmp_path / "a.h5"])
 
 
+def test_labels_of_one_class_an_image_and_of_several_are_not_mixed(tmp_path):
+    classes = ("ant", "bee", "cat")
+    for name, ids, shape in (("a.h5", IDS[:8], (8,)), ("b.h5", IDS[8:], (len(IDS) - 8, 3))):
+        make_cache(tmp_path / name, ids=ids, labels=Labels(classes, np.ones(shape, np.int8)))
+    merged = merge(tmp_path / "c.h5", [tmp_path / "a.h5", tmp_path / "b.h5"])
+    assert merged.ids == list(IDS)
+    assert merged.classes == ()
+
+
 def test_rows_that_disagree_are_named_and_nothing_is_written(tmp_path):
     make_cache(tmp_path / "a.h5", ids=IDS[:8])
     make_cache(tmp_path / "b.h5", ids=IDS[7:], seed=1)

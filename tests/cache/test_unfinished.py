@@ -128,6 +128,30 @@ def test_a_note_that_cannot_be_written_leaves_no_draft_in_use(tmp_path, monkeypa
     assert go_on(path) == [1]
 
 
+def test_the_note_of_a_draft_that_is_moved_is_on_the_disk_before_the_draft_moves(
+    tmp_path, monkeypatch
+):
+    path, forced = tmp_path / "a.h5", []
+    with monkeypatch.context() as patched:
+        patched.setattr(Outline, "header_bytes", property(lambda self: 65536))
+        begin(path, range(8))
+    fsync, rename = os.fsync, Path.rename
+
+    def notice(descriptor):
+        forced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def check(source, target):
+        assert note_file(target).stat().st_ino in forced
+        return rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", notice)
+    monkeypatch.setattr(Path, "rename", check)
+    with workspace(path) as space:
+        put(space, [9])
+    assert len(draft_files(parts_folder(path))) == 2
+
+
 @pytest.mark.parametrize("lost", ["gone", "another's", "empty"])
 def test_who_lost_the_lock_writes_no_more(tmp_path, lost):
     path = tmp_path / "a.h5"
@@ -145,6 +169,10 @@ def test_who_lost_the_lock_writes_no_more(tmp_path, lost):
         with pytest.raises(CacheError, match=r"taken over by|cannot go on writing"):
             space.finish(None)
     assert not path.exists()
+    if lost == "another's":
+        with pytest.raises(CacheError, match="written by process 1 on elsewhere"):
+            go_on(path)
+        lock.unlink()
     assert go_on(path) == list(range(6))
 
 

@@ -11,8 +11,10 @@ from extraction_cases import (
     run,
 )
 from image_files import encode, picture
+from unfinished_caches import drafted_rows
 
 from spptransfer.cache import FeatureCache
+from spptransfer.cache.draft import Draft
 from spptransfer.cache.ids import encoded_width
 from spptransfer.cache.rows import Chunk, checksums
 from spptransfer.cache.verify import Problem, repair, verify
@@ -157,6 +159,23 @@ def test_a_row_of_another_image_is_repaired(made):
     rewrite(path, lambda rows, values: values.__setitem__(2, values[3]))
     repair(path, verify(path, dataset, backbone, sample=10), dataset, backbone)
     np.testing.assert_allclose(FeatureCache.open(path).matrix(), before, rtol=0, atol=1e-5)
+
+
+def test_a_wrong_row_is_repaired_though_an_interrupted_update_has_it_too(made, monkeypatch):
+    dataset, path = made
+    before = FeatureCache.open(path).matrix()
+    rewrite(path, lambda rows, values: values.__setitem__(2, values[3]))
+    with monkeypatch.context() as patched:
+        patched.setattr(Draft, "seal", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(dataset, path, redo=["0000.png"])
+    assert 2 in drafted_rows(path)
+    repair(path, verify(path, dataset, backbone, sample=10), dataset, backbone)
+    np.testing.assert_allclose(FeatureCache.open(path).matrix(), before, rtol=0, atol=1e-5)
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
 
 
 def test_a_file_that_is_no_cache_gives_one_line(tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import multiprocessing
 import os
@@ -223,6 +224,42 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path):
 def test_an_id_that_cannot_be_stored_is_refused_before_any_work(tmp_path):
     with pytest.raises(CacheError, match=r"the id 'a\\x00' ends in a NUL"):
         workspace(tmp_path / "a.h5", ids=["b", "a\0"])
+
+
+@pytest.mark.parametrize("id", ["\ud800", "\udcc3\udca9"])  # the second one has the bytes of é
+def test_an_id_that_would_not_come_back_is_refused_before_any_work(tmp_path, id):
+    with pytest.raises(CacheError, match=r"the id '.*' is no text in UTF-8"):
+        workspace(tmp_path / "a.h5", ids=["b", id])
+    workspace(tmp_path / "a.h5", ids=["é", "\udcff"])
+
+
+def test_labels_that_no_file_can_hold_leave_the_finished_one(tmp_path):
+    path = tmp_path / "a.h5"
+    make_cache(path, 12, SPEC)
+    before = path.read_bytes()
+    for targets in (np.linspace(0, 1, 12), np.full(12, 1 << 40), np.zeros(11, np.int32)):
+        with workspace(path) as space, pytest.raises(CacheError, match="do not fit 12 rows"):
+            space.finish(Labels(("ant", "bee"), targets))
+        assert path.read_bytes() == before
+    with workspace(path) as space:
+        space.finish(Labels(("ant", "bee"), np.ones(12, ">i2")))
+    targets = FeatureCache.open(path).targets
+    assert (targets.dtype, targets.tolist()) == (np.dtype("<i4"), [1] * 12)
+
+
+def test_what_cannot_be_removed_in_the_end_is_one_line_and_the_file_is_there(tmp_path, monkeypatch):
+    path = tmp_path / "a.h5"
+    with workspace(path) as space:
+        put(space, 0, IDS)
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "unlink", _refuse)
+            with pytest.raises(CacheError, match=r"cannot write '.*a\.h5': Input/output error"):
+                space.finish(None)
+    assert FeatureCache.open(path).ids == IDS
+
+
+def _refuse(path, missing_ok=False):
+    raise OSError(errno.EIO, "Input/output error")
 
 
 def test_a_file_is_not_finished_before_every_image_has_a_row(tmp_path):

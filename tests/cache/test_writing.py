@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import stat
 
 import h5py
 import numpy as np
@@ -112,6 +114,26 @@ def test_the_space_needed_is_stated_where_it_is_not_there(tmp_path, monkeypatch)
     with pytest.raises(CacheError, match=r"disk is full .*\(.* kB are needed\).*free some space"):
         make_cache(tmp_path / "a.h5")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "passes"), [(errno.EINVAL, True), (errno.EIO, False)])
+def test_a_folder_that_cannot_be_forced_onto_the_disk_is_no_error_where_none_can(
+    tmp_path, monkeypatch, number, passes
+):
+    fsync = os.fsync
+
+    def only_files(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", only_files)
+    if passes:
+        make_cache(tmp_path / "a.h5")
+        assert len(FeatureCache.open(tmp_path / "a.h5")) == 10
+    else:
+        with pytest.raises(CacheError, match="Input/output error"):
+            make_cache(tmp_path / "a.h5")
 
 
 @pytest.mark.parametrize(

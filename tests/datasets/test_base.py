@@ -51,6 +51,23 @@ def test_targets_that_fit_neither_images_nor_classes_are_refused(targets):
         single_label(targets=targets)
 
 
+@pytest.mark.parametrize("dtype", ["int64", ">i2", "uint32", "bool"])
+def test_whole_numbers_of_any_type_become_those_that_targets_are(dtype):
+    dataset = single_label(classes=("x", "y"), targets=np.array([0, 1, 1, 0], dtype=dtype))
+    assert dataset.targets.dtype == np.int32
+    assert dataset.targets.tolist() == [0, 1, 1, 0]
+    several = Dataset("csv", Path("/i"), ("a",), ("x", "y"), np.array([[1, -1]]))
+    assert several.targets.dtype == np.int8
+
+
+@pytest.mark.parametrize(
+    "targets", [[0.0, 1.0, 2.0, 1.0], [0, 1, 2, 1 << 40], ["x", "y", "z", "x"]]
+)
+def test_targets_that_are_no_such_numbers_are_refused(targets):
+    with pytest.raises(DatasetError, match=r"dataset 'folder': targets of type .* are not int32"):
+        single_label(targets=np.array(targets))
+
+
 def test_paths_follow_the_template_even_if_an_id_holds_braces():
     dataset = single_label(ids=("{0}", "{id}", "a/b.jpg", "{"), path_template="JPEG/{id}.jpg")
     assert dataset.path("{0}") == Path("/images/JPEG/{0}.jpg")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import tracemalloc
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cache_files import CHANNELS, make_rows, make_spec
-from extraction_cases import make_dataset, many_images
+from extraction_cases import make_dataset, many_images, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spptransfer.cache import FeatureCache
 from spptransfer.cache.unfinished import write_part
 from spptransfer.cache.workspace import Workspace
 from spptransfer.datasets import Dataset
@@ -62,6 +64,32 @@ def test_what_is_asked_for_again_is_done_again(tmp_path, dataset):
         assert (plan.added, plan.changed, plan.unchanged) == (1, 1, 8)
         with pytest.raises(DatasetError, match=r"has no image 'nowhere\.png'"):
             Plan(dataset, space, redo=["nowhere.png"])
+
+
+def test_what_could_not_be_read_is_tried_again_until_it_can_or_the_reason_is_another(
+    tmp_path, dataset, monkeypatch
+):
+    reasons = {1: errno.EIO, 3: errno.ESTALE, 5: errno.EIO}
+    read = Path.read_bytes
+
+    def failing(path):
+        row = dataset.ids.index(path.name) if path.name in dataset.ids else -1
+        if (number := reasons.get(row)) is not None:
+            raise OSError(number, os.strerror(number))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    run(dataset, tmp_path / "a.h5")
+    assert sorted(FeatureCache.open(tmp_path / "a.h5").failures) == [
+        dataset.ids[number] for number in reasons
+    ]
+    del reasons[1]
+    reasons[3] = errno.EIO
+    report = run(dataset, tmp_path / "a.h5")
+    assert (report.changed, report.unchanged) == (2, 8)
+    reasons.clear()
+    assert run(dataset, tmp_path / "a.h5").changed == 2
+    assert not FeatureCache.open(tmp_path / "a.h5").failures
 
 
 def test_parts_are_cut_from_the_dataset_whatever_is_left_to_do(tmp_path, dataset):
