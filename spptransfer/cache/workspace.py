@@ -367,8 +367,8 @@ class Workspace:
                 self.put(positions, chunk, ())
             self._lock.check()
             draft.seal(labels, self._computed_by)
-            draft.close()
             with explained(self.path):
+                draft.close()
                 os.replace(draft.path, self.path)
                 sync_folder(self.path.parent)
         self._lock.check()
