@@ -15,6 +15,7 @@ from typing import IO
 from spptransfer.errors import CacheError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 # What file systems say that cannot force a folder onto the disk.
 _NOT_FOR_FOLDERS = (errno.EINVAL, errno.ENOTSUP)
 
@@ -117,6 +118,11 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def is_read_only(error: CacheError) -> bool:
+    """Whether the reason is that nobody, or not us, may write there."""
+    return getattr(error.__cause__, "errno", None) in _READ_ONLY
 
 
 def behind_link(path: Path) -> Path:

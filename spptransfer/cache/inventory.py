@@ -23,7 +23,6 @@ from spptransfer.cache.unfinished import (
     part_files,
     parts_folder,
 )
-from spptransfer.cache.workspace import precision_note
 from spptransfer.errors import CacheError
 from spptransfer.spec import FeatureSpec
 
@@ -92,6 +91,11 @@ class Removal:
     reason: str
 
 
+def precision_note(path: Path) -> Path:
+    """File beside a cache that says why it has its precision."""
+    return path.with_suffix(".precision.json")
+
+
 def inspect(path: Path) -> CacheInfo:
     """Find out about one cache without raising for whatever is wrong with it.
 
@@ -125,7 +129,7 @@ def inspect(path: Path) -> CacheInfo:
         first = first or cache
         runtimes.update(cache.computed_by)
         rows, failed = rows + here, failed + lost
-    complete = path.exists() and not parts and not error
+    complete = path.exists() and not parts and not error and not is_draft(path)
     if first is None:
         return CacheInfo(path, size, complete, error=error)
     found = (first.dataset, first.spec, tuple(sorted(runtimes)))

@@ -210,6 +210,8 @@ def _guess(line: bytes) -> str:
     """What a foreign file probably is."""
     if not line:
         return "it is empty"
+    if not line.strip(b"\0"):
+        return "it is not finished yet; run the command that makes it again"
     if line.startswith(b"\x89HDF"):
         return "it is an HDF5 file of another program"
     return "it is another kind of file"

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from spptransfer.cache.checked import checked_runs, compare_rows, is_sound
-from spptransfer.cache.draft import Draft
-from spptransfer.cache.files import appearing, make_folder
+from spptransfer.cache.draft import SKELETON, Draft
+from spptransfer.cache.files import appearing, make_folder, remove_leftovers
 from spptransfer.cache.ids import encode, encoded_width
 from spptransfer.cache.layout import FORMAT_VERSION, Header, row_runs
 from spptransfer.cache.lock import Lock
@@ -131,7 +131,7 @@ def open_draft(path: Path) -> FeatureCache:
     except (CacheError, KeyError, TypeError) as error:
         if isinstance(error.__cause__, OSError):  # the disk may be in order again later
             raise
-        raise LostDraftError(f"'{note}' is damaged: {error}") from error
+        raise LostDraftError(f"the note of a draft is no header: {error}") from error
     if version != FORMAT_VERSION:
         raise CacheError(
             f"'{path}' was begun in format version {version}; this release writes {FORMAT_VERSION}"
@@ -172,8 +172,12 @@ def move_draft(path: Path) -> Path:
     raise AssertionError("unreachable")
 
 
-def remove_stray_notes(folder: Path) -> None:
-    """Remove notes of drafts that are not there."""
+def remove_remains(path: Path) -> None:
+    """Remove what killed processes left beside a cache: temporary files, notes without drafts."""
+    folder = parts_folder(path)
+    remove_leftovers(folder)
+    remove_leftovers(path.parent, f"{path.name}.*")
+    remove_leftovers(path.parent, f"{SKELETON}-*")
     for note in folder.glob("draft-*.json"):
         if not note.with_suffix(".h5").exists():
             note.unlink(missing_ok=True)

@@ -13,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from spptransfer.cache.checked import Place, read_checked, read_together
-from spptransfer.cache.draft import SKELETON, Draft
+from spptransfer.cache.draft import Draft
 from spptransfer.cache.files import (
     behind_link,
     explained,
+    is_read_only,
     make_folder,
-    remove_leftovers,
     sync_folder,
 )
 from spptransfer.cache.ids import check_ids, encoded_width, id_runs
-from spptransfer.cache.layout import Block, blocks_of, row_runs
+from spptransfer.cache.layout import blocks_of, row_runs
 from spptransfer.cache.lock import Lock
 from spptransfer.cache.outline import Labels, Outline
 from spptransfer.cache.reading import FeatureCache
@@ -40,7 +40,7 @@ from spptransfer.cache.unfinished import (
     part_files,
     parts_folder,
     remove_draft,
-    remove_stray_notes,
+    remove_remains,
     write_note,
 )
 from spptransfer.errors import CacheError, SpecMismatchError
@@ -53,15 +53,11 @@ logger = logging.getLogger(__name__)
 Written = Path | npt.NDArray[np.intp]
 
 
-def precision_note(path: Path) -> Path:
-    """File beside a cache that says why it has its precision."""
-    return path.with_suffix(".precision.json")
-
-
 class Workspace:
     """Rows known so far for one cache file: those of the finished file, its draft and all parts.
 
-    Use it as a context manager: it holds the cache against other writers until it is left.
+    Use it as a context manager: it holds the cache against other writers until it is left. Where
+    we may not write, a finished file can still be looked at, and `finish` if it lacks nothing.
 
     Parameters
     ----------
@@ -108,12 +104,18 @@ class Workspace:
         self._draft_path = self.folder / f"draft-{self._ids.sha256()[:16]}.h5"
         self._draft_is_empty = False
         self._left = False
+        self._read_only: CacheError | None = None
         self._guard = threading.Lock()
 
     def __enter__(self) -> Workspace:
-        make_folder(self.folder)
-        self._lock.acquire()
-        self._left, self._draft = False, None
+        self._left, self._draft, self._read_only = False, None, None
+        try:
+            make_folder(self.folder)
+            self._lock.acquire()
+        except CacheError as error:
+            if not (self.path.exists() and is_read_only(error)):
+                raise
+            self._read_only = error
         try:
             self._take_stock()
         except BaseException:
@@ -124,6 +126,8 @@ class Workspace:
     def __exit__(self, *_: object) -> None:
         with self._guard:
             self._left = True
+        if self._read_only is not None:
+            return
         if self._draft is not None:
             self._draft.close()
         if self._draft_is_empty and self._lock.is_ours():
@@ -131,16 +135,15 @@ class Workspace:
         leave(self.folder, self._lock)
 
     def _take_stock(self) -> None:
-        remove_leftovers(self.folder)
-        remove_leftovers(self.path.parent, f"{self.path.name}.*")
-        remove_leftovers(self.path.parent, f"{SKELETON}-*")
         if self.path.exists():
             self.finished = FeatureCache.open(self.path, self.spec)
             self.spec = self.finished.spec
             self._add_source(self.path, self.finished.computed_by)
-        remove_stray_notes(self.folder)
+        files: list[Path] = []
+        if self._read_only is None:
+            remove_remains(self.path)
+            files = [*draft_files(self.folder), *part_files(self.folder)]
         # What was written last counts; the finished file among equals, as it was made of the rest.
-        files = [*draft_files(self.folder), *part_files(self.folder)]
         for file in by_age([*files, self.path] if self.finished else files):
             if file == self.path and self.finished is not None:
                 self._note(self.finished, source=0)
@@ -252,18 +255,14 @@ class Workspace:
         return positions
 
     def begin(self, besides: int = 0) -> int:
-        """Make sure that there is room for all rows, see `Draft.check_room`.
-
-        Raises
-        ------
-        CacheError
-            If the disk is too small.
-        """
+        """Make sure that there is room for all rows; as `Draft.check_room`."""
         return self._open_draft().check_room(besides)
 
     def _open_draft(self, computed_by: Iterable[str] = ()) -> Draft:
         """The file that is going to be the finished one, with a note of all who took part."""
         names = set(computed_by)
+        if self._read_only is not None:
+            raise self._read_only
         with self._guard:
             if self._left:
                 raise CacheError(f"'{self.path}' is no longer being written")
@@ -371,6 +370,8 @@ class Workspace:
                 draft.close()
                 os.replace(draft.path, self.path)
                 sync_folder(self.path.parent)
+        if self._read_only is not None:
+            return
         self._lock.check()
         with explained(self.path):
             for part in part_files(self.folder):
@@ -380,7 +381,8 @@ class Workspace:
 
     def _elsewhere(self) -> Iterator[tuple[npt.NDArray[np.intp], Chunk]]:
         """Rows that the draft lacks, with their positions, checked against their checksums."""
-        row_bytes = sum(b.width for b in self._blocks) * np.dtype(self.spec.storage).itemsize
+        width = sum(block.width for block in blocks_of(self.spec, self.channels))
+        row_bytes = width * np.dtype(self.spec.storage).itemsize
         for run in row_runs(len(self._ids), row_bytes + TABLE_BYTES):
             places = [p for p in self._whereabouts(run) if p[1].path != self._draft_path]
             if all(here[-1] - here[0] < len(here) for here, _, _ in places):
@@ -393,7 +395,3 @@ class Workspace:
                 if chunk.rows.ids != list(self._ids.take(positions)):
                     raise CacheError(f"'{self.path}' cannot be finished: its rows are mixed up")
                 yield positions, chunk
-
-    @property
-    def _blocks(self) -> tuple[Block, ...]:
-        return tuple(blocks_of(self.spec, self.channels))

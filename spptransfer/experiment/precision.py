@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from spptransfer.cache.files import appearing, make_folder
+from spptransfer.cache.inventory import precision_note
 from spptransfer.cache.unfinished import is_begun
-from spptransfer.cache.workspace import precision_note
 from spptransfer.experiment.prepare import Experiment
 from spptransfer.extraction.joint import shared_part
 from spptransfer.runtimes import precisions_of

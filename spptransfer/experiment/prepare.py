@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from spptransfer import backbones, protocols
 from spptransfer.backbones import weights as weights_files
 from spptransfer.cache import FeatureCache
-from spptransfer.cache.workspace import precision_note
+from spptransfer.cache.inventory import precision_note
 from spptransfer.config import Pipeline
 from spptransfer.datasets import Dataset, open_dataset
 from spptransfer.datasets.csv_file import find_csv

@@ -340,7 +340,7 @@ def _begin(workspaces: Iterable[Workspace]) -> None:
     """Make sure that there is room for all rows of all caches."""
     taken: dict[int, int] = {}
     for workspace in workspaces:
-        disk = workspace.folder.stat().st_dev
+        disk = workspace.path.parent.stat().st_dev
         besides = taken.get(disk, 0)
         taken[disk] = besides + workspace.begin(besides)
 

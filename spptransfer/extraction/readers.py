@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,6 +14,7 @@ from joblib.externals.loky import ProcessPoolExecutor
 
 from spptransfer.extraction.batches import Loaded, Probe, Rendering, Source, load, look
 from spptransfer.extraction.slots import Address, Slot, put
+from spptransfer.extraction.workers import end_with, leave_interrupts
 
 # Of memory that a thread and a process share: eight views of 392 x 588 fit; more is asked for when
 # it is needed.
@@ -79,7 +80,7 @@ class ProcessReaders:
     """
 
     def __init__(self, count: int) -> None:
-        self._pool = ProcessPoolExecutor(count, initializer=_begin)
+        self._pool = ProcessPoolExecutor(count, initializer=_begin, initargs=(os.getpid(),))
         self._pool.submit(int)  # they all start now, beside what comes before reading
         # As many as there are threads that ask at once.
         self._free: SimpleQueue[Slot | None] = SimpleQueue()
@@ -136,12 +137,12 @@ class _Sent:
         ]
 
 
-def _begin() -> None:
+def _begin(asked_by: int) -> None:
     import torch
 
+    end_with(asked_by)
     torch.set_num_threads(1)
-    # Ctrl-C reaches every process of a terminal; only the one that asks may stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_interrupts()
 
 
 def _look(sources: Sequence[Source]) -> list[Probe]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import signal
 import sys
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +28,7 @@ from spptransfer.extraction.parts import PartMaker, PartSettings
 from spptransfer.extraction.plan import Part
 from spptransfer.extraction.progress import Clock, Progress
 from spptransfer.extraction.readers import ProcessReaders, Readers
+from spptransfer.extraction.workers import end_with, leave_interrupts
 from spptransfer.memory import keep_freed_memory, release_memory
 from spptransfer.runtimes import count_callers
 
@@ -79,15 +80,15 @@ class PartTask:
     runtime: str = "torch"
     key: str = field(default_factory=lambda: uuid4().hex)
     directory: str = field(default_factory=os.getcwd)
+    asked_by: int = field(default_factory=os.getpid)
 
     def __call__(self, part: Part) -> Done:
         """Make a part in a worker process, which keeps the backbone for the next one."""
+        end_with(self.asked_by)
         # Workers outlive a call; relative paths must mean what they mean to the caller.
         with contextlib.suppress(OSError):
             os.chdir(self.directory)
-        # Ctrl-C reaches every process of a terminal; only the one that asked for parts may stop.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        leave_interrupts()
         computer, clock = self._computer_here(), Clock()
         with keep_freed_memory(), PartMaker(self.settings, computer, clock, workers=1) as maker:
             written = maker.make(part)
@@ -225,10 +226,21 @@ def run_processes(
         return_as="generator_unordered", batch_size=1, n_jobs=jobs, backend="loky"
     )
     try:
-        with contextlib.closing(parallel(waiting)) as results:
+        with _closing_quietly(parallel(waiting)) as results:
             yield from _noted(results, progress)
     except TerminatedWorkerError as error:
         raise CacheError(_DIED) from error
+
+
+@contextlib.contextmanager
+def _closing_quietly(results: Generator[Done]) -> Iterator[Generator[Done]]:
+    """Close them without joblib's warning that parts in work are given up: who stops knows."""
+    try:
+        yield results
+    finally:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* tasks which were still being processed")
+            results.close()
 
 
 def run_dask(

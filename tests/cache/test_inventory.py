@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import dataclasses
 
+import drafted_caches
 import pytest
 from cache_files import CHANNELS, make_cache, make_ids, make_rows, make_spec
 
-from spptransfer.cache.inventory import inspect, list_caches, prune
-from spptransfer.cache.unfinished import parts_folder, write_part
-from spptransfer.cache.workspace import Workspace, precision_note
+from spptransfer.cache import FeatureCache
+from spptransfer.cache.inventory import inspect, list_caches, precision_note, prune
+from spptransfer.cache.unfinished import draft_files, parts_folder, write_part
+from spptransfer.cache.workspace import Workspace
 from spptransfer.errors import CacheError
 
 SPEC = make_spec()
@@ -78,6 +80,16 @@ def test_pruning_keeps_what_pipelines_refer_to(folder):
     prune(folder, keep=[folder / "done.h5"], dry_run=False)
     assert sorted(path.name for path in folder.iterdir()) == ["done.h5", "foreign.h5", "notes.txt"]
     assert names(prune(folder, keep=[folder / "begun.h5"], caches=False)) == []
+
+
+def test_a_draft_is_unfinished_whoever_asks_for_it_by_name(tmp_path):
+    drafted_caches.begin(tmp_path / "a.h5", range(8))
+    (draft,) = draft_files(parts_folder(tmp_path / "a.h5"))
+    info = inspect(draft)
+    assert (info.complete, info.rows) == (False, 8)
+    assert "state: unfinished" in info.describe()
+    with pytest.raises(CacheError, match="it is not finished yet"):
+        FeatureCache.open(draft)
 
 
 def test_the_note_of_a_pruned_cache_goes_with_it_and_no_file_of_the_users(folder):

@@ -7,16 +7,19 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from extraction_cases import CHANNELS, SPEC, backbone, make_dataset, many_images, run
+from extraction_cases import CHANNELS, SPEC, StopAfter, backbone, make_dataset, many_images, run
 
 from spptransfer.cache import FeatureCache
+from spptransfer.cache.files import is_alive
 from spptransfer.cache.unfinished import part_files, parts_folder
 from spptransfer.cache.verify import verify
 from spptransfer.errors import CacheError
+from spptransfer.extraction import Interrupted
 
 TESTS = Path(__file__).resolve().parent.parent
 
@@ -245,6 +248,20 @@ def test_a_read_only_folder_is_one_clear_line_and_loses_nothing(tmp_path, small_
     assert run(dataset, small_disk / "a.h5").added == 5
 
 
+def test_a_cache_that_lacks_nothing_is_used_where_nothing_can_be_written(tmp_path, small_disk):
+    dataset = make_dataset(tmp_path / "images", many_images(5))
+    run(dataset, small_disk / "a.h5")
+    before = (small_disk / "a.h5").read_bytes()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    report = run(dataset, small_disk / "a.h5", load_backbone=lambda: pytest.fail("computed"))
+    assert (report.unchanged, report.added) == (5, 0)
+    with pytest.raises(CacheError, match=r"cannot write '.*': Read-only file system"):
+        run(dataset, small_disk / "a.h5", redo=["0001.png"])
+    with pytest.raises(CacheError, match=r"cannot write '.*': Read-only file system"):
+        run(make_dataset(tmp_path / "more", many_images(6)), small_disk / "a.h5")
+    assert (small_disk / "a.h5").read_bytes() == before
+
+
 @pytest.mark.slow
 def test_worker_processes_give_the_same_bytes_as_threads(tmp_path):
     dataset = make_dataset(tmp_path / "images", many_images(20))
@@ -254,6 +271,54 @@ def test_worker_processes_give_the_same_bytes_as_threads(tmp_path):
         (tmp_path / f"{name}.h5").read_bytes() for name in ("threads", "processes")
     )
     assert threads == processes
+
+
+EXTRACTING = """
+import sys
+from pathlib import Path
+from extraction_cases import make_dataset, many_images, run
+
+folder = Path(sys.argv[1])
+dataset = make_dataset(folder / "images", many_images(4))
+
+class Slow:
+    def __call__(self):
+        import os, time
+        (folder / f"worker-{os.getpid()}").touch()
+        time.sleep(600)
+
+run(dataset, folder / "a.h5", engine="processes", jobs=2, part_rows=1, load_backbone=Slow())
+"""
+
+
+@pytest.mark.slow
+def test_worker_processes_end_with_the_one_that_is_killed(tmp_path):
+    paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    parent = subprocess.Popen(
+        [sys.executable, "-c", EXTRACTING, str(tmp_path)], env={**os.environ, "PYTHONPATH": paths}
+    )
+    wait_until(lambda: len(list(tmp_path.glob("worker-*"))) == 2)
+    workers = [int(note.name.removeprefix("worker-")) for note in tmp_path.glob("worker-*")]
+    assert all(map(is_alive, workers))
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not any(map(is_alive, workers)))
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_who_stops_worker_processes_is_not_warned_that_he_did(tmp_path, recwarn):
+    dataset = make_dataset(tmp_path / "images", many_images(24))
+    with pytest.raises(Interrupted):
+        run(dataset, tmp_path / "a.h5", engine="processes", jobs=2, part_rows=1, stop=StopAfter(2))
+    assert not [warning for warning in recwarn if "tasks" in str(warning.message)]
+    assert not run(dataset, tmp_path / "a.h5").failures
 
 
 class _SuicidalOnce:
