@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from spptransfer.affinity import are_one_each, spread
+
+_lock = threading.Lock()
+_exact = 0
+_as_the_user_wants: tuple[bool, Sequence[str]] = (True, ())
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -38,6 +43,54 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Have a GPU's convolutions keep all of float32's digits as long as anybody is inside.
+
+    By default cuDNN rounds what it multiplies to TF32, which has the digits of float16. Its
+    switches are the process's: the last one out leaves them as the first one found them.
+
+    Examples
+    --------
+    >>> with full_float32():
+    ...     torch.backends.cudnn.allow_tf32
+    False
+    """
+    global _exact, _as_the_user_wants
+    with _lock:
+        _exact += 1
+        if _exact == 1:
+            _as_the_user_wants = _tf32_switches()
+            _set_tf32_switches(False, ["ieee" for _ in _newer_switches()])
+    try:
+        yield
+    finally:
+        with _lock:
+            _exact -= 1
+            if not _exact:
+                _set_tf32_switches(*_as_the_user_wants)
+
+
+def _newer_switches() -> list[Any]:
+    """Those that newer versions of torch have beside the one for all of cuDNN."""
+    kinds = (getattr(torch.backends.cudnn, name, None) for name in ("conv", "rnn"))
+    return [kind for kind in kinds if hasattr(kind, "fp32_precision")]
+
+
+def _tf32_switches() -> tuple[bool, Sequence[str]]:
+    newer = [kind.fp32_precision for kind in _newer_switches()]
+    try:
+        return bool(torch.backends.cudnn.allow_tf32), newer
+    except RuntimeError:  # it contradicts them and is not told then
+        return any(precision != "tf32" for precision in newer), newer
+
+
+def _set_tf32_switches(common: bool, newer: Sequence[str]) -> None:
+    torch.backends.cudnn.allow_tf32 = common  # first, for it changes the newer ones
+    for kind, precision in zip(_newer_switches(), newer, strict=True):
+        kind.fp32_precision = precision
 
 
 def beginning(workers: int, *, waiting: bool = False) -> Callable[[], None]:

@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from spptransfer.processor import beginning, has_bfloat16, is_out_of_memory, one_thread
+from spptransfer.processor import (
+    beginning,
+    full_float32,
+    has_bfloat16,
+    is_out_of_memory,
+    one_thread,
+)
 
 CPU = torch.device("cpu")
 
@@ -52,6 +61,85 @@ def test_one_thread_computes_and_as_many_as_before_afterwards(error):
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+CUDNN = torch.backends.cudnn
+NEWER = [
+    kind for kind in (getattr(CUDNN, "conv", None), CUDNN.rnn) if hasattr(kind, "fp32_precision")
+]
+needs_newer = pytest.mark.skipif(not NEWER, reason="this torch has no such switches")
+
+
+def switches():
+    try:
+        common = CUDNN.allow_tf32
+    except RuntimeError:
+        common = "contradicted"
+    return common, [kind.fp32_precision for kind in NEWER]
+
+
+@pytest.fixture
+def tf32():
+    """Switches that a test may turn."""
+    before = switches()
+    yield
+    CUDNN.allow_tf32 = before[0]
+    for kind, precision in zip(NEWER, before[1], strict=True):
+        kind.fp32_precision = precision
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("error", [None, RuntimeError])
+@pytest.mark.parametrize("common", [True, False])
+@pytest.mark.parametrize(
+    "newer",
+    [
+        None,
+        *(
+            pytest.param(pair, marks=needs_newer)
+            for pair in itertools.product(("none", "ieee", "tf32"), repeat=2)
+        ),
+    ],
+)
+def test_nothing_is_rounded_to_tf32_and_switches_stand_as_before_afterwards(common, newer, error):
+    CUDNN.allow_tf32 = common
+    for kind, precision in zip(NEWER, newer or (), strict=False):
+        kind.fp32_precision = precision
+    before = switches()
+    with contextlib.suppress(RuntimeError), full_float32(), full_float32():
+        assert switches() == (False, ["ieee" for _ in NEWER])
+        if error:
+            raise error
+    assert switches() == before
+
+
+@needs_newer
+@pytest.mark.usefixtures("tf32")
+def test_not_even_what_the_user_set_for_all_of_torch_rounds_to_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends, "fp32_precision", "tf32")
+    with full_float32():
+        assert switches() == (False, ["ieee"] * 2)
+    assert switches()[1] == ["tf32"] * 2
+
+
+@pytest.mark.usefixtures("tf32")
+def test_the_last_one_out_of_several_threads_turns_tf32_on_again():
+    CUDNN.allow_tf32 = True
+    before, inside, leave = switches(), threading.Barrier(2, timeout=30), threading.Event()
+
+    def stay():
+        with full_float32():
+            inside.wait()
+            assert leave.wait(30)
+
+    with ThreadPoolExecutor(1) as pool:
+        with full_float32():
+            staying = pool.submit(stay)
+            inside.wait()
+        assert CUDNN.allow_tf32 is False
+        leave.set()
+        staying.result()
+    assert switches() == before
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
@@ -20,6 +21,7 @@ from spptransfer.extraction.graphs import Graphs
 from spptransfer.extraction.joint import check_alike
 from spptransfer.extraction.strips import Strips
 from spptransfer.extraction.transfers import transfers_to
+from spptransfer.processor import full_float32
 from spptransfer.pyramid import SpatialPyramidPooling
 from spptransfer.runtimes import check_device, check_precision, check_runtime, open_network
 from spptransfer.runtimes.network import Normalization
@@ -142,7 +144,7 @@ class FeatureComputer:
     -----
     A view of any length is computed in bounded memory: beyond `STRIP_PIXELS` its maps are put
     together from `Strips`. On a GPU, batches of frequent shapes go through `Graphs`, unless
-    `graphs` is set to None.
+    `graphs` is set to None, and convolutions in float32 do without TF32 (`full_float32`).
     """
 
     def __init__(
@@ -217,9 +219,14 @@ class FeatureComputer:
         """
         specs = [self.specs[number] for number in wanted]
         stored = partial(self._stored, specs=specs)
-        if self.graphs is None:
-            return self._transfers(views, stored)
-        return self.graphs(views, stored, self._key(views, wanted))
+        with self._exactly():
+            if self.graphs is None:
+                return self._transfers(views, stored)
+            return self.graphs(views, stored, self._key(views, wanted))
+
+    def _exactly(self) -> contextlib.AbstractContextManager[None]:
+        exact = self.device.type == "cuda" and self._dtype == torch.float32
+        return full_float32() if exact else contextlib.nullcontext()
 
     def _key(self, views: npt.NDArray[np.uint8], wanted: Sequence[int]) -> Hashable:
         """What batches of one graph have in common; None where strips are put together."""

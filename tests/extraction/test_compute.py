@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -157,6 +158,23 @@ def test_lower_precision_is_near_and_still_float32_outside(precision):
     assert found.dtype == np.float32
     assert_close(found, exact, 0.05)
     assert not np.array_equal(found, exact)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "exact"),
+    [("cuda", "float32", True), ("cuda", "bfloat16", False), ("cpu", "float32", False)],
+)
+def test_on_a_gpu_convolutions_in_float32_are_not_rounded_to_tf32(device, precision, exact):
+    computer = FeatureComputer(backbone(), dataclasses.replace(SPEC, precision=precision))
+    computer.device = torch.device(device)  # there need not be one
+    allowed, maps = [], computer._network.maps
+    computer._network = SimpleNamespace(
+        maps=lambda *given: allowed.append(torch.backends.cudnn.allow_tf32) or maps(*given)
+    )
+    before = torch.backends.cudnn.allow_tf32
+    computer(view(48, 60)[None])
+    assert allowed == [before and not exact]
+    assert torch.backends.cudnn.allow_tf32 is before
 
 
 @pytest.mark.parametrize("runtime", ["torch", "openvino"])
