@@ -11,6 +11,11 @@ import torch
 
 from spptransfer.affinity import are_one_each, spread
 
+# As the CPU's allocator, CUDA itself (for pinned memory too), cuBLAS and cuDNN say it.
+_OUT_OF_MEMORY = ("can't allocate memory", "error: out of memory", "_STATUS_ALLOC_FAILED")
+# What cuDNN says where it finds no memory to work in, and where it does not know how to.
+_NO_ENGINE = "unable to find an engine to execute this computation"
+
 _lock = threading.Lock()
 _exact = 0
 _as_the_user_wants: tuple[bool, Sequence[str]] = (True, ())
@@ -136,4 +141,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    messages = (*_OUT_OF_MEMORY, _NO_ENGINE)
+    return isinstance(error, RuntimeError) and any(known in str(error) for known in messages)
+
+
+def may_be_unsupported(error: BaseException) -> bool:
+    """Whether what `is_out_of_memory` takes for that is also how cuDNN says that it cannot.
+
+    Examples
+    --------
+    >>> may_be_unsupported(MemoryError())
+    False
+    """
+    return _NO_ENGINE in str(error)

@@ -14,10 +14,13 @@ from spptransfer.processor import (
     full_float32,
     has_bfloat16,
     is_out_of_memory,
+    may_be_unsupported,
     one_thread,
 )
 
 CPU = torch.device("cpu")
+ACCELERATOR_ERROR = getattr(torch, "AcceleratorError", RuntimeError)
+NO_ENGINE = "GET was unable to find an engine to execute this computation"
 
 
 def test_this_machine_can_be_asked():
@@ -151,12 +154,23 @@ def test_the_last_one_out_of_several_threads_turns_tf32_on_again():
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
             True,
         ),
+        (ACCELERATOR_ERROR("CUDA error: out of memory\nCUDA kernel errors might be"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError(NO_ENGINE), True),
+        (ACCELERATOR_ERROR("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), False),
         (RuntimeError("shapes cannot be multiplied"), False),
         (ValueError("can't allocate memory"), False),
     ],
 )
 def test_running_out_of_memory_is_told_from_other_errors(error, expected):
     assert is_out_of_memory(error) is expected
+
+
+def test_only_one_of_the_messages_may_mean_something_else():
+    assert may_be_unsupported(RuntimeError(NO_ENGINE))
+    assert not may_be_unsupported(torch.OutOfMemoryError("CUDA out of memory"))
 
 
 def test_torch_reports_a_full_memory_as_we_expect():

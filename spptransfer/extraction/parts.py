@@ -34,7 +34,7 @@ from spptransfer.extraction.progress import Clock
 from spptransfer.extraction.readers import Readers, ThreadReaders, Wanted
 from spptransfer.extraction.transfers import GPU_LANES, Lanes
 from spptransfer.images import check_view
-from spptransfer.processor import beginning, is_out_of_memory
+from spptransfer.processor import beginning, is_out_of_memory, may_be_unsupported
 from spptransfer.runtimes import describe_runtime, has_threads
 from spptransfer.spec import FeatureSpec
 
@@ -304,7 +304,8 @@ class PartMaker:
             with self._lanes.all() if alone else self._lanes.one(), self._clock.measure("compute"):
                 vectors = self._computer.compute(np.stack(list(views.values())), wanted)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            # What fits nowhere is an image's failure; that cuDNN lacks an operator is not.
+            if not is_out_of_memory(error) or (alone and may_be_unsupported(error)):
                 raise
         else:
             for number, found in zip(wanted, vectors, strict=True):

@@ -106,12 +106,16 @@ def test_an_error_in_the_middle_keeps_the_parts_and_is_passed_on(tmp_path):
     assert threading.active_count() < 20
 
 
-def _without_memory(network, largest):
+OUT = torch.OutOfMemoryError("out of memory")
+NO_ENGINE = RuntimeError("GET was unable to find an engine to execute this computation")
+
+
+def _without_memory(network, largest, error=OUT):
     original = network.maps_of
 
     def maps_of(pixels, layers):
         if pixels.shape[0] * pixels.shape[2] * pixels.shape[3] > largest:
-            raise torch.OutOfMemoryError("out of memory")
+            raise error
         return original(pixels, layers)
 
     network.maps_of = maps_of
@@ -119,14 +123,15 @@ def _without_memory(network, largest):
     return network
 
 
-def test_a_batch_that_does_not_fit_is_halved_until_it_does(tmp_path):
+@pytest.mark.parametrize("error", [OUT, NO_ENGINE])
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(tmp_path, error):
     dataset = make_dataset(
         tmp_path / "images", {f"{i}": encode(picture(48, 48, i)) for i in range(7)}
     )
     network = backbones.load("squeezenet1_1", "random", layer="fire4")
     run(dataset, tmp_path / "a.h5", part_rows=7)
     expected = FeatureCache.open(tmp_path / "a.h5").matrix()
-    small = _without_memory(network, 2 * 48 * 48)
+    small = _without_memory(network, 2 * 48 * 48, error)
     report = run(dataset, tmp_path / "b.h5", load_backbone=lambda: small, part_rows=7)
     assert not report.failures
     found = FeatureCache.open(tmp_path / "b.h5").matrix()
@@ -171,6 +176,14 @@ def test_an_image_that_does_not_fit_alone_fails_and_is_tried_again_next_time(tmp
     )
     assert report.failures == {"large.png": OUT_OF_MEMORY}
     assert counts(run(dataset, tmp_path / "a.h5")) == (0, 1, 1, 0, 0)
+
+
+def test_an_image_that_cannot_be_computed_alone_either_is_no_failure_of_the_image(tmp_path):
+    dataset = make_dataset(tmp_path / "images", many_images(2))
+    network = backbones.load("squeezenet1_1", "random", layer="fire4")
+    unsupported = _without_memory(network, 0, NO_ENGINE)
+    with pytest.raises(RuntimeError, match="unable to find an engine"):
+        run(dataset, tmp_path / "a.h5", load_backbone=lambda: unsupported)
 
 
 @pytest.mark.parametrize(
