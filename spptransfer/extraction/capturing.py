@@ -12,8 +12,8 @@ import torch
 
 from spptransfer.extraction.transfers import Compute
 
-# Torch's documentation wants some. The thread has computed such a batch before; what is new is the
-# stream, for which libraries have handles and memory of their own.
+# Torch's documentation wants some. Such a batch was computed before, but not in this stream and
+# perhaps not by this thread, for which libraries have handles and memory of their own.
 WARM_UPS = 2
 
 # Torch and the collector of garbage know one capture at a time.

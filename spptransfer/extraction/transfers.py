@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,10 +47,12 @@ def stay(views: npt.NDArray[np.uint8], compute: Compute) -> list[dict[Any, Numbe
 
 
 class GPUTransfers:
-    """Copies to and from a GPU by pinned memory, in a stream for every thread that computes.
+    """Copies to and from a GPU by pinned memory, in a few threads with a stream each.
 
-    A thread waits for its own batch only, so that the copies of one run beside the kernels of
-    another.
+    A batch waits for its own stream only, so that the copies of one run beside the kernels of
+    another. However many threads ask, there are as many streams as lanes: torch caches memory,
+    and libraries have handles and plans, for every stream or thread. The threads end with this
+    object.
 
     Parameters
     ----------
@@ -59,10 +63,33 @@ class GPUTransfers:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._mine = threading.local()
+        self._lanes = ThreadPoolExecutor(GPU_LANES, "gpu")
 
     def __call__(self, views: npt.NDArray[np.uint8], compute: Compute) -> list[dict[Any, Numbers]]:
         """Hand a batch of views over and wait for what is computed from it."""
+        carried = self._lanes.submit(self._carry, views, compute)
+        try:
+            return carried.result()
+        finally:
+            wait([carried])  # who is interrupted must not let others into a lane that is in use
+            del carried  # or an error and this frame would keep each other
+
+    @torch.inference_mode()  # which every thread has to say for itself
+    def _carry(self, views: npt.NDArray[np.uint8], compute: Compute) -> list[dict[Any, Numbers]]:
         stream = self._stream()
+        try:
+            return self._there_and_back(views, compute, stream)
+        except BaseException as error:
+            # What was launched, by a graph too, must not write while the next batch is computed.
+            with contextlib.suppress(RuntimeError):
+                stream.synchronize()
+            # Nor may its memory be missing there until this thread comes to forget the error.
+            traceback.clear_frames(error.__traceback__)
+            raise
+
+    def _there_and_back(
+        self, views: npt.NDArray[np.uint8], compute: Compute, stream: torch.cuda.Stream
+    ) -> list[dict[Any, Numbers]]:
         with torch.cuda.stream(stream):
             pixels = torch.from_numpy(views).pin_memory().to(self.device, non_blocking=True)
             home = [
@@ -73,11 +100,13 @@ class GPUTransfers:
 
     def _stream(self) -> torch.cuda.Stream:
         if not hasattr(self._mine, "stream"):
-            self._mine.stream = torch.cuda.Stream(self.device)
+            torch.cuda.set_device(self.device)  # else libraries would take memory of the first one
+            stream = torch.cuda.Stream(self.device)
             # The network was put there by another stream.
-            self._mine.stream.wait_stream(torch.cuda.default_stream(self.device))
-        stream: torch.cuda.Stream = self._mine.stream
-        return stream
+            stream.wait_stream(torch.cuda.default_stream(self.device))
+            self._mine.stream = stream
+        found: torch.cuda.Stream = self._mine.stream
+        return found
 
 
 def _sent_home(value: torch.Tensor) -> torch.Tensor:

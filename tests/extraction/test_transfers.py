@@ -1,13 +1,17 @@
 """Batches go to a device and come home whole, and lanes let in as many as they say."""
 
+import contextlib
 import threading
 import time
+import weakref
+from concurrent.futures import Future
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from spptransfer.extraction.transfers import GPUTransfers, Lanes, stay, transfers_to
+from spptransfer.extraction.transfers import GPU_LANES, GPUTransfers, Lanes, stay, transfers_to
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 VIEWS = np.arange(2 * 3 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 3)
@@ -65,6 +69,115 @@ def test_threads_on_a_gpu_do_not_mix_their_batches():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+class StandIn:
+    """Notes what a GPU's streams are asked for, and by which thread."""
+
+    def __init__(self):
+        self.log = []
+        self.fails_at = None
+
+    def note(self, what):
+        self.log.append((what, threading.current_thread().name))
+        if what == self.fails_at:
+            raise RuntimeError(f"{what} failed")
+
+    def count(self, what):
+        return [noted for noted, _ in self.log].count(what)
+
+    def stream(self, device):
+        self.note("stream")
+        return SimpleNamespace(
+            wait_stream=lambda other: self.note("wait"),
+            synchronize=lambda: self.note("synchronize"),
+        )
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A CPU in the place of a GPU."""
+    gpu, empty = StandIn(), torch.empty
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: gpu.note(f"set {device}"))
+    monkeypatch.setattr(torch.cuda, "Stream", gpu.stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: None)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    monkeypatch.setattr(torch, "empty", lambda *given, pin_memory, **more: empty(*given, **more))
+    return gpu
+
+
+def test_many_threads_share_a_few_streams_of_threads_that_keep_to_the_device(gpu):
+    way, meeting = GPUTransfers(torch.device("cpu")), threading.Barrier(16, timeout=30)
+
+    def work():
+        meeting.wait()
+        for _ in range(5):
+            assert_doubled(way(VIEWS, doubled))
+
+    run_all(*[work] * 16)
+    assert 1 <= gpu.count("stream") <= GPU_LANES
+    of_first = [what for what, thread in gpu.log if thread == gpu.log[0][1]]
+    assert of_first[:4] == ["set cpu", "stream", "wait", "synchronize"]
+    assert gpu.count("set cpu") == gpu.count("stream")
+
+
+def test_no_gradients_are_prepared_for_by_whichever_thread_computes(gpu):
+    seen = []
+    GPUTransfers(torch.device("cpu"))(VIEWS, lambda pixels: seen.append(pixels) or doubled(pixels))
+    assert seen[0].is_inference()
+
+
+def test_the_threads_end_with_the_transfers(gpu):
+    before = set(threading.enumerate())
+    way = GPUTransfers(torch.device("cpu"))
+    way(VIEWS, doubled)
+    (own,) = set(threading.enumerate()) - before
+    del way
+    own.join(30)
+    assert not own.is_alive()
+
+
+@pytest.mark.parametrize("step", [None, "synchronize"])
+def test_after_an_error_the_stream_is_waited_for_and_its_memory_let_go(gpu, step):
+    way, kept = GPUTransfers(torch.device("cpu")), []
+    gpu.fails_at = step
+
+    def fails(pixels):
+        activations = pixels.float()
+        kept.extend(weakref.ref(tensor) for tensor in (pixels, activations))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        way(VIEWS, fails)
+    assert gpu.log[-1][0] == "synchronize"
+    assert [reference() for reference in kept] == [None] * 2
+    assert caught.value.__traceback__ is not None
+    gpu.fails_at = None
+    assert_doubled(way(VIEWS, doubled))
+
+
+def test_who_is_interrupted_waits_for_the_batch_under_way(gpu, monkeypatch):
+    done = []
+
+    def interrupted(future):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Future, "result", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        GPUTransfers(torch.device("cpu"))(
+            VIEWS, lambda pixels: time.sleep(0.05) or done.append(1) or doubled(pixels)
+        )
+    assert done
+
+
+def test_a_thread_that_could_not_begin_begins_with_the_next_batch(gpu):
+    way = GPUTransfers(torch.device("cpu"))
+    gpu.fails_at = "stream"
+    with pytest.raises(RuntimeError, match="stream failed"):
+        way(VIEWS, doubled)
+    gpu.fails_at = None
+    assert_doubled(way(VIEWS, doubled))
 
 
 class Crowd:
