@@ -18,7 +18,7 @@ WARM_UPS = 2
 
 # Torch and the collector of garbage know one capture at a time.
 _CAPTURING = threading.Lock()
-# Older versions' allocator may go on asking a graph whose capture failed: it must live.
+# Torch's allocators may go on asking a graph whose capture failed: it must live.
 _FAILED: list[torch.cuda.CUDAGraph] = []
 
 
@@ -75,6 +75,7 @@ class CudaCapturer:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._index = torch.cuda.current_device() if device.index is None else device.index
         self._open()
 
     def _open(self) -> None:
@@ -102,6 +103,7 @@ class CudaCapturer:
             for _ in range(WARM_UPS):
                 compute(own)
             self._stream.synchronize()
+            _clear_workspaces()  # or the graph would write to those of work that is not recorded
             # Not by `torch.cuda.graph`, which waits for the entire device first. Memory that is
             # cached elsewhere is given back as there, since a pool cannot take it.
             torch.cuda.empty_cache()
@@ -123,6 +125,8 @@ class CudaCapturer:
         except BaseException:
             self._clean_up(graph)
             raise
+        finally:
+            _clear_workspaces()  # or other work would write to the graph's
         return CudaGraph(graph, pixels, found)
 
     def _clean_up(self, graph: torch.cuda.CUDAGraph) -> None:
@@ -130,12 +134,16 @@ class CudaCapturer:
         _FAILED.append(graph)
         with contextlib.suppress(RuntimeError):
             graph.reset()
-        # Older versions forget this where the end of a capture fails, and then never give cached
-        # memory back any more. Where it was not forgotten, this is an error.
+        # Torch forgets both where the end of a capture fails, and then never gives cached memory,
+        # nor the pool's own, back any more. Where it did not forget, the first one is an error.
+        release = getattr(torch._C, "_cuda_releasePool", None)
         for name in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):
             if (end := getattr(torch._C, name, None)) is not None:
                 with contextlib.suppress(RuntimeError):
-                    end(torch.cuda.current_device(), self._pool)
+                    end(self._index, self._pool)
+                    if release is not None:
+                        release(self._index, self._pool)
+                    break
         self._open()
 
     def seconds(self, run: Callable[[], object]) -> float:
@@ -147,6 +155,13 @@ class CudaCapturer:
         end.record()
         end.synchronize()
         return begin.elapsed_time(end) / 1000
+
+
+def _clear_workspaces() -> None:
+    """Have cuBLAS forget its memory; whoever multiplies next gets some where it belongs."""
+    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+    if clear is not None:
+        clear()
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+from collections import Counter
 
 import pytest
 import torch
@@ -15,10 +16,11 @@ PIXELS = torch.arange(6, dtype=torch.uint8)
 
 
 class Rehearsal:
-    """Writes down what torch.cuda is asked for."""
+    """Writes down what torch.cuda is asked for; counts who uses a pool as torch does."""
 
     def __init__(self):
         self.log = []
+        self.allocating, self.uses = set(), Counter()
         self.streams = self.pools = 0
         self.current = "lane"
         self.fails_at = None
@@ -27,6 +29,17 @@ class Rehearsal:
         self.log.append(what if len(what) > 1 else what[0])
         if what[0] == self.fails_at:
             raise RuntimeError(f"{what[0]} failed")
+
+    def end_allocating(self, device, pool):
+        self.note("end allocating", device, pool)
+        if pool not in self.allocating:
+            raise RuntimeError("not currently recording to this pool")
+        self.allocating.remove(pool)
+
+    def release(self, device, pool):
+        self.note("release", device, pool)
+        assert self.uses[pool] > 0
+        self.uses[pool] -= 1
 
 
 class FakeStream:
@@ -45,16 +58,24 @@ class FakeCudaGraph:
     stage: Rehearsal
 
     def capture_begin(self, pool, capture_error_mode):
+        self.pool, self.ended = pool, False
         self.stage.note("begin", self.stage.current, pool, capture_error_mode)
+        self.stage.allocating.add(pool)
+        self.stage.uses[pool] += 1
 
     def capture_end(self):
         self.stage.note("end")
+        self.stage.allocating.remove(self.pool)
+        self.ended = True
 
     def replay(self):
         self.stage.note("replay")
 
     def reset(self):
         self.stage.note("reset")
+        if self.ended:
+            self.stage.uses[self.pool] -= 1
+            self.ended = False
 
 
 @pytest.fixture
@@ -82,12 +103,12 @@ def stage(monkeypatch):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: stage.note("empty"))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: stage.note("wait for all"))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeCudaGraph)
-    monkeypatch.setattr(
-        torch._C,
-        "_cuda_endAllocateToPool",
-        lambda device, pool: stage.note("end allocating", pool),
-        raising=False,
-    )
+    for name, function in (
+        ("_cuda_endAllocateToPool", stage.end_allocating),
+        ("_cuda_releasePool", stage.release),
+        ("_cuda_clearCublasWorkspaces", lambda: stage.note("clear")),
+    ):
+        monkeypatch.setattr(torch._C, name, function, raising=False)
     monkeypatch.setattr(capturing, "_FAILED", [])
     return stage
 
@@ -107,10 +128,12 @@ def test_a_capture_is_warmed_up_and_made_in_a_stream_of_its_own(stage):
         ("wait", "own 1", "lane"),
         *warm_ups,
         ("synchronize", "own 1"),
+        "clear",
         "empty",
         ("begin", "own 1", (0, 1), "thread_local"),
         ("compute", "own 1", False),
         "end",
+        "clear",
     ]
     assert stage.current == "lane"
     assert gc.isenabled()
@@ -144,19 +167,47 @@ def test_a_computation_that_fails_amid_a_capture_ends_it(stage):
     capturer = CudaCapturer(torch.device("cuda"))
     with pytest.raises(ValueError, match="not while capturing"):
         capturer.capture(failing, PIXELS)
-    assert stage.log[-3:] == ["end", "reset", ("end allocating", (0, 1))]
+    assert stage.log[-4:] == ["end", "reset", ("end allocating", 0, (0, 1)), "clear"]
     assert_usable_again(stage, capturer)
 
 
-@pytest.mark.parametrize("step", ["begin", "end"])
-def test_a_capture_that_fails_to_begin_or_end_is_left_behind(stage, step):
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        ("begin", [("end allocating", 0, (0, 1))]),
+        ("end", [("end allocating", 0, (0, 1)), ("release", 0, (0, 1))]),
+    ],
+)
+def test_a_capture_that_fails_to_begin_or_end_is_left_behind(stage, step, told):
     capturer = CudaCapturer(torch.device("cuda"))
     stage.fails_at = step
     with pytest.raises(RuntimeError, match=f"{step} failed"):
         capturer.capture(computing(stage), PIXELS)
-    assert stage.log[-2:] == ["reset", ("end allocating", (0, 1))]
+    assert stage.log[-2 - len(told) :] == ["reset", *told, "clear"]
     stage.fails_at = None
     assert_usable_again(stage, capturer)
+
+
+@pytest.mark.parametrize("step", ["compute", "begin", "end"])
+def test_a_failed_capture_does_not_keep_the_pool_of_the_graphs_before_it(stage, step):
+    capturer = CudaCapturer(torch.device("cuda", 1))
+    good = capturer.capture(computing(stage), PIXELS)
+    again = iter([None] * capturing.WARM_UPS)
+
+    def compute(pixels):
+        if next(again, "capture") == "capture":
+            stage.note(step)
+        return [{}]
+
+    stage.fails_at = step
+    with pytest.raises(RuntimeError, match=f"{step} failed"):
+        capturer.capture(compute, PIXELS)
+    stage.fails_at = None
+    assert not stage.allocating
+    assert stage.uses[0, 1] == 1
+    good.drop()
+    assert stage.uses[0, 1] == 0
+    assert {entry[1] for entry in stage.log if entry[0] in ("end allocating", "release")} == {1}
 
 
 @pytest.mark.parametrize("step", ["end", "reset", "end allocating"])
