@@ -30,7 +30,9 @@ def has_bfloat16(device: torch.device) -> bool:
     True
     """
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        # Not `torch.cuda.is_bf16_supported`, which asks the current device.
+        by_amd = torch.version.hip is not None
+        return by_amd or torch.cuda.get_device_properties(device).major >= 8
     describe = getattr(torch.cpu, "get_capabilities", None)  # absent from older versions
     known: Mapping[str, Any] = describe() if describe is not None else {}
     return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))

@@ -5,6 +5,7 @@ import itertools
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,6 +48,19 @@ def test_any_instruction_that_multiplies_bfloat16_will_do(monkeypatch, abilities
 def test_a_torch_that_cannot_say_has_none(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert has_bfloat16(CPU) is False
+
+
+@pytest.mark.parametrize("hip", [None, "6.2"])
+def test_of_several_gpus_the_one_that_computes_is_asked(monkeypatch, hip):
+    generations = {0: 9, 1: 7, 2: 8}
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda device: SimpleNamespace(major=generations[device.index]),
+    )
+    found = [has_bfloat16(torch.device("cuda", number)) for number in generations]
+    assert found == ([True, False, True] if hip is None else [True] * 3)
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError])
