@@ -282,7 +282,7 @@ def weights_path(experiment: Experiment) -> Path | None:
 
 def _check_machine(machine: Machine) -> None:
     """Check names that would otherwise be looked at only once there is something to compute."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", machine.device):
+    if not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]*))?", machine.device):
         raise ConfigError(
             f"device: '{machine.device}' is unknown; allowed: auto, cpu, cuda, cuda:N"
         )

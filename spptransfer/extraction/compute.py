@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -37,6 +38,8 @@ _Tensors = dict[int | None, torch.Tensor]
 def choose_device(name: str, runtime: str = "torch") -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that is there.
 
+    Of several GPUs, ``auto`` and ``cuda`` mean torch's current one; its number is found here.
+
     Raises
     ------
     ConfigError
@@ -48,15 +51,20 @@ def choose_device(name: str, runtime: str = "torch") -> torch.device:
     device(type='cpu')
     """
     if name == "auto":
-        on_gpu = runtime == "torch" and torch.cuda.is_available()
-        return torch.device("cuda" if on_gpu else "cpu")
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or not (number.isdigit() or not number):
+        name = "cuda" if runtime == "torch" and torch.cuda.is_available() else "cpu"
+    known = re.fullmatch(r"(cpu|cuda)(?::(0|[1-9][0-9]*))?", name)
+    if known is None:
         raise ConfigError(f"device: '{name}' is unknown; allowed: auto, cpu, cuda, cuda:N")
     check_device(runtime, name)
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+    kind, number = known.groups()
+    if kind == "cpu":
+        return torch.device(name)
+    # Threads that compute have another current device than who asks.
+    current = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
+    index = current if number is None else int(number)
+    if index >= torch.cuda.device_count():
         raise ConfigError(f"device: '{name}' is not on this machine; allowed: auto, cpu")
-    return torch.device(name)
+    return torch.device(kind, index)
 
 
 def place(backbone: Backbone, device: torch.device, runtime: str, precision: str) -> Backbone:

@@ -57,6 +57,7 @@ def test_mistakes_are_told_before_anything_is_computed(images, tmp_path, section
     [
         ({"device": "tpu"}, "device: 'tpu' is unknown; allowed: auto, cpu, cuda, cuda:N"),
         ({"device": "cuda:x"}, "device: 'cuda:x' is unknown"),
+        ({"device": "cuda:01"}, "device: 'cuda:01' is unknown"),
         ({"engine": "process"}, "did you mean 'processes'"),
         ({"runtime": "onnxruntim"}, "did you mean 'onnxruntime'"),
     ],

@@ -13,7 +13,7 @@ from image_files import picture
 
 from spptransfer import backbones, images
 from spptransfer.errors import ConfigError
-from spptransfer.extraction.compute import FeatureComputer
+from spptransfer.extraction.compute import FeatureComputer, choose_device
 from spptransfer.extraction.strips import Strips
 from spptransfer.pyramid import bin_bounds
 from spptransfer.specify import feature_spec
@@ -209,6 +209,43 @@ def test_a_fully_connected_layer_is_what_a_plain_forward_gives():
     assert list(found) == [None]
     assert found[None].shape == (1, 4096)
     assert_close(found[None], expected.numpy(), 1e-4)
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Three of them, of which the last is current once torch is at work on them."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+
+
+@pytest.mark.usefixtures("gpus")
+def test_a_gpu_is_known_by_its_number_whichever_is_current_where_it_is_used(monkeypatch):
+    assert [str(choose_device(name)) for name in ("auto", "cuda", "cuda:1", "cpu")] == [
+        "cuda:2",
+        "cuda:2",
+        "cuda:1",
+        "cpu",
+    ]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert str(choose_device("auto")) == "cuda:0"
+
+
+@pytest.mark.usefixtures("gpus")
+@pytest.mark.parametrize(
+    "name",
+    ["cuda:", "cpu:", "cuda:-1", "cuda:x", "cuda:01", "cuda:²", "cuda:1:1", "gpu", " cuda", ""],
+)
+def test_a_malformed_device_is_refused(name):
+    with pytest.raises(ConfigError, match=f"device: '{name}' is unknown; allowed: auto, cpu, cuda"):
+        choose_device(name)
+
+
+@pytest.mark.usefixtures("gpus")
+def test_a_gpu_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match="'cuda:3' is not on this machine"):
+        choose_device("cuda:3")
 
 
 def test_a_scale_too_small_for_the_backbone_is_refused_before_any_work():
