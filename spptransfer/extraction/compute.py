@@ -21,7 +21,7 @@ from spptransfer.extraction.capturing import CudaCapturer
 from spptransfer.extraction.graphs import Graphs
 from spptransfer.extraction.joint import check_alike
 from spptransfer.extraction.strips import Strips
-from spptransfer.extraction.transfers import transfers_to
+from spptransfer.extraction.transfers import GPU_LANES, transfers_to
 from spptransfer.processor import full_float32
 from spptransfer.pyramid import SpatialPyramidPooling
 from spptransfer.runtimes import check_device, check_precision, check_runtime, open_network
@@ -30,6 +30,19 @@ from spptransfer.spec import FeatureSpec
 
 # Beyond this many pixels a view goes through the network strip by strip.
 STRIP_PIXELS = 1 << 21
+
+# A CPU gains nothing from larger batches, a GPU does. Where maps have many numbers per pixel (VGG),
+# images one by one are as fast, and the processor's caches and the memory hold them better.
+IMAGE_PIXELS = 224 * 300
+CPU_BATCH_PIXELS = 4 * IMAGE_PIXELS
+CPU_MAP_NUMBERS = 16 * CPU_BATCH_PIXELS
+GPU_BATCH_PIXELS = 128 * IMAGE_PIXELS
+# Other runtimes than torch prepare less per call, so that images one by one are the fastest.
+RUNTIME_BATCH_PIXELS = IMAGE_PIXELS
+# The share of a GPU's memory for the maps of all batches at once, and how many as large as the
+# largest a batch may have at a time: a layer's input and output, and what an operator works in.
+GPU_MAPS_SHARE = 0.5
+LARGE_MAPS = 4
 
 Vectors = dict[int | None, npt.NDArray[np.float32]]
 _Tensors = dict[int | None, torch.Tensor]
@@ -65,6 +78,16 @@ def choose_device(name: str, runtime: str = "torch") -> torch.device:
     if index >= torch.cuda.device_count():
         raise ConfigError(f"device: '{name}' is not on this machine; allowed: auto, cpu")
     return torch.device(kind, index)
+
+
+def gpu_batch_pixels(device: torch.device, info: BackboneInfo, dtype: torch.dtype) -> int:
+    """Pixels of a batch's views that suit a GPU and its memory.
+
+    Its whole memory and not what is free, so that equal machines make equal batches.
+    """
+    memory = torch.cuda.get_device_properties(device).total_memory
+    per_pixel = info.numbers_per_pixel * dtype.itemsize * LARGE_MAPS * GPU_LANES
+    return max(IMAGE_PIXELS, min(GPU_BATCH_PIXELS, int(GPU_MAPS_SHARE * memory / per_pixel)))
 
 
 def place(backbone: Backbone, device: torch.device, runtime: str, precision: str) -> Backbone:
@@ -193,6 +216,15 @@ class FeatureComputer:
     def info(self) -> BackboneInfo:
         """What is known of the backbone."""
         return self._backbone.info
+
+    @property
+    def batch_pixels(self) -> int:
+        """Pixels of a batch's views that suit device, runtime and network."""
+        if self.device.type != "cpu":
+            return gpu_batch_pixels(self.device, self.info, self._dtype)
+        if self.runtime != "torch":
+            return RUNTIME_BATCH_PIXELS
+        return min(CPU_BATCH_PIXELS, int(CPU_MAP_NUMBERS / self.info.numbers_per_pixel))
 
     def __call__(self, views: npt.NDArray[np.uint8]) -> Vectors:
         """Compute the features of a batch for the first spec.

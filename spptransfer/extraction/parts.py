@@ -40,14 +40,6 @@ from spptransfer.spec import FeatureSpec
 
 logger = logging.getLogger(__name__)
 
-# A CPU gains nothing from larger batches, a GPU does. Where maps have many numbers per pixel (VGG),
-# images one by one are as fast, and the processor's caches and the memory hold them better.
-CPU_BATCH_PIXELS = 4 * 224 * 300
-CPU_MAP_NUMBERS = 16 * CPU_BATCH_PIXELS
-GPU_BATCH_PIXELS = 128 * 224 * 300
-# Other runtimes than torch prepare less per call, so that images one by one are the fastest.
-RUNTIME_BATCH_PIXELS = 224 * 300
-
 NOT_FINITE = "the features are not finite (NaN or infinite numbers)"
 
 PartFeatures = dict[Block, npt.NDArray[Any]]
@@ -173,7 +165,7 @@ class PartMaker:
         self._computer = computer
         self._clock = clock
         on_cpu = computer.device.type == "cpu"
-        self._batch_pixels = self._caches[0].batch_pixels or _usual_batch_pixels(computer)
+        self._batch_pixels = self._caches[0].batch_pixels or computer.batch_pixels
         begin = beginning(workers, waiting=has_threads(computer.runtime)) if on_cpu else None
         self._workers = ThreadPoolExecutor(workers, "worker", begin)
         self._lanes = Lanes(workers if on_cpu else min(workers, GPU_LANES))
@@ -322,14 +314,6 @@ class PartMaker:
         logger.info("a batch of %d images does not fit in memory; halving it", len(positions))
         for half in smaller:
             self._compute(half, {i: views[i] for i in half.positions}, sheets)
-
-
-def _usual_batch_pixels(computer: FeatureComputer) -> int:
-    if computer.device.type != "cpu":
-        return GPU_BATCH_PIXELS
-    if computer.runtime != "torch":
-        return RUNTIME_BATCH_PIXELS
-    return min(CPU_BATCH_PIXELS, int(CPU_MAP_NUMBERS / computer.info.numbers_per_pixel))
 
 
 def _plan(sheets: Sequence[Sheet], budget: int) -> list[Batch]:

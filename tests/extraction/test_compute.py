@@ -248,6 +248,54 @@ def test_a_gpu_that_is_not_there_is_refused():
         choose_device("cuda:3")
 
 
+def images_per_batch(name, device, runtime, precision="float32"):
+    computer = SimpleNamespace(
+        device=torch.device(device),
+        runtime=runtime,
+        info=backbones.describe(name),
+        _dtype=getattr(torch, precision),
+    )
+    return FeatureComputer.batch_pixels.fget(computer) // (224 * 300)
+
+
+@pytest.mark.parametrize(
+    ("name", "runtime", "images"),
+    [
+        ("alexnet", "torch", 4),
+        ("resnet50", "torch", 4),
+        ("vgg16", "torch", 1),
+        ("zf5", "torch", 2),
+        ("alexnet", "openvino", 1),
+    ],
+)
+def test_the_larger_a_networks_maps_the_fewer_images_share_a_batch(name, runtime, images):
+    assert images_per_batch(name, "cpu", runtime) == images
+
+
+GIGABYTE = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "precision", "images"),
+    [
+        ("alexnet", 80 * GIGABYTE, "float32", 128),
+        ("vgg16", 80 * GIGABYTE, "float32", 128),
+        ("vgg16", 8 * GIGABYTE, "float32", 31),
+        ("vgg16", 8 * GIGABYTE, "bfloat16", 62),
+        ("vgg16", GIGABYTE // 100, "float32", 1),
+    ],
+)
+def test_a_gpus_memory_bounds_its_batches(monkeypatch, name, memory, precision, images):
+    asked = []
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda device: asked.append(str(device)) or SimpleNamespace(total_memory=memory),
+    )
+    assert images_per_batch(name, "cuda:1", "torch", precision) == images
+    assert asked == ["cuda:1"]
+
+
 def test_a_scale_too_small_for_the_backbone_is_refused_before_any_work():
     with pytest.raises(
         ConfigError, match=r"scales: 16 is too small for squeezenet1_1.*at least 17"

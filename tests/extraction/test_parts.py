@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +21,6 @@ from unfinished_caches import drafted_rows
 
 from spptransfer import backbones
 from spptransfer.cache import FeatureCache
-from spptransfer.extraction import parts as parts_module
 from spptransfer.extraction.batches import OUT_OF_MEMORY
 
 
@@ -184,20 +182,3 @@ def test_an_image_that_cannot_be_computed_alone_either_is_no_failure_of_the_imag
     unsupported = _without_memory(network, 0, NO_ENGINE)
     with pytest.raises(RuntimeError, match="unable to find an engine"):
         run(dataset, tmp_path / "a.h5", load_backbone=lambda: unsupported)
-
-
-@pytest.mark.parametrize(
-    ("name", "runtime", "images"),
-    [
-        ("alexnet", "torch", 4),
-        ("resnet50", "torch", 4),
-        ("vgg16", "torch", 1),
-        ("zf5", "torch", 2),
-        ("alexnet", "openvino", 1),
-    ],
-)
-def test_the_larger_a_networks_maps_the_fewer_images_share_a_batch(name, runtime, images):
-    computer = SimpleNamespace(
-        device=torch.device("cpu"), runtime=runtime, info=backbones.describe(name)
-    )
-    assert parts_module._usual_batch_pixels(computer) // (224 * 300) == images

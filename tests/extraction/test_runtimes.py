@@ -25,7 +25,7 @@ from unfinished_caches import drafted_rows
 from spptransfer import SPPFeatures
 from spptransfer.cache import FeatureCache
 from spptransfer.errors import ConfigError
-from spptransfer.extraction import Interrupted, compute, parts, precision, runners
+from spptransfer.extraction import Interrupted, compute, precision, runners
 from spptransfer.extraction.compute import FeatureComputer
 from spptransfer.extraction.precision import choose_precision
 from spptransfer.runtimes import describe_runtime
@@ -149,7 +149,7 @@ def test_images_are_computed_one_by_one(runtime, tmp_path, monkeypatch):
         return compute_batch(self, views, wanted)
 
     monkeypatch.setattr(FeatureComputer, "compute", note)
-    monkeypatch.setattr(parts, "RUNTIME_BATCH_PIXELS", 1)
+    monkeypatch.setattr(compute, "RUNTIME_BATCH_PIXELS", 1)
     dataset = make_dataset(tmp_path / "images", many_images(6))
     run(dataset, tmp_path / "a.h5", runtime=runtime)
     assert seen == [1] * 6
