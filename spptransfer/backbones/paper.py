@@ -74,11 +74,33 @@ class WithinChannelNorm(nn.Module):
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """Normalise N x C x H x W maps."""
+        if _overflows(maps):
+            return self.forward(maps.float()).to(maps.dtype)
         return maps * (1 + self.alpha * self.mean(maps.square())).pow(-self.beta)
 
 
+class AcrossChannelsNorm(nn.Module):
+    """Torch's local response normalisation over five channels, safe in float16."""
+
+    def __init__(self, alpha: float, beta: float) -> None:
+        super().__init__()
+        self.norm = nn.LocalResponseNorm(size=5, alpha=alpha, beta=beta, k=1.0)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """Normalise N x C x H x W maps."""
+        if _overflows(maps):
+            return self.norm(maps.float()).to(maps.dtype)
+        return self.norm(maps)
+
+
+def _overflows(maps: torch.Tensor) -> bool:
+    """Whether squares of common numbers are infinite, from 256 on: zeros would come of them."""
+    # Not `==`: whoever traces a network gives maps of no type.
+    return maps.dtype is torch.float16
+
+
 def _across_channels() -> nn.Module:
-    return nn.LocalResponseNorm(size=5, alpha=1e-4, beta=0.75, k=1.0)
+    return AcrossChannelsNorm(alpha=1e-4, beta=0.75)
 
 
 def _within_channel() -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from spptransfer import backbones
-from spptransfer.backbones.paper import WithinChannelNorm
+from spptransfer.backbones.paper import AcrossChannelsNorm, WithinChannelNorm
 from spptransfer.errors import ConfigError
 
 PAPER = ("zf5", "convnet-star-5", "overfeat-5", "overfeat-7")
@@ -148,7 +148,7 @@ def test_zf5_normalises_within_channels_with_the_authors_constants(on_meta):
 
 @pytest.mark.parametrize("name", PAPER[1:])
 def test_the_others_normalise_across_channels_with_alexnets_constants(name, on_meta):
-    norms = [m for m in on_meta(name).children() if isinstance(m, nn.LocalResponseNorm)]
+    norms = [m for m in on_meta(name).modules() if isinstance(m, nn.LocalResponseNorm)]
     assert norms
     assert {(m.size, m.alpha, m.beta, m.k) for m in norms} == {(5, 1e-4, 0.75, 1.0)}
 
@@ -163,6 +163,16 @@ def test_normalisation_within_a_channel_equals_its_definition(height, width):
         mean = window.square().sum((2, 3)) / 9
         expected[:, :, i, j] = maps[:, :, i, j] / (1 + 0.1 * mean) ** 0.75
     assert torch.allclose(WithinChannelNorm(3, alpha=0.1, beta=0.75)(maps), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", [WithinChannelNorm(3, 5e-5, 0.75), AcrossChannelsNorm(1e-4, 0.75)])
+@pytest.mark.parametrize("largest", [2.0, 300.0, 60_000.0])
+def test_in_float16_no_number_is_too_large_to_be_normalised(norm, largest):
+    generator = torch.Generator().manual_seed(3)
+    maps = (largest * torch.rand(2, 9, 5, 6, generator=generator)).half()
+    found = norm(maps)
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found, norm(maps.float()).half())
 
 
 def test_the_spp_layer_lets_zf5_learn_from_two_sizes():
