@@ -197,7 +197,7 @@ class _Trial:
         found: dict[Any, list[npt.NDArray[np.float32]]] = {}
         for of_image in views:
             for rendering, pixels in of_image.items():
-                wanted = [i for i, s in enumerate(self._specs) if rendering in _renderings([s])]
+                wanted = self._wanted(rendering)
                 for number, vectors in zip(
                     wanted, self._computer.compute(pixels[None], wanted), strict=True
                 ):
@@ -206,14 +206,27 @@ class _Trial:
         return found
 
     def seconds(self, views: _Views) -> float:
-        """Time for one image: of our threads' processors, or on the clock for a device."""
+        """Time for one image: of our threads' processors, or on the clock for a device.
+
+        On a device it is computed with as many of its like as in an extraction: alone it would
+        take the time of the launches, whatever the arithmetic.
+        """
         on_cpu = self._computer.device.type == "cpu"
         # A runtime may compute in a thread of its own.
         of_all = time.thread_time if self._computer.runtime == "torch" else time.process_time
-        clock = of_all if on_cpu else time.perf_counter
-        start = clock()
-        self.blocks([views])
-        return clock() - start
+        clock, spent = of_all if on_cpu else time.perf_counter, 0.0
+        for rendering, pixels in views.items():
+            height, width, _ = pixels.shape
+            count = 1 if on_cpu else max(1, self._computer.batch_pixels // (height * width))
+            batch, wanted = np.repeat(pixels[None], count, axis=0), self._wanted(rendering)
+            start = clock()
+            self._computer.compute(batch, wanted)
+            spent += (clock() - start) / count
+        return spent
+
+    def _wanted(self, rendering: _Rendering) -> list[int]:
+        """Numbers of the specs that want a rendering."""
+        return [i for i, spec in enumerate(self._specs) if rendering in _renderings([spec])]
 
 
 def _gain(exact: _Trial, low: _Trial, views: _Views) -> float:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import logging
 
 import numpy as np
@@ -12,6 +13,7 @@ from extraction_cases import SPEC, backbone
 from image_files import encode, picture
 
 from spptransfer.extraction import precision
+from spptransfer.extraction.compute import FeatureComputer
 from spptransfer.extraction.precision import (
     LARGEST_ERROR,
     TRIED,
@@ -161,8 +163,6 @@ def test_the_worst_block_of_all_specs_counts():
 
 @pytest.mark.usefixtures("capable", "tolerant")
 def test_the_measured_error_is_that_of_the_features():
-    from spptransfer.extraction.compute import FeatureComputer
-
     spec = make_spec(backbone="squeezenet1_1", layer="fire4", scales=(48,), levels=(2,))
     views = [precision.images.render(picture(50, 70, i), 48) for i in range(3)]
     exact, low = (
@@ -190,6 +190,25 @@ def test_the_gain_is_measured_and_threads_are_left_as_they_were(monkeypatch):
     choice = choose()
     assert choice.gain > 0
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(("device", "images"), [("cpu", 1), ("cuda", 5)])
+def test_a_gpu_is_timed_with_the_batches_of_an_extraction(monkeypatch, device, images):
+    trial = precision._Trial(load(), [SPEC], "float32", "cpu", "torch")
+    height, width = 48, 70
+    trial._computer.device = torch.device(device)  # there need not be one
+    monkeypatch.setattr(FeatureComputer, "batch_pixels", 6 * height * width - 1)
+    sizes = []
+    monkeypatch.setattr(
+        FeatureComputer, "compute", lambda self, views, wanted: sizes.append(views.shape)
+    )
+    ticks = itertools.count()
+    for clock in ("thread_time", "perf_counter"):
+        monkeypatch.setattr(precision.time, clock, lambda: next(ticks))
+    views = {(48, "full"): np.zeros((height, width, 3), np.uint8)}
+    spent = trial.seconds(views)
+    assert sizes == [(images, height, width, 3)]
+    assert spent == 1 / images
 
 
 def test_relative_errors_of_zeros():
