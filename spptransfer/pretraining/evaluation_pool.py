@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from spptransfer.errors import ImageError
-from spptransfer.extraction.batches import group
+from spptransfer.extraction.batches import OUT_OF_MEMORY, group
+from spptransfer.extraction.compute import IMAGE_PIXELS, gpu_batch_pixels
+from spptransfer.extraction.transfers import Lanes
 from spptransfer.pretraining.evaluation_views import (
     Pixels,
     ViewAverager,
@@ -21,15 +21,18 @@ from spptransfer.pretraining.evaluation_views import (
     view_sizes,
 )
 from spptransfer.pretraining.views import Scheme
-from spptransfer.processor import beginning
+from spptransfer.processor import beginning, is_out_of_memory, may_be_unsupported
 from spptransfer.runtimes import has_threads
 
 # Decoded images held in memory at a time, and how many are read before that is looked at.
 _CHUNK_BYTES = 1 << 28
 _READ_AT_ONCE = 32
 # A CPU gains nothing from larger batches, a GPU does.
-_CPU_BATCH_PIXELS = 8 * 224 * 300
-_GPU_BATCH_PIXELS = 128 * 224 * 300
+_CPU_BATCH_PIXELS = 8 * IMAGE_PIXELS
+
+# In place of an image's rank.
+_NOT_FINITE, _NO_MEMORY = -1, -2
+_REASONS = {_NOT_FINITE: "the class scores are not finite", _NO_MEMORY: OUT_OF_MEMORY}
 
 
 class LabelledImages(Protocol):
@@ -91,6 +94,10 @@ class _Image:
         return self.pixels.shape[1]
 
 
+def _gpu_pixels(averager: ViewAverager) -> int:
+    return gpu_batch_pixels(averager.device, averager.classifier.info, averager.dtype)
+
+
 class Pool:
     """Threads that read images and classify batches of them.
 
@@ -122,11 +129,11 @@ class Pool:
         self._averagers = averagers
         self._score_of = score_of
         on_cpu = averagers[0].device.type == "cpu"
-        self._batch_pixels = _CPU_BATCH_PIXELS if on_cpu else _GPU_BATCH_PIXELS
+        self._batch_pixels = _CPU_BATCH_PIXELS if on_cpu else min(map(_gpu_pixels, averagers))
         begin = beginning(jobs, waiting=has_threads(averagers[0].runtime)) if on_cpu else None
         self._threads = ThreadPoolExecutor(jobs, "evaluate", begin)
         # A GPU takes one batch at a time, or two would share its memory.
-        self._device = contextlib.nullcontext() if on_cpu else threading.Lock()
+        self._lanes = Lanes(jobs if on_cpu else 1)
 
     def __enter__(self) -> Pool:
         return self
@@ -169,8 +176,8 @@ class Pool:
         ranks: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
         for batch, found in zip(batches, classified, strict=True):
             ranks.append(found[found >= 0])
-            lost = [image.position for image, rank in zip(batch, found, strict=True) if rank < 0]
-            failures.update(dict.fromkeys(lost, "the class scores are not finite"))
+            pairs = zip(batch, found.tolist(), strict=True)
+            failures.update({i.position: _REASONS[rank] for i, rank in pairs if rank < 0})
             self._note(len(batch))
         return np.concatenate(ranks)
 
@@ -189,11 +196,32 @@ class Pool:
         for members in group(keys, costs, self._batch_pixels):
             yield [chunk[member] for member in members]
 
-    def _rank(self, batch: Sequence[_Image], scheme: Scheme) -> npt.NDArray[np.int64]:
-        """Rank of every image's class; -1 where the scores are not finite."""
+    def _rank(
+        self, batch: Sequence[_Image], scheme: Scheme, alone: bool = False
+    ) -> npt.NDArray[np.int64]:
+        """Rank of every image's class, or below 0 why there is none.
+
+        A batch is halved where memory does not suffice, down to one image alone.
+        """
+        try:
+            with self._lanes.all() if alone else self._lanes.one():
+                mean = self._probabilities(batch, scheme)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or (alone and may_be_unsupported(error)):
+                raise
+        else:
+            ranks = rank_of_truth(mean, self._score_of[[image.label for image in batch]])
+            return np.where(np.isfinite(mean).all(axis=1), ranks, _NOT_FINITE)
+        if alone:
+            return np.array([_NO_MEMORY])
+        if len(batch) == 1:
+            return self._rank(batch, scheme, alone=True)
+        middle = len(batch) // 2
+        return np.concatenate(
+            [self._rank(half, scheme) for half in (batch[:middle], batch[middle:])]
+        )
+
+    def _probabilities(self, batch: Sequence[_Image], scheme: Scheme) -> npt.NDArray[Any]:
         views = render_scales([image.pixels for image in batch], scheme)
-        with self._device:
-            each = [averager.probabilities(views, scheme) for averager in self._averagers]
-        mean = np.mean(each, axis=0)
-        ranks = rank_of_truth(mean, self._score_of[[image.label for image in batch]])
-        return np.where(np.isfinite(mean).all(axis=1), ranks, -1)
+        each = [averager.probabilities(views, scheme) for averager in self._averagers]
+        return np.mean(each, axis=0)

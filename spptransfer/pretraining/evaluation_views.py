@@ -80,7 +80,7 @@ class ViewAverager:
         self.runtime = check_runtime(runtime)
         check_precision(self.runtime, precision)
         self.device = choose_device(device, self.runtime)
-        self._dtype: torch.dtype = getattr(torch, precision)
+        self.dtype: torch.dtype = getattr(torch, precision)
         info = classifier.info
         placed = place(classifier.backbone(), self.device, self.runtime, precision)
         assert placed.head is not None
@@ -157,7 +157,7 @@ class ViewAverager:
 
     def _maps(self, pixels: torch.Tensor) -> torch.Tensor:
         """Maps of N x H x W x 3 bytes, as the pooling takes them."""
-        return self._network.maps(pixels, ["spp"])["spp"].to(self._dtype)
+        return self._network.maps(pixels, ["spp"])["spp"].to(self.dtype)
 
 
 def check_scheme(scheme: Scheme, classifier: Classifier) -> None:

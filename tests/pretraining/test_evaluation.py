@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,14 +12,17 @@ from torch import nn
 
 from spptransfer import backbones
 from spptransfer.errors import ConfigError, DatasetError, ImageError
+from spptransfer.extraction.batches import OUT_OF_MEMORY
 from spptransfer.pretraining import evaluation_views
 from spptransfer.pretraining.evaluation import (
     Classifier,
+    ViewAverager,
     evaluate,
     load_classifier,
     make_scheme,
     rank_of_truth,
 )
+from spptransfer.pretraining.evaluation_pool import Pool
 from spptransfer.runtimes import describe_runtime
 
 # Errors ------------------------------------------------------------------------------------
@@ -97,6 +102,58 @@ def test_scores_that_are_not_finite_are_no_answer():
     nn.init.constant_(network.fc8.bias, torch.nan)
     with pytest.raises(DatasetError, match="not one image could be evaluated: the class scores"):
         evaluate([Classifier(network, INFO)], drawn(1), [make_scheme("full", size=64)])
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    """Memory for two small images; an error of choice beyond."""
+    asked, probabilities = [], ViewAverager.probabilities
+
+    def short(self, views, scheme):
+        asked.append(len(views[0]))
+        if views[0].size > 2 * 64 * 64 * 3:
+            raise short.error
+        return probabilities(self, views, scheme)
+
+    monkeypatch.setattr(ViewAverager, "probabilities", short)
+    short.error, short.asked = torch.OutOfMemoryError("CUDA out of memory"), asked
+    return short
+
+
+def test_a_batch_that_does_not_fit_is_halved_down_to_an_image_that_fails(mini, little_memory):
+    found = Labelled([*((wave(64, 64, i), i) for i in range(7)), (wave(64, 300), 7)])
+    result = evaluate([mini], found, [make_scheme("full", size=64)], jobs=2)
+    assert result.failures == {7: OUT_OF_MEMORY}
+    assert result.errors[0].images == 7
+    assert max(little_memory.asked) == 7
+    assert sorted(little_memory.asked)[:2] == [1, 1]
+
+
+def test_a_gpus_batches_are_bounded_by_its_memory(mini, monkeypatch):
+    memory = SimpleNamespace(total_memory=1 << 28)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    gpu = torch.device("cuda:0")
+    kinds = [
+        SimpleNamespace(device=gpu, classifier=mini, dtype=dtype, runtime="torch")
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    budgets = []
+    for averagers in (kinds, kinds[:1], kinds[1:]):
+        with Pool(averagers, np.arange(1), 1, print) as pool:
+            budgets.append(pool._batch_pixels)
+    assert budgets[0] == budgets[1]
+    assert budgets[1] == pytest.approx(budgets[2] / 2, abs=1)
+
+
+def test_what_cannot_be_computed_at_all_is_no_failure_of_the_image(mini, little_memory):
+    little_memory.error = RuntimeError(
+        "GET was unable to find an engine to execute this computation"
+    )
+    with pytest.raises(RuntimeError, match="unable to find an engine"):
+        evaluate([mini], Labelled([(wave(64, 300), 0)]), [make_scheme("full", size=64)])
+    little_memory.error = RuntimeError("wrong shape")
+    with pytest.raises(RuntimeError, match="wrong shape"):
+        evaluate([mini], Labelled([(wave(64, 300), 0)]), [make_scheme("full", size=64)])
 
 
 def test_progress_is_told_of_every_image_under_every_scheme(mini):
