@@ -114,13 +114,17 @@ def _locked(folder: Path, team: Team) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _torch_settings(threads: int | None) -> Iterator[None]:
-    """Leave torch's global generator and number of threads as they were."""
+    """Leave torch's global generators and number of threads as they were."""
     generator_state, before = torch.get_rng_state(), torch.get_num_threads()
+    # Every step seeds those of the GPUs too.
+    of_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     torch.set_num_threads(threads or before)
     try:
         yield
     finally:
         torch.set_rng_state(generator_state)
+        if of_gpus:
+            torch.cuda.set_rng_state_all(of_gpus)
         torch.set_num_threads(before)
 
 

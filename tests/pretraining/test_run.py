@@ -225,6 +225,15 @@ def test_torchs_generator_and_threads_are_left_as_they_were(photos, tmp_path):
     assert torch.get_num_threads() == threads
 
 
+def test_generators_of_gpus_that_are_in_use_are_left_as_they_were(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: ["first's", "second's"])
+    restored = []
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", restored.append)
+    run(photos, tmp_path / "run", steps=1)
+    assert restored == [["first's", "second's"]]
+
+
 def test_a_network_learns_what_it_is_shown(photos, tmp_path):
     training = {"epochs": 30, "learning_rate": 0.05, "checkpoint_every": 100}
     outcome = run(photos, tmp_path / "run", training=training, images={"flip": False})
