@@ -210,6 +210,9 @@ class FeatureComputer:
         self.graphs: Graphs | None = None
         if self.device.type == "cuda":
             self.graphs = Graphs(self._transfers, partial(CudaCapturer, self.device))
+            # Graphs read these, even where somebody moves the backbone to another device.
+            weights = (*self._backbone.parameters(), *self._backbone.buffers())
+            self._read_by_graphs = [tensor.detach() for tensor in weights]
         self.strip_pixels = STRIP_PIXELS
 
     @property

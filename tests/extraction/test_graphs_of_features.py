@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from image_files import encode, picture
 
 from spptransfer import backbones
 from spptransfer.cache import FeatureCache
+from spptransfer.extraction import compute
 from spptransfer.extraction import graphs as module
 from spptransfer.extraction.capturing import CudaCapturer
 from spptransfer.extraction.compute import FeatureComputer
@@ -36,6 +39,25 @@ def views_of(height, width, seed=0, count=2):
 
 def test_a_cpu_has_no_graphs():
     assert FeatureComputer(backbone(), SPEC).graphs is None
+
+
+def test_what_graphs_read_stays_when_the_backbone_is_moved_elsewhere(monkeypatch):
+    place = compute.place
+    monkeypatch.setattr(compute, "choose_device", lambda *_: torch.device("cuda:0"))
+    monkeypatch.setattr(
+        compute, "place", lambda network, _, *how: place(network, torch.device("cpu"), *how)
+    )
+    network = backbones.load("squeezenet1_1", "random", layer=SPEC.layer)
+    memory = network.trunk[0].bias.detach().numpy().copy()
+    network.trunk[0].bias.data = torch.from_numpy(memory)
+    alive = weakref.ref(memory)
+    computer = FeatureComputer(network, SPEC, "cuda")
+    del memory
+    network.double()  # as another device: all tensors are others
+    assert alive() is not None
+    del computer
+    gc.collect()
+    assert alive() is None
 
 
 def test_features_by_graphs_are_those_without(world):
