@@ -80,6 +80,12 @@ def full_float32() -> Iterator[None]:
                 _set_tf32_switches(*_as_the_user_wants)
 
 
+def digits_of(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[None]:
+    """Compute with all the digits of a type on a device, see `full_float32`."""
+    exact = device.type == "cuda" and dtype == torch.float32
+    return full_float32() if exact else contextlib.nullcontext()
+
+
 def _newer_switches() -> list[Any]:
     """Those that newer versions of torch have beside the one for all of cuDNN."""
     kinds = (getattr(torch.backends.cudnn, name, None) for name in ("conv", "rnn"))

@@ -144,7 +144,7 @@ class Workspace:
             remove_remains(self.path)
             files = [*draft_files(self.folder), *part_files(self.folder)]
         # What was written last counts; the finished file among equals, as it was made of the rest.
-        for file in by_age([*files, self.path] if self.finished else files):
+        for file in by_age(files if self.finished is None else [*files, self.path]):
             if file == self.path and self.finished is not None:
                 self._note(self.finished, source=0)
             elif is_draft(file):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import re
 from collections.abc import Hashable, Mapping, Sequence
@@ -22,7 +21,7 @@ from spptransfer.extraction.graphs import Graphs
 from spptransfer.extraction.joint import check_alike
 from spptransfer.extraction.strips import Strips
 from spptransfer.extraction.transfers import GPU_LANES, transfers_to
-from spptransfer.processor import full_float32
+from spptransfer.processor import digits_of
 from spptransfer.pyramid import SpatialPyramidPooling
 from spptransfer.runtimes import check_device, check_precision, check_runtime, open_network
 from spptransfer.runtimes.network import Normalization
@@ -262,14 +261,10 @@ class FeatureComputer:
         """
         specs = [self.specs[number] for number in wanted]
         stored = partial(self._stored, specs=specs)
-        with self._exactly():
+        with digits_of(self.device, self._dtype):
             if self.graphs is None:
                 return self._transfers(views, stored)
             return self.graphs(views, stored, self._key(views, wanted))
-
-    def _exactly(self) -> contextlib.AbstractContextManager[None]:
-        exact = self.device.type == "cuda" and self._dtype == torch.float32
-        return full_float32() if exact else contextlib.nullcontext()
 
     def _key(self, views: npt.NDArray[np.uint8], wanted: Sequence[int]) -> Hashable:
         """What batches of one graph have in common; None where strips are put together."""

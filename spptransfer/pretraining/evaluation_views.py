@@ -20,6 +20,7 @@ from spptransfer.pretraining.views import (
     mirrored,
     window_corners,
 )
+from spptransfer.processor import digits_of
 from spptransfer.runtimes import check_precision, check_runtime, open_network
 from spptransfer.runtimes.network import Normalization
 
@@ -111,11 +112,12 @@ class ViewAverager:
             Means over the views of the softmax of the class scores.
         """
         rows, weights = [], []
-        for pixels, at in zip(views, scheme.scales, strict=True):
-            for row, weight in self._rows(torch.from_numpy(pixels).to(self.device), at, scheme):
-                rows.append(row)
-                weights.append(weight)
-        scores = self._score(torch.cat(rows)).float()
+        with digits_of(self.device, self.dtype):
+            for pixels, at in zip(views, scheme.scales, strict=True):
+                for row, weight in self._rows(torch.from_numpy(pixels).to(self.device), at, scheme):
+                    rows.append(row)
+                    weights.append(weight)
+            scores = self._score(torch.cat(rows)).float()
         chances = scores.softmax(dim=1).reshape(len(rows), -1, scores.shape[1])
         shares = torch.tensor(weights, device=self.device, dtype=torch.float32) / scheme.views
         return torch.einsum("v,vnk->nk", shares, chances).cpu().numpy()

@@ -233,6 +233,13 @@ def test_an_id_that_would_not_come_back_is_refused_before_any_work(tmp_path, id)
     workspace(tmp_path / "a.h5", ids=["é", "\udcff"])
 
 
+def test_a_finished_file_without_a_single_good_row_is_known_all_the_same(tmp_path):
+    make_cache(tmp_path / "a.h5", 12, SPEC, failed=range(12), labels=None)
+    with workspace(tmp_path / "a.h5") as space:
+        assert space.known.all()
+        assert len(list(space.known_failures())) == 12
+
+
 def test_labels_that_no_file_can_hold_leave_the_finished_one(tmp_path):
     path = tmp_path / "a.h5"
     make_cache(path, 12, SPEC)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import contextlib
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,7 @@ from runtime_cases import PACKAGES, need
 
 from spptransfer import backbones, images
 from spptransfer.errors import ConfigError
+from spptransfer.pretraining import evaluation_views
 from spptransfer.pretraining.evaluation import (
     Classifier,
     ViewAverager,
@@ -201,6 +205,25 @@ def test_the_trunk_sees_an_image_once_per_scale_and_mirror_image(mini):
     heights = [shape[1] for shape in seen]
     assert heights == [scale for at in scheme.scales for scale in (at.scale, at.scale)]
     assert all(shape[0] == 2 for shape in seen)
+
+
+def test_all_of_it_is_computed_with_the_digits_of_its_type(monkeypatch):
+    averager, log = ViewAverager(load_classifier("spp-mini", "embedded")), []
+
+    @contextlib.contextmanager
+    def digits_of(*given):
+        log.append(given)
+        yield
+        log.append("end")
+
+    monkeypatch.setattr(evaluation_views, "digits_of", digits_of)
+    for name in ("_maps", "_score"):
+        call = getattr(averager, name)
+        noted = functools.partial(lambda name, call, *given: log.append(name) or call(*given))
+        monkeypatch.setattr(averager, name, functools.partial(noted, name, call))
+    scheme = make_scheme("center_crop", size=64, scales=[64])
+    averager.probabilities([np.zeros((1, 64, 64, 3), np.uint8)], scheme)
+    assert log == [(torch.device("cpu"), torch.float32), "_maps", "_score", "end"]
 
 
 def test_views_that_coincide_are_computed_once_and_counted_often(mini):
