@@ -42,7 +42,6 @@ MAX_VIEW_PIXELS = 1 << 28
 
 # Raster formats only: Pillow would hand EPS to an outside interpreter.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {

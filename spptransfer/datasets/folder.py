@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from spptransfer.datasets.base import UNLABELLED, Dataset
+from spptransfer.datasets.left_out import LeftOut
 from spptransfer.errors import DatasetError
 from spptransfer.ids import Ids
-from spptransfer.images import SUFFIXES
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset(SUFFIXES)
+# Those of `spptransfer.images.FORMATS`.
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif"}
+    | {".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+)
 
 
 def read_folder(root: str | os.PathLike[str], *, name: str = "folder") -> Dataset:
     """Read a folder whose subfolders are classes and hold images at any depth.
 
     Hidden files, hidden folders and files without an image's suffix are skipped; a subfolder
-    without images is no class. Symbolic links are followed, except into a folder that contains
-    the link. Ids are the images' paths relative to `root`, with forward slashes, in the order
-    of their code points, which is the same on every machine.
+    without images is no class. Except for hidden files, notes and the like, a warning says what
+    was left out. Symbolic links are followed, except into a folder that contains the link. Ids
+    are the images' paths relative to `root`, with forward slashes, in the order of their code
+    points, which is the same on every machine.
 
     A folder that holds images but no class folders is read as well, without labels: features
     can be extracted from it, but nothing can be trained on it.
@@ -65,23 +70,40 @@ def read_folder(root: str | os.PathLike[str], *, name: str = "folder") -> Datase
     root = Path(root)
     if not root.is_dir():
         raise DatasetError(f"dataset '{name}': {root} is not a folder")
-    ids = Ids.sort(find_images(root))
+    left_out = LeftOut()
+    ids = Ids.sort(find_images(root, left_out))
     if not ids:
+        skipped = f"; skipped {left_out.files()}" if left_out.files() else ""
         raise DatasetError(
             f"dataset '{name}': no images in {root}; "
-            f"looked for {', '.join(sorted(IMAGE_SUFFIXES))} in it and its subfolders"
+            f"looked for {_looked_for()} in it and its subfolders{skipped}"
         )
     in_class = np.fromiter(("/" in id for id in ids), bool, len(ids))
     if not in_class.any():
         logger.warning("%s holds images but no class folders: read without labels", root)
+        _tell_left_out(root, left_out, ())
         targets = np.full(len(ids), UNLABELLED, dtype=np.int32)
         return Dataset(name, root, ids, (), targets)
     if not in_class.all():
         stray = len(ids) - np.count_nonzero(in_class)
-        logger.warning("%s: skipped %d images that lie in no class folder", root, stray)
+        images = "1 image that lies" if stray == 1 else f"{stray:,} images that lie"
+        logger.warning("%s: skipped %s in no class folder", root, images)
         ids = ids.take(np.flatnonzero(in_class))
     classes, targets = _classes_of(ids)
+    _tell_left_out(root, left_out, classes)
     return Dataset(name, root, ids, classes, targets)
+
+
+def _tell_left_out(root: Path, left_out: LeftOut, classes: Container[str]) -> None:
+    """Say which files are no images by their names, and which folders are no classes."""
+    if files := left_out.files():
+        logger.warning("%s: skipped %s", root, files)
+    if folders := left_out.folders_without(classes):
+        logger.warning("%s: folders without images are no classes: %s", root, folders)
+
+
+def _looked_for() -> str:
+    return ", ".join(sorted(IMAGE_SUFFIXES))
 
 
 def _classes_of(ids: Ids) -> tuple[tuple[str, ...], npt.NDArray[np.int32]]:
@@ -94,13 +116,15 @@ def _classes_of(ids: Ids) -> tuple[tuple[str, ...], npt.NDArray[np.int32]]:
     return tuple(classes), np.array([in_order[label] for label in found], np.int32)[seen]
 
 
-def find_images(root: Path) -> Iterator[str]:
+def find_images(root: Path, left_out: LeftOut | None = None) -> Iterator[str]:
     """Find the images below a folder.
 
     Parameters
     ----------
     root : Path
         Folder to search, at any depth.
+    left_out : LeftOut, optional
+        Gets what is found besides images.
 
     Yields
     ------
@@ -119,11 +143,15 @@ def find_images(root: Path) -> Iterator[str]:
         if key in ancestors:
             logger.warning("%s: skipped, since this link leads into a folder that holds it", folder)
             continue
+        if left_out is not None and prefix.count("/") == 1:
+            left_out.note_folder(prefix[:-1])
         for entry in _visible(folder):
-            if _is_folder(entry):
+            if _is(entry.is_dir):
                 pending.append((entry.path, f"{prefix}{entry.name}/", ancestors | {key}))
             elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
                 yield _storable(f"{prefix}{entry.name}")
+            elif left_out is not None and _is(entry.is_file):
+                left_out.note_file(entry.name)
 
 
 def _identity(folder: str) -> tuple[int, int]:
@@ -144,10 +172,10 @@ def _visible(folder: str) -> Iterator[os.DirEntry[str]]:
         raise DatasetError(f"cannot read the folder {folder}: {error.strerror}") from error
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder or a link to one; a link to itself is neither."""
+def _is(kind: Callable[[], bool]) -> bool:
+    """Whether an entry, or what it links to, is of a kind; a link to itself is of none."""
     try:
-        return entry.is_dir()
+        return kind()
     except OSError:
         return False
 
@@ -166,6 +194,8 @@ def _storable(id: str) -> str:
 def gather_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """Files as they are, and every image inside folders, sorted within each folder.
 
+    A warning says which files of a folder are no images by their suffix, as for a dataset.
+
     Parameters
     ----------
     paths : iterable of path-like
@@ -181,18 +211,24 @@ def gather_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     DatasetError
         If a path does not exist, or nothing is found.
     """
-    listed = [Path(path) for path in paths]
+    given = [Path(path) for path in paths]
     found: dict[Path, None] = {}
-    for path in listed:
+    skipped = []
+    for path in given:
         if path.is_dir():
-            found |= dict.fromkeys(path / id for id in sorted(find_images(path)))
+            left_out = LeftOut()
+            found |= dict.fromkeys(path / id for id in sorted(find_images(path, left_out)))
+            if files := left_out.files():
+                skipped.append(f"{path}: skipped {files}")
         elif path.exists() or path.is_symlink():
             found[path] = None
         else:
             raise DatasetError(f"there is no image or folder '{path}'")
     if not found:
         raise DatasetError(
-            f"no images in {', '.join(str(path) for path in listed)}; looked for "
-            f"{', '.join(sorted(IMAGE_SUFFIXES))} in it and its subfolders"
+            f"no images in {', '.join(map(str, given))}; looked for {_looked_for()} in it and "
+            f"its subfolders{''.join(f'; {line}' for line in skipped)}"
         )
+    for line in skipped:
+        logger.warning("%s", line)
     return list(found)

@@ -179,4 +179,4 @@ def test_warnings_of_the_library_are_shown_on_one_line_of_the_error_stream(cli, 
     (project / "photos" / "stray.png").write_bytes((project / "photos/bee/000.png").read_bytes())
     done = cli("extract", "small.yaml", "--quiet")
     assert done.status == 0
-    assert done.err == "spptransfer: photos: skipped 1 images that lie in no class folder\n"
+    assert done.err == "spptransfer: photos: skipped 1 image that lies in no class folder\n"

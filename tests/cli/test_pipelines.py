@@ -127,6 +127,18 @@ def test_failed_images_are_listed_and_the_status_is_1(cli, project, command):
     assert done.err.count("failed:") == 3
 
 
+@pytest.mark.parametrize("command", ["run", "extract"])
+def test_what_is_left_out_of_a_folder_is_told(cli, project, command):
+    (project / "photos/bee/new.HEIC").touch()
+    (project / "photos/empty").mkdir()
+    done = cli(command, "small.yaml")
+    assert done.status == 0
+    assert done.err.splitlines()[:2] == [
+        "spptransfer: photos: skipped 1 file by suffix: .heic (1)",
+        "spptransfer: photos: folders without images are no classes: empty",
+    ]
+
+
 def test_many_failures_are_counted_and_cache_info_lists_them(cli, project):
     for number in range(15):
         (project / f"photos/bee/broken{number:02d}.jpg").write_bytes(b"")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from spptransfer import ids as ids_module
-from spptransfer.datasets.folder import IMAGE_SUFFIXES, read_folder
+from spptransfer.datasets.folder import IMAGE_SUFFIXES, gather_images, read_folder
 from spptransfer.errors import DatasetError
 
 
@@ -83,7 +83,46 @@ def test_a_flat_folder_is_read_without_labels(tmp_path, caplog):
 def test_images_beside_class_folders_are_skipped_with_a_warning(tmp_path, caplog):
     dataset = read_folder(touch(tmp_path, "stray.jpg", "cat/1.jpg", "dog/1.jpg"))
     assert dataset.ids == ("cat/1.jpg", "dog/1.jpg")
-    assert "skipped 1 images" in caplog.text
+    assert "skipped 1 image that lies in no class folder" in caplog.text
+    caplog.clear()
+    read_folder(touch(tmp_path, "second.jpg"))
+    assert "skipped 2 images that lie in no class folder" in caplog.text
+
+
+def test_every_usual_suffix_of_a_jpeg_file_is_an_images(tmp_path):
+    dataset = read_folder(touch(tmp_path, "cat/1.jfif", "cat/2.jpe", "cat/3.JFIF", "dog/1.jpg"))
+    assert dataset.ids == ("cat/1.jfif", "cat/2.jpe", "cat/3.JFIF", "dog/1.jpg")
+
+
+def test_files_left_out_by_their_suffix_are_told_with_counts(tmp_path, caplog):
+    touch(tmp_path, "cat/1.jpg", "dog/1.jpg", "dog/2.HEIC", "dog/deep/3.heic", "cat/photo1")
+    read_folder(tmp_path)
+    assert caplog.messages == [f"{tmp_path}: skipped 3 files by suffix: .heic (2), none (1)"]
+
+
+def test_folders_without_a_single_image_are_told(tmp_path, caplog):
+    touch(tmp_path, "cat/1.jpg", "dog/deep/1.jpg", "heic/1.heic", "notes/deep/1.txt")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "cat" / "empty too").mkdir()
+    assert read_folder(tmp_path).classes == ("cat", "dog")
+    assert caplog.messages[1:] == [
+        f"{tmp_path}: folders without images are no classes: empty, heic, notes"
+    ]
+
+
+def test_what_is_left_out_of_a_flat_folder_is_told_too(tmp_path, caplog):
+    read_folder(touch(tmp_path, "1.jpg", "2.heic", "heic/3.heic"))
+    assert "skipped 2 files by suffix: .heic (2)" in caplog.text
+    assert "no classes: heic" in caplog.text
+
+
+def test_hidden_files_notes_and_what_systems_leave_make_no_noise(tmp_path, caplog):
+    touch(tmp_path, "cat/1.jpg", "dog/1.jpg", "README", "labels.csv", ".hidden/x", "__MACOSX/._1")
+    touch(tmp_path, "cat/Thumbs.db", "cat/.DS_Store", "cat/desktop.ini", "cat/1.txt", "dog/1.xml")
+    touch(tmp_path, "dog/1.json", "dog/tmp")
+    (tmp_path / "dog" / "gone").symlink_to(tmp_path / "nowhere")
+    assert read_folder(tmp_path).ids == ("cat/1.jpg", "dog/1.jpg")
+    assert not caplog.messages
 
 
 def test_a_single_class_can_be_read(tmp_path):
@@ -108,8 +147,20 @@ def test_a_name_that_is_not_utf8_is_an_error_that_shows_it(tmp_path):
 
 def test_without_images_the_error_says_what_was_looked_for(tmp_path):
     touch(tmp_path, "cat/1.txt")
-    with pytest.raises(DatasetError, match=r"no images in .*\.jpg"):
+    with pytest.raises(DatasetError, match=r"no images in .*\.jpg.* its subfolders$"):
         read_folder(tmp_path)
+    touch(tmp_path, "cat/1.heic")
+    with pytest.raises(DatasetError, match=r"; skipped 1 file by suffix: \.heic \(1\)"):
+        read_folder(tmp_path)
+    with pytest.raises(DatasetError, match=r"; .*: skipped 1 file by suffix: \.heic \(1\)"):
+        gather_images([tmp_path])
+
+
+def test_files_left_out_of_a_folder_to_score_are_told(tmp_path, caplog):
+    touch(tmp_path, "new/1.jpg", "new/2.heic", "photo1")
+    found = gather_images([tmp_path / "new", tmp_path / "photo1"])
+    assert found == [tmp_path / "new" / "1.jpg", tmp_path / "photo1"]
+    assert caplog.messages == [f"{tmp_path / 'new'}: skipped 1 file by suffix: .heic (1)"]
 
 
 def test_a_file_or_a_missing_folder_is_no_dataset(tmp_path):

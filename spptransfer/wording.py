@@ -1,0 +1,51 @@
+"""Names and numbers in a sentence: only as many as a line holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+_SHOWN = 8
+
+
+def listed(names: Sequence[str]) -> str:
+    """List the first of some names, and count the others.
+
+    Parameters
+    ----------
+    names : sequence of str
+        In the order to show.
+
+    Returns
+    -------
+    str
+        Up to eight of them.
+
+    Examples
+    --------
+    >>> listed([str(number) for number in range(10)])
+    '0, 1, 2, 3, 4, 5, 6, 7 and 2 more'
+    """
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def counted(numbers: Mapping[str, int]) -> str:
+    """List names with their numbers, the most frequent first.
+
+    Parameters
+    ----------
+    numbers : mapping of str to int
+        How many there are of each.
+
+    Returns
+    -------
+    str
+        As `listed`.
+
+    Examples
+    --------
+    >>> counted({"tset": 7, "dev": 12})
+    'dev (12), tset (7)'
+    """
+    order = sorted(numbers, key=lambda name: (-numbers[name], name))
+    return listed([f"{name} ({numbers[name]:,})" for name in order])
