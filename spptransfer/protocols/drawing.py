@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Collection, Iterable
+from weakref import WeakKeyDictionary
+
+import numpy as np
 
 from spptransfer.datasets.base import Dataset
 from spptransfer.datasets.caltech101 import BACKGROUND
 from spptransfer.errors import ConfigError, DatasetError
 from spptransfer.protocols.protocol import Settings
 from spptransfer.protocols.splits import Split, ranked, strata, stratified_folds
+from spptransfer.wording import counted
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_TEST_FRACTION = 0.25
 _VALIDATION_NAMES = ("val", "validation", "valid")
+
+# Splits are drawn again for every experiment on a table; what is odd about it is told once.
+_told: WeakKeyDictionary[Dataset, set[str]] = WeakKeyDictionary()
 
 
 def caltech101_classes(dataset: Dataset, settings: Settings) -> Dataset:
@@ -62,7 +72,7 @@ def draw_table(dataset: Dataset, settings: Settings) -> list[Split]:
     """Take the splits of a table, or draw them where it names none.
 
     A row of a table has one split, so validation images lie outside the training ones; they
-    join them once C is chosen.
+    join them once C is chosen. A warning counts the rows that are in no split that is used.
     """
     if not dataset.official_splits:
         return draw_per_class(dataset, settings)
@@ -70,10 +80,34 @@ def draw_table(dataset: Dataset, settings: Settings) -> list[Split]:
     test = _official(dataset, settings["test"], "test")
     name = f"{settings['train']} to {settings['test']}"
     validation = table_validation_split(settings, dataset)
+    taken = [settings["train"], settings["test"]]
     if validation is None:
+        _tell_unused(dataset, taken)
         return [Split(name, train, test, _folds(dataset, train, settings))]
     held_out = _official(dataset, validation, "validation")
+    _tell_unused(dataset, [*taken, validation])
     return [Split(name, train + held_out, test, (held_out,))]
+
+
+def _tell_unused(dataset: Dataset, taken: Collection[str]) -> None:
+    """Count the rows of a table that are in none of some splits, by the split they name."""
+    unused = np.ones(len(dataset), dtype=bool)
+    for name in taken:
+        unused[dataset.positions(dataset.official_splits[name])] = False
+    number, named = int(unused.sum()), {}
+    for name, ids in dataset.official_splits.items():
+        positions = dataset.positions(ids)
+        if name not in taken and (count := int(unused[positions].sum())):
+            named[f"'{name}'"] = count
+            unused[positions] = False
+    if unused.any():
+        named["no split given"] = int(unused.sum())
+    rows = "1 row is" if number == 1 else f"{number:,} rows are"
+    message = f"{rows} in no split that is used ({', '.join(taken)}): {counted(named)}"
+    told = _told.setdefault(dataset, set())
+    if number and message not in told:
+        told.add(message)
+        logger.warning("dataset '%s' at %s: %s", dataset.name, dataset.root, message)
 
 
 def table_validation_split(settings: Settings, dataset: Dataset) -> str | None:

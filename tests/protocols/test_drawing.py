@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,34 @@ def test_splits_of_a_table_under_other_names():
         make("csv", dataset)
     with pytest.raises(DatasetError, match=r"no split 'dev'; set protocol\.validation"):
         make("csv", dataset, train="learn", validation="dev", test="exam")
+
+
+def test_rows_of_a_table_in_no_split_that_is_used_are_told_once(caplog):
+    dataset = table({"train": 10, "test": 4, "tset": 3, "tets": 1})
+    unsplit = replace(dataset, ids=(*dataset.ids, "x"), targets=np.append(dataset.targets, 0))
+    for _ in range(2):
+        make("csv", unsplit)
+    where = f"dataset 'csv' at {dataset.root}"
+    told = "in no split that is used (train, test): 'tset' (3), 'tets' (1), no split given (1)"
+    assert caplog.messages == [f"{where}: 5 rows are {told}"]
+    caplog.clear()
+    make("csv", dataset, test="tset", validation="test")
+    told = "1 row is in no split that is used (train, tset, test): 'tets' (1)"
+    assert caplog.messages == [f"{where}: {told}"]
+
+
+def test_validation_rows_that_choose_nothing_are_told(caplog):
+    make("csv", table({"train": 10, "val": 4, "test": 6}))
+    assert not caplog.messages
+    make("csv", table({"train": 10, "val": 4, "test": 6}), folds=0)
+    assert "4 rows are in no split that is used (train, test): 'val' (4)" in caplog.text
+
+
+def test_a_table_whose_rows_are_all_used_or_all_without_a_split_tells_nothing(caplog):
+    make("csv", table({"train": 10, "test": 6}))
+    make("csv", replace(table({"": 40}), official_splits={}))
+    make("csv", voc2007({"train": 40, "val": 40, "test": 40}), train="trainval", folds=0)
+    assert not caplog.messages
 
 
 def test_testing_on_val_does_not_choose_C_on_it():
