@@ -11,7 +11,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PlainValidator,
     ValidationError,
     model_validator,
 )
@@ -53,9 +52,7 @@ def _class_weight(value: Any) -> Any:
 
 ClassWeight = Annotated[
     Literal["balanced"] | dict[int, float] | None,
-    PlainValidator(
-        _class_weight, json_schema_input_type=Literal["balanced"] | dict[int, float] | None
-    ),
+    BeforeValidator(_class_weight),
 ]
 
 

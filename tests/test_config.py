@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,15 @@ def test_one_scale_and_one_C_need_no_brackets():
 def test_set_replaces_one_value(pipeline_file, override, section, key, value):
     pipeline = read_pipeline(pipeline_file, [override])
     assert getattr(getattr(pipeline, section), key) == value
+
+
+def test_weights_of_positives_and_negatives_are_written_as_they_were_read(pipeline_file):
+    pipeline = read_pipeline(pipeline_file, ["classifier.class_weight={1: 2, -1: 1.5}"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pipeline.model_dump()["classifier"]["class_weight"] == {1: 2, -1: 1.5}
+        written = json.loads(pipeline.model_dump_json())["classifier"]["class_weight"]
+    assert written == {"1": 2, "-1": 1.5}
 
 
 def test_later_overrides_win(pipeline_file):
@@ -276,7 +287,5 @@ def test_every_shipped_pipeline_file_is_valid(path):
 
 
 def test_the_exported_json_schema_is_current():
-    import json
-
     exported = Path(__file__).parent.parent / "pipelines" / "pipeline.schema.json"
     assert json.loads(exported.read_text()) == Pipeline.model_json_schema(), "run: make schema"
