@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -158,6 +159,22 @@ class Dataset:
 
     def _path_of(self, id: str) -> Path:
         return self.root / self.path_template.format(id=id)
+
+    def check_images(self) -> None:
+        """Refuse to go on where no image is there at all, as on a disk that is not mounted.
+
+        One that is there is enough, so that as a rule a single file is looked for.
+
+        Raises
+        ------
+        DatasetError
+            If none is there; the message names the first.
+        """
+        if len(self) and not any(map(os.path.isfile, self.iter_paths(range(len(self))))):
+            raise DatasetError(
+                f"dataset '{self.name}': none of its {len(self):,} images is there, the first not "
+                f"at '{self._path_of(self.ids[0])}'; paths are relative to {self.root.absolute()}"
+            )
 
     def positions(self, ids: Iterable[str]) -> npt.NDArray[np.intp]:
         """Row numbers in `targets` of some ids.

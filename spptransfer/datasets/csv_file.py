@@ -86,8 +86,13 @@ def read_csv(table: str | os.PathLike[str], *, separator: str = ";") -> Dataset:
     Raises
     ------
     DatasetError
-        If the file is missing or has another header, or a row lacks a path or a label, names a
-        missing image, or names an image a second time. The message gives the row.
+        If the file is missing or has another header, or a row lacks a path or a label or names
+        an image a second time. The message gives the row.
+
+    Notes
+    -----
+    Whether the images are there is not looked at: one that is missing becomes a failed row of
+    an extraction, as one that cannot be read does.
 
     Examples
     --------
@@ -118,7 +123,7 @@ def read_csv(table: str | os.PathLike[str], *, separator: str = ";") -> Dataset:
         raise DatasetError(f"{table}, row {reader.line_num}: {error}") from error
     if not ids:
         raise DatasetError(f"{table} has a header but no rows")
-    _check_paths(table, ids, notes)
+    _check_unique(table, ids, notes)
     if not notes.classes:
         raise DatasetError(f"{table}: no row has a label")
     classes = sorted(notes.classes)
@@ -191,25 +196,13 @@ def _parse(table: Path, number: int, header: _Header, cells: Sequence[str], sepa
     return _Row(path, tuple(labels), split)
 
 
-def _check_paths(table: Path, ids: Ids, notes: _Notes) -> None:
-    """Refuse images that are named twice or are not there."""
+def _check_unique(table: Path, ids: Ids, notes: _Notes) -> None:
+    """Refuse images that are named twice."""
     repetition = ids.repetition()
     if repetition is not None:
         first, again = (notes.numbers[position] for position in repetition)
         path = ids[repetition[0]]
         raise DatasetError(f"{table}, row {again}: '{path}' is already in row {first}")
-    folder = str(table.parent)
-    missing = [
-        position
-        for position, path in enumerate(ids)
-        if not os.path.isfile(os.path.join(folder, path))
-    ]
-    if missing:
-        others = f" (and {len(missing) - 1} more missing images)" if len(missing) > 1 else ""
-        raise DatasetError(
-            f"{table}, row {notes.numbers[missing[0]]}: no image at '{ids[missing[0]]}'{others}; "
-            f"paths are relative to {table.parent.absolute()}"
-        )
 
 
 def _targets(

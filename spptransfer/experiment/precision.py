@@ -119,6 +119,7 @@ def _choose(group: Sequence[Experiment], tell: Tell) -> Precision:
     if first.machine.engine == "dask":
         tell("precision: float32 (the workers of a cluster are not tried; name another one)")
         return "float32"
+    first.dataset.check_images()  # before a network is loaded to be tried on some
     choice = choose_precision(
         first.loader(tuple(dict.fromkeys(each.wanted.layer for each in undecided))),
         [each.wanted for each in undecided],

@@ -86,6 +86,8 @@ def extract_together_for(experiments: Sequence[Experiment]) -> list[Extraction]:
         One for each.
     """
     first = experiments[0]
+    # A cache that is there must not become one of failed rows because a disk is not mounted.
+    first.dataset.check_images()
     machine = first.machine
     layers = tuple(dict.fromkeys(experiment.wanted.layer for experiment in experiments))
     make_folder(machine.cache_dir)

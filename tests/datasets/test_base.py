@@ -84,6 +84,23 @@ def test_targets_cannot_be_changed():
         single_label().targets[0] = 2
 
 
+def test_a_dataset_none_of_whose_images_is_there_is_refused_with_the_first_path(tmp_path):
+    dataset = single_label(root=tmp_path, path_template="JPEG/{id}.jpg")
+    message = f"none of its 4 images is there, the first not at '{tmp_path}/JPEG/b.jpg'; paths are"
+    with pytest.raises(DatasetError, match=f"{message} relative to {tmp_path}$"):
+        dataset.check_images()
+    (tmp_path / "JPEG").mkdir()
+    (tmp_path / "JPEG" / "d.jpg").touch()
+    dataset.check_images()
+
+
+def test_a_single_file_is_looked_for_where_the_first_image_is_there(tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr("os.path.isfile", lambda path: looked.append(path) or True)
+    single_label(root=tmp_path).check_images()
+    assert looked == [tmp_path / "b"]
+
+
 def test_it_says_how_many_labels_an_image_has():
     assert not single_label().multi_label
     assert multi_label().multi_label

@@ -18,7 +18,7 @@ from spptransfer import backbones
 from spptransfer.backbones.weights import path_of
 from spptransfer.cache import FeatureCache
 from spptransfer.errors import CacheError, ConfigError, DatasetError
-from spptransfer.experiment import extract_features, run, train
+from spptransfer.experiment import Experiment, extract_features, run, train
 from spptransfer.extraction import Interrupted
 from spptransfer.metrics import mean_per_class_accuracy, overall_accuracy
 
@@ -359,6 +359,41 @@ def test_several_labels_per_image_from_a_table(tmp_path):
     }
     assert set(result["metrics"]["mean average precision (area)"]["per_class"]) == {"bee", "cat"}
     assert result["headline"]["std"] is None
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    """A table of all images of a folder."""
+    root = draw_folder(tmp_path / "photos")
+    rows = "".join(f"{p.relative_to(root)},{p.parent.name}\n" for p in sorted(root.rglob("*.png")))
+    (root / "table.csv").write_text(f"path,label\n{rows}")
+    return root / "table.csv"
+
+
+def on_table(table: Path, work: Path) -> Experiment:
+    return experiment(table, work, dataset={"name": "csv"}, protocol={"name": "csv"})
+
+
+def test_a_missing_image_of_a_table_is_a_failed_row(table, tmp_path):
+    (table.parent / "bee" / "000.png").unlink()
+    rows = run(on_table(table, tmp_path), COMMAND).results["rows"]
+    assert (rows["ok"], rows["failed"]) == (17, 1)
+    assert rows["failures"] == [
+        {"id": "bee/000.png", "error": "cannot read the image: No such file or directory"}
+    ]
+
+
+@pytest.mark.parametrize("begin", [lambda each: run(each, COMMAND), extract_features])
+def test_a_table_none_of_whose_images_is_there_costs_no_cache(table, tmp_path, begin):
+    extracted = extract_features(on_table(table, tmp_path)).path
+    before = extracted.read_bytes()
+    for path in table.parent.rglob("*.png"):
+        path.unlink()
+    for work in (tmp_path, tmp_path / "without cache"):
+        with pytest.raises(DatasetError, match=r"none of its 18 images .*bee/000\.png"):
+            begin(on_table(table, work))
+    assert extracted.read_bytes() == before
+    assert train(on_table(table, tmp_path), COMMAND).results["rows"]["ok"] == 18
 
 
 def test_awkward_file_names_go_all_the_way(tmp_path):
