@@ -42,7 +42,8 @@ def export(
     path : Path
         The file; its suffix says which kind: ``.npz`` with the arrays ``ids``, ``features``,
         ``columns`` and, where there are labels, ``labels``; ``.csv`` or ``.parquet`` with a row
-        per image and a named column per number.
+        per image and a named column per number. Bytes of an id that are no UTF-8 stay what they
+        are in the first two, and are escapes in the last.
     ids, levels, scales, combine
         As in `FeatureCache.matrix`.
 
@@ -160,13 +161,13 @@ def _write_parquet(
     pa = importlib.import_module("pyarrow")
     parquet = importlib.import_module("pyarrow.parquet")
 
-    extra = _label_columns(labels, classes)
+    extra = [(_escaped(name), column) for name, column in _label_columns(labels, classes)]
     writer = None
     try:
         for start, rows in _blocks(view):
             stop = start + len(rows)
-            columns = {"id": pa.array(ids[start:stop])}
-            columns |= {name: pa.array(column[start:stop]) for name, column in extra}
+            columns = {"id": pa.array(_in_utf8(ids[start:stop]))}
+            columns |= {name: pa.array(_in_utf8(column[start:stop])) for name, column in extra}
             columns |= {
                 name: pa.array(np.ascontiguousarray(rows[:, i])) for i, name in enumerate(names)
             }
@@ -176,3 +177,13 @@ def _write_parquet(
     finally:
         if writer is not None:
             writer.close()
+
+
+def _in_utf8(values: Any) -> Any:
+    """Texts as Parquet can hold them; numbers as they are."""
+    return [_escaped(v) for v in values] if isinstance(values[0], str) else values
+
+
+def _escaped(text: str) -> str:
+    """Text whose bytes that are no UTF-8 are written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

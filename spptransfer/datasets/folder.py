@@ -51,7 +51,7 @@ def read_folder(root: str | os.PathLike[str], *, name: str = "folder") -> Datase
     Raises
     ------
     DatasetError
-        If `root` is no folder, holds no images, or a file name is not valid UTF-8.
+        If `root` is no folder, holds no images, or a folder cannot be listed.
 
     Examples
     --------
@@ -129,12 +129,13 @@ def find_images(root: Path, left_out: LeftOut | None = None) -> Iterator[str]:
     Yields
     ------
     str
-        Path relative to `root` with forward slashes; in no particular order.
+        Path relative to `root` with forward slashes; in no particular order. Bytes of a name
+        that are no UTF-8 are lone surrogates, as everywhere in Python.
 
     Raises
     ------
     DatasetError
-        If a folder cannot be listed or a name is not valid UTF-8.
+        If a folder cannot be listed.
     """
     pending: list[tuple[str, str, frozenset[tuple[int, int]]]] = [(str(root), "", frozenset())]
     while pending:
@@ -149,7 +150,7 @@ def find_images(root: Path, left_out: LeftOut | None = None) -> Iterator[str]:
             if _is(entry.is_dir):
                 pending.append((entry.path, f"{prefix}{entry.name}/", ancestors | {key}))
             elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
-                yield _storable(f"{prefix}{entry.name}")
+                yield f"{prefix}{entry.name}"
             elif left_out is not None and _is(entry.is_file):
                 left_out.note_file(entry.name)
 
@@ -178,17 +179,6 @@ def _is(kind: Callable[[], bool]) -> bool:
         return kind()
     except OSError:
         return False
-
-
-def _storable(id: str) -> str:
-    """Pass an id through, unless no JSON or HDF5 file could hold it."""
-    try:
-        id.encode("utf-8")
-    except UnicodeEncodeError:
-        raise DatasetError(
-            f"the file name {os.fsencode(id)!r} is not valid UTF-8; rename the file"
-        ) from None
-    return id
 
 
 def gather_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:

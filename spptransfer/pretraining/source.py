@@ -230,6 +230,7 @@ def digest(source: Source, splits: Sequence[Split]) -> str:
     sha256 = hashlib.sha256()
     for split in splits:
         for name, label in zip(split.names, split.labels, strict=True):
-            sha256.update(f"{name}\t{source.size(name)}\t{label}\n".encode())
+            line = f"{name}\t{source.size(name)}\t{label}\n"
+            sha256.update(line.encode("utf-8", "surrogateescape"))
         sha256.update(b"\n")
     return sha256.hexdigest()

@@ -137,7 +137,8 @@ def ranked(ids: Iterable[str], *, seed: int, split: str) -> list[str]:
     """
 
     def digest(id: str) -> bytes:
-        return hashlib.sha256(f"{seed}/{split}/{id}".encode()).digest()
+        text = f"{seed}/{split}/{id}"
+        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
     return sorted(ids, key=digest)
 
@@ -333,7 +334,9 @@ def write_splits(
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
         draft = Path(folder, path.name)
-        draft.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        # Bytes of a file name that are no UTF-8 become escapes as JSON has them, and come back.
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace")
         draft.replace(path)
 
 

@@ -68,6 +68,28 @@ def test_parquet_holds_what_the_matrix_holds(cache, tmp_path):
     np.testing.assert_array_equal(stored, cache.matrix())
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".csv", ".parquet"])
+def test_names_that_are_no_utf8_are_exported(tmp_path, suffix):
+    if suffix == ".parquet":
+        parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    labels = Labels(("c\udce9", "d"), np.array([0, 1], dtype=np.int32))
+    make_cache(tmp_path / "a.h5", ids=["\udcff.jpg", "ü.jpg"], labels=labels)
+    path = tmp_path / f"x{suffix}"
+    export(FeatureCache.open(tmp_path / "a.h5"), path)
+    if suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            found = list(zip(file["ids"].tolist(), file["labels"].tolist(), strict=True))
+    elif suffix == ".csv":
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            found = [tuple(row[:2]) for row in csv.reader(file)][1:]
+    else:
+        columns = parquet.read_table(path).to_pydict()
+        found = list(zip(columns["id"], columns["label"], strict=True))
+        assert found == [("\\udcff.jpg", "c\\udce9"), ("ü.jpg", "d")]
+        return
+    assert found == [("\udcff.jpg", "c\udce9"), ("ü.jpg", "d")]
+
+
 @pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is there")
 def test_parquet_without_pyarrow_says_what_to_install(cache, tmp_path):
     with pytest.raises(ConfigError, match="pip install pyarrow"):

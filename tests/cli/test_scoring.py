@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,15 @@ def test_json_has_a_line_per_image_and_one_for_the_whole(cli, run, mixed):
     }
     assert last["status"] == "incomplete"
     assert last["rows"] == {"ok": 2, "failed": 1, "reused": 0}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
+def test_a_file_whose_name_is_not_utf8_is_scored_like_others(cli, run, tmp_path):
+    draw_image(tmp_path / "new" / "a.png", 0, 30)
+    (tmp_path / "new" / "a.png").rename(tmp_path / "new" / "\udcff.png")
+    done = cli("predict", run, tmp_path / "new", "--json")
+    assert done.status == 0
+    assert json.loads(done.out.splitlines()[0])["path"] == str(tmp_path / "new" / "\udcff.png")
 
 
 def test_predictions_do_not_depend_on_which_other_images_are_scored(cli, run, mixed):

@@ -137,12 +137,15 @@ def test_names_with_spaces_unicode_and_newlines_survive(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
-def test_a_name_that_is_not_utf8_is_an_error_that_shows_it(tmp_path):
-    touch(tmp_path, "cat/1.jpg")
-    with open(os.fsencode(tmp_path) + b"/cat/\xff.jpg", "wb"):
-        pass
-    with pytest.raises(DatasetError, match=r"b'cat/\\xff\.jpg' is not valid UTF-8"):
-        read_folder(tmp_path)
+def test_a_name_that_is_not_utf8_is_an_id_like_others(tmp_path, caplog):
+    touch(tmp_path, "cat/1.jpg", os.fsdecode(b"cat/\xff.jpg"), os.fsdecode(b"d\xe9g/1.jpg"))
+    touch(tmp_path, os.fsdecode(b"cat/1.\xff"))
+    dataset = read_folder(tmp_path)
+    assert dataset.ids == ("cat/1.jpg", "cat/\udcff.jpg", "d\udce9g/1.jpg")
+    assert dataset.classes == ("cat", "d\udce9g")
+    assert all(path.is_file() for path in dataset.paths())
+    assert gather_images([tmp_path])[1].name == "\udcff.jpg"
+    assert "skipped 1 file by suffix: .\udcff (1)" in caplog.text
 
 
 def test_without_images_the_error_says_what_was_looked_for(tmp_path):

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from spptransfer.errors import CacheError, ConfigError, DatasetError
 from spptransfer.experiment import Experiment, extract_features, run, train
 from spptransfer.extraction import Interrupted
 from spptransfer.metrics import mean_per_class_accuracy, overall_accuracy
+from spptransfer.models import TransferModel
 
 COMMAND = "spptransfer run small.yaml"
 
@@ -403,3 +405,19 @@ def test_awkward_file_names_go_all_the_way(tmp_path):
     result = run(experiment(root, tmp_path), COMMAND)
     assert result.results["rows"]["ok"] == 21
     assert "<b>&'" not in result.report.read_text().replace("&lt;b&gt;", "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
+def test_file_names_that_are_no_utf8_go_all_the_way(tmp_path):
+    root = draw_folder(tmp_path / "photos", classes=("bee", "d\udce9g"))
+    draw_image(root / "bee" / "000.png", 0, 7)
+    (root / "bee" / "000.png").rename(root / "bee" / "\udcff.png")
+    (root / "bee" / "\udcfe.png").write_bytes(b"broken")
+    result = run(experiment(root, tmp_path), COMMAND)
+    assert result.results["rows"]["ok"] == 12
+    assert [row["id"] for row in result.results["rows"]["failures"]] == ["bee/\udcfe.png"]
+    assert result.results["dataset"]["classes"] == ["bee", "d\udce9g"]
+    lists = {"protocol": {"split_file": str(result.folder / "splits.json")}}
+    again = train(experiment(root, tmp_path, **lists), COMMAND)
+    assert again.results["headline"] == result.results["headline"]
+    assert TransferModel.load(result.model).classes == ("bee", "d\udce9g")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from small_projects import draw_folder, draw_image
@@ -69,3 +71,12 @@ def test_the_digest_tells_other_images_and_other_classes(photos):
     known = digest(source, (train, val))
     assert digest(source, (train, val)) == known
     assert digest(source, (val, train)) != known
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
+def test_a_name_that_is_not_utf8_is_one_like_others(tmp_path):
+    root = draw_folder(tmp_path, classes=("bee", "d\udce9g"))
+    (root / "bee" / "000.png").rename(root / "bee" / "\udcff.png")
+    source, classes, train, val = splits(root, train="", val=None)
+    assert classes == ("bee", "d\udce9g")
+    assert len(digest(source, (train, val))) == 64

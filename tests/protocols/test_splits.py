@@ -238,6 +238,15 @@ def test_splits_come_back_as_they_were_written(tmp_path):
     assert [path.name for path in path.parent.iterdir()] == ["splits.json"]
 
 
+def test_ids_that_are_no_utf8_are_ranked_written_and_read_like_others(tmp_path):
+    ids = ["a", "\udcff", "ü"]
+    assert sorted(ranked(ids, seed=0, split="1")) == sorted(ids)
+    splits = [Split("split 1", train=("a", "ü"), test=("\udcff",))]
+    write_splits(tmp_path / "splits.json", splits)
+    assert read_splits(tmp_path / "splits.json") == splits
+    assert '"ü"' in (tmp_path / "splits.json").read_text("utf-8")
+
+
 def test_lists_written_by_hand_need_neither_names_nor_checksum(tmp_path):
     path = tmp_path / "splits.json"
     path.write_text('{"splits": [{"train": ["a"], "test": ["b"]}]}')
