@@ -286,7 +286,12 @@ def _check_machine(machine: Machine) -> None:
         raise ConfigError(
             f"device: '{machine.device}' is unknown; allowed: auto, cpu, cuda, cuda:N"
         )
-    check_engine(machine.engine)
+    engine = check_engine(machine.engine)
+    if machine.scheduler is not None and engine != "dask":
+        raise ConfigError(
+            f"scheduler: '{machine.scheduler}' goes with engine dask only, not with '{engine}'; "
+            "on the command line: --engine dask --scheduler ADDRESS"
+        )
     check_runtime(machine.runtime)
     check_device(machine.runtime, machine.device)
 

@@ -186,6 +186,14 @@ def test_worker_processes_make_the_same_cache(cli, project):
     np.testing.assert_array_equal(first.matrix(), second.matrix())
 
 
+@pytest.mark.parametrize("engine", ["auto", "threads", "processes"])
+def test_a_scheduler_goes_with_no_other_engine_than_dask(cli, project, engine):
+    refused = cli("extract", "small.yaml", "--engine", engine, "--scheduler", "tcp://127.0.0.1:9")
+    assert refused.status == 2
+    message = f"scheduler: 'tcp://127.0.0.1:9' goes with engine dask only, not with '{engine}'; "
+    assert message + "on the command line: --engine dask --scheduler ADDRESS" in refused.complaint
+
+
 @pytest.mark.slow
 def test_a_dask_cluster_that_is_not_there_is_told(cli, project):
     done = cli("extract", "small.yaml", "--engine", "dask", "--scheduler", "tcp://127.0.0.1:9")
