@@ -337,9 +337,10 @@ def _tell_problems(problems: list[Problem], cache: Path, output: Output) -> None
 
 def _read_ids(path: Path) -> list[str]:
     try:
-        return [line for line in path.read_text("utf-8").splitlines() if line]
-    except (OSError, UnicodeDecodeError) as error:
-        raise CacheError(f"cannot read the ids in '{path}': {error}") from error
+        text = path.read_text("utf-8-sig", errors="surrogateescape")  # as file names are read
+    except OSError as error:
+        raise CacheError(f"cannot read the ids in '{path}': {error.strerror}") from error
+    return [line for line in text.split("\n") if line]
 
 
 def _numbers(name: str, text: str | None) -> list[int] | None:

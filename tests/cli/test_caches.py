@@ -117,6 +117,14 @@ def test_export_writes_chosen_rows_and_levels(cli, project, cache, suffix):
         assert header[0] == "id"
 
 
+def test_export_finds_ids_however_their_file_and_their_names_are_encoded(cli, project):
+    make_cache(project / "a.h5", ids=["\udcff.jpg", "ü.jpg", "a\u2028b.jpg"])
+    (project / "ids.txt").write_bytes(b"\xef\xbb\xbf\xff.jpg\r\n\r\na\xe2\x80\xa8b.jpg\r\n")
+    assert cli("cache", "export", "a.h5", "out.npz", "--ids", "ids.txt").status == 0
+    with np.load("out.npz") as data:
+        assert data["ids"].tolist() == ["\udcff.jpg", "a\u2028b.jpg"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -125,7 +133,10 @@ def test_export_writes_chosen_rows_and_levels(cli, project, cache, suffix):
         (["out.npz", "--levels", "2"], "level 2 does not follow from the stored levels [3]"),
         (["out.npz", "--scales", "99"], "scale 99 is not stored; allowed: [64]"),
         (["out.npz", "--combine", "sum"], "sum"),
-        (["out.npz", "--ids", "nowhere.txt"], "nowhere.txt"),
+        (
+            ["out.npz", "--ids", "nowhere.txt"],
+            "spptransfer: cannot read the ids in 'nowhere.txt': No such file or directory",
+        ),
         (["out.npz", "--ids", "strange.txt"], "no such image"),
     ],
 )
