@@ -17,9 +17,9 @@ from spptransfer import backbones
 from spptransfer.affinity import count_processors
 from spptransfer.cache.rows import OK
 from spptransfer.cache.selection import COMBINES, Selection, feature_names
-from spptransfer.errors import ImageError
+from spptransfer.errors import ConfigError, ImageError
 from spptransfer.runtimes import count_callers
-from spptransfer.specify import feature_spec, one_of
+from spptransfer.specify import feature_spec, one_of, whole_numbers
 
 if TYPE_CHECKING:
     from spptransfer.extraction.batches import Source
@@ -206,10 +206,13 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
             flip=self.flip,
             precision=self.precision,
         )
+        _check_machine(self.device, self.n_jobs)
         channels = backbones.describe(self.backbone).layer(self.layer).channels
-        levels = (tuple(self.levels) or self.spec_.levels) if self.spec_.levels else None
+        levels = whole_numbers("levels", self.levels, "[6, 3, 2, 1]")
+        chosen = (levels or self.spec_.levels) if self.spec_.levels else None
+        scales = whole_numbers("scales", self.scales, "[224]")
         combine = one_of("combine", self.combine, COMBINES)
-        self._selection = Selection.choose(self.spec_, channels, levels, self.scales, combine)
+        self._selection = Selection.choose(self.spec_, channels, chosen, scales, combine)
         self.n_features_out_ = self._selection.width
         self.__dict__.pop("_computer", None)
         self._chosen = given
@@ -286,9 +289,23 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         return tags
 
 
+def _check_machine(device: Any, n_jobs: Any) -> None:
+    """Refuse what is neither a device's name nor a number of threads."""
+    if not isinstance(device, str):
+        raise ConfigError(f"device: {device!r} is unknown; allowed: auto, cpu, cuda, cuda:N")
+    is_number = isinstance(n_jobs, (int, np.integer)) and not isinstance(n_jobs, bool)
+    if n_jobs is not None and not (is_number and n_jobs >= 1):
+        raise ConfigError(
+            f"n_jobs: {n_jobs!r} must be a whole number of at least 1, or None for a thread per "
+            "processor"
+        )
+
+
 def _as_list(X: Any) -> list[Any]:
     if isinstance(X, (str, os.PathLike)):
         raise ImageError(f"X must be a list of images, as ['{X}']")
+    if not isinstance(X, Iterable):
+        raise ImageError(f"X must be a list of images, not {type(X).__name__}")
     return list(X)
 
 

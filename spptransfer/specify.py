@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from spptransfer import backbones
 from spptransfer.backbones.weights import identify
 from spptransfer.errors import ConfigError
@@ -60,6 +62,15 @@ def feature_spec(
     >>> spec.levels, spec.precision
     ((6,), 'float32')
     """
+    levels = whole_numbers("levels", levels, "[6, 3, 2, 1]")
+    scales = whole_numbers("scales", scales, "[224]")
+    if not isinstance(flip, (bool, np.bool_)):
+        raise ConfigError(f"flip: {flip!r} must be True or False")
+    if not isinstance(weights, (str, os.PathLike)):
+        raise ConfigError(
+            f"weights: {weights!r} must be a name of the catalogue, random:SEED or a file's path"
+        )
+    precision = one_of("precision", precision, ("auto", *PRECISIONS))
     info = backbones.describe(backbone)
     is_map = info.layer(layer).kind == "map"
     checked = stored_levels(levels, check_pooling(pooling), flip) if len(levels) else ()
@@ -79,7 +90,7 @@ def feature_spec(
         scales=tuple(sorted(scales)),
         view=check_view(view),
         flip=bool(flip),
-        precision=one_of("precision", "float32" if precision == "auto" else precision, PRECISIONS),
+        precision="float32" if precision == "auto" else precision,  # type: ignore[arg-type]
         storage=one_of("storage", storage, STORAGES),
         preprocessing=preprocessing_of(backbone),
     )
@@ -97,6 +108,42 @@ def _whole_map(backbone: str, layer: str, scales: Sequence[int], view: str) -> t
     from spptransfer.backbones.loading import map_side
 
     return (map_side(backbone, layer, scales[0]),)
+
+
+def whole_numbers(name: str, values: Sequence[int], example: str) -> tuple[int, ...]:
+    """Validate a list of numbers, numpy's among them, and keep its order.
+
+    Parameters
+    ----------
+    name : str
+        What is given.
+    values : sequence of int, or ndarray
+        Whether these are in range is for others to check.
+    example : str
+        A right one, to be named.
+
+    Returns
+    -------
+    tuple of int
+
+    Raises
+    ------
+    ConfigError
+        If it is no list.
+
+    Examples
+    --------
+    >>> whole_numbers("scales", np.array([224, 392]), "[224]")
+    (224, 392)
+    >>> whole_numbers("scales", 224, "[224]")
+    Traceback (most recent call last):
+    ...
+    spptransfer.errors.ConfigError: scales: 224 must be a list of whole numbers, as [224]
+    """
+    is_list = isinstance(values, Sequence) and not isinstance(values, (str, bytes))
+    if not is_list and not (isinstance(values, np.ndarray) and values.ndim):
+        raise ConfigError(f"{name}: {values!r} must be a list of whole numbers, as {example}")
+    return tuple(int(each) if isinstance(each, np.integer) else each for each in values)
 
 
 def one_of(name: str, value: str, allowed: Sequence[Any]) -> Any:

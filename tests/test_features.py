@@ -354,6 +354,20 @@ def test_scikit_learn_checks(estimator, check):
         ({"precision": "float8"}, "precision: 'float8' is unknown"),
         ({"device": "tpu"}, "device: 'tpu' is unknown"),
         ({"weights": "imagnet"}, "did you mean 'imagenet'"),
+        ({"backbone": ["alexnet"]}, "unknown backbone '['alexnet']': "),
+        ({"layer": ["spp"]}, "unknown layer '['spp']' of backbone 'squeezenet1_1': "),
+        ({"weights": 3}, "weights: 3 must be a name of the catalogue, random:SEED or a file's"),
+        ({"levels": 3}, "levels: 3 must be a list of whole numbers, as [6, 3, 2, 1]"),
+        ({"levels": "63"}, "levels: '63' must be a list of whole numbers"),
+        ({"levels": None}, "levels: None must be a list of whole numbers"),
+        ({"scales": 64}, "scales: 64 must be a list of whole numbers, as [224]"),
+        ({"scales": np.array(64)}, "scales: array(64) must be a list of whole numbers"),
+        ({"flip": "x"}, "flip: 'x' must be True or False"),
+        ({"flip": 1}, "flip: 1 must be True or False"),
+        ({"precision": None}, "precision: 'None' is unknown; allowed: auto, float32, bfloat16"),
+        ({"device": None}, "device: None is unknown; allowed: auto, cpu, cuda, cuda:N"),
+        ({"n_jobs": -1}, "n_jobs: -1 must be a whole number of at least 1, or None"),
+        ({"n_jobs": "2"}, "n_jobs: '2' must be a whole number of at least 1, or None"),
     ],
 )
 def test_a_wrong_parameter_is_refused_in_fit_with_what_is_allowed(changes, message):
@@ -361,6 +375,21 @@ def test_a_wrong_parameter_is_refused_in_fit_with_what_is_allowed(changes, messa
         small().set_params(**changes).fit()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_may_be_numpys(photos):
+    ours = small(levels=[2, 1], scales=[64], n_jobs=1)
+    theirs = small(
+        levels=np.array([2, 1]), scales=np.array([64]), flip=np.False_, n_jobs=np.int64(1)
+    )
+    np.testing.assert_array_equal(ours.fit_transform(photos[:1]), theirs.fit_transform(photos[:1]))
+    assert ours.spec_ == theirs.spec_
+    assert list(ours.get_feature_names_out()) == list(theirs.get_feature_names_out())
+
+
+def test_what_is_no_list_of_images_is_refused(spp):
+    with pytest.raises(ImageError, match="X must be a list of images, not int"):
+        spp.transform(3)
 
 
 def test_a_missing_weights_file_is_named():

@@ -297,6 +297,8 @@ def describe(name: str) -> BackboneInfo:
     ...
     spptransfer.errors.ConfigError: unknown backbone 'alexnt': did you mean 'alexnet'? allowed: ...
     """
-    if name not in _BY_NAME:
-        raise ConfigError(f"unknown backbone '{name}': {suggestion(name, _BY_NAME)}")
-    return _BY_NAME[name]
+    try:
+        return _BY_NAME[name]
+    except (KeyError, TypeError):
+        hint = suggestion(name, _BY_NAME)
+        raise ConfigError(f"unknown backbone '{name}': {hint}") from None

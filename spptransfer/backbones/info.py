@@ -120,8 +120,8 @@ class BackboneInfo:
             If the backbone has no such layer.
         """
         by_name = {layer.name: layer for layer in self.layers}
-        if name not in by_name:
-            raise ConfigError(
-                f"unknown layer '{name}' of backbone '{self.name}': {suggestion(name, by_name)}"
-            )
-        return by_name[name]
+        try:
+            return by_name[name]
+        except (KeyError, TypeError):
+            hint = suggestion(name, by_name)
+            raise ConfigError(f"unknown layer '{name}' of backbone '{self.name}': {hint}") from None
