@@ -7,8 +7,8 @@ import pytest
 from small_projects import draw_folder, experiment, pipeline
 
 from spptransfer.cache import FeatureCache
+from spptransfer.cache.inventory import precision_note
 from spptransfer.cache.unfinished import parts_folder
-from spptransfer.cache.workspace import precision_note
 from spptransfer.config import parse_pipeline
 from spptransfer.errors import ConfigError
 from spptransfer.experiment import (
