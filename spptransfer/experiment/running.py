@@ -16,7 +16,7 @@ from spptransfer.errors import CacheError, DatasetError
 from spptransfer.experiment.precision import Tell, decide
 from spptransfer.experiment.prepare import Experiment, check_engine, weights_path
 from spptransfer.experiment.results import MODEL, RunFacts, run_folder, write_run
-from spptransfer.extraction import Destination, Extraction, extract_together
+from spptransfer.extraction import Destination, Extraction, Interrupted, extract_together
 from spptransfer.protocols import Split
 from spptransfer.protocols.splits import check_splits
 from spptransfer.protocols.training import Training, check_training
@@ -84,6 +84,11 @@ def extract_together_for(experiments: Sequence[Experiment]) -> list[Extraction]:
     -------
     list of Extraction
         One for each.
+
+    Raises
+    ------
+    Interrupted
+        If it was asked to stop, be it while the last part was made.
     """
     first = experiments[0]
     # A cache that is there must not become one of failed rows because a disk is not mounted.
@@ -93,7 +98,7 @@ def extract_together_for(experiments: Sequence[Experiment]) -> list[Extraction]:
     make_folder(machine.cache_dir)
     machine.stop.extracting = True
     try:
-        return extract_together(
+        extractions = extract_together(
             first.dataset,
             [Destination(*each.cache, each.channels) for each in experiments],
             load_backbone=first.loader(layers),
@@ -107,6 +112,13 @@ def extract_together_for(experiments: Sequence[Experiment]) -> list[Extraction]:
         )
     finally:
         machine.stop.extracting = False
+    # Whoever asks to stop means the whole command, even where there was nothing left to extract.
+    if machine.stop.is_set():
+        raise Interrupted(
+            f"interrupted: the features in '{extractions[0].path}' are complete; "
+            "run the same command again to go on"
+        )
+    return extractions
 
 
 def run(experiment: Experiment, command: str, tell: Tell = lambda line: None) -> RunResult:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +201,26 @@ def test_a_dask_cluster_that_is_not_there_is_told(cli, project):
     done = cli("extract", "small.yaml", "--engine", "dask", "--scheduler", "tcp://127.0.0.1:9")
     assert done.status == 2
     assert "dask" in done.complaint.lower()
+
+
+@pytest.mark.parametrize("command", ["run", "extract"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_finds_nothing_left_to_extract_ends_the_command(
+    cli, project, monkeypatch, command, number
+):
+    assert cli("extract", "small.yaml").status == 0
+    together = running.extract_together
+
+    def interrupted(*arguments, **options):
+        os.kill(os.getpid(), number)
+        return together(*arguments, **options)
+
+    monkeypatch.setattr(running, "extract_together", interrupted)
+    done = cli(command, "small.yaml", "--json")
+    assert done.status == 130
+    assert done.complaint.endswith("are complete; run the same command again to go on")
+    assert done.json["status"] == "interrupted"
+    assert not list(project.glob("runs/*"))
 
 
 # ---- mistakes: one line, status 2, nothing lost ----

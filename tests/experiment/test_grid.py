@@ -19,6 +19,7 @@ from spptransfer.config import parse_pipeline
 from spptransfer.errors import CacheError, ConfigError, DatasetError
 from spptransfer.experiment import Machine, extract_grid, prepare, prepare_grid, run, run_grid
 from spptransfer.experiment import grid as grid_module
+from spptransfer.extraction import Interrupted
 
 COMMAND = "spptransfer run grid.yaml"
 ROWS = [
@@ -239,6 +240,17 @@ def test_a_table_goes_on_where_it_was_stopped(photos, tmp_path, trained, monkeyp
     assert all((path / "results.json").exists() for path in result.folder.iterdir()
                if path.is_dir() and path != mine)  # fmt: skip
     assert mine.exists()
+
+
+def test_a_table_that_is_asked_to_stop_with_nothing_left_to_extract_trains_nothing(
+    photos, tmp_path, trained
+):
+    extract_grid(grid_of(photos, tmp_path))
+    stopped = grid_of(photos, tmp_path)
+    stopped.machine.stop.set()
+    with pytest.raises(Interrupted, match="run the same command again"):
+        run_grid(stopped, COMMAND)
+    assert trained == []
 
 
 @pytest.mark.parametrize(

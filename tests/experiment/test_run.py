@@ -20,7 +20,7 @@ from spptransfer.backbones.weights import path_of
 from spptransfer.cache import FeatureCache
 from spptransfer.errors import CacheError, ConfigError, DatasetError
 from spptransfer.experiment import Experiment, extract_features, run, train
-from spptransfer.extraction import Interrupted
+from spptransfer.extraction import Interrupted, extract_together
 from spptransfer.metrics import mean_per_class_accuracy, overall_accuracy
 from spptransfer.models import TransferModel
 
@@ -324,6 +324,31 @@ def test_an_interrupted_run_leaves_no_folder_but_what_it_finished(images, tmp_pa
         run(stopped, COMMAND)
     assert list((tmp_path / "runs").iterdir()) == []
     assert run(experiment(images, tmp_path), COMMAND).results["rows"]["ok"] == 18
+
+
+def test_a_run_that_is_asked_to_stop_with_nothing_left_to_extract_trains_nothing(images, tmp_path):
+    extract_features(experiment(images, tmp_path))
+    stopped = experiment(images, tmp_path)
+    stopped.machine.stop.set()
+    with pytest.raises(Interrupted, match=r"\.h5' are complete; run the same command again"):
+        run(stopped, COMMAND)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_run_that_is_asked_to_stop_during_the_last_part_trains_nothing(
+    images, tmp_path, monkeypatch
+):
+    def stop_in_the_end(*arguments, stop, **options):
+        extractions = extract_together(*arguments, stop=stop, **options)
+        stop.set()
+        return extractions
+
+    monkeypatch.setattr("spptransfer.experiment.running.extract_together", stop_in_the_end)
+    with pytest.raises(Interrupted):
+        run(experiment(images, tmp_path), COMMAND)
+    assert list((tmp_path / "runs").iterdir()) == []
+    (cache,) = (tmp_path / "cache").glob("*.h5")
+    assert len(FeatureCache.open(cache)) == 18
 
 
 def test_a_report_that_fails_does_not_cost_the_results(images, tmp_path, monkeypatch):
