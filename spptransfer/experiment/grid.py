@@ -25,8 +25,14 @@ from spptransfer.errors import ConfigError
 from spptransfer.experiment.grid_results import describe_grid
 from spptransfer.experiment.precision import Tell, decide
 from spptransfer.experiment.prepare import Experiment, Machine, prepare
-from spptransfer.experiment.results import RESULTS, write_text
-from spptransfer.experiment.running import check, extract_together_for, run_with, use_cache
+from spptransfer.experiment.results import REPORT, RESULTS, write_text
+from spptransfer.experiment.running import (
+    check,
+    extract_together_for,
+    report_on,
+    run_with,
+    use_cache,
+)
 from spptransfer.extraction import Extraction
 from spptransfer.extraction.joint import shared_part
 from spptransfer.protocols.splits import splits_checksum
@@ -293,6 +299,8 @@ def _run_cell(
     found = _finished(grid.folder, cell.experiment.name, key)
     if found is not None:
         tell(f"{cell.name}: finished before")
+        if not (found / REPORT).exists():  # the disk was full
+            report_on(found)
         return found
     machine = replace(grid.machine, runs_dir=grid.folder)
     done = run_with(
@@ -346,7 +354,8 @@ def _held(grid: Grid) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        (folder / "lock").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (folder / "lock").unlink(missing_ok=True)
 
 
 def _layers_within(backbone: str, weights: str, folder: Path | None) -> tuple[str, ...]:

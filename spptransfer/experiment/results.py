@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
 import json
 import logging
@@ -10,6 +11,7 @@ import math
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,7 +24,7 @@ import numpy.typing as npt
 from spptransfer._version import __version__
 from spptransfer.affinity import count_processors
 from spptransfer.cache import Column, FeatureCache
-from spptransfer.cache.files import appearing, make_folder
+from spptransfer.cache.files import appearing, explained, make_folder
 from spptransfer.experiment.prepare import Experiment
 from spptransfer.extraction import Extraction
 from spptransfer.protocols.splits import shared_content, splits_checksum, write_splits
@@ -32,9 +34,11 @@ if TYPE_CHECKING:
     from spptransfer.models import TransferModel
     from spptransfer.protocols.evaluate import Evaluation, SplitResult
 
+logger = logging.getLogger(__name__)
+
 FORMAT = "spptransfer-results"
 FORMAT_VERSION = 1
-RESULTS, MODEL = "results.json", "model.safetensors"
+RESULTS, MODEL, REPORT = "results.json", "model.safetensors", "report.html"
 _LIBRARIES = ("torch", "numpy", "scikit-learn", "h5py", "pillow")
 _SHOWN_PAIRS = 20
 
@@ -61,7 +65,7 @@ class RunFacts:
 
 @contextlib.contextmanager
 def run_folder(
-    experiment: Experiment, started: datetime, name: str | None = None
+    experiment: Experiment, started: datetime, command: str, name: str | None = None
 ) -> Iterator[Path]:
     """Make the folder of a run, with a log in it; it does not stay if it gets no results.
 
@@ -71,6 +75,8 @@ def run_folder(
         What is run.
     started : datetime
         When.
+    command : str
+        First line of the log.
     name : str, optional
         What the folder is called; by default it is named after the pipeline and the time of its
         start. A number is added where there is such a folder already.
@@ -88,7 +94,7 @@ def run_folder(
     stamp = started.strftime("%Y%m%d-%H%M%S")
     folder = _new_folder(experiment.machine.runs_dir, name or f"{experiment.name}-{stamp}")
     try:
-        with _logging_to(folder / "log.txt"):
+        with _logging_to(folder / "log.txt", command):
             yield folder
     except BaseException:
         if not (folder / RESULTS).exists():
@@ -96,21 +102,54 @@ def run_folder(
         raise
 
 
+class _LogFile(logging.FileHandler):
+    """A log file on a disk that may fill up: the lines that find no room are left out."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        self.failure: OSError | None = None
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Keep what went wrong, where logging prints it with a traceback for every line."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        self._note(error)
+
+    def close(self) -> None:
+        """Close the file, which tries once more to write what is left."""
+        try:
+            super().close()
+        except OSError as error:
+            self._note(error)
+
+    def _note(self, error: BaseException | None) -> None:
+        if self.failure is None and isinstance(error, OSError):
+            self.failure = error
+
+
 @contextlib.contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    """Write what the library logs into a file too."""
+def _logging_to(path: Path, first_line: str) -> Iterator[None]:
+    """Write what the library logs into a file too; its first line must find room."""
     library = logging.getLogger("spptransfer")
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    with explained(path):
+        handler = _LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     level = library.level
     library.addHandler(handler)
     library.setLevel(logging.INFO)
     try:
+        logger.info("%s", first_line)
+        with explained(path):
+            if handler.failure is not None:
+                raise handler.failure
         yield
     finally:
         library.setLevel(level)
         library.removeHandler(handler)
         handler.close()
+    if handler.failure is not None:
+        logger.warning("'%s' is not complete: %s", path, handler.failure.strerror)
 
 
 def write_run(folder: Path, facts: RunFacts, model: TransferModel) -> dict[str, Any]:
@@ -129,15 +168,18 @@ def write_run(folder: Path, facts: RunFacts, model: TransferModel) -> dict[str, 
     -------
     dict
         Contents of ``results.json``.
+
+    Raises
+    ------
+    CacheError
+        If a file cannot be written.
     """
     experiment = facts.experiment
     splits = [result.split for result in facts.evaluation.results]
     model.save(folder / MODEL)
-    write_splits(
-        folder / "splits.json",
-        splits,
-        description=experiment.protocol.description(experiment.settings, experiment.dataset),
-    )
+    described = experiment.protocol.description(experiment.settings, experiment.dataset)
+    with explained(folder / "splits.json"):
+        write_splits(folder / "splits.json", splits, description=described)
     _write_predictions(folder / "predictions.npz", facts.evaluation.results)
     results = describe_run(facts)
     write_text(folder / RESULTS, json.dumps(results, indent=1))
@@ -326,11 +368,10 @@ def write_text(path: Path, text: str) -> None:
 
 def _new_folder(parent: Path, name: str) -> Path:
     make_folder(parent)
-    for number in range(1, 1000):
-        folder = parent / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        return folder
-    raise FileExistsError(parent / name)
+    with explained(parent / name):
+        for number in range(1, 1000):
+            folder = parent / (name if number == 1 else f"{name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+        raise FileExistsError(errno.EEXIST, "there are too many folders of that name")

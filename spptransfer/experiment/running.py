@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -198,11 +199,8 @@ def run_with(
     -------
     RunResult
     """
-    from spptransfer.report import write_report
-
     started = datetime.now(UTC)
-    with run_folder(experiment, started, folder_name) as folder:
-        logger.info("%s", command)
+    with run_folder(experiment, started, command, folder_name) as folder:
         if experiment.precision_choice:
             logger.info("precision: %(precision)s (%(reason)s)", experiment.precision_choice)
         extraction = get_features(experiment)
@@ -211,8 +209,21 @@ def run_with(
         facts.notes = notes or {}
         results = write_run(folder, facts, _model(experiment, facts.evaluation))
         logger.info("%(metric)s: %(value)s (standard deviation %(std)s)", results["headline"])
-        report = write_report(folder)
+        report = report_on(folder)
     return RunResult(folder, results, report, folder / MODEL)
+
+
+def report_on(folder: Path) -> Path:
+    """Write the page of a run that is complete without it, and say so where that fails."""
+    from spptransfer.report import write_report
+
+    try:
+        return write_report(folder)
+    except CacheError as error:
+        again = f"spptransfer report {shlex.quote(str(folder))}"
+        raise CacheError(
+            f"{error} (the run in '{folder}' is complete but for its report; `{again}` makes it)"
+        ) from error
 
 
 def check(experiment: Experiment) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from spptransfer.cache.files import appearing
 from spptransfer.errors import ConfigError
 from spptransfer.report import formatting, grid
+from spptransfer.report.files import write_page
 
 _HERE = Path(__file__).parent
 
@@ -47,6 +47,8 @@ def write_grid_page(folder: Path, *, output: Path | None = None) -> Path:
     ------
     ConfigError
         If the folder holds no results.
+    CacheError
+        If the file cannot be written.
 
     Examples
     --------
@@ -59,9 +61,7 @@ def write_grid_page(folder: Path, *, output: Path | None = None) -> Path:
         raise ConfigError(f"'{folder}' holds no results of a grid")
     results = json.loads((folder / "results.json").read_text("utf-8"))
     target = folder / "report.html" if output is None else output
-    with appearing(target) as temporary:
-        # A file name that is no valid UTF-8 arrives as lone surrogates, which have no encoding.
-        temporary.write_bytes(render_grid(results).encode("utf-8", errors="replace"))
+    write_page(target, render_grid(results))
     return target
 
 

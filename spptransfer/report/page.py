@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from spptransfer.report import (
     view,
 )
 from spptransfer.report.confusion import Confusion
+from spptransfer.report.files import write_page
 from spptransfer.report.run_folder import RunFolder
 
 _HERE = Path(__file__).parent
@@ -48,6 +48,8 @@ def write_report(run: Path, *, output: Path | None = None) -> Path:
     ------
     ConfigError
         If the folder holds no results.
+    CacheError
+        If the file cannot be written.
 
     Examples
     --------
@@ -58,7 +60,7 @@ def write_report(run: Path, *, output: Path | None = None) -> Path:
     """
     folder = RunFolder.open(Path(run))
     target = folder.path / "report.html" if output is None else Path(output)
-    _replace(target, render(folder))
+    write_page(target, render(folder))
     return target
 
 
@@ -164,15 +166,3 @@ def _confusion_data(confusion: Confusion | None) -> dict[str, Any] | None:
         "cells": (rows * n_classes + columns).tolist(),
         "counts": confusion.counts[rows, columns].tolist(),
     }
-
-
-def _replace(target: Path, text: str) -> None:
-    """Write beside the target, then rename onto it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        # A file name that is no valid UTF-8 arrives as lone surrogates, which have no encoding.
-        temporary.write_bytes(text.encode("utf-8", errors="replace"))
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -242,6 +242,16 @@ def test_a_table_goes_on_where_it_was_stopped(photos, tmp_path, trained, monkeyp
     assert mine.exists()
 
 
+def test_a_finished_cell_whose_report_found_no_room_gets_it_later(photos, tmp_path, trained):
+    result = run_grid(grid_of(photos, tmp_path), COMMAND)
+    page = next(result.folder.glob("*/report.html"))
+    page.unlink()
+    trained.clear()
+    run_grid(grid_of(photos, tmp_path), COMMAND)
+    assert page.exists()
+    assert trained == []
+
+
 def test_a_table_that_is_asked_to_stop_with_nothing_left_to_extract_trains_nothing(
     photos, tmp_path, trained
 ):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from spptransfer.errors import CacheError
 from spptransfer.report import write_report
 from spptransfer.report.page import FAILURES_SHOWN
 
@@ -326,15 +329,21 @@ def test_the_report_lies_in_the_run_folder_or_where_asked(make_run, tmp_path):
     assert elsewhere.read_bytes() == (run / "report.html").read_bytes()
 
 
+def test_a_place_that_cannot_be_written_is_told(make_run, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(CacheError, match=r"cannot write '.*file'"):
+        write_report(make_run(2), output=tmp_path / "file" / "page.html")
+
+
 def test_a_report_that_fails_leaves_the_old_one_and_no_debris(make_run, monkeypatch):
     run = make_run(2)
     before = write_report(run).read_bytes()
 
-    def refuse(self, target):
-        raise OSError("disk full")
+    def refuse(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(CacheError, match=r"the disk is full while writing '.*report\.html'"):
         write_report(run)
     names = {path.name for path in run.iterdir()}
     assert names == {"results.json", "predictions.npz", "model.safetensors", "report.html"}
