@@ -42,6 +42,10 @@ class ModelError(SPPTransferError):
     """A saved model cannot be read or does not fit what it is asked to score."""
 
 
+class OutputError(SPPTransferError, OSError):
+    """What a command says cannot be written where it should go."""
+
+
 def suggestion(name: str, allowed: Iterable[str]) -> str:
     """Say which allowed name a misspelt one probably meant.
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import os
 import signal
 import sys
 import threading
@@ -17,7 +15,8 @@ from typer.core import TyperGroup
 from spptransfer._version import __version__
 from spptransfer.cli import caches, catalogues, evaluation, pipelines, pretraining, scoring
 from spptransfer.cli.output import Output, on_one_line, warnings_shown
-from spptransfer.errors import ConfigError, SPPTransferError, suggestion
+from spptransfer.cli.streams import checked_streams
+from spptransfer.errors import ConfigError, OutputError, SPPTransferError, suggestion
 
 DONE, INCOMPLETE, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -85,13 +84,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 done; 1 finished but something is missing or failed; 2 the user's input is wrong; 130
-        interrupted.
+        0 done; 1 finished but something is missing or failed; 2 the user's input is wrong, or the
+        output cannot be written; 130 interrupted.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name it cannot show ends no command
+    with checked_streams():
+        try:
+            return _run(arguments)
+        except BrokenPipeError:  # whoever read our output has left
+            return INCOMPLETE
+        except OutputError as error:  # in the midst of telling of another one
+            return _refuse(arguments, str(error), WRONG_INPUT)
+
+
+def _run(arguments: list[str]) -> int:
+    """Do what the arguments ask for, or tell on one line why not."""
     try:
         with warnings_shown(), _terminable():
             status = _invoke(arguments)
@@ -101,10 +108,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(arguments, str(error), _status_of(error))
     except KeyboardInterrupt:
         return _refuse(arguments, "interrupted; everything finished so far is kept", INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever read our output has left; Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return INCOMPLETE
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise

@@ -151,15 +151,6 @@ def test_an_interrupt_is_told_with_its_status(cli, monkeypatch):
     assert done.json["status"] == "interrupted"
 
 
-def test_a_reader_that_leaves_early_is_no_error():
-    reading, writing = os.pipe()
-    os.close(reading)
-    command = [sys.executable, "-m", "spptransfer", "backbones"]
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
-    os.close(writing)
-    assert (done.returncode, done.stderr) == (1, "")
-
-
 def test_a_stream_that_cannot_show_a_name_does_not_end_the_command(tmp_path):
     (tmp_path / "ç.yaml").write_text(
         "dataset: {name: folder, root: 日本}\nprotocol: {name: folder}"
