@@ -91,5 +91,6 @@ def _prepare(name: str, pipeline: Pipeline, machine: Machine, output: Output) ->
 
 def _rows(total: int, failed: int, extractions: list[Extraction]) -> dict[str, Any]:
     """Images by what became of them; reused are those that no cache lacked."""
-    reused = min(extraction.unchanged for extraction in extractions)
-    return {"ok": total - failed, "failed": failed, "reused": reused}
+    ok = total - failed
+    reused = min(ok, *(extraction.reused for extraction in extractions))
+    return {"ok": ok, "failed": failed, "reused": reused}

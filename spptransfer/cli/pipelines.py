@@ -173,7 +173,7 @@ def extract(
     output.say(f"cache: {short_path(result.path)}")
     output.finish(
         status="incomplete" if failed else "ok",
-        rows={"ok": total - failed, "failed": failed, "reused": result.unchanged},
+        rows={"ok": total - failed, "failed": failed, "reused": result.reused},
         cache=str(result.path.resolve()),
     )
     return 1 if failed else 0

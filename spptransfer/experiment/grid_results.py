@@ -52,6 +52,8 @@ def describe_grid(
     failures: dict[str, str] = {}
     for extraction in extractions:
         failures |= extraction.failures
+    total = max(len(cell.experiment.dataset) for cell in grid.cells)
+    reused = min(extraction.reused for extraction in extractions)
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -74,8 +76,8 @@ def describe_grid(
         ],
         "cells": [_describe_cell(cell, results.get(cell.name), runs) for cell in grid.cells],
         "images": {
-            "total": max(len(cell.experiment.dataset) for cell in grid.cells),
-            "reused": min(extraction.unchanged for extraction in extractions),
+            "total": total,
+            "reused": min(reused, total - len(failures)),
             "failures": [{"id": id, "error": error} for id, error in failures.items()],
         },
         "timings": {

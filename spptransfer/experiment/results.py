@@ -216,9 +216,9 @@ def describe_run(facts: RunFacts) -> dict[str, Any]:
         "dataset": _dataset(experiment),
         "features": _features(facts),
         "rows": {
-            "ok": len(facts.cache),
+            "ok": len(experiment.dataset) - len(facts.extraction.failures),
             "failed": len(facts.extraction.failures),
-            "reused": facts.extraction.unchanged,
+            "reused": facts.extraction.reused,
             "failures": [{"id": i, "error": e} for i, e in facts.extraction.failures.items()],
         },
         "batches": {"all": facts.extraction.batches, "full": facts.extraction.full_batches},

@@ -239,14 +239,17 @@ def use_cache(experiment: Experiment) -> Extraction:
     if not path.exists():
         raise CacheError(f"there is no cache '{path}' yet; make it with `spptransfer extract`")
     cache = FeatureCache.open(path, spec)
-    known = set(cache.ids) | set(cache.failures)
-    missing = sum(id not in known for id in experiment.dataset.ids)
-    if missing:
+    # It may hold images, failed ones too, that the dataset has no more.
+    total, known = len(experiment.dataset), set(cache.ids)
+    failures = dict(cache.failures)
+    failures = {id: failures[id] for id in experiment.dataset.ids if id in failures}
+    ok = sum(id in known for id in experiment.dataset.ids)
+    if ok + len(failures) < total:
         raise CacheError(
-            f"'{path}' lacks {missing:,} of the dataset's {len(experiment.dataset):,} images; "
+            f"'{path}' lacks {total - ok - len(failures):,} of the dataset's {total:,} images; "
             "bring it up to date with `spptransfer extract`"
         )
-    return Extraction(path, unchanged=len(cache), failures=dict(cache.failures))
+    return Extraction(path, unchanged=total, reused=ok, failures=failures)
 
 
 def _train_on(

@@ -42,6 +42,8 @@ class Extraction:
         The finished cache.
     added, changed, unchanged, removed : int
         Images by what was known of them before.
+    reused : int
+        Unchanged images that have features.
     failures : mapping of str to str
         Reason for every image without features, by id.
     seconds : dict of str to float
@@ -56,6 +58,7 @@ class Extraction:
     changed: int = 0
     unchanged: int = 0
     removed: int = 0
+    reused: int = 0
     failures: Mapping[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     batches: int = 0
@@ -356,6 +359,7 @@ def _finish(workspace: Workspace, plan: Plan, dataset: Dataset, clock: Clock) ->
         changed=plan.changed,
         unchanged=plan.unchanged,
         removed=plan.removed,
+        reused=plan.reused,
         failures=failures,
         seconds=clock.seconds(),
         batches=clock.batches,

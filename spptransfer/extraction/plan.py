@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spptransfer import images
-from spptransfer.cache.rows import Rows
+from spptransfer.cache.rows import OK, Rows
 from spptransfer.cache.workspace import Workspace
 from spptransfer.datasets import Dataset
 from spptransfer.errors import DatasetError, ImageError
@@ -61,6 +61,8 @@ class Plan:
         By position in the dataset.
     added, changed, unchanged, removed : int
         Images by what was known of them before.
+    reused : int
+        Unchanged images that have features.
     """
 
     def __init__(self, dataset: Dataset, workspace: Workspace, redo: Collection[str] = ()) -> None:
@@ -70,12 +72,15 @@ class Plan:
         again = self._positions(redo)
         self.todo = ~workspace.known
         self.added = int(self.todo.sum())
+        failed = np.zeros(len(dataset), dtype=bool)
         for positions, rows in workspace.known_rows():
+            failed[positions] = rows.status != OK
             for i, path in enumerate(dataset.iter_paths(positions)):
                 self.todo[positions[i]] = not self._is_unchanged(rows, i, path)
         self.todo[again] = True
         self.changed = int(self.todo.sum()) - self.added
         self.unchanged = len(dataset) - self.added - self.changed
+        self.reused = self.unchanged - int((failed & ~self.todo).sum())
         self.removed = workspace.count_removed()
 
     def _positions(self, redo: Collection[str]) -> npt.NDArray[np.intp]:

@@ -161,6 +161,36 @@ def test_train_uses_the_cache_alone(cli, project):
     assert done.json["rows"] == {"ok": 18, "failed": 0, "reused": 18}
 
 
+@pytest.mark.parametrize("command", ["run", "extract", "train"])
+def test_a_failed_image_is_no_reused_one(cli, project, command):
+    for number in range(3):
+        (project / f"photos/bee/broken {number}.jpg").write_bytes(b"")
+    assert cli("run", "small.yaml", "--json").json["rows"] == {"ok": 18, "failed": 3, "reused": 0}
+    again = cli(command, "small.yaml", "--json")
+    assert again.json["rows"] == {"ok": 18, "failed": 3, "reused": 18}
+    draw_image(project / "photos/bee/000.png", 0, 60)
+    (project / "photos/bee/broken 1.jpg").write_bytes(b"broken in another way")
+    if command != "train":
+        again = cli(command, "small.yaml", "--json")
+        assert again.json["rows"] == {"ok": 18, "failed": 3, "reused": 17}
+
+
+def test_train_counts_the_images_of_the_dataset_not_those_of_the_cache(cli, project):
+    for name in ("broken", "broken and gone"):
+        (project / f"photos/bee/{name}.jpg").write_bytes(b"")
+    assert cli("extract", "small.yaml").status == 1
+    (project / "photos/bee/broken and gone.jpg").unlink()
+    for name in ("bee/000.png", "cat/003.png"):
+        (project / "photos" / name).unlink()
+    done = cli("train", "small.yaml", "--json")
+    assert done.json["rows"] == {"ok": 16, "failed": 1, "reused": 16}
+    assert "failed: bee/broken.jpg: " in done.err
+    assert "and gone" not in done.err
+    results = json.loads(Path(done.json["run"], "results.json").read_text())
+    assert results["dataset"]["images"] == 17
+    assert [row["id"] for row in results["rows"]["failures"]] == ["bee/broken.jpg"]
+
+
 def test_another_runtime_computes_the_same_and_is_on_the_record(cli, project):
     pytest.importorskip("onnxruntime", reason="runtime 'onnxruntime' is not installed")
     ours = cli("run", "small.yaml", "--json", "--cache-dir", "ours").json
