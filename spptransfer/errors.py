@@ -7,11 +7,21 @@ prints it without a traceback; in Python every member is caught as `SPPTransferE
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 
 class SPPTransferError(Exception):
-    """Base of every error that a user's input can cause."""
+    """Base of every error that a user's input can cause.
+
+    Attributes
+    ----------
+    facts : mapping
+        What the command line's JSON says besides the message.
+    """
+
+    facts: Mapping[str, Any] = MappingProxyType({})
 
 
 class ConfigError(SPPTransferError, ValueError):

@@ -105,7 +105,7 @@ def _run(arguments: list[str]) -> int:
             sys.stdout.flush()
         return status
     except SPPTransferError as error:
-        return _refuse(arguments, str(error), _status_of(error))
+        return _refuse(arguments, str(error), _status_of(error), **error.facts)
     except KeyboardInterrupt:
         return _refuse(arguments, "interrupted; everything finished so far is kept", INTERRUPTED)
     except Exception as error:
@@ -148,11 +148,11 @@ def _status_of(error: SPPTransferError) -> int:
     return INTERRUPTED if interrupted else WRONG_INPUT
 
 
-def _refuse(arguments: Sequence[str], message: str, status: int) -> int:
+def _refuse(arguments: Sequence[str], message: str, status: int, **facts: Any) -> int:
     line = on_one_line(message)
     print(f"spptransfer: {line}", file=sys.stderr)
     if "--json" in arguments:
         Output(quiet=False, json=True).finish(
-            status="interrupted" if status == INTERRUPTED else "error", message=line
+            status="interrupted" if status == INTERRUPTED else "error", message=line, **facts
         )
     return status

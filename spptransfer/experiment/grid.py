@@ -22,17 +22,12 @@ from spptransfer.cache.lock import Lock
 from spptransfer.config import GridSection, Pipeline, cell_pipeline
 from spptransfer.datasets import Dataset
 from spptransfer.errors import ConfigError
+from spptransfer.experiment.cached import use_cache
 from spptransfer.experiment.grid_results import describe_grid
 from spptransfer.experiment.precision import Tell, decide
 from spptransfer.experiment.prepare import Experiment, Machine, prepare
 from spptransfer.experiment.results import REPORT, RESULTS, write_text
-from spptransfer.experiment.running import (
-    check,
-    extract_together_for,
-    report_on,
-    run_with,
-    use_cache,
-)
+from spptransfer.experiment.running import check, extract_together_for, report_on, run_with
 from spptransfer.extraction import Extraction
 from spptransfer.extraction.joint import shared_part
 from spptransfer.protocols.splits import splits_checksum

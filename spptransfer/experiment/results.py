@@ -25,6 +25,7 @@ from spptransfer._version import __version__
 from spptransfer.affinity import count_processors
 from spptransfer.cache import Column, FeatureCache
 from spptransfer.cache.files import appearing, explained, make_folder
+from spptransfer.experiment.cached import count_rows
 from spptransfer.experiment.prepare import Experiment
 from spptransfer.extraction import Extraction
 from spptransfer.protocols.splits import shared_content, splits_checksum, write_splits
@@ -216,9 +217,7 @@ def describe_run(facts: RunFacts) -> dict[str, Any]:
         "dataset": _dataset(experiment),
         "features": _features(facts),
         "rows": {
-            "ok": len(experiment.dataset) - len(facts.extraction.failures),
-            "failed": len(facts.extraction.failures),
-            "reused": facts.extraction.reused,
+            **count_rows(experiment, facts.extraction),
             "failures": [{"id": i, "error": e} for i, e in facts.extraction.failures.items()],
         },
         "batches": {"all": facts.extraction.batches, "full": facts.extraction.full_batches},

@@ -6,20 +6,19 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spptransfer.cache import FeatureCache
 from spptransfer.cache.files import make_folder
-from spptransfer.errors import CacheError, DatasetError
+from spptransfer.errors import CacheError
+from spptransfer.experiment.cached import read_features, splits_with_features, use_cache
 from spptransfer.experiment.precision import Tell, decide
 from spptransfer.experiment.prepare import Experiment, check_engine, weights_path
 from spptransfer.experiment.results import MODEL, RunFacts, run_folder, write_run
 from spptransfer.extraction import Destination, Extraction, Interrupted, extract_together
-from spptransfer.protocols import Split
-from spptransfer.protocols.splits import check_splits
 from spptransfer.protocols.training import Training, check_training
 
 if TYPE_CHECKING:
@@ -168,7 +167,9 @@ def train(experiment: Experiment, command: str) -> RunResult:
     Raises
     ------
     CacheError
-        If there is no such cache, or it lacks images of the dataset.
+        If there is no such cache, or it lacks images of the dataset, or is damaged.
+    DatasetError
+        If too few images have features.
     """
     check(experiment)
     return run_with(experiment, command, use_cache)
@@ -233,25 +234,6 @@ def check(experiment: Experiment) -> None:
     check_training(_training(experiment), multi_label=multi_label, has_folds=has_folds)
 
 
-def use_cache(experiment: Experiment) -> Extraction:
-    """Take the experiment's cache as it is; it must hold all images."""
-    path, spec = experiment.cache
-    if not path.exists():
-        raise CacheError(f"there is no cache '{path}' yet; make it with `spptransfer extract`")
-    cache = FeatureCache.open(path, spec)
-    # It may hold images, failed ones too, that the dataset has no more.
-    total, known = len(experiment.dataset), set(cache.ids)
-    failures = dict(cache.failures)
-    failures = {id: failures[id] for id in experiment.dataset.ids if id in failures}
-    ok = sum(id in known for id in experiment.dataset.ids)
-    if ok + len(failures) < total:
-        raise CacheError(
-            f"'{path}' lacks {total - ok - len(failures):,} of the dataset's {total:,} images; "
-            "bring it up to date with `spptransfer extract`"
-        )
-    return Extraction(path, unchanged=total, reused=ok, failures=failures)
-
-
 def _train_on(
     experiment: Experiment, extraction: Extraction, command: str, started: datetime
 ) -> RunFacts:
@@ -265,10 +247,10 @@ def _train_on(
         "combine": section.combine,
     }
     columns = cache.columns(**selection)
-    splits = _readable(experiment, cache)
+    splits = splits_with_features(experiment, extraction, cache)
     begin = time.perf_counter()
     evaluation = evaluate(
-        lambda ids: cache.matrix(ids, **selection),
+        lambda ids: read_features(cache, ids, **selection),
         experiment.counted,
         splits,
         training=_training(experiment),
@@ -310,30 +292,6 @@ def _log_extraction(extraction: Extraction) -> None:
     )
     for id, error in extraction.failures.items():
         logger.info("failed: %r: %s", id, error)
-
-
-def _readable(experiment: Experiment, cache: FeatureCache) -> list[Split]:
-    """Splits without the images that have no features; a split must survive that."""
-    known = set(cache.ids)
-
-    def keep(ids: Sequence[str]) -> tuple[str, ...]:
-        return tuple(id for id in ids if id in known)
-
-    splits = [
-        replace(
-            split,
-            train=keep(split.train),
-            test=keep(split.test),
-            folds=tuple(keep(fold) for fold in split.folds),
-        )
-        for split in experiment.splits
-    ]
-    try:
-        check_splits(splits, experiment.counted)
-    except DatasetError as error:
-        failed = len(cache.failures)
-        raise DatasetError(f"{error} (images that could not be read: {failed})") from error
-    return splits
 
 
 def _training(experiment: Experiment) -> Training:

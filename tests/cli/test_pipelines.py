@@ -141,6 +141,21 @@ def test_what_is_left_out_of_a_folder_is_told(cli, project, command):
     ]
 
 
+@pytest.mark.parametrize("command", ["run", "train"])
+def test_where_every_image_fails_the_reason_and_the_cache_are_told(cli, project, command):
+    too_large = ["small.yaml", "--set", "features.scales=[100000]", "--json"]
+    cache = cli("extract", *too_large).json["cache"]
+    refused = cli(command, *too_large)
+    assert refused.status == 2
+    assert "there are no train images (18 of 18 images have no features, as 'bee/000.png': " in (
+        refused.complaint
+    )
+    assert "at scale 100000 become" in refused.complaint
+    assert "`spptransfer cache info " in refused.complaint
+    assert refused.json["rows"] == {"ok": 0, "failed": 18, "reused": 0}
+    assert refused.json["cache"] == cache
+
+
 def test_many_failures_are_counted_and_cache_info_lists_them(cli, project):
     for number in range(15):
         (project / f"photos/bee/broken{number:02d}.jpg").write_bytes(b"")

@@ -10,6 +10,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -271,12 +272,43 @@ def test_a_broken_image_is_a_failed_row_and_splits_stay_as_they_were(images, tmp
         assert list(predictions[f"split{number:02d}/ids"]) == expected
 
 
-def test_a_class_of_broken_images_is_an_error_that_counts_them(images, tmp_path):
+def test_a_class_of_broken_images_is_an_error_that_counts_them_and_gives_a_reason(images, tmp_path):
     copied = shutil.copytree(images, tmp_path / "photos")
     for path in (copied / "bee").iterdir():
         path.write_bytes(b"no image")
-    with pytest.raises(DatasetError, match=r"bee.*could not be read: 6"):
+    told = r"'bee' has no .*\(6 of 18 images have no features, as 'bee/000\.png': no image of"
+    with pytest.raises(DatasetError, match=told):
         run(experiment(copied, tmp_path), COMMAND)
+
+
+def overwrite_with_nan(path: Path, ids: list[str]) -> None:
+    """What a failing disk might leave of some rows."""
+    positions = [list(FeatureCache.open(path).ids).index(id) for id in ids]
+    with h5py.File(path) as file:
+        blocks = [
+            (block.id.get_offset(), block.shape[1], block.dtype)
+            for scale in file["features"].values()
+            for block in scale.values()
+        ]
+    with open(path, "r+b") as file:
+        for offset, width, dtype in blocks:
+            for position in positions:
+                file.seek(offset + position * width * dtype.itemsize)
+                file.write(np.full(width, np.nan, dtype).tobytes())
+
+
+@pytest.mark.parametrize("normalize", [["l2"], ["standardize"], []])
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+def test_numbers_that_are_not_finite_are_damage_that_can_be_repaired(
+    images, tmp_path, normalize, storage
+):
+    given = {"features": {"storage": storage}, "classifier": {"normalize": normalize}}
+    path = extract_features(experiment(images, tmp_path, **given)).path
+    overwrite_with_nan(path, ["cat/002.png", "dog/001.png"])
+    told = r"is damaged: the features of 'cat/002\.png' are not finite; .*cache verify --repair"
+    with pytest.raises(CacheError, match=told):
+        run(experiment(images, tmp_path, **given), COMMAND)
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 @pytest.mark.parametrize(
