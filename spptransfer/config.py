@@ -29,6 +29,8 @@ def _listed(value: Any) -> Any:
 NormalizationStep = Literal["l2", "l2_block", "signed_sqrt", "standardize"]
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Products with a larger one overflow in float32; the solver sets the same limit.
+Cost = Annotated[float, Field(gt=0, le=1e20, allow_inf_nan=False)]
 Label = Annotated[str, Field(min_length=1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 # What a paper prints: a number, or a number with its standard deviation.
@@ -105,9 +107,9 @@ class ClassifierSection(_Section):
 
     normalize: tuple[NormalizationStep, ...] = Field(("l2",), description="applied in order")
     loss: Literal["squared_hinge", "hinge"] = "squared_hinge"
-    C: (
-        Annotated[tuple[PositiveFloat, ...], BeforeValidator(_listed), Field(min_length=1)] | None
-    ) = Field(None, description="values to choose from; one value is taken as it is")
+    C: Annotated[tuple[Cost, ...], BeforeValidator(_listed), Field(min_length=1)] | None = Field(
+        None, description="values to choose from; one value is taken as it is"
+    )
     class_weight: ClassWeight = Field(
         None, description="balanced, or weights of every class's positives (1) and negatives (-1)"
     )

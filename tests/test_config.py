@@ -88,6 +88,7 @@ def test_later_overrides_win(pipeline_file):
         (with_section("features", flip="perhaps"), "features.flip: .*boolean"),
         (with_section("features", backbone=3), "features.backbone: must be a string, got 3"),
         (with_section("classifier", C=-1), "classifier.C.0: .*greater than 0, got -1"),
+        (with_section("classifier", C=1e100), "classifier.C.0: .*equal to 1000000000+, got 1e"),
         (with_section("classifier", C=float("nan")), "classifier.C.0: .*finite"),
         (with_section("classifier", C=[]), "classifier.C: must not be empty"),
         (with_section("classifier", class_weight="heavy"), "must be 'balanced' or weights"),
@@ -289,3 +290,11 @@ def test_every_shipped_pipeline_file_is_valid(path):
 def test_the_exported_json_schema_is_current():
     exported = Path(__file__).parent.parent / "pipelines" / "pipeline.schema.json"
     assert json.loads(exported.read_text()) == Pipeline.model_json_schema(), "run: make schema"
+
+
+def test_the_largest_C_is_the_solvers():
+    from spptransfer.svm._engine import LARGEST_C
+
+    assert parse_pipeline(with_section("classifier", C=LARGEST_C)).classifier.C == (LARGEST_C,)
+    with pytest.raises(ConfigError):
+        parse_pipeline(with_section("classifier", C=1.001 * LARGEST_C))

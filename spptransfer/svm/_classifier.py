@@ -14,7 +14,7 @@ from spptransfer.svm._engine import (
     Settings,
     block_bytes,
     budget_bytes,
-    check_positive,
+    check_cost,
     make_solver,
     warn_unless_certified,
 )
@@ -165,7 +165,7 @@ class LinearSVM(LinearClassifier):
     Parameters
     ----------
     C : float, default=1.0
-        Weight of the losses against the length of the weights.
+        Weight of the losses against the length of the weights, at most 1e20.
     loss : {"squared_hinge", "hinge"}, default="squared_hinge"
         The square of the distance to the margin, or the distance.
     fit_intercept : bool, default=True
@@ -297,7 +297,7 @@ class LinearSVM(LinearClassifier):
             If a parameter, a label or a shape is wrong, or X is not finite.
         """
         settings = Settings.of(self)
-        check_positive("C", self.C)
+        check_cost("C", self.C)
         rows = read_rows(self, X, reset=True, memory=self.memory)
         targets, weight = read_targets(y, rows, sample_weight)
         problems = Problems.of(targets, self.class_weight, weight)

@@ -29,6 +29,8 @@ LOSSES = ("squared_hinge", "hinge")
 SMALL = 1000
 # Bytes that a row and problem take while it is being solved in the space of features.
 STATE_BYTES = 128
+# The solver's float32 products of C with squares of numbers in rows end at 3e38.
+LARGEST_C = 1e20
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,13 @@ def check_positive(name: str, value: Any) -> None:
     """Refuse anything but a finite number above zero."""
     if not (isinstance(value, (int, float, np.number)) and np.isfinite(value) and value > 0):
         raise ConfigError(f"{name} is {value!r}; allowed: finite numbers > 0")
+
+
+def check_cost(name: str, value: Any) -> None:
+    """Refuse a C that is no number above zero, or so large that products with it overflow."""
+    check_positive(name, value)
+    if value > LARGEST_C:
+        raise ConfigError(f"{name} is {value!r}; allowed: numbers > 0, at most {LARGEST_C:g}")
 
 
 def budget_bytes(memory: int | str | None) -> float:

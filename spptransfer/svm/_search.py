@@ -12,7 +12,7 @@ from tqdm import tqdm
 from spptransfer.errors import ConfigError, suggestion
 from spptransfer.svm._checkpoint import Checkpoint, fingerprint
 from spptransfer.svm._classifier import LinearClassifier, read_rows, read_targets
-from spptransfer.svm._engine import Settings, check_positive, warn_unless_certified
+from spptransfer.svm._engine import Settings, check_cost, warn_unless_certified
 from spptransfer.svm._folds import make_folds
 from spptransfer.svm._gram_matrix import GramMatrix, whole_gram
 from spptransfer.svm._newton import Points
@@ -36,7 +36,7 @@ class LinearSVMCV(LinearClassifier):
     Parameters
     ----------
     Cs : sequence of float, default=(0.001, 0.01, 0.1, 1, 10, 100, 1000)
-        Candidates.
+        Candidates, each at most 1e20.
     cv : int, splitter or iterable of (train, test), default=3
         Number of folds, stratified and seeded (for an indicator matrix each class by itself), or
         a scikit-learn splitter, or pairs of row numbers.
@@ -282,7 +282,7 @@ memory, device
 def _candidates(Cs: Sequence[float]) -> Array:
     """The candidates as an array, checked."""
     for C in Cs:
-        check_positive("Cs", C)
+        check_cost("Cs", C)
     if not len(Cs):
         raise ConfigError("Cs is empty; allowed: finite numbers > 0")
     return np.asarray(Cs, dtype=float)

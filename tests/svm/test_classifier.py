@@ -145,6 +145,7 @@ def test_large_finite_values_are_not_taken_for_infinities():
     ("parameters", "message"),
     [
         ({"C": 0.0}, r"C is 0.0; allowed: finite numbers > 0"),
+        ({"C": 1e100}, r"C is 1e\+100; allowed: numbers > 0, at most 1e\+20"),
         ({"C": "1"}, r"C is '1'"),
         ({"loss": "hing"}, r"did you mean 'hinge'\? allowed: squared_hinge, hinge"),
         ({"tol": -1}, r"tol is -1"),
@@ -235,3 +236,16 @@ def test_results_do_not_depend_on_the_number_of_threads(n_threads, tmp_path):
 def test_importing_the_solver_loads_no_torch():
     code = "import sys, spptransfer.svm; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("loss", ["squared_hinge", "hinge"])
+@pytest.mark.parametrize("shape", [(60, 500), (500, 20)])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_the_largest_C_overflows_nowhere(loss, shape, scale):
+    generator = np.random.default_rng(5)
+    X = scale * generator.normal(size=shape).astype(np.float32)
+    y = generator.integers(0, 3, shape[0])
+    with np.errstate(all="raise", under="ignore"):
+        model = LinearSVM(C=1e20, loss=loss, max_iter=30).fit(X, y)
+    assert np.isfinite(model.coef_).all()

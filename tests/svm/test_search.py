@@ -233,6 +233,7 @@ def test_uncertified_problems_of_a_whole_search_are_one_warning():
     [
         ({"Cs": ()}, "Cs is empty"),
         ({"Cs": (1.0, -1.0)}, "Cs is -1.0"),
+        ({"Cs": (1.0, 1e21)}, r"Cs is 1e\+21; allowed: numbers > 0, at most 1e\+20"),
         ({"cv": 1}, "cv is 1; allowed: 2 to 90 folds"),
         ({"cv": 80}, "no class has that many rows"),
         ({"cv": []}, "cv gave no folds"),
