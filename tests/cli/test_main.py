@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
@@ -149,6 +151,31 @@ def test_an_interrupt_is_told_with_its_status(cli, monkeypatch):
     assert done.status == 130
     assert done.complaint == "spptransfer: interrupted; everything finished so far is kept"
     assert done.json["status"] == "interrupted"
+
+
+@pytest.mark.parametrize("module", ["spptransfer.cli", "typer", "spptransfer.cli.streams"])
+def test_an_interrupt_during_the_first_imports_is_one_line_with_its_status(module):
+    code = f"""
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupting())
+from spptransfer.__main__ import main
+sys.exit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr == "spptransfer: interrupted before anything was begun\n"
+
+
+def test_the_command_begins_where_python_m_begins():
+    project = tomllib.loads((Path(spptransfer.__file__).parents[1] / "pyproject.toml").read_text())
+    assert project["project"]["scripts"] == {"spptransfer": "spptransfer.__main__:main"}
 
 
 def test_a_stream_that_cannot_show_a_name_does_not_end_the_command(tmp_path):
