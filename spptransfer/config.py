@@ -229,7 +229,7 @@ def read_pipeline(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -
         If the file cannot be read, is no YAML mapping, or has an unknown key or a wrong value;
         the message names the key and what is allowed.
     """
-    return parse_pipeline(read_mapping(path, list(Pipeline.model_fields), overrides))
+    return parse_pipeline(read_mapping(path, Pipeline, overrides))
 
 
 def parse_pipeline(values: Mapping[str, Any]) -> Pipeline:

@@ -16,7 +16,7 @@ _SHOWN_CHARACTERS = 80
 
 
 def read_mapping(
-    path: str | os.PathLike[str], keys: Sequence[str], overrides: Sequence[str] = ()
+    path: str | os.PathLike[str], schema: type[BaseModel], overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 
@@ -24,8 +24,8 @@ def read_mapping(
     ----------
     path : path-like
         The file.
-    keys : sequence of str
-        Keys that it may have, for the message where it has none.
+    schema : type
+        The model that it will be checked against, for the message where it has no keys.
     overrides : sequence of str
         ``section.key=value``, each replacing one value; values are YAML too.
 
@@ -45,8 +45,10 @@ def read_mapping(
         raise ConfigError(f"cannot read the pipeline file '{path}': {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"'{path}' is no YAML file: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigError(f"'{path}' is no pipeline file: it is nested too deeply") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"'{path}' must hold the keys {', '.join(keys)}")
+        raise ConfigError(f"'{path}' must hold {_wanted_keys(schema)}")
     for assignment in overrides:
         values = override(values, assignment)
     return values
@@ -72,6 +74,8 @@ def override(values: Mapping[str, Any], assignment: str) -> dict[str, Any]:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {name}: {text!r} is no YAML value") from error
+    except RecursionError as error:
+        raise ConfigError(f"--set {name}: the value is nested too deeply") from error
     return replace(values, name, value, f"--set {assignment}")
 
 
@@ -135,6 +139,15 @@ def explain(error: ValidationError, schema: type[BaseModel]) -> str:
         return f"'{name}' is missing"
     prefix = f"{name}: " if where else ""
     return f"{prefix}{_expectation(mistake)}{_given(mistake)}"
+
+
+def _wanted_keys(schema: type[BaseModel]) -> str:
+    """Keys that a file needs, and those that it may have."""
+    fields = schema.model_fields
+    needed = [key for key, field in fields.items() if field.is_required()] or list(fields)
+    others = [key for key in fields if key not in needed]
+    may = f", and may hold {', '.join(others)}" if others else ""
+    return f"the {'key' if len(needed) == 1 else 'keys'} {', '.join(needed)}{may}"
 
 
 def _given(mistake: Mapping[str, Any]) -> str:

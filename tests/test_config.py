@@ -110,12 +110,13 @@ def test_a_mistake_is_one_line_that_names_the_key_and_what_is_allowed(values, me
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "must hold the keys dataset, features, classifier, protocol"),
+        ("", "must hold the keys dataset, protocol, and may hold features, classifier, grid"),
         ("[1, 2]", "must hold the keys"),
         ("a: [", "is no YAML file"),
         ("dataset: {name: demo}\ndataset: {name: voc2007}", "key 'dataset' occurs twice"),
         ("dataset: !!python/object/apply:os.system [ls]", "is no YAML file"),
         ("\x00", "is no YAML file"),
+        ("[" * 3000, "is no pipeline file: it is nested too deeply"),
     ],
 )
 def test_what_is_no_pipeline_file_is_said_in_one_line(tmp_path, text, message):

@@ -185,8 +185,7 @@ def read_pipeline(
     ConfigError
         If the file cannot be read, is no YAML mapping, or has an unknown key or a wrong value.
     """
-    keys = list(PretrainingPipeline.model_fields)
-    return parse_pipeline(read_mapping(path, keys, overrides))
+    return parse_pipeline(read_mapping(path, PretrainingPipeline, overrides))
 
 
 def parse_pipeline(values: Mapping[str, Any]) -> PretrainingPipeline:

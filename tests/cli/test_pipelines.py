@@ -311,7 +311,7 @@ def test_a_mistake_gets_one_line_and_status_2(cli, project, arguments, message):
     ("text", "message"),
     [
         (None, "cannot read the pipeline file 'odd.yaml': No such file or directory"),
-        ("", "must hold the keys dataset, features, classifier, protocol"),
+        ("", "must hold the keys dataset, protocol, and may hold features, classifier, grid"),
         ("- a\n- b\n", "must hold the keys"),
         ("dataset: {name: [", "is no YAML file"),
         ("dataset: {name: folder, name: csv}", "key 'name' occurs twice"),

@@ -87,3 +87,10 @@ def test_the_shipped_zf5_has_the_papers_recipe_for_several_sizes():
 def test_the_exported_json_schema_is_current():
     exported = json.loads((PIPELINES / "pretraining.schema.json").read_text())
     assert exported == PretrainingPipeline.model_json_schema(), "run: make schema"
+
+
+def test_a_file_without_keys_is_told_which_it_needs(tmp_path):
+    (tmp_path / "empty.yaml").write_text("")
+    told = "must hold the key dataset, and may hold network, images, training, distill"
+    with pytest.raises(ConfigError, match=told):
+        read_pipeline(tmp_path / "empty.yaml")
