@@ -80,12 +80,13 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(as_zip, tmp_path):
     assert not trace.exists()
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_a_bare_pickle_is_refused_and_not_run(tmp_path):
+@pytest.mark.filterwarnings("always")
+def test_a_bare_pickle_is_refused_without_a_warning_and_not_run(tmp_path, recwarn):
     path, trace = tmp_path / "evil.pth", tmp_path / "was-run"
     path.write_bytes(pickle.dumps(RunsWhenRead(trace)))
-    refusal(path)
+    assert "refused because reading it could run code" in refusal(path)
     assert not trace.exists()
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
