@@ -1,4 +1,4 @@
-"""Names and numbers in a sentence: only as many as a line holds."""
+"""Names and numbers in a sentence: only as many as a line holds, and in the right form."""
 
 from __future__ import annotations
 
@@ -49,3 +49,28 @@ def counted(numbers: Mapping[str, int]) -> str:
     """
     order = sorted(numbers, key=lambda name: (-numbers[name], name))
     return listed([f"{name} ({numbers[name]:,})" for name in order])
+
+
+def plural(number: int, noun: str, nouns: str | None = None) -> str:
+    """Write a number with its noun in the right form.
+
+    Parameters
+    ----------
+    number : int
+        How many.
+    noun : str
+        The name of one.
+    nouns : str or None, default=None
+        The name of several; `noun` and an "s" when None.
+
+    Returns
+    -------
+    str
+        Number and noun.
+
+    Examples
+    --------
+    >>> plural(1, "image"), plural(1200, "image"), plural(3, "class", "classes")
+    ('1 image', '1,200 images', '3 classes')
+    """
+    return f"{int(number):,} {noun if number == 1 else nouns or noun + 's'}"

@@ -21,6 +21,7 @@ from spptransfer.cli.options import (
 )
 from spptransfer.cli.output import Output, printable, short_path, table
 from spptransfer.errors import CacheError, ConfigError
+from spptransfer.wording import plural
 
 if TYPE_CHECKING:
     from spptransfer.cache.inventory import CacheInfo
@@ -127,7 +128,7 @@ def verify(
     if repair and problems and made_for is not None:
         done = repair_cache(cache, problems, *images, **computing, progress=not quiet)
         remaining = find_problems(cache, made_for.dataset)
-        output.say(f"repaired: {done.added + done.changed:,} rows extracted anew")
+        output.say(f"repaired: {plural(done.added + done.changed, 'row')} extracted anew")
         _tell_problems(remaining, cache, output)
     output.finish(
         status="incomplete" if remaining else "ok",
@@ -174,7 +175,7 @@ def export(
         scales=_numbers("scales", scales),
         combine=combine,  # type: ignore[arg-type]
     )
-    output.say(f"{count:,} rows: {short_path(file)}")
+    output.say(f"{plural(count, 'row')}: {short_path(file)}")
     output.finish(
         status="ok",
         rows={"ok": count, "failed": 0, "reused": 0},
@@ -261,7 +262,7 @@ def merge(
     output = Output(quiet, json)
     merged = bring_together(file, sources)
     failed = len(merged.failures)
-    output.say(f"{len(merged):,} rows, {failed:,} failed: {short_path(file)}")
+    output.say(f"{plural(len(merged), 'row')}, {failed:,} failed: {short_path(file)}")
     output.finish(
         status="ok",
         rows={"ok": len(merged), "failed": failed, "reused": 0},
@@ -331,7 +332,7 @@ def _tell_problems(problems: list[Problem], cache: Path, output: Output) -> None
         output.complain(f"  {printable(problem)}")
     if len(problems) > _SHOWN_PROBLEMS:
         output.complain(f"  ... and {len(problems) - _SHOWN_PROBLEMS:,} more")
-    found = f"{len(problems):,} problems" if problems else "no problem"
+    found = plural(len(problems), "problem") if problems else "no problem"
     output.say(f"{short_path(cache)}: {found}")
 
 

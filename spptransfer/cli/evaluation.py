@@ -10,6 +10,7 @@ import typer
 from spptransfer.cli.options import Device, Json, Quiet, Runtime, Threads, WeightsDir
 from spptransfer.cli.output import Output, printable, table
 from spptransfer.errors import ConfigError
+from spptransfer.wording import plural
 
 if TYPE_CHECKING:
     from spptransfer.pretraining.evaluation import Classifier, Evaluation, SchemeErrors
@@ -111,8 +112,8 @@ def evaluate_backbone(
     schemes = _schemes(views, networks[0], size, resize, _numbers("scales", scales))
     files = LabelledFiles.open(data, split)
     output.say(
-        f"{name}: {len(files):,} images of {len(files.classes):,} classes, "
-        f"windows of {schemes[0].size} pixels"
+        f"{name}: {plural(len(files), 'image')} of "
+        f"{plural(len(files.classes), 'class', 'classes')}, windows of {schemes[0].size} pixels"
     )
     if networks[0].about.classes is None:
         output.say("the weights name no classes: taken to be the folders, sorted by name")

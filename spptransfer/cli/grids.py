@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spptransfer.cli.output import Output, counts, printable, short_path, tell_failures
+from spptransfer.wording import plural
 
 if TYPE_CHECKING:
     from spptransfer.config import Pipeline
@@ -80,8 +81,8 @@ def _prepare(name: str, pipeline: Pipeline, machine: Machine, output: Output) ->
     dataset = grid.possible[0].experiment.dataset
     section = grid.section
     output.say(
-        f"{printable(name)}: {len(dataset):,} images of {dataset.name}; a table of "
-        f"{len(section.rows)} rows and {len(section.columns)} columns, "
+        f"{printable(name)}: {plural(len(dataset), 'image')} of {dataset.name}; a table of "
+        f"{plural(len(section.rows), 'row')} and {plural(len(section.columns), 'column')}, "
         f"{len(grid.possible)} of {len(grid.cells)} cells can be computed"
     )
     for reason in dict.fromkeys(cell.missing for cell in grid.cells if cell.missing):

@@ -12,6 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spptransfer.wording import plural
+
 if TYPE_CHECKING:
     from spptransfer.extraction import Extraction
 
@@ -135,7 +137,7 @@ def short_path(path: Path) -> str:
 def counts(total: int, extraction: Extraction) -> str:
     """Say how many images went in, and what became of them."""
     return (
-        f"{total:,} images: {extraction.added:,} added, {extraction.changed:,} changed, "
+        f"{plural(total, 'image')}: {extraction.added:,} added, {extraction.changed:,} changed, "
         f"{extraction.unchanged:,} unchanged, {extraction.removed:,} removed, "
         f"{len(extraction.failures):,} failed"
     )

@@ -29,6 +29,7 @@ from spptransfer.cli.options import (
     WeightsDir,
 )
 from spptransfer.cli.output import Output, counts, effort, printable, short_path, tell_failures
+from spptransfer.wording import plural
 
 if TYPE_CHECKING:
     from spptransfer.config import Pipeline
@@ -193,7 +194,8 @@ def _prepare(path: Path, pipeline: Pipeline, machine: Machine, output: Output) -
     spec, section = experiment.wanted, experiment.pipeline.features
     levels = f"levels {list(experiment.levels)}, " if experiment.levels else ""
     output.say(
-        f"{printable(path.stem)}: {len(experiment.dataset):,} images of {experiment.dataset.name}; "
+        f"{printable(path.stem)}: {plural(len(experiment.dataset), 'image')} of "
+        f"{experiment.dataset.name}; "
         f"{spec.backbone} {spec.layer} (weights {spec.weights_sha256[:8]}), {levels}"
         f"scales {list(section.scales)}, view {spec.view}"
     )

@@ -10,6 +10,7 @@ import typer
 
 from spptransfer.cli.options import Device, Json, Quiet, Runtime, Threads, WeightsDir
 from spptransfer.cli.output import Output, printable, short_path
+from spptransfer.wording import plural
 
 if TYPE_CHECKING:
     from spptransfer.models import Scores, TransferModel
@@ -81,7 +82,8 @@ def predict(
         else:
             _tell_scores(loaded, scores, top, width, output)
     if failed:
-        output.say(f"{len(files):,} images: {len(files) - failed:,} scored, {failed:,} failed")
+        images = plural(len(files), "image")
+        output.say(f"{images}: {len(files) - failed:,} scored, {failed:,} failed")
     output.finish(
         status="incomplete" if failed else "ok",
         rows={"ok": len(files) - failed, "failed": failed, "reused": 0},

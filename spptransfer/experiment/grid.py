@@ -31,6 +31,7 @@ from spptransfer.experiment.running import check, extract_together_for, report_o
 from spptransfer.extraction import Extraction
 from spptransfer.extraction.joint import shared_part
 from spptransfer.protocols.splits import splits_checksum
+from spptransfer.wording import plural
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +225,7 @@ def extract_grid(grid: Grid, tell: Tell = lambda line: None) -> list[Extraction]
         )
         tell(
             f"one pass of {experiments[0].wanted.backbone} for {', '.join(layers)} at "
-            f"{', '.join(views)}: {len(experiments)} caches"
+            f"{', '.join(views)}: {plural(len(experiments), 'cache')}"
         )
         done += extract_together_for(experiments)
     return done

@@ -28,6 +28,7 @@ from spptransfer.pretraining.source import Source, Split, digest, open_source, r
 from spptransfer.pretraining.student import Student, build_student
 from spptransfer.pretraining.teacher import Teacher, prepare_teacher
 from spptransfer.pretraining.training import Metrics, Trainer, parameters_of
+from spptransfer.wording import plural
 
 _VALIDATION_BATCH = 256
 # What may change between two runs of one training: it changes no number.
@@ -136,7 +137,8 @@ def _pretrain(place: _Place) -> Outcome:
     identity = _identity(pipeline, data_sha256)
     state = _known_state(place, identity)
     machine.tell(
-        f"{len(train):,} training and {len(val):,} validation images, {len(classes)} classes"
+        f"{len(train):,} training and {len(val):,} validation images, "
+        f"{plural(len(classes), 'class', 'classes')}"
     )
     pixels, val_pixels = _load_images(place, source, train, val)
     teacher = _teacher(place, pixels, data_sha256)
@@ -234,9 +236,6 @@ def _trainer(
     )
     if state is not None:
         trainer.restore(state)
-        place.machine.tell(
-            f"going on in epoch {state['epoch'] + 1} after {state['step']} steps of {trainer.steps}"
-        )
     return trainer
 
 
@@ -251,11 +250,7 @@ class _Run:
     def run(self) -> Outcome:
         """Train to the end, or until told to stop."""
         trainer, machine = self._trainer, self._place.machine
-        section = self._place.pipeline.training
-        machine.tell(
-            f"{section.epochs} epochs of {trainer.steps} steps in {trainer.precision}; "
-            f"run: {machine.folder}"
-        )
+        self._tell_what_is_left()
         self._catch_up()
         while not trainer.finished and not self._stopping():
             if not self._epoch():
@@ -267,6 +262,18 @@ class _Run:
             trainer.history,
             trainer.finished,
         )
+
+    def _tell_what_is_left(self) -> None:
+        trainer, machine = self._trainer, self._place.machine
+        epoch, step = trainer.position.epoch, trainer.position.step
+        epochs = plural(self._place.pipeline.training.epochs, "epoch")
+        steps = plural(trainer.steps, "step")
+        if trainer.finished:
+            machine.tell(f"finished before: {epochs} of {steps}; run: {machine.folder}")
+            return
+        if epoch or step:
+            machine.tell(f"going on in epoch {epoch + 1} after {step} of {steps}")
+        machine.tell(f"{epochs} of {steps} in {trainer.precision}; run: {machine.folder}")
 
     def _epoch(self) -> bool:
         """Run the rest of an epoch; False if it was stopped before its end."""

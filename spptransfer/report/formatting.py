@@ -105,31 +105,6 @@ def signed(score: float) -> str:
     return f"{score:+.3f}".replace("-", "−")
 
 
-def plural(number: int, noun: str, nouns: str | None = None) -> str:
-    """Write a number with its noun in the right form.
-
-    Parameters
-    ----------
-    number : int
-        How many.
-    noun : str
-        The name of one.
-    nouns : str or None, default=None
-        The name of several; `noun` and an "s" when None.
-
-    Returns
-    -------
-    str
-        Number and noun.
-
-    Examples
-    --------
-    >>> plural(1, "image"), plural(1200, "image"), plural(3, "class", "classes")
-    ('1 image', '1,200 images', '3 classes')
-    """
-    return f"{count(number)} {noun if number == 1 else nouns or noun + 's'}"
-
-
 def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     """List a nested mapping as dotted names with their values as text.
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from spptransfer.metrics import SINGLE_LABEL_METRICS
-from spptransfer.report.formatting import NOTHING, percent, plural
+from spptransfer.report.formatting import NOTHING, percent
+from spptransfer.wording import plural
 
 WIDTH = 100
 OURS = "ours"

@@ -22,6 +22,7 @@ from spptransfer.report import (
 from spptransfer.report.confusion import Confusion
 from spptransfer.report.files import write_page
 from spptransfer.report.run_folder import RunFolder
+from spptransfer.wording import plural
 
 _HERE = Path(__file__).parent
 FAILURES_SHOWN = 200
@@ -118,7 +119,7 @@ def _environment() -> Environment:
         wrong_shades=confusion_figure.WRONG_SHADES,
         validation_curves=curve_figure.validation_curves,
         missing_pictures=view.missing_pictures,
-        plural=formatting.plural,
+        plural=plural,
         pick=formatting.pick,
         failures_shown=FAILURES_SHOWN,
         limit_per_class=examples.limit_per_class,

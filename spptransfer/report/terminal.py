@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spptransfer.report.formatting import count, duration, percent, plural
+from spptransfer.report.formatting import count, duration, percent
 from spptransfer.report.summary import (
     ClassScore,
     choice_of_C,
@@ -16,6 +16,7 @@ from spptransfer.report.summary import (
     per_class_metric,
     stages,
 )
+from spptransfer.wording import plural
 
 WIDTH = 100
 CLASSES_SHOWN = 5

@@ -13,7 +13,7 @@ from spptransfer.metrics import MEAN_AVERAGE_PRECISION
 from spptransfer.report.confusion import Confusion, confusion, count_confusions
 from spptransfer.report.curves import ClassCurves, class_curves, split_average_precisions
 from spptransfer.report.examples import Example, ExampleGroup, example_groups
-from spptransfer.report.formatting import count, duration, plural
+from spptransfer.report.formatting import count, duration
 from spptransfer.report.run_folder import MissingPartError, RunFolder
 from spptransfer.report.summary import (
     ChoiceOfC,
@@ -28,6 +28,7 @@ from spptransfer.report.summary import (
 )
 from spptransfer.report.thumbnails import thumbnail
 from spptransfer.report.weight_maps import attention_maps
+from spptransfer.wording import plural
 
 # Beyond these a page would grow past a few megabytes and no eye would follow.
 MATRIX_LIMIT = 250

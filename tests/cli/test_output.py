@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spptransfer.cli.output import Output, on_one_line, printable, short_path, table
+from spptransfer.cli.output import Output, counts, on_one_line, printable, short_path, table
+from spptransfer.extraction import Extraction
 
 
 def test_numbers_stand_to_the_right_and_text_to_the_left():
@@ -21,6 +22,11 @@ def test_numbers_stand_to_the_right_and_text_to_the_left():
 
 def test_a_table_without_rows_is_its_header():
     assert table([], ["name", "count"]) == "name  count"
+
+
+def test_one_image_is_no_plural():
+    assert counts(1, Extraction(Path("a"), added=1)).startswith("1 image: 1 added")
+    assert counts(1200, Extraction(Path("a"), added=1)).startswith("1,200 images: 1 added")
 
 
 def test_truth_is_yes_or_no():

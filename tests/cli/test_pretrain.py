@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 from pathlib import Path
@@ -41,6 +42,18 @@ def test_epochs_are_told_one_by_one(cli, small):
     told = [line for line in outcome.out.splitlines() if line.startswith("epoch")]
     assert [line.split()[1] for line in told] == ["1/2", "2/2"]
     assert outcome.out.splitlines()[-1] == "weights: here/weights.safetensors"
+
+
+def test_a_finished_training_that_is_called_again_says_that_it_is_finished(cli, small):
+    given = ("pretrain", small, "--set", "training.epochs=2", "--out", "here", "--threads", 1)
+    first = cli(*given).out
+    assert "finished before" not in first
+    again = cli(*given)
+    assert again.status == 0
+    assert re.search(r"^finished before: 2 epochs of \d+ steps?; run: here$", again.out, re.M)
+    assert "going on" not in again.out
+    assert "epoch " not in again.out
+    assert again.out.splitlines()[-1] == first.splitlines()[-1]
 
 
 def test_a_wrong_key_is_one_line(cli, small):

@@ -61,6 +61,13 @@ def test_quiet_tells_only_of_the_broken(cli, run, mixed):
     assert "broken.jpg" in done.err
 
 
+def test_one_image_that_fails_is_no_plural(cli, run, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"broken")
+    done = cli("predict", run, tmp_path / "broken.png")
+    assert done.status == 1
+    assert done.out.splitlines()[-1] == "1 image: 0 scored, 1 failed"
+
+
 def test_json_has_a_line_per_image_and_one_for_the_whole(cli, run, mixed):
     done = cli("predict", run, mixed, "--json")
     *images, last = map(json.loads, done.out.splitlines())
