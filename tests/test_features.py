@@ -13,13 +13,8 @@ from hypothesis import strategies as st
 from image_files import encode, picture, rotated_by_exif
 from PIL import Image, ImageOps
 from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV, cross_val_score
-from sklearn.pipeline import make_pipeline
-from sklearn.utils.estimator_checks import parametrize_with_checks
-from small_projects import CLASSES, draw_folder
 
-from spptransfer import LinearSVM, PyramidNormalizer, SPPFeatures, backbones, images
-from spptransfer.datasets.folder import read_folder
+from spptransfer import SPPFeatures, backbones, images
 from spptransfer.errors import ConfigError, ImageError, WeightsError
 from spptransfer.pyramid import SpatialPyramidPooling
 from spptransfer.resizing import resize
@@ -298,41 +293,6 @@ def test_vector_layers_need_no_levels(photos):
         without.fit_transform(photos[:2]).tolist() == with_levels.fit_transform(photos[:2]).tolist()
     )
     assert without.spec_ == with_levels.spec_
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    dataset = read_folder(draw_folder(tmp_path_factory.mktemp("classes")))
-    return [dataset.path(id) for id in dataset.ids], np.array(dataset.classes)[dataset.targets]
-
-
-def test_one_pipeline_goes_from_paths_to_classes(folder):
-    paths, names = folder
-    spp = SPPFeatures("spp-mini", "embedded", levels=(3, 1), scales=(64,), device="cpu")
-    model = make_pipeline(spp, PyramidNormalizer(), LinearSVM())
-    model.fit(paths, names)
-    assert list(model.classes_) == list(CLASSES)
-    assert model.score(paths, names) == 1
-    again = pickle.loads(pickle.dumps(model))
-    np.testing.assert_array_equal(again.predict(paths[::2]), names[::2])
-
-
-def test_grid_search_chooses_features_and_c_from_paths(folder):
-    paths, names = folder
-    spp = SPPFeatures("spp-mini", "embedded", levels=(3, 1), scales=(64,), device="cpu")
-    model = make_pipeline(spp, PyramidNormalizer(), LinearSVM())
-    grid = {"sppfeatures__levels": [(1,), (2, 1)], "linearsvm__C": [0.1, 1.0]}
-    search = GridSearchCV(model, grid, cv=2).fit(paths, names)
-    assert len(search.cv_results_["params"]) == 4
-    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
-    assert search.score(paths, names) > 0.5
-    assert cross_val_score(search.best_estimator_, paths, names, cv=2).shape == (2,)
-
-
-# Images are no matrices of numbers: scikit-learn itself leaves out its checks of those.
-@parametrize_with_checks([SPPFeatures(*NETWORK, levels=(1,), scales=(64,))])
-def test_scikit_learn_checks(estimator, check):
-    check(estimator)
 
 
 # ---- what is refused, and how ----

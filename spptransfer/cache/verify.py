@@ -137,7 +137,7 @@ def repair(
     load_backbone : callable
         Returns the `Backbone`.
     **options
-        Further arguments of `spptransfer.extraction.extract`.
+        Further arguments of `spptransfer.extraction.extract`, but for `redo`.
 
     Returns
     -------
@@ -154,15 +154,15 @@ def repair(
     wrong = {problem.id for problem in problems}
     cache = _rescue(behind_link(path), wrong)
     # By name, since what an interrupted run left may have the same rows.
-    known = Ids.of(dataset.ids)
-    named = [id for id in sorted(filter(None, wrong)) if known.find([id])[0] >= 0]
+    names = sorted(filter(None, wrong))
+    found = Ids.of(dataset.ids).find(names) >= 0
     return extract(
         dataset,
         cache.spec,
         channels=cache.channels,
         path=path,
         load_backbone=load_backbone,
-        redo=named,
+        redo=[name for name, there in zip(names, found, strict=True) if there],
         **options,
     )
 

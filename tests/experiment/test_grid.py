@@ -11,43 +11,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from small_grids import COLUMNS, ROWS, grid_of, machine_in
 from small_projects import draw_folder, draw_image, values
 
 from spptransfer import backbones, images
 from spptransfer.cache import FeatureCache
 from spptransfer.config import parse_pipeline
 from spptransfer.errors import CacheError, ConfigError, DatasetError
-from spptransfer.experiment import Machine, extract_grid, prepare, prepare_grid, run, run_grid
+from spptransfer.experiment import extract_grid, prepare, run, run_grid
 from spptransfer.experiment import grid as grid_module
 from spptransfer.extraction import Interrupted
 
 COMMAND = "spptransfer run grid.yaml"
-ROWS = [
-    {"label": "conv4", "set": {"features.layer": "conv4", "features.levels": []}, "only": ["crop"]},
-    {"label": "levels 3, 1", "set": {"features.levels": [3, 1]}},
-    {"label": "level 1", "set": {"features.levels": [1]}},
-    {"label": "fc6", "set": {"features.layer": "fc6"}},
-]
-COLUMNS = [
-    {"label": "crop", "set": {"features.view": "center_crop"}, "paper": {"ZF-5": {"fc6": 88.54}}},
-    {"label": "full 64"},
-    {"label": "full 72", "set": {"features.scales": [72]}},
-]
 CELLS = 10
-
-
-def write_grid(root: Path, rows=ROWS, columns=COLUMNS, **sections):
-    given = values(root, **sections)
-    given["features"].pop("levels")
-    return parse_pipeline({**given, "grid": {"title": "Stripes", "rows": rows, "columns": columns}})
-
-
-def machine_in(work: Path) -> Machine:
-    return Machine(cache_dir=work / "cache", runs_dir=work / "runs", device="cpu", jobs=1)
-
-
-def grid_of(root: Path, work: Path, **given):
-    return prepare_grid("table", write_grid(root, **given), machine_in(work))
 
 
 @pytest.fixture(scope="module")

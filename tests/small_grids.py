@@ -1,0 +1,36 @@
+"""A small table of experiments, quickly run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from small_projects import values
+
+from spptransfer.config import parse_pipeline
+from spptransfer.experiment import Machine, prepare_grid
+
+ROWS = [
+    {"label": "conv4", "set": {"features.layer": "conv4", "features.levels": []}, "only": ["crop"]},
+    {"label": "levels 3, 1", "set": {"features.levels": [3, 1]}},
+    {"label": "level 1", "set": {"features.levels": [1]}},
+    {"label": "fc6", "set": {"features.layer": "fc6"}},
+]
+COLUMNS = [
+    {"label": "crop", "set": {"features.view": "center_crop"}, "paper": {"ZF-5": {"fc6": 88.54}}},
+    {"label": "full 64"},
+    {"label": "full 72", "set": {"features.scales": [72]}},
+]
+
+
+def write_grid(root: Path, rows=ROWS, columns=COLUMNS, **sections):
+    given = values(root, **sections)
+    given["features"].pop("levels")
+    return parse_pipeline({**given, "grid": {"title": "Stripes", "rows": rows, "columns": columns}})
+
+
+def machine_in(work: Path) -> Machine:
+    return Machine(cache_dir=work / "cache", runs_dir=work / "runs", device="cpu", jobs=1)
+
+
+def grid_of(root: Path, work: Path, **given):
+    return prepare_grid("table", write_grid(root, **given), machine_in(work))
