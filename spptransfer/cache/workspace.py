@@ -135,6 +135,8 @@ class Workspace:
         leave(self.folder, self._lock)
 
     def _take_stock(self) -> None:
+        self._sources, self._source[:], self.finished = [], -1, None
+        self._open.cache_clear()
         if self.path.exists():
             self.finished = FeatureCache.open(self.path, self.spec)
             self.spec = self.finished.spec

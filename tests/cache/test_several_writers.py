@@ -162,6 +162,20 @@ def test_a_draft_older_than_the_finished_file_brings_nothing_back(tmp_path, monk
     assert not parts_folder(path).exists()
 
 
+def test_a_workspace_that_is_entered_again_takes_stock_anew(tmp_path):
+    path = tmp_path / "a.h5"
+    space = workspace(path)
+    with space:
+        put(space, range(12), failed=[3])
+        space.finish(None)
+    finished = path.read_bytes()
+    with space:
+        assert [len(rows) for _, rows in space.known_rows()] == [12]
+        assert [reason for _, reason in space.known_failures()] == ["reason 3"]
+        space.finish(None)
+    assert path.read_bytes() == finished
+
+
 def test_a_link_and_its_file_are_one_cache(tmp_path):
     (tmp_path / "disk").mkdir()
     path, link = tmp_path / "disk" / "a.h5", tmp_path / "a.h5"
