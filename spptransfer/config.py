@@ -123,6 +123,14 @@ class ClassifierSection(_Section):
         None, description="address of Dask's scheduler; by default a cluster on this machine"
     )
 
+    @model_validator(mode="after")
+    def _check_engine(self) -> Self:
+        if self.scheduler is not None and self.engine != "dask":
+            raise ValueError(
+                f"scheduler '{self.scheduler}' goes with engine dask only, not with '{self.engine}'"
+            )
+        return self
+
 
 class ProtocolSection(_Section):
     """What makes the number comparable: a protocol of `spptransfer.protocols`."""

@@ -177,6 +177,8 @@ def _section_in(annotation: Any) -> Any:
 
 def _expectation(mistake: Mapping[str, Any]) -> str:
     """What the value should have been, in the words of YAML instead of Python."""
+    if mistake["type"] == "less_than_equal":
+        return f"must be at most {mistake['ctx']['le']:g}"  # 1e+20, not a 1 and 20 zeros
     ours = {
         "model_type": "must be a mapping of keys",
         "tuple_type": "must be a list",

@@ -117,7 +117,7 @@ def test_a_truncated_file_is_found_when_it_is_opened(cache, kept):
 def test_a_file_that_was_added_to_is_found_when_it_is_opened(cache):
     with open(cache, "ab") as file:
         file.write(b"\0")
-    with pytest.raises(CacheError, match="added to"):
+    with pytest.raises(CacheError, match=r"added to: .*; copy it anew .*, or remove it"):
         FeatureCache.open(cache)
 
 
