@@ -34,6 +34,29 @@ def percent(fraction: float | None, digits: int = 1) -> str:
     return f"{100 * fraction:.{digits}f}"
 
 
+def plus_minus(value: float | None, std: float | None) -> str:
+    """Write a fraction in percent, without its sign, and its deviation if it has one.
+
+    Examples
+    --------
+    >>> plus_minus(0.9, 0.02), plus_minus(0.9, None)
+    ('90.00 ± 2.00', '90.00')
+    """
+    return percent(value, 2) if std is None else f"{percent(value, 2)} ± {percent(std, 2)}"
+
+
+def clean(value: Any, width: int | None = None) -> str:
+    r"""Text without control characters, which could rewrite the terminal, cut to a width.
+
+    Examples
+    --------
+    >>> clean("a\x1b[2Jb"), clean("a long name", 7)
+    ('a�[2Jb', 'a long…')
+    """
+    text = "".join(character if character.isprintable() else "�" for character in str(value))
+    return text if width is None or len(text) <= width else text[: width - 1] + "…"
+
+
 def duration(seconds: float | None) -> str:
     """Write a length of time with the two largest units that matter.
 

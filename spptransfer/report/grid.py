@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spptransfer.metrics import SINGLE_LABEL_METRICS
-from spptransfer.report.formatting import NOTHING, percent
+from spptransfer.report.formatting import NOTHING, clean, plus_minus
 from spptransfer.wording import plural
 
 WIDTH = 100
@@ -82,10 +82,7 @@ def grid_columns(results: Mapping[str, Any], metric: str) -> list[Column]:
 
 def _ours(cell: Mapping[str, Any] | None, metric: str) -> str:
     found = (cell or {}).get("metrics", {}).get(metric)
-    if found is None:
-        return NOTHING
-    deviation = "" if found["std"] is None else f" ± {percent(found['std'], 2)}"
-    return f"{percent(found['value'], 2)}{deviation}"
+    return NOTHING if found is None else plus_minus(found["value"], found["std"])
 
 
 def _theirs(value: Sequence[float] | None) -> str:
@@ -145,11 +142,11 @@ def grid_table(results: Mapping[str, Any], metric: str | None = None) -> str:
     """
     metric = metric or str(results["metric"])
     columns = grid_columns(results, metric)
-    labels = [_clean(row) for row in results["rows"]]
+    labels = [clean(row) for row in results["rows"]]
     widths = [_width(column) for column in columns]
     first = max(map(len, labels)) + len(_GROUP_GAP) + 2
-    lines = [_clean(results["title"])] if results["title"] else []
-    lines.append(_clean(caption(results, metric)))
+    lines = [clean(results["title"])] if results["title"] else []
+    lines.append(clean(caption(results, metric)))
     if any(not column.is_ours for column in columns):
         lines.append(THEIRS)
     lines.append("")
@@ -159,7 +156,7 @@ def grid_table(results: Mapping[str, Any], metric: str | None = None) -> str:
     for row, label in enumerate(labels):
         values = [column.values[row] for column in columns]
         lines.append(label.ljust(first) + _line(columns, values, widths))
-    notes = [line for note in missing_notes(results) for line in textwrap.wrap(_clean(note), WIDTH)]
+    notes = [line for note in missing_notes(results) for line in textwrap.wrap(clean(note), WIDTH)]
     return "\n".join(line.rstrip() for line in [*lines, *([""] if notes else []), *notes])
 
 
@@ -197,7 +194,7 @@ def _group_line(columns: Sequence[Column], widths: Sequence[int], first: int) ->
     position = first
     for number, (column, width) in enumerate(zip(columns, widths, strict=True)):
         if column.is_ours:
-            line = line.ljust(position) + _clean(column.group)
+            line = line.ljust(position) + clean(column.group)
         position += width + len(_gap(columns, number))
     return line
 
@@ -205,7 +202,7 @@ def _group_line(columns: Sequence[Column], widths: Sequence[int], first: int) ->
 def _wrapped_names(columns: Sequence[Column], widths: Sequence[int]) -> list[list[str]]:
     """Names of the columns, broken into lines as wide as the values."""
     wrapped = [
-        textwrap.wrap(_clean(column.name), width)
+        textwrap.wrap(clean(column.name), width)
         for column, width in zip(columns, widths, strict=True)
     ]
     height = max(map(len, wrapped))
@@ -223,8 +220,3 @@ def _gap(columns: Sequence[Column], number: int) -> str:
     """What follows a column: more where the next one begins a group."""
     ends = number + 1 < len(columns) and columns[number + 1].is_ours
     return _GROUP_GAP if ends else _GAP
-
-
-def _clean(value: Any) -> str:
-    """Text without control characters, which could rewrite the terminal."""
-    return "".join(character if character.isprintable() else "�" for character in str(value))

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from spptransfer.errors import ConfigError
 from spptransfer.report import formatting, grid
-from spptransfer.report.files import write_page
-
-_HERE = Path(__file__).parent
+from spptransfer.report.files import asset, inline_source, templates, write_page
 
 
 def is_grid(folder: Path) -> bool:
@@ -78,22 +71,17 @@ def render_grid(results: Mapping[str, Any]) -> str:
     str
         The HTML text.
     """
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
+    environment = templates()
     environment.filters.update(duration=formatting.duration, count=formatting.count)
-    style = Markup((_HERE / "grid.css").read_text("utf-8"))
+    style = asset("grid.css")
     return environment.get_template("grid.html").render(
         results=results,
         tables=[_table(results, metric) for metric in grid.shown_metrics(results)],
         notes=grid.missing_notes(results),
         theirs=grid.THEIRS,
         style=style,
-        policy=f"default-src 'none'; img-src data:; style-src {_digest(style)}; base-uri 'none'",
+        policy=f"default-src 'none'; img-src data:; style-src {inline_source(style)}; "
+        "base-uri 'none'",
     )
 
 
@@ -117,9 +105,3 @@ def _table(results: Mapping[str, Any], metric: str) -> dict[str, Any]:
             for i, label in enumerate(results["rows"])
         ],
     }
-
-
-def _digest(text: str) -> str:
-    """Name an inline element's text in a content security policy."""
-    digest = hashlib.sha256(text.encode("utf-8")).digest()
-    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from spptransfer.report import (
@@ -20,11 +18,10 @@ from spptransfer.report import (
     view,
 )
 from spptransfer.report.confusion import Confusion
-from spptransfer.report.files import write_page
+from spptransfer.report.files import asset, inline_source, templates, write_page
 from spptransfer.report.run_folder import RunFolder
 from spptransfer.wording import plural
 
-_HERE = Path(__file__).parent
 FAILURES_SHOWN = 200
 
 
@@ -78,7 +75,7 @@ def render(run: RunFolder) -> str:
     str
         The HTML text.
     """
-    style, script = (_asset(name) for name in ("report.css", "report.js"))
+    style, script = asset("report.css"), asset("report.js")
     shown = view.build_view(run)
     return (
         _environment()
@@ -95,14 +92,8 @@ def render(run: RunFolder) -> str:
 
 
 def _environment() -> Environment:
-    """Jinja with escaping on, the drawing functions and the number formats."""
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
+    """Jinja with the drawing functions and the number formats."""
+    environment = templates()
     environment.filters.update(
         percent=formatting.percent,
         duration=formatting.duration,
@@ -133,26 +124,15 @@ def _soft(name: str) -> Markup:
     return Markup(text.replace("_", "_<wbr>").replace("/", "/<wbr>"))
 
 
-def _asset(name: str) -> Markup:
-    """Read a file of this package that goes into the page as it stands."""
-    return Markup((_HERE / name).read_text(encoding="utf-8"))
-
-
 def _content_policy(style: str, script: str) -> str:
     """Forbid the page everything but its own style, its own script and embedded images.
 
     Should a hostile name ever slip through the escaping, the browser still runs nothing of it.
     """
     return (
-        f"default-src 'none'; img-src data:; style-src {_digest(style)}; "
-        f"script-src {_digest(script)}; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; img-src data:; style-src {inline_source(style)}; "
+        f"script-src {inline_source(script)}; base-uri 'none'; form-action 'none'"
     )
-
-
-def _digest(text: str) -> str:
-    """Name an inline element's text in a content security policy."""
-    digest = hashlib.sha256(text.encode("utf-8")).digest()
-    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
 
 
 def _confusion_data(confusion: Confusion | None) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spptransfer.report.formatting import count, duration, percent
+from spptransfer.report.formatting import clean, count, duration, percent, plus_minus
 from spptransfer.report.summary import (
     ClassScore,
     choice_of_C,
@@ -72,22 +72,22 @@ def terminal_table(results: Mapping[str, Any]) -> str:
 def _headline(results: Mapping[str, Any]) -> str:
     """Name of the run, its number, the number's metric."""
     headline = results["headline"]
-    value = _plus_minus(headline.get("value"), headline.get("std"))
-    return f"{_clean(results['name'], 40)}   {value}   {_clean(headline['metric'], 40)}"
+    value = plus_minus(headline.get("value"), headline.get("std"))
+    return f"{clean(results['name'], 40)}   {value} %   {clean(headline['metric'], 40)}"
 
 
 def _protocol(results: Mapping[str, Any]) -> list[str]:
     """The protocol in its own words."""
-    text = _clean((results.get("protocol") or {}).get("description") or "")
+    text = clean((results.get("protocol") or {}).get("description") or "")
     return textwrap.wrap(text, WIDTH)
 
 
 def _metrics(results: Mapping[str, Any]) -> list[str]:
     """Every metric with its deviation."""
-    named = [(_clean(metric.name, 50), metric) for metric in metrics(results)]
+    named = [(clean(metric.name, 50), metric) for metric in metrics(results)]
     width = max((len(name) + 2 for name, _ in named), default=0)
     column = max(width, _SECOND_COLUMN)
-    return [f"{name:<{column}}{_plus_minus(metric.value, metric.std)}" for name, metric in named]
+    return [f"{name:<{column}}{plus_minus(metric.value, metric.std)} %" for name, metric in named]
 
 
 def _classes(results: Mapping[str, Any]) -> list[str]:
@@ -114,7 +114,7 @@ def _classes(results: Mapping[str, Any]) -> list[str]:
 
 def _class(score: ClassScore) -> str:
     """One class with its value."""
-    return f"{_clean(score.name, 24):<24} {percent(score.value):>6}"
+    return f"{clean(score.name, 24):<24} {percent(score.value):>6}"
 
 
 def _choice(results: Mapping[str, Any]) -> list[str]:
@@ -141,7 +141,7 @@ def _rows(results: Mapping[str, Any]) -> list[str]:
     lines = [line + f"{count(rows.get('failed'))} failed"]
     failures: Sequence[Mapping[str, Any]] = rows.get("failures") or ()
     for failure in failures[:FAILURES_SHOWN]:
-        name, reason = _clean(failure.get("id"), 36), _clean(failure.get("error"), 48)
+        name, reason = clean(failure.get("id"), 36), clean(failure.get("error"), 48)
         lines.append(f"{name}: {reason}")
     left = len(failures) - FAILURES_SHOWN
     return [*lines, f"… and {count(left)} more in results.json"] if left > 0 else lines
@@ -159,16 +159,4 @@ def _time(results: Mapping[str, Any]) -> list[str]:
 def _files(results: Mapping[str, Any]) -> list[str]:
     """Where the files are."""
     files = results.get("files") or {}
-    return [f"{_clean(name, 10):<10} {_clean(path)}" for name, path in files.items() if path]
-
-
-def _plus_minus(value: float | None, std: float | None) -> str:
-    """Write a fraction in percent with its deviation."""
-    deviation = "" if std is None else f" ± {percent(std, 2)}"
-    return f"{percent(value, 2)}{deviation} %"
-
-
-def _clean(value: Any, width: int | None = None) -> str:
-    """Text without control characters, which could rewrite the terminal, cut to a width."""
-    text = "".join(character if character.isprintable() else "�" for character in str(value))
-    return text if width is None or len(text) <= width else text[: width - 1] + "…"
+    return [f"{clean(name, 10):<10} {clean(path)}" for name, path in files.items() if path]
