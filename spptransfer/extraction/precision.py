@@ -19,12 +19,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from spptransfer import images
 from spptransfer.backbones.loading import Backbone
-from spptransfer.errors import ImageError
-from spptransfer.extraction.batches import Source, look, measure
+from spptransfer.extraction.batches import Probe, Rendering, Source, load, look, measure
 from spptransfer.extraction.compute import FeatureComputer, choose_device
-from spptransfer.images import View, check_view
+from spptransfer.images import check_view
 from spptransfer.processor import has_bfloat16, is_out_of_memory, one_thread
 from spptransfer.runtimes import precisions_of
 from spptransfer.spec import FeatureSpec
@@ -42,8 +40,7 @@ WORTHWHILE = 64
 LARGEST_VIEW = 1 << 21
 _TIMINGS = 3
 
-_Rendering = tuple[int, View]
-_Views = Mapping[_Rendering, npt.NDArray[np.uint8]]
+_Views = Mapping[Rendering, npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -224,7 +221,7 @@ class _Trial:
             spent += (clock() - start) / count
         return spent
 
-    def _wanted(self, rendering: _Rendering) -> list[int]:
+    def _wanted(self, rendering: Rendering) -> list[int]:
         """Numbers of the specs that want a rendering."""
         return [i for i, spec in enumerate(self._specs) if rendering in _renderings([spec])]
 
@@ -237,39 +234,23 @@ def _gain(exact: _Trial, low: _Trial, views: _Views) -> float:
     return min(seconds[exact][1:]) / max(min(seconds[low][1:]), 1e-9)
 
 
-def _renderings(specs: Iterable[FeatureSpec]) -> list[_Rendering]:
-    pairs = [(scale, check_view(spec.view)) for spec in specs for scale in spec.scales]
+def _renderings(specs: Iterable[FeatureSpec]) -> list[Rendering]:
+    pairs = [Rendering(scale, check_view(spec.view)) for spec in specs for scale in spec.scales]
     return list(dict.fromkeys(pairs))
 
 
-def _readable(sources: Iterable[Source], renderings: Sequence[_Rendering]) -> Iterator[_Views]:
+def _readable(sources: Iterable[Source], renderings: Sequence[Rendering]) -> Iterator[_Views]:
     """Views of the images that can be read, among a few times as many as are tried."""
     for source in itertools.islice(sources, 8 * TRIED):
-        if not _is_small(source, renderings):
+        seen = look(source)
+        if not _are_small(seen, renderings):
             continue
-        try:
-            yield dict(zip(renderings, _render(source, renderings), strict=True))
-        except (ImageError, MemoryError):
-            continue  # becomes a failed row when its turn comes
+        image = load(source, seen.digest, renderings, seen.data)
+        if not image.error:  # else it becomes a failed row when its turn comes
+            yield dict(zip(renderings, image.views, strict=True))
 
 
-def _is_small(source: Source, renderings: Sequence[_Rendering]) -> bool:
-    """Whether all views are of common sizes: a trial with others would take long."""
-    seen = look(source)
-    if seen.error:
-        return False
-    sizes = [
-        side
-        for view in {view for _, view in renderings}
-        for side in measure(seen, [s for s, v in renderings if v == view], view).view_sizes or ()
-    ]
-    return len(sizes) == len(renderings) and all(
-        height * width <= LARGEST_VIEW for height, width in sizes
-    )
-
-
-def _render(source: Source, renderings: Sequence[_Rendering]) -> Sequence[npt.NDArray[np.uint8]]:
-    if isinstance(source, np.ndarray):
-        image = images.from_array(source)
-        return [images.render(image, scale, view) for scale, view in renderings]
-    return images.views(images.read_bytes(source), renderings)
+def _are_small(seen: Probe, renderings: Sequence[Rendering]) -> bool:
+    """Whether all views of an image are of common sizes: a trial with others would take long."""
+    sizes = (measure(seen, [scale], view).view_sizes for scale, view in renderings)
+    return all(size and math.prod(size[0]) <= LARGEST_VIEW for size in sizes)

@@ -12,6 +12,7 @@ from cache_files import make_spec
 from extraction_cases import SPEC, backbone
 from image_files import encode, picture
 
+from spptransfer import images
 from spptransfer.extraction import precision
 from spptransfer.extraction.compute import FeatureComputer
 from spptransfer.extraction.precision import (
@@ -164,7 +165,7 @@ def test_the_worst_block_of_all_specs_counts():
 @pytest.mark.usefixtures("capable", "tolerant")
 def test_the_measured_error_is_that_of_the_features():
     spec = make_spec(backbone="squeezenet1_1", layer="fire4", scales=(48,), levels=(2,))
-    views = [precision.images.render(picture(50, 70, i), 48) for i in range(3)]
+    views = [images.render(picture(50, 70, i), 48) for i in range(3)]
     exact, low = (
         [
             FeatureComputer(load(), dataclasses.replace(spec, precision=name))(view[None])[2]
