@@ -19,8 +19,8 @@ from spptransfer.cache.inventory import precision_note
 from spptransfer.config import Pipeline
 from spptransfer.datasets import Dataset, open_dataset
 from spptransfer.datasets.csv_file import find_csv
-from spptransfer.errors import CacheError, ConfigError, suggestion
-from spptransfer.extraction.engine import ENGINES, Engine
+from spptransfer.errors import CacheError, ConfigError
+from spptransfer.extraction.engine import check_engine
 from spptransfer.protocols import Protocol, Split
 from spptransfer.runtimes import check_device, check_precision, check_runtime
 from spptransfer.spec import FeatureSpec
@@ -261,14 +261,6 @@ def prepare(
     from spptransfer.experiment.precision import settle
 
     return settle(replace(experiment, undecided=True))
-
-
-def check_engine(name: str) -> Engine:
-    """Validate the name of an engine, one of those of `spptransfer.extraction.extract`."""
-    for known in ENGINES:
-        if name == known:
-            return known
-    raise ConfigError(f"engine: '{name}' is unknown; {suggestion(name, ENGINES)}")
 
 
 def weights_path(experiment: Experiment) -> Path | None:

@@ -16,9 +16,10 @@ from spptransfer.cache.files import make_folder
 from spptransfer.errors import CacheError
 from spptransfer.experiment.cached import read_features, splits_with_features, use_cache
 from spptransfer.experiment.precision import Tell, decide
-from spptransfer.experiment.prepare import Experiment, check_engine, weights_path
+from spptransfer.experiment.prepare import Experiment, weights_path
 from spptransfer.experiment.results import MODEL, RunFacts, run_folder, write_run
 from spptransfer.extraction import Destination, Extraction, Interrupted, extract_together
+from spptransfer.extraction.engine import check_engine
 from spptransfer.protocols.training import Training, check_training
 
 if TYPE_CHECKING:

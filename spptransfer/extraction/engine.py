@@ -28,6 +28,14 @@ Engine = Literal["auto", "threads", "processes", "dask"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 
+def check_engine(name: str) -> Engine:
+    """Validate the name of an engine, one of those of `extract`."""
+    for known in ENGINES:
+        if name == known:
+            return known
+    raise ConfigError(f"engine: {name!r} is unknown; {suggestion(str(name), ENGINES)}")
+
+
 class Interrupted(SPPTransferError):
     """The extraction was asked to stop; everything finished so far is kept."""
 
@@ -330,8 +338,7 @@ class _Crew:
 def _check(dataset: Dataset, destinations: Sequence[Destination], engine: str) -> None:
     if not len(dataset):
         raise DatasetError(f"dataset '{dataset.name}' in '{dataset.root}' has no images")
-    if engine not in ENGINES:
-        raise ConfigError(f"engine: {engine!r} is unknown; {suggestion(str(engine), ENGINES)}")
+    check_engine(engine)
     check_alike([to.spec for to in destinations])
     paths = [to.path for to in destinations]
     for path in paths:
