@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Container
 
-from spptransfer.wording import counted, listed
+from spptransfer.wording import counted, listed, plural
 
 # Notes, labels and what systems and programs leave beside images: nobody misses them.
 _COMPANION_SUFFIXES = frozenset(
@@ -61,8 +61,7 @@ class LeftOut:
     def files(self) -> str:
         """Say how many files were left out for which suffixes; nothing if none was."""
         number = self.suffixes.total()
-        noun = "file" if number == 1 else "files"
-        return f"{number:,} {noun} by suffix: {counted(self.suffixes)}" if number else ""
+        return f"{plural(number, 'file')} by suffix: {counted(self.suffixes)}" if number else ""
 
     def folders_without(self, classes: Container[str]) -> str:
         """Name the folders that hold no image; nothing if all are classes."""

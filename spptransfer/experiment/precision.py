@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from spptransfer.cache.files import appearing, make_folder
@@ -40,9 +41,9 @@ def settle(experiment: Experiment) -> Experiment:
         a mere choice; among equals, float32 goes first.
     """
     candidates = alternatives(experiment)
-    for is_there in (_is_finished, _is_begun, _is_chosen):
+    for is_there in (Path.exists, is_begun, _is_chosen):
         for candidate in candidates:
-            if is_there(candidate):
+            if is_there(candidate.cache[0]):
                 return candidate
     return experiment
 
@@ -86,16 +87,8 @@ def _in(experiment: Experiment, precision: Precision) -> Experiment:
     return replace(experiment, wanted=wanted, undecided=False)
 
 
-def _is_finished(experiment: Experiment) -> bool:
-    return experiment.cache[0].exists()
-
-
-def _is_begun(experiment: Experiment) -> bool:
-    return is_begun(experiment.cache[0])
-
-
-def _is_chosen(experiment: Experiment) -> bool:
-    return precision_note(experiment.cache[0]).exists()
+def _is_chosen(path: Path) -> bool:
+    return precision_note(path).exists()
 
 
 def _key(experiment: Experiment) -> str:

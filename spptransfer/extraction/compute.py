@@ -116,14 +116,11 @@ def place(backbone: Backbone, device: torch.device, runtime: str, precision: str
     >>> placed.trunk[0].weight.dtype, placed.head[1].weight.dtype
     (torch.float32, torch.bfloat16)
     """
-    in_torch, dtype = runtime == "torch", getattr(torch, precision)
+    dtype: torch.dtype = getattr(torch, precision)
     backbone = backbone.to(device=device)
-    if in_torch:
-        backbone = _rounded(backbone, backbone, dtype)
-    elif backbone.head is not None:
-        backbone = _rounded(backbone, backbone.head, dtype)
-    if not in_torch:
-        return backbone
+    if runtime != "torch":
+        return backbone if backbone.head is None else _rounded(backbone, backbone.head, dtype)
+    backbone = _rounded(backbone, backbone, dtype)
     backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return backbone.fused()
 

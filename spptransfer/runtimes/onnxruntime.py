@@ -82,9 +82,8 @@ class _ONNX(Operators):
     def normalized(self, normalization: Normalization) -> Value:
         # Bytes are turned around, since there is less of them than of numbers.
         maps = self._node("Transpose", self.PIXELS, perm=[0, 3, 1, 2])
+        maps = self._node("Cast", maps, to=TensorProto.FLOAT)
         for kind, values in (("Sub", normalization.shift), ("Div", normalization.span)):
-            if kind == "Sub":
-                maps = self._node("Cast", maps, to=TensorProto.FLOAT)
             maps = self._node(kind, maps, self._constant(np.reshape(values, (1, 3, 1, 1))))
         return maps
 
