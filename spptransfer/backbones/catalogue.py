@@ -7,6 +7,7 @@ them.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from spptransfer.backbones.info import BackboneInfo, LayerInfo, WeightsSource
 from spptransfer.errors import ConfigError, suggestion
@@ -17,11 +18,11 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 Maps = Iterable[tuple[str, int, int]]
 
 
-def _layers(maps: Maps, vectors: Iterable[str] = ()) -> tuple[LayerInfo, ...]:
-    """Layers from (name, channels, stride) of the maps and names of the 4096-long vectors."""
+def _layers(maps: Maps, vectors: Iterable[str] = (), length: int = 4096) -> tuple[LayerInfo, ...]:
+    """Layers from (name, channels, stride) of the maps and names of the vectors, all as long."""
     conv = [LayerInfo(name, "map", channels, stride) for name, channels, stride in maps]
     spp = LayerInfo("spp", "map", conv[-1].channels, conv[-1].stride)
-    return (*conv, spp, *(LayerInfo(name, "vector", 4096, None) for name in vectors))
+    return (*conv, spp, *(LayerInfo(name, "vector", length, None) for name in vectors))
 
 
 def _official(filename: str) -> WeightsSource:
@@ -176,9 +177,11 @@ _MOBILENET = (
 )
 
 
-def _paper(name: str, maps: Maps, vectors: tuple[str, str], min_side: int) -> list[BackboneInfo]:
+def _paper(
+    name: str, maps: Maps, vectors: tuple[str, str], min_side: int, length: int = 4096
+) -> list[BackboneInfo]:
     """Describe a network of the SPP-net paper (table 1), with its pyramid and without."""
-    layers = _layers(maps, vectors)
+    layers = _layers(maps, vectors, length)
     mean, std = (128 / 255,) * 3, (1 / 255,) * 3
     return [
         BackboneInfo(name + suffix, "paper", layers, {}, mean, std, min_side, levels)
@@ -218,26 +221,15 @@ _PAPER = (
 )
 
 
-def _small_paper(
-    name: str,
-    widths: tuple[int, ...],
-    length: int,
-    weights: dict[str, WeightsSource],
-    num_classes: int,
-) -> list[BackboneInfo]:
-    """Describe a ZF-5 for small images, from which its builder takes widths and lengths."""
-    mean, std = (128 / 255,) * 3, (1 / 255,) * 3
-    maps = zip(range(1, 6), widths, (2, 8, 8, 8, 8), strict=True)
-    conv = [LayerInfo(f"conv{i}", "map", width, stride) for i, width, stride in maps]
-    spp = LayerInfo("spp", "map", widths[-1], 8)
-    layers = (*conv, spp, *(LayerInfo(f"fc{i}", "vector", length, None) for i in (6, 7)))
-    return [
-        BackboneInfo(name, "paper", layers, weights, mean, std, 1, (6, 3, 2, 1), num_classes),
-        BackboneInfo(f"{name}-no-spp", "paper", layers, {}, mean, std, 1, (6,)),
-    ]
-
-
-_WIDTHS = (64, 128, 192, 256, 192)
+# ZF-5 for small images; its builder takes widths and lengths from here.
+_ZF5_64 = [
+    ("conv1", 64, 2),
+    ("conv2", 128, 8),
+    ("conv3", 192, 8),
+    ("conv4", 256, 8),
+    ("conv5", 192, 8),
+]
+_MINI, _MINI_NO_SPP = _paper("spp-mini", _ZF5_64, ("fc6", "fc7"), min_side=1, length=128)
 _EMBEDDED = WeightsSource(
     "spp_mini.safetensors",
     "d6011401d5f5f94e44cb220a2bfbf60d96fe937bfb82779c01157e99c1382f5c",
@@ -245,9 +237,10 @@ _EMBEDDED = WeightsSource(
     None,
 )
 _SMALL_PAPER = (
-    *_small_paper("zf5-64", _WIDTHS, length=512, weights={}, num_classes=1000),
+    *_paper("zf5-64", _ZF5_64, ("fc6", "fc7"), min_side=1, length=512),
     # Short enough to be shipped: the same network with shorter fully connected layers.
-    *_small_paper("spp-mini", _WIDTHS, 128, weights={"embedded": _EMBEDDED}, num_classes=200),
+    replace(_MINI, weights={"embedded": _EMBEDDED}, num_classes=200),
+    _MINI_NO_SPP,
 )
 
 BACKBONES = (*_ALEXNET, *_VGG, *_RESNET, *_SQUEEZENET, *_MOBILENET, *_PAPER, *_SMALL_PAPER)

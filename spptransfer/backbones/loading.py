@@ -105,8 +105,7 @@ class Backbone(nn.Module):
         >>> {layer: tuple(map.shape[1:]) for layer, map in maps.items()}
         {'fire4': (256, 8, 12), 'spp': (512, 4, 6)}
         """
-        found = _run(self.trunk, images, {layer: self._ends[layer][0] for layer in layers})
-        return {layer: found[layer] for layer in layers}
+        return _run(self.trunk, images, {layer: self._ends[layer][0] for layer in layers})
 
     def vectors_of(self, maps: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
         """Vector layers, all from one pass over the last map.
@@ -125,8 +124,7 @@ class Backbone(nn.Module):
         """
         if self.head is None or not layers:
             return {}
-        found = _run(self.head, maps, {layer: self._ends[layer][1] for layer in layers})
-        return {layer: found[layer] for layer in layers}
+        return _run(self.head, maps, {layer: self._ends[layer][1] for layer in layers})
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Compute the deepest layer: maps, or vectors of shape (N, D) if there is a head."""
@@ -151,7 +149,7 @@ def _run(
     for count, module in enumerate(islice(modules, max(ends.values())), start=1):
         values = module(values)
         kept |= {name: values for name, end in ends.items() if end == count}
-    return kept
+    return {name: kept[name] for name in ends}
 
 
 def network(

@@ -107,20 +107,16 @@ def _within_channel() -> nn.Module:
     return WithinChannelNorm(size=3, alpha=5e-5, beta=0.75)
 
 
-def _max_pool(kernel: int, stride: int, round_up: bool) -> nn.Module:
-    return nn.MaxPool2d(kernel, stride, ceil_mode=round_up)
-
-
 def _zf5(info: BackboneInfo) -> dict[str, nn.Module]:
     return {
         "conv1": nn.Conv2d(3, 96, 7, stride=2, padding=1),
         "relu1": nn.ReLU(inplace=True),
         "norm1": _within_channel(),
-        "pool1": _max_pool(3, 2, round_up=True),
+        "pool1": nn.MaxPool2d(3, 2, ceil_mode=True),
         "conv2": nn.Conv2d(96, 256, 5, stride=2),
         "relu2": nn.ReLU(inplace=True),
         "norm2": _within_channel(),
-        "pool2": _max_pool(3, 2, round_up=True),
+        "pool2": nn.MaxPool2d(3, 2, ceil_mode=True),
         **_three_by_three(3, (256, 384, 384, 256)),
     }
 
@@ -133,9 +129,9 @@ def _convnet_star_5(info: BackboneInfo) -> dict[str, nn.Module]:
         "conv2": nn.Conv2d(96, 256, 5, padding=2),
         "relu2": nn.ReLU(inplace=True),
         "norm2": _across_channels(),
-        "pool2": _max_pool(3, 2, round_up=True),
+        "pool2": nn.MaxPool2d(3, 2, ceil_mode=True),
         **_three_by_three(3, (256, 384)),
-        "pool3": _max_pool(3, 2, round_up=True),
+        "pool3": nn.MaxPool2d(3, 2, ceil_mode=True),
         **_three_by_three(4, (384, 384, 256)),
     }
 
@@ -144,11 +140,11 @@ def _overfeat(last: int) -> dict[str, nn.Module]:
     return {
         "conv1": nn.Conv2d(3, 96, 7, stride=2),
         "relu1": nn.ReLU(inplace=True),
-        "pool1": _max_pool(3, 3, round_up=False),
+        "pool1": nn.MaxPool2d(3),
         "norm1": _across_channels(),
         "conv2": nn.Conv2d(96, 256, 5, padding=2),
         "relu2": nn.ReLU(inplace=True),
-        "pool2": _max_pool(2, 2, round_up=False),
+        "pool2": nn.MaxPool2d(2),
         **_three_by_three(3, (256, *(512 for _ in range(3, last + 1)))),
     }
 
