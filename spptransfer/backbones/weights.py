@@ -108,21 +108,13 @@ def path_of(name: str, weights: str | os.PathLike[str], weights_dir: Path | None
     )
 
 
-def locate(
-    name: str,
-    weights: str | os.PathLike[str],
-    weights_dir: Path | None = None,
-    *,
-    download: bool = True,
-) -> Path:
+def locate(name: str, weights: str | os.PathLike[str], weights_dir: Path | None = None) -> Path:
     """Path of an existing weights file, fetched first if it is official and absent.
 
     Parameters
     ----------
     name, weights, weights_dir
         As in `path_of`.
-    download : bool, default=True
-        Whether an official file may be fetched.
 
     Returns
     -------
@@ -133,7 +125,7 @@ def locate(
     ConfigError
         If the weights have no file or are unknown.
     WeightsError
-        If the file is absent and not fetched. Says which file to put where.
+        If the file is absent and cannot be fetched. Says which file to put where.
     """
     if random_seed(weights) is not None:
         raise ConfigError(f"weights '{weights}' are drawn from a seed and have no file")
@@ -145,8 +137,6 @@ def locate(
         raise WeightsError(f"no weights file at '{path}'")
     if source.url is None:
         raise WeightsError(f"'{path}' is missing from the installed package; install it again")
-    if not download:
-        raise WeightsError(f"no weights yet for '{name}'; {_by_hand(source, path)}")
     fetch(source, path)
     return path
 
@@ -157,7 +147,6 @@ def identify(
     weights_dir: Path | None = None,
     *,
     memo_dir: Path | None = None,
-    download: bool = True,
 ) -> str:
     """Identity of weights by their content.
 
@@ -167,8 +156,6 @@ def identify(
         As in `path_of`; ``"random"`` and ``"random:SEED"`` too.
     memo_dir : Path, optional
         As in `sha256_of`.
-    download : bool, default=True
-        Whether an official file may be fetched.
 
     Returns
     -------
@@ -186,7 +173,7 @@ def identify(
         from spptransfer.backbones.loading import random_network
 
         return random_network(name, seed)[1]
-    path = locate(name, weights, weights_dir, download=download)
+    path = locate(name, weights, weights_dir)
     sha256 = sha256_of(path, memo_dir)
     source = describe(name).weights.get(os.fspath(weights))
     if source is not None and not sha256.startswith(source.sha256):
@@ -282,12 +269,9 @@ def fetch(source: WeightsSource, path: Path) -> None:
     except (OSError, HTTPException) as error:
         reason = str(getattr(error, "reason", error)) or type(error).__name__
         raise WeightsError(
-            f"cannot fetch {source.filename} ({reason}); {_by_hand(source, path)}"
+            f"cannot fetch {source.filename} ({reason}); "
+            f"put {source.url} at '{path}' or pass features.weights=PATH"
         ) from error
-
-
-def _by_hand(source: WeightsSource, path: Path) -> str:
-    return f"put {source.url} at '{path}' or pass features.weights=PATH"
 
 
 def _download(source: WeightsSource, part: Path) -> str:

@@ -166,15 +166,6 @@ def test_an_absent_local_file_is_one_clear_line(tmp_path):
     assert str(tmp_path / "absent.pth") in one_line(caught)
 
 
-def test_absent_official_weights_say_which_file_to_put_where(tmp_path):
-    with pytest.raises(WeightsError) as caught:
-        weights.locate("resnet18", "imagenet", tmp_path, download=False)
-    message = one_line(caught)
-    assert "https://download.pytorch.org/models/resnet18-f37072fd.pth" in message
-    assert f"'{tmp_path / 'resnet18-f37072fd.pth'}'" in message
-    assert "features.weights=PATH" in message
-
-
 def test_weights_shipped_in_the_package_lie_beside_the_code(catalogued):
     catalogued(toy(None))
     assert weights.path_of("toy", "official").parent == Path(weights.__file__).parent
@@ -289,13 +280,6 @@ def test_an_official_file_may_be_put_there_by_hand(catalogued, tmp_path):
     catalogued(toy("http://127.0.0.1:1/toy-weights.pth"))
     settled(tmp_path / "toy-weights.pth")
     assert weights.identify("toy", "official", tmp_path) == SHA256
-
-
-def test_identity_without_download_fetches_nothing(server, catalogued, tmp_path):
-    catalogued(toy(f"{server}/toy-weights.pth"))
-    with pytest.raises(WeightsError, match="no weights yet"):
-        weights.identify("toy", "official", tmp_path / "empty", download=False)
-    assert not (tmp_path / "empty").exists()
 
 
 def test_an_unchanged_file_is_read_once(tmp_path, monkeypatch):
