@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import random
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, groupby, islice
 from operator import itemgetter
@@ -17,7 +16,6 @@ import numpy.typing as npt
 
 from spptransfer import images
 from spptransfer.cache.checked import checked_runs, compare_rows
-from spptransfer.cache.files import behind_link
 from spptransfer.cache.ids import id_runs, sort_ids
 from spptransfer.cache.layout import row_runs
 from spptransfer.cache.outline import extents_of
@@ -29,10 +27,6 @@ from spptransfer.ids import Ids
 
 if TYPE_CHECKING:
     from spptransfer.datasets import Dataset
-    from spptransfer.extraction import Extraction
-
-# Other batches, threads or devices may round differently; a wrong image differs far more.
-TOLERANCE = {"float32": 1e-3, "float16": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -52,16 +46,7 @@ class Problem:
         return self.what if self.id is None else f"{self.id}: {self.what}"
 
 
-def verify(
-    path: Path,
-    dataset: Dataset | None = None,
-    load_backbone: Callable[[], Any] | None = None,
-    *,
-    sample: int = 10,
-    seed: int = 0,
-    device: str = "cpu",
-    runtime: str = "torch",
-) -> list[Problem]:
+def verify(path: Path, dataset: Dataset | None = None) -> list[Problem]:
     """Check a cache: structure, checksums, ids, finite numbers; with a dataset, its images too.
 
     Parameters
@@ -70,17 +55,6 @@ def verify(
         The cache.
     dataset : Dataset, optional
         What it was made from: the ids must be the same, and every image is hashed again.
-    load_backbone : callable, optional
-        Returns the `Backbone`; with it and a dataset, some rows are extracted again and
-        compared.
-    sample : int, default=10
-        Number of rows to extract again.
-    seed : int, default=0
-        Chooses them.
-    device : str, default="cpu"
-        A torch device.
-    runtime : {"torch", "openvino", "onnxruntime"}, default="torch"
-        Who computes the network's maps.
 
     Returns
     -------
@@ -92,79 +66,12 @@ def verify(
     CacheError
         If the file cannot be opened at all: it is missing, foreign, truncated, or its header is
         damaged.
-
-    Notes
-    -----
-    A row extracted again must agree to 1e-3 (float16: 1e-2) of its largest number: batches,
-    threads and devices round differently.
     """
     cache = FeatureCache(path)
     problems = [*_check_rows(cache), *_check_file(cache)]
     if dataset is not None:
         problems += _check_images(cache, dataset)
-        if load_backbone is not None and sample:
-            bad = {problem.id for problem in problems}
-            problems += _check_sample(
-                cache,
-                dataset,
-                bad,
-                load_backbone,
-                sample=sample,
-                seed=seed,
-                device=device,
-                runtime=runtime,
-            )
     return problems
-
-
-def repair(
-    path: Path,
-    problems: Sequence[Problem],
-    dataset: Dataset,
-    load_backbone: Callable[[], Any],
-    **options: Any,
-) -> Extraction:
-    """Extract anew the rows that `verify` complained of, and write the file anew around them.
-
-    Parameters
-    ----------
-    path : Path
-        The cache.
-    problems : sequence of Problem
-        What `verify` found.
-    dataset : Dataset
-        The images.
-    load_backbone : callable
-        Returns the `Backbone`.
-    **options
-        Further arguments of `spptransfer.extraction.extract`, but for `redo`.
-
-    Returns
-    -------
-    Extraction
-
-    Raises
-    ------
-    CacheError
-        If the file cannot be opened at all; it has to be deleted and made again then.
-    """
-    # Extraction stands above the cache; only these two checks look up to it.
-    from spptransfer.extraction import extract
-
-    wrong = {problem.id for problem in problems}
-    cache = _rescue(behind_link(path), wrong)
-    # By name, since what an interrupted run left may have the same rows.
-    names = sorted(filter(None, wrong))
-    found = Ids.of(dataset.ids).find(names) >= 0
-    return extract(
-        dataset,
-        cache.spec,
-        channels=cache.channels,
-        path=path,
-        load_backbone=load_backbone,
-        redo=[name for name, there in zip(names, found, strict=True) if there],
-        **options,
-    )
 
 
 def _check_rows(cache: FeatureCache) -> Iterator[Problem]:
@@ -241,53 +148,21 @@ def _compare_image(path: Path, digest: str) -> str:
     return "" if same else "the image has changed since"
 
 
-def _check_sample(
-    cache: FeatureCache,
-    dataset: Dataset,
-    bad: set[str | None],
-    load_backbone: Callable[[], Any],
-    *,
-    sample: int,
-    seed: int,
-    device: str,
-    runtime: str,
-) -> Iterator[Problem]:
-    """Extract some rows again, away from the cache, and compare."""
-    from spptransfer.extraction.compute import FeatureComputer
-    from spptransfer.extraction.parts import PartMaker, PartSettings
-    from spptransfer.extraction.plan import Part
-    from spptransfer.extraction.progress import Clock
+def rescue(path: Path, wrong: set[str | None]) -> FeatureCache:
+    """Turn the good rows of a damaged file into parts and remove the file.
 
-    good = np.flatnonzero(cache.column("status") == OK)
-    drawn = random.Random(seed).sample(range(len(good)), min(sample + len(bad), len(good)))
-    named = zip(cache.ids_at(good[drawn]), good[drawn], strict=True)
-    chosen = sorted([(id, row) for id, row in named if id not in bad][:sample])
-    ids = [id for id, _ in chosen]
-    computer = FeatureComputer(load_backbone(), cache.spec, device, runtime=runtime, threads=1)
-    settings = PartSettings(cache.path.parent, cache.spec, cache.channels, cache.dataset)
-    with PartMaker(settings, computer, Clock(), workers=1) as maker:
-        part = Part(0, tuple(ids), tuple(dataset.path(id) for id in ids))
-        rows, features = maker.compute(part)
-    for i, (id, row) in enumerate(chosen):
-        if rows.status[i] != OK:
-            yield Problem(id, f"extracted again, it fails: {rows.error[i]}")
-            continue
-        distance = max(
-            _distance(cache.read(block, slice(row, row + 1)), features[block][i])
-            for block in cache.blocks
-        )
-        if distance > TOLERANCE[cache.spec.storage]:
-            yield Problem(id, f"extracted again, it differs by {distance:.2g} of its maximum")
+    Parameters
+    ----------
+    path : Path
+        The cache.
+    wrong : set of str or None
+        Ids of rows that are not to be kept, as `Problem` has them.
 
-
-def _distance(stored: npt.NDArray[Any], again: npt.NDArray[Any]) -> float:
-    """Largest difference, as a share of the largest number."""
-    difference = np.abs(stored.astype(np.float64) - again).max()
-    return float(difference / max(np.abs(stored).max(), 1e-12))
-
-
-def _rescue(path: Path, wrong: set[str | None]) -> FeatureCache:
-    """Turn the good rows of a damaged file into parts and remove the file."""
+    Returns
+    -------
+    FeatureCache
+        The file as it was, which has no name any more.
+    """
     with held(path) as folder:
         cache = FeatureCache(path)
         for number, (rows, features, right) in enumerate(_read_all(cache)):

@@ -105,7 +105,6 @@ def verify(
     With --pipeline also its images: all are hashed again, some are extracted again.
     """
     from spptransfer.cache import FeatureCache
-    from spptransfer.cache.verify import repair as repair_cache
     from spptransfer.cache.verify import verify as find_problems
     from spptransfer.experiment import Machine
 
@@ -120,9 +119,13 @@ def verify(
     if made_for is None:
         problems = find_problems(cache)
     else:
+        from spptransfer.extraction.repair import compare_sample
+        from spptransfer.extraction.repair import repair as repair_cache
+
         FeatureCache.open(cache, made_for.wanted)
         images = (made_for.dataset, made_for.load_backbone)
-        problems = find_problems(cache, *images, sample=sample, **computing)
+        problems = find_problems(cache, made_for.dataset)
+        problems += compare_sample(cache, problems, *images, sample=sample, **computing)
     _tell_problems(problems, cache, output)
     remaining = problems
     if repair and problems and made_for is not None:

@@ -17,7 +17,7 @@ from spptransfer.cache.inventory import prune
 from spptransfer.cache.lock import STALE_SECONDS
 from spptransfer.cache.merge import merge
 from spptransfer.cache.unfinished import draft_files, parts_folder, write_part
-from spptransfer.cache.verify import _rescue, verify
+from spptransfer.cache.verify import rescue, verify
 from spptransfer.errors import CacheError
 
 
@@ -245,9 +245,9 @@ def test_what_is_rescued_is_the_file_that_is_there_when_its_turn_comes(tmp_path)
     path = tmp_path / "a.h5"
     make_cache(path, 4, SPEC, labels=None)
     with workspace(path), pytest.raises(CacheError, match="is being written by"):
-        _rescue(path, {IDS[0]})
+        rescue(path, {IDS[0]})
     make_cache(path, 12, SPEC, labels=None)
-    _rescue(path, {IDS[0]})
+    rescue(path, {IDS[0]})
     assert not path.exists()
     assert go_on(path) == list(range(1, 12))
 
