@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import importlib.util
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,7 @@ def export(
     CacheError
         If an id, level or scale is not there, or the file cannot be written.
     """
-    writers: dict[str, Callable[..., None]] = dict(
-        zip(FORMATS, (_write_npz, _write_csv, _write_parquet), strict=True)
-    )
-    if path.suffix not in writers:
+    if path.suffix not in FORMATS:
         raise ConfigError(f"export: '{path.name}' must end in one of {', '.join(FORMATS)}")
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ConfigError("export to .parquet needs pyarrow: pip install pyarrow")
@@ -72,8 +69,10 @@ def export(
     view = cache.view(chosen, levels=levels, scales=scales, combine=combine)
     names = column_names(cache.columns(levels, scales, combine))
     labels = None if cache.targets is None else cache.labels(chosen)
+    features = _Features(view, chosen, names, labels, cache.classes)
+    write = {".npz": _write_npz, ".csv": _write_csv, ".parquet": _write_parquet}[path.suffix]
     with appearing(path, view.nbytes if path.suffix == ".npz" else 0) as temporary:
-        writers[path.suffix](temporary, view, chosen, names, labels, cache.classes)
+        write(temporary, features)
     return len(chosen)
 
 
@@ -93,34 +92,36 @@ def column_names(columns: Iterable[Column]) -> list[str]:
     return names
 
 
-def _label_columns(
-    labels: npt.NDArray[Any] | None, classes: Sequence[str]
-) -> list[tuple[str, npt.NDArray[Any]]]:
-    """One column with the class, or one per class for several labels per image."""
-    if labels is None:
-        return []
-    if labels.ndim == 1:
-        return [("label", labels)]
-    return [(f"label_{name}", labels[:, i]) for i, name in enumerate(classes)]
+@dataclass(frozen=True)
+class _Features:
+    """What is written: features by id, the names of their columns, and labels if there are any."""
+
+    view: FeatureView
+    ids: list[str]
+    names: list[str]
+    labels: npt.NDArray[Any] | None
+    classes: Sequence[str]
+
+    def label_columns(self) -> list[tuple[str, npt.NDArray[Any]]]:
+        """One column with the class, or one per class for several labels per image."""
+        if self.labels is None:
+            return []
+        if self.labels.ndim == 1:
+            return [("label", self.labels)]
+        return [(f"label_{name}", self.labels[:, i]) for i, name in enumerate(self.classes)]
+
+    def blocks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """Some rows at a time, and the number of the first."""
+        for start in range(0, len(self.view), _ROWS):
+            yield start, self.view[start : start + _ROWS]
 
 
-def _blocks(view: FeatureView) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    for start in range(0, len(view), _ROWS):
-        yield start, view[start : start + _ROWS]
-
-
-def _write_npz(
-    path: Path,
-    view: FeatureView,
-    ids: list[str],
-    names: list[str],
-    labels: npt.NDArray[Any] | None,
-    classes: Sequence[str],
-) -> None:
+def _write_npz(path: Path, features: _Features) -> None:
     """Write what `numpy.load` reads, a few rows at a time."""
-    arrays = {"ids": np.array(ids), "columns": np.array(names)}
-    if labels is not None:
-        arrays |= {"labels": labels, "classes": np.array(classes)}
+    view = features.view
+    arrays = {"ids": np.array(features.ids), "columns": np.array(features.names)}
+    if features.labels is not None:
+        arrays |= {"labels": features.labels, "classes": np.array(features.classes)}
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
@@ -128,48 +129,37 @@ def _write_npz(
         with archive.open("features.npy", "w", force_zip64=True) as file:
             layout = {"descr": view.dtype.str, "fortran_order": False, "shape": view.shape}
             np.lib.format.write_array_header_2_0(file, layout)
-            for _, rows in _blocks(view):
+            for _, rows in features.blocks():
                 file.write(np.ascontiguousarray(rows).data)
 
 
-def _write_csv(
-    path: Path,
-    view: FeatureView,
-    ids: list[str],
-    names: list[str],
-    labels: npt.NDArray[Any] | None,
-    classes: Sequence[str],
-) -> None:
-    extra = _label_columns(labels, classes)
+def _write_csv(path: Path, features: _Features) -> None:
+    extra = features.label_columns()
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", *(name for name, _ in extra), *names])
-        for start, rows in _blocks(view):
+        writer.writerow(["id", *(name for name, _ in extra), *features.names])
+        for start, rows in features.blocks():
             for i, row in enumerate(rows, start):
                 # Through str, which writes each float32 with the fewest digits that restore it.
-                writer.writerow([ids[i], *(column[i] for _, column in extra), *map(str, row)])
+                writer.writerow(
+                    [features.ids[i], *(column[i] for _, column in extra), *map(str, row)]
+                )
 
 
-def _write_parquet(
-    path: Path,
-    view: FeatureView,
-    ids: list[str],
-    names: list[str],
-    labels: npt.NDArray[Any] | None,
-    classes: Sequence[str],
-) -> None:
-    pa = importlib.import_module("pyarrow")
-    parquet = importlib.import_module("pyarrow.parquet")
+def _write_parquet(path: Path, features: _Features) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
 
-    extra = [(_escaped(name), column) for name, column in _label_columns(labels, classes)]
+    extra = [(_escaped(name), column) for name, column in features.label_columns()]
     writer = None
     try:
-        for start, rows in _blocks(view):
+        for start, rows in features.blocks():
             stop = start + len(rows)
-            columns = {"id": pa.array(_in_utf8(ids[start:stop]))}
+            columns = {"id": pa.array(_in_utf8(features.ids[start:stop]))}
             columns |= {name: pa.array(_in_utf8(column[start:stop])) for name, column in extra}
             columns |= {
-                name: pa.array(np.ascontiguousarray(rows[:, i])) for i, name in enumerate(names)
+                name: pa.array(np.ascontiguousarray(rows[:, i]))
+                for i, name in enumerate(features.names)
             }
             table = pa.table(columns)
             writer = writer or parquet.ParquetWriter(path, table.schema)
