@@ -81,11 +81,8 @@ def scratch_file(folder: Path) -> Iterator[IO[bytes]]:
     CacheError
         If the disk is full or the folder cannot be written to.
     """
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            yield file
-    except OSError as error:
-        raise CacheError(_explain(error, folder)) from error
+    with explained(folder), tempfile.TemporaryFile(dir=folder) as file:
+        yield file
 
 
 def remove_leftovers(folder: Path, pattern: str = "*") -> None:
@@ -132,10 +129,8 @@ def behind_link(path: Path) -> Path:
 
 def make_folder(folder: Path) -> None:
     """Create a folder and its parents, with a one-line error where that is not possible."""
-    try:
+    with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CacheError(_explain(error, folder)) from error
 
 
 def human_bytes(count: int) -> str:
@@ -164,7 +159,7 @@ def check_space(path: Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def _explain(error: BaseException, path: Path, needed: int = 0) -> str:
+def _explain(error: BaseException, path: Path, needed: int) -> str:
     if _is_full(error):
         size = f" ({human_bytes(needed)} are needed)" if needed else ""
         return (

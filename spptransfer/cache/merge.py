@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from spptransfer.cache.checked import read_checked
+from spptransfer.cache.checked import checked_runs, read_checked
 from spptransfer.cache.files import behind_link, explained
 from spptransfer.cache.ids import id_runs, sort_ids
-from spptransfer.cache.layout import row_runs
 from spptransfer.cache.outline import Labels
 from spptransfer.cache.reading import FeatureCache
-from spptransfer.cache.rows import OK, TABLE_BYTES, Chunk
+from spptransfer.cache.rows import OK, Chunk
 from spptransfer.cache.unfinished import held
 from spptransfer.cache.writing import write_cache
 from spptransfer.errors import CacheError, SpecMismatchError
@@ -119,8 +118,7 @@ def _copy(
     caches: Sequence[FeatureCache], chosen: Sequence[npt.NDArray[np.bool_]]
 ) -> Iterator[Chunk]:
     for cache, taken in zip(caches, chosen, strict=True):
-        width = 4 * sum(block.width for block in cache.blocks)
-        for run in row_runs(cache.count, width + TABLE_BYTES):
+        for run in checked_runs(cache, cache.count):
             if taken[run].any():
                 yield read_checked(cache, run.start + np.flatnonzero(taken[run]))
 

@@ -161,15 +161,13 @@ def is_draft(path: Path) -> bool:
 
 def move_draft(path: Path) -> Path:
     """Give a draft another name, under which its rows are still found."""
-    for number in count(1):
-        other = path.with_name(f"{path.stem}-{number}.h5")
-        if not other.exists():
-            # A note too many does no harm, one too few would cost all rows.
-            _put_note(note_file(other), note_file(path).read_bytes())
-            path.rename(other)
-            note_file(path).unlink()
-            return other
-    raise AssertionError("unreachable")
+    names = (path.with_name(f"{path.stem}-{number}.h5") for number in count(1))
+    other = next(name for name in names if not name.exists())
+    # A note too many does no harm, one too few would cost all rows.
+    _put_note(note_file(other), note_file(path).read_bytes())
+    path.rename(other)
+    note_file(path).unlink()
+    return other
 
 
 def remove_remains(path: Path) -> None:

@@ -387,11 +387,12 @@ class Workspace:
         row_bytes = width * np.dtype(self.spec.storage).itemsize
         for run in row_runs(len(self._ids), row_bytes + TABLE_BYTES):
             places = [p for p in self._whereabouts(run) if p[1].path != self._draft_path]
+            pairs: Iterable[tuple[npt.NDArray[np.intp], Chunk]]
             if all(here[-1] - here[0] < len(here) for here, _, _ in places):
                 # Side by side, as parts mostly are: nothing to put together.
                 pairs = ((here, read_checked(cache, at)) for here, cache, at in places)
             else:
-                pairs = (together for together in [read_together(places)])
+                pairs = [read_together(places)]
             for here, chunk in pairs:
                 positions = run.start + here
                 if chunk.rows.ids != list(self._ids.take(positions)):
