@@ -4,29 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-_SHOWN = 8
 
-
-def listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str], shown: int = 8) -> str:
     """List the first of some names, and count the others.
 
     Parameters
     ----------
     names : sequence of str
         In the order to show.
+    shown : int, default=8
+        How many are named at the most.
 
     Returns
     -------
     str
-        Up to eight of them.
 
     Examples
     --------
     >>> listed([str(number) for number in range(10)])
     '0, 1, 2, 3, 4, 5, 6, 7 and 2 more'
     """
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def counted(numbers: Mapping[str, int]) -> str:

@@ -18,6 +18,7 @@ from spptransfer.backbones.base import Network, cut
 from spptransfer.backbones.info import BackboneInfo, LayerInfo
 from spptransfer.errors import WeightsError
 from spptransfer.pyramid import check_levels
+from spptransfer.wording import listed
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -153,17 +154,11 @@ def _problems(network: Network, tensors: Tensors, layer: LayerInfo) -> list[str]
         if key in tensors and tensors[key].shape != shape
     ]
     found = (("missing", missing), ("unexpected", unexpected), ("other shapes", reshaped))
-    return [f"{what}: {_shortened(items)}" for what, items in found if items]
+    return [f"{what}: {listed(items, 3)}" for what, items in found if items]
 
 
 def _shape(shape: Iterable[int]) -> str:
     return "x".join(str(side) for side in shape) or "a scalar"
-
-
-def _shortened(items: list[str], limit: int = 3) -> str:
-    """Join the first few items and count the rest."""
-    rest = len(items) - limit
-    return ", ".join(items[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def digest(network: nn.Module) -> str:

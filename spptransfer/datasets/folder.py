@@ -14,6 +14,7 @@ from spptransfer.datasets.base import UNLABELLED, Dataset
 from spptransfer.datasets.left_out import LeftOut
 from spptransfer.errors import DatasetError
 from spptransfer.ids import Ids
+from spptransfer.wording import plural
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def read_folder(root: str | os.PathLike[str], *, name: str = "folder") -> Datase
         return Dataset(name, root, ids, (), targets)
     if not in_class.all():
         stray = len(ids) - np.count_nonzero(in_class)
-        images = "1 image that lies" if stray == 1 else f"{stray:,} images that lie"
+        images = plural(int(stray), "image that lies", "images that lie")
         logger.warning("%s: skipped %s in no class folder", root, images)
         ids = ids.take(np.flatnonzero(in_class))
     classes, targets = _classes_of(ids)

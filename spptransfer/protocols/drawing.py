@@ -13,7 +13,7 @@ from spptransfer.datasets.caltech101 import BACKGROUND
 from spptransfer.errors import ConfigError, DatasetError
 from spptransfer.protocols.protocol import Settings
 from spptransfer.protocols.splits import Split, ranked, strata, stratified_folds
-from spptransfer.wording import counted
+from spptransfer.wording import counted, plural
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def _tell_unused(dataset: Dataset, taken: Collection[str]) -> None:
             unused[positions] = False
     if unused.any():
         named["no split given"] = int(unused.sum())
-    rows = "1 row is" if number == 1 else f"{number:,} rows are"
+    rows = plural(number, "row is", "rows are")
     message = f"{rows} in no split that is used ({', '.join(taken)}): {counted(named)}"
     told = _told.setdefault(dataset, set())
     if number and message not in told:
