@@ -288,15 +288,13 @@ class TextById(Mapping[str, str]):
             raise KeyError(id)
         return self._texts[position]
 
-    def texts_of(self, ids: Sequence[str], default: str = "") -> list[str]:
-        """Texts of many ids at once.
+    def texts_of(self, ids: Sequence[str]) -> list[str]:
+        """Texts of many ids at once, empty for those that have none.
 
         Parameters
         ----------
         ids : sequence of str
             In any order.
-        default : str, default=""
-            What stands for an id that has no text.
 
         Examples
         --------
@@ -304,7 +302,7 @@ class TextById(Mapping[str, str]):
         ['', 'it is empty']
         """
         found = self._ids.find(ids).tolist()
-        return [self._texts[position] if position >= 0 else default for position in found]
+        return [self._texts[position] if position >= 0 else "" for position in found]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._ids)

@@ -130,7 +130,7 @@ class TransferModel:
         coef, intercept = np.asarray(svm.coef_, np.float32), np.asarray(svm.intercept_, np.float32)
         if len(svm.classes_) == 2 and len(coef) == 1:  # two classes share one hyperplane
             coef, intercept = np.concatenate([-coef, coef]), np.concatenate([-intercept, intercept])
-        C = np.asarray(getattr(svm, "C_", None) if hasattr(svm, "C_") else svm.C, dtype=float)
+        C = np.asarray(svm.C_ if hasattr(svm, "C_") else svm.C, dtype=float)
         return cls(
             spec=features.spec_,
             weights=os.fspath(features.weights),

@@ -171,6 +171,6 @@ def test_texts_by_id_are_a_mapping():
     assert texts.get("c") is None
     with pytest.raises(KeyError, match="'c'"):
         texts["c"]
-    assert texts.texts_of(["a", "c", "b"], default="?") == ["", "?", "two"]
+    assert texts.texts_of(["a", "c", "b"]) == ["", "", "two"]
     assert pickle.loads(pickle.dumps(texts)) == expected
     assert not TextById([])

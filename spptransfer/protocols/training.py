@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 Folds = Sequence[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]
 
-_SOLVERS = ("spptransfer", "scikit-learn")
 # Float64 products with a few columns, against float32 products of large matrices.
 CERTIFICATE = 3.0
 # Float64 products of large matrices, against the same.
