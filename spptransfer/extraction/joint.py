@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 
@@ -79,21 +78,21 @@ class JointPlan:
     def __init__(self, plans: Sequence[Plan]) -> None:
         self.plans = tuple(plans)
         self.todo = np.logical_or.reduce([plan.todo for plan in plans])
-        self._union = copy.copy(plans[0])
-        self._union.todo = self.todo
 
     def count_parts(self, part_rows: int) -> int:
         """Number of parts that have something to do."""
-        return self._union.count_parts(part_rows)
+        starts = np.arange(0, len(self.todo), part_rows)
+        return int(np.logical_or.reduceat(self.todo, starts).sum())
 
     def parts(self, part_rows: int) -> Iterator[Part]:
-        """Cut the dataset into parts, each with what every cache lacks of it.
+        """Cut the dataset, not the work left, into parts, each with what every cache lacks of it.
 
-        Where the caches lack the same images, as after a kill, each gets the parts that it
+        A resumed run then meets the same parts, hence the same batches, as an uninterrupted one.
+        And where the caches lack the same images, as after a kill, each gets the parts that it
         would get on its own.
         """
-        for part in self._union.parts(part_rows):
-            start = part.number * part_rows
+        for number, start in enumerate(range(0, len(self.todo), part_rows)):
             chosen = start + np.flatnonzero(self.todo[start : start + part_rows])
-            lack = tuple(plan.todo[chosen] for plan in self.plans)
-            yield dataclasses.replace(part, lack=lack)
+            if len(chosen):
+                lack = tuple(plan.todo[chosen] for plan in self.plans)
+                yield self.plans[0].part(number, chosen, lack)

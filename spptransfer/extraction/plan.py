@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,21 +107,12 @@ class Plan:
             spec = self._workspace.spec
             return probe(path, spec.scales, check_view(spec.view)).error == error
 
-    def count_parts(self, part_rows: int) -> int:
-        """Number of parts that have something to do."""
-        starts = np.arange(0, len(self.todo), part_rows)
-        return int(np.logical_or.reduceat(self.todo, starts).sum())
-
-    def parts(self, part_rows: int) -> Iterator[Part]:
-        """Cut the dataset, not the work left, into parts.
-
-        A resumed run then meets the same parts, hence the same batches, as an uninterrupted one.
-        """
-        for number, start in enumerate(range(0, len(self._ids), part_rows)):
-            chosen = start + np.flatnonzero(self.todo[start : start + part_rows])
-            if len(chosen):
-                paths = tuple(self._dataset.iter_paths(chosen))
-                yield Part(number, tuple(self._ids.take(chosen)), paths, positions=chosen)
+    def part(
+        self, number: int, positions: npt.NDArray[np.intp], lack: tuple[npt.NDArray[np.bool_], ...]
+    ) -> Part:
+        """Some images of the dataset, by position, as a part; `lack` as in `Part`."""
+        paths = tuple(self._dataset.iter_paths(positions))
+        return Part(number, tuple(self._ids.take(positions)), paths, lack, positions)
 
     def failures(self) -> TextById:
         """Reason for every image without features, once the workspace has a row for each."""

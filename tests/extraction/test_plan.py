@@ -17,6 +17,7 @@ from spptransfer.cache.unfinished import write_part
 from spptransfer.cache.workspace import Workspace
 from spptransfer.datasets import Dataset
 from spptransfer.errors import DatasetError
+from spptransfer.extraction.joint import JointPlan
 from spptransfer.extraction.plan import Plan
 from spptransfer.ids import Ids
 
@@ -96,7 +97,7 @@ def test_parts_are_cut_from_the_dataset_whatever_is_left_to_do(tmp_path, dataset
     ids = list(dataset.ids)
     with workspace(tmp_path / "a.h5", dataset) as space:
         know(space, dataset, ids[2:7])
-        plan = Plan(dataset, space)
+        plan = JointPlan([Plan(dataset, space)])
         parts = list(plan.parts(4))
         assert plan.count_parts(4) == len(parts) == 3
     assert [(part.number, part.ids) for part in parts] == [
@@ -114,8 +115,9 @@ def test_as_many_parts_are_counted_as_there_are(todo, part_rows):
     ids = Ids(f"{number}" for number in range(len(todo)))
     plan._dataset = Dataset("made up", Path("/i"), ids, (), np.full(len(todo), -1, np.int32))
     plan._ids, plan.todo = ids, np.array(todo)
-    parts = list(plan.parts(part_rows))
-    assert plan.count_parts(part_rows) == len(parts)
+    joint = JointPlan([plan])
+    parts = list(joint.parts(part_rows))
+    assert joint.count_parts(part_rows) == len(parts)
     assert [int(id) for part in parts for id in part.ids] == np.flatnonzero(todo).tolist()
 
 
@@ -135,7 +137,7 @@ def test_a_plan_takes_two_numbers_and_a_flag_per_image(tmp_path):
     tracemalloc.start()
     try:
         with workspace(tmp_path / "a.h5", dataset) as space:
-            plan = Plan(dataset, space)
+            plan = JointPlan([Plan(dataset, space)])
             for _ in zip(plan.parts(128), range(3), strict=False):
                 pass
             held, peak = tracemalloc.get_traced_memory()
