@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +12,7 @@ from typer.core import TyperGroup
 from spptransfer._version import __version__
 from spptransfer.cli import caches, catalogues, evaluation, pipelines, pretraining, scoring
 from spptransfer.cli.output import Output, on_one_line, warnings_shown
+from spptransfer.cli.signals import terminable
 from spptransfer.cli.streams import checked_streams
 from spptransfer.errors import ConfigError, OutputError, SPPTransferError, suggestion
 
@@ -100,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     """Do what the arguments ask for, or tell on one line why not."""
     try:
-        with warnings_shown(), _terminable():
+        with warnings_shown(), terminable():
             status = _invoke(arguments)
             sys.stdout.flush()
         return status
@@ -122,23 +120,6 @@ def _invoke(arguments: list[str]) -> int:
             return int(command.invoke(context) or DONE)
     except typer.Exit as end:
         return int(end.exit_code)
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does: with what is finished kept, and our status."""
-
-    def interrupt(signum: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _status_of(error: SPPTransferError) -> int:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,6 +26,7 @@ from spptransfer.cli.options import (
     WeightsDir,
 )
 from spptransfer.cli.output import Output, counts, effort, printable, short_path, tell_failures
+from spptransfer.cli.signals import stopping
 from spptransfer.wording import plural
 
 if TYPE_CHECKING:
@@ -200,28 +198,6 @@ def _prepare(path: Path, pipeline: Pipeline, machine: Machine, output: Output) -
         f"scales {list(section.scales)}, view {spec.view}"
     )
     return experiment
-
-
-@contextlib.contextmanager
-def stopping(machine: Machine) -> Iterator[None]:
-    """Let the first Ctrl-C or SIGTERM finish the parts in work, the second one stop at once."""
-
-    def ask(signum: int, frame: Any) -> None:
-        if not machine.stop.extracting or machine.stop.is_set():
-            raise KeyboardInterrupt
-        machine.stop.set()
-        print(
-            "\nspptransfer: finishing the parts in work; once more to stop at once",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _tell_run(result: RunResult, output: Output) -> int:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import sys
-import threading
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,11 +22,10 @@ from spptransfer.cli.options import (
     WeightsDir,
 )
 from spptransfer.cli.output import Output, short_path
+from spptransfer.cli.signals import stopping_training
 
 if TYPE_CHECKING:
     from spptransfer.pretraining.run import Outcome
-
-_ONE_SIGNAL_SECONDS = 2
 
 
 def register(app: typer.Typer) -> None:
@@ -84,7 +80,7 @@ def pretrain(
         progress=_bar(output.quiet),
         tell=output.say,
     )
-    with _stopping(machine.stop), contextlib.nullcontext() if leads else _silent():
+    with stopping_training(machine.stop), contextlib.nullcontext() if leads else _silent():
         outcome = run(settings, machine)
     if not outcome.finished:
         raise KeyboardInterrupt
@@ -112,27 +108,6 @@ def _silent() -> Iterator[None]:
         yield
     finally:
         library.setLevel(level)
-
-
-@contextlib.contextmanager
-def _stopping(stop: threading.Event) -> Iterator[None]:
-    """Let the first Ctrl-C or SIGTERM finish the step in work, a later one stop at once."""
-    asked = 0.0
-
-    def ask(signum: int, frame: Any) -> None:
-        nonlocal asked
-        # Torch's launcher passes on the signal that the terminal has sent to its processes too.
-        if stop.is_set() and time.monotonic() > asked + _ONE_SIGNAL_SECONDS:
-            raise KeyboardInterrupt
-        asked = asked or time.monotonic()
-        stop.set()
-
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _tell(outcome: Outcome, output: Output) -> int:

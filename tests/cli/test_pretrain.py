@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import threading
 from pathlib import Path
 
 import pytest
 import yaml
 from pretraining_cases import values
-
-from spptransfer.cli import pretraining
 
 
 @pytest.fixture
@@ -72,17 +67,6 @@ def test_a_device_that_is_not_there_is_one_line(cli, small):
     outcome = cli("pretrain", small, "--device", "cuda:99")
     assert outcome.status == 2
     assert "--device cuda:99" in outcome.complaint
-
-
-def test_one_signal_that_comes_twice_is_one_and_a_later_one_stops_at_once(monkeypatch):
-    stop = threading.Event()
-    with pretraining._stopping(stop):
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.is_set()
-        monkeypatch.setattr(pretraining, "_ONE_SIGNAL_SECONDS", 0)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_of_several_processes_only_the_first_speaks(cli, small, monkeypatch):

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from small_projects import draw_folder, write_pipeline
 
 from spptransfer.cache import FeatureCache
 from spptransfer.cache.unfinished import is_begun
+from spptransfer.cli import signals
 
 pytestmark = pytest.mark.slow
 
@@ -140,3 +142,14 @@ def test_an_interrupted_prediction_exits_130(work, model, number):
     _, err = finish(process)
     assert process.returncode == 130, err
     assert err == "spptransfer: interrupted; everything finished so far is kept\n"
+
+
+def test_one_signal_that_comes_twice_is_one_and_a_later_one_stops_at_once(monkeypatch):
+    stop = threading.Event()
+    with signals.stopping_training(stop):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.is_set()
+        monkeypatch.setattr(signals, "_ONE_SIGNAL_SECONDS", 0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
