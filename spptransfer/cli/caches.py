@@ -18,6 +18,7 @@ from spptransfer.cli.options import (
     Quiet,
     Runtime,
     WeightsDir,
+    numbers,
 )
 from spptransfer.cli.output import Output, printable, short_path, table
 from spptransfer.errors import CacheError, ConfigError
@@ -174,8 +175,8 @@ def export(
         opened,
         file,
         None if ids is None else _read_ids(ids),
-        levels=_numbers("levels", levels),
-        scales=_numbers("scales", scales),
+        levels=numbers("levels", levels, "6,3,1"),
+        scales=numbers("scales", scales, "6,3,1"),
         combine=combine,  # type: ignore[arg-type]
     )
     output.say(f"{plural(count, 'row')}: {short_path(file)}")
@@ -345,12 +346,3 @@ def _read_ids(path: Path) -> list[str]:
     except OSError as error:
         raise CacheError(f"cannot read the ids in '{path}': {error.strerror}") from error
     return [line for line in text.split("\n") if line]
-
-
-def _numbers(name: str, text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(number) for number in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"--{name}: '{text}' must be numbers, as 6,3,1") from None

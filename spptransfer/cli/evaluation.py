@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spptransfer.cli.options import Device, Json, Quiet, Runtime, Threads, WeightsDir
-from spptransfer.cli.output import Output, printable, table
-from spptransfer.errors import ConfigError
+from spptransfer.cli.options import Device, Json, Quiet, Runtime, Threads, WeightsDir, numbers
+from spptransfer.cli.output import Output, table, tell_failures
 from spptransfer.wording import plural
 
 if TYPE_CHECKING:
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from spptransfer.pretraining.evaluation_data import LabelledFiles
     from spptransfer.pretraining.views import Scheme
 
-_SHOWN_FAILURES = 20
 _VIEWS = "center_crop,full,10-crops,10-maps"
 _HEADER = ["views", "per image", "top-1 error %", "top-5 error %", "images", "seconds"]
 
@@ -105,11 +103,11 @@ def evaluate_backbone(
     from spptransfer.pretraining.evaluation_data import LabelledFiles
 
     output = Output(quiet, json)
-    pyramid = _numbers("levels", levels)
+    pyramid = numbers("levels", levels, "6,3,2,1")
     networks = [
         load_classifier(name, file, levels=pyramid, weights_dir=weights_dir) for file in weights
     ]
-    schemes = _schemes(views, networks[0], size, resize, _numbers("scales", scales))
+    schemes = _schemes(views, networks[0], size, resize, numbers("scales", scales, "6,3,2,1"))
     files = LabelledFiles.open(data, split)
     output.say(
         f"{name}: {plural(len(files), 'image')} of "
@@ -152,15 +150,6 @@ def _schemes(
     return [make_scheme(name, size=size, resize=resize, scales=scales) for name in names]
 
 
-def _numbers(option: str, text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(number) for number in text.split(","))
-    except ValueError:
-        raise ConfigError(f"--{option}: '{text}' must be numbers, as 6,3,2,1") from None
-
-
 def _bar(images: int, quiet: bool) -> Any:
     from tqdm import tqdm
 
@@ -181,10 +170,7 @@ def _row(errors: SchemeErrors) -> list[Any]:
 
 def _finish(found: Evaluation, files: LabelledFiles, weights: list[str], output: Output) -> int:
     failures = {files.names[position]: reason for position, reason in found.failures.items()}
-    for image, reason in list(failures.items())[:_SHOWN_FAILURES]:
-        output.complain(f"  failed: {printable(image)}: {printable(reason)}")
-    if len(failures) > _SHOWN_FAILURES:
-        output.complain(f"  ... and {len(failures) - _SHOWN_FAILURES:,} more")
+    tell_failures(failures, output, shown=20, hint="")
     last = found.errors[-1]
     metric = f"top-1 accuracy, {last.scheme.name}"
     output.finish(

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands share, and how such values are read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from spptransfer.errors import ConfigError
 
 PipelineFile = Annotated[
     Path, typer.Argument(metavar="PIPELINE.yaml", help="Pipeline file.", show_default=False)
@@ -47,3 +49,13 @@ Json = Annotated[bool, typer.Option("--json", help="End with one line of JSON.")
 
 CACHE_DIR = Path("cache")
 RUNS_DIR = Path("runs")
+
+
+def numbers(option: str, text: str | None, example: str) -> tuple[int, ...] | None:
+    """Read an option that holds whole numbers between commas; None where it is not given."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--{option}: '{text}' must be numbers, as {example}") from None

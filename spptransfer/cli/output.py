@@ -17,7 +17,6 @@ from spptransfer.wording import plural
 if TYPE_CHECKING:
     from spptransfer.extraction import Extraction
 
-_SHOWN_FAILURES = 10
 _KEYS = ("status", "headline", "metrics", "rows", "run", "cache", "report", "model")
 
 
@@ -152,13 +151,17 @@ def effort(extraction: Extraction) -> str:
     )
 
 
-def tell_failures(failures: Mapping[str, str], output: Output) -> None:
+def tell_failures(
+    failures: Mapping[str, str],
+    output: Output,
+    shown: int = 10,
+    hint: str = "; `spptransfer cache info` lists all",
+) -> None:
     """List the first images that failed, and count the others."""
-    for id, error in islice(failures.items(), _SHOWN_FAILURES):
+    for id, error in islice(failures.items(), shown):
         output.complain(f"  failed: {printable(id)}: {printable(error)}")
-    if len(failures) > _SHOWN_FAILURES:
-        more = len(failures) - _SHOWN_FAILURES
-        output.complain(f"  ... and {more:,} more; `spptransfer cache info` lists all")
+    if len(failures) > shown:
+        output.complain(f"  ... and {len(failures) - shown:,} more{hint}")
 
 
 @contextlib.contextmanager
