@@ -162,7 +162,7 @@ def list_caches(folder: Path) -> list[CacheInfo]:
     if not folder.is_dir():
         return []
     finished = {path for path in folder.glob(f"*{_SUFFIX}") if path.is_file()}
-    unfinished = {path.with_name(path.name.removesuffix(".parts")) for path in _workspaces(folder)}
+    unfinished = set(map(_cache_of, _workspaces(folder)))
     infos = [inspect(path) for path in sorted(finished | unfinished)]
     return [info for info in infos if "no feature cache" not in info.error]
 
@@ -191,12 +191,12 @@ def prune(
     kept = {path.resolve() for path in keep}
     removals = []
     for parts in _workspaces(folder):
-        cache = parts.with_name(parts.name.removesuffix(".parts"))
-        if cache.resolve() not in kept and _is_idle(parts, cache):
+        cache = _cache_of(parts)
+        if cache.resolve() not in kept and _is_idle(cache):
             size = sum(bytes_held(file) for file in parts.iterdir() if file.is_file())
             removals.append(Removal(parts, size, "unfinished parts"))
     for info in list_caches(folder) if caches else []:
-        free = info.path.resolve() not in kept and _is_idle(parts_folder(info.path), info.path)
+        free = info.path.resolve() not in kept and _is_idle(info.path)
         if free and info.path.exists():
             size = info.path.stat().st_size
             removals.append(Removal(info.path, size, "no pipeline file refers to it"))
@@ -207,18 +207,24 @@ def _workspaces(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"*{_PARTS}") if path.is_dir())
 
 
-def _is_idle(parts: Path, cache: Path) -> bool:
+def _cache_of(parts: Path) -> Path:
+    """The cache that a folder of parts belongs to."""
+    return parts.with_name(parts.name.removesuffix(".parts"))
+
+
+def _is_idle(cache: Path) -> bool:
     """Whether nobody writes a cache right now."""
-    with _writer(parts, cache) as idle:
+    with _writer(cache) as idle:
         return idle
 
 
 @contextlib.contextmanager
-def _writer(parts: Path, cache: Path) -> Iterator[bool]:
+def _writer(cache: Path) -> Iterator[bool]:
     """Be the one who writes a cache, if nobody else is."""
-    lock = Lock(parts / "lock", cache)
+    file = parts_folder(cache) / "lock"
+    lock = Lock(file, cache)
     try:
-        if (parts / "lock").exists():
+        if file.exists():
             lock.acquire()
     except CacheError:
         yield False
@@ -236,7 +242,7 @@ def _remove(path: Path) -> bool:
             precision_note(path).unlink(missing_ok=True)
             path.unlink()
             return True
-        with _writer(path, path.with_name(path.name.removesuffix(".parts"))) as idle:
+        with _writer(_cache_of(path)) as idle:
             if idle:
                 shutil.rmtree(path)
             return idle

@@ -359,7 +359,8 @@ def _finish(workspace: Workspace, plan: Plan, dataset: Dataset, clock: Clock) ->
     """Make the finished file of one cache."""
     with clock.measure("write"):
         failures = plan.failures()  # the parts that know them are gone afterwards
-        workspace.finish(_labels(dataset))
+        labelled = dataset.labelled
+        workspace.finish(Labels(dataset.classes, dataset.targets) if labelled else None)
     return Extraction(
         workspace.path,
         added=plan.added,
@@ -372,7 +373,3 @@ def _finish(workspace: Workspace, plan: Plan, dataset: Dataset, clock: Clock) ->
         batches=clock.batches,
         full_batches=clock.full_batches,
     )
-
-
-def _labels(dataset: Dataset) -> Labels | None:
-    return Labels(dataset.classes, dataset.targets) if dataset.labelled else None

@@ -150,33 +150,36 @@ def _margins(
 def _hardest_right(split: Predictions, classes: Sequence[str]) -> Iterator[_Candidate]:
     """Images whose true class came first by the smallest margin."""
     margins, rivals = _margins(split)
-    for row in _smallest(np.where(margins > 0, margins, np.inf), split.targets):
-        true = classes[split.targets[row]]
-        example = _single(split, classes, row, split.targets[row], rivals[row])
-        yield -float(margins[row]), true, example
+    keys = np.where(margins > 0, margins, np.inf)
+    yield from _single(split, classes, keys, split.targets, rivals)
 
 
 def _confident_wrong(split: Predictions, classes: Sequence[str]) -> Iterator[_Candidate]:
     """Images where another class beat the true one by the largest margin."""
     margins, rivals = _margins(split)
-    for row in _smallest(np.where(margins < 0, margins, np.inf), split.targets):
-        true = classes[split.targets[row]]
-        example = _single(split, classes, row, rivals[row], split.targets[row])
-        yield -float(margins[row]), true, example
+    keys = np.where(margins < 0, margins, np.inf)
+    yield from _single(split, classes, keys, rivals, split.targets)
 
 
 def _single(
-    split: Predictions, classes: Sequence[str], row: int, named: int, rival: int
-) -> Example:
-    """Describe an image with one label and the two classes that fought over it."""
-    return Example(
-        image_id=str(split.ids[row]),
-        labels=(classes[split.targets[row]],),
-        named=classes[named],
-        score=float(split.scores[row, named]),
-        rival=classes[rival],
-        rival_score=float(split.scores[row, rival]),
-    )
+    split: Predictions,
+    classes: Sequence[str],
+    keys: npt.NDArray[np.floating],
+    named: npt.NDArray[np.integer],
+    rivals: npt.NDArray[np.integer],
+) -> Iterator[_Candidate]:
+    """Describe the images with the smallest finite keys, and the two classes of each fight."""
+    for row in _smallest(keys, split.targets):
+        true = classes[split.targets[row]]
+        example = Example(
+            image_id=str(split.ids[row]),
+            labels=(true,),
+            named=classes[named[row]],
+            score=float(split.scores[row, named[row]]),
+            rival=classes[rivals[row]],
+            rival_score=float(split.scores[row, rivals[row]]),
+        )
+        yield -float(keys[row]), true, example
 
 
 def _faint_hits(split: Predictions, classes: Sequence[str]) -> Iterator[_Candidate]:
