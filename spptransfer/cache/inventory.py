@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from spptransfer.cache.files import bytes_held
+from spptransfer.cache.layout import ForeignFileError
 from spptransfer.cache.lock import Lock
 from spptransfer.cache.reading import FeatureCache
 from spptransfer.cache.rows import OK
@@ -53,6 +54,8 @@ class CacheInfo:
         Names and versions of what computed the rows.
     error : str
         Why the file cannot be read, if so.
+    foreign : bool
+        Whether that is because it is no cache of ours.
     """
 
     path: Path
@@ -64,6 +67,7 @@ class CacheInfo:
     spec: FeatureSpec | None = None
     computed_by: tuple[str, ...] = ()
     error: str = ""
+    foreign: bool = False
 
     def describe(self) -> str:
         """All of it as text, one field per line."""
@@ -117,23 +121,23 @@ def inspect(path: Path) -> CacheInfo:
     if not path.exists() and not parts_folder(path).exists():
         raise CacheError(f"there is no cache '{path}'")
     size = sum(bytes_held(file) for file in [path, *parts] if file.is_file())
-    rows, failed, first, error = 0, 0, None, ""
+    rows, failed, first, error, foreign = 0, 0, None, "", False
     runtimes: set[str] = set()
     for file in [path] if path.exists() else parts:
         try:
             cache = open_draft(file) if is_draft(file) else FeatureCache(file)
             here, lost = _count_draft(cache) if is_draft(file) else _count(cache)
         except CacheError as problem:
-            error = str(problem)
+            error, foreign = str(problem), isinstance(problem, ForeignFileError)
             continue
         first = first or cache
         runtimes.update(cache.computed_by)
         rows, failed = rows + here, failed + lost
     complete = path.exists() and not parts and not error and not is_draft(path)
     if first is None:
-        return CacheInfo(path, size, complete, error=error)
+        return CacheInfo(path, size, complete, error=error, foreign=foreign)
     found = (first.dataset, first.spec, tuple(sorted(runtimes)))
-    return CacheInfo(path, size, complete, rows, failed, *found, error)
+    return CacheInfo(path, size, complete, rows, failed, *found, error, foreign)
 
 
 def _count(cache: FeatureCache) -> tuple[int, int]:
@@ -164,7 +168,7 @@ def list_caches(folder: Path) -> list[CacheInfo]:
     finished = {path for path in folder.glob(f"*{_SUFFIX}") if path.is_file()}
     unfinished = set(map(_cache_of, _workspaces(folder)))
     infos = [inspect(path) for path in sorted(finished | unfinished)]
-    return [info for info in infos if "no feature cache" not in info.error]
+    return [info for info in infos if not info.foreign]
 
 
 def prune(

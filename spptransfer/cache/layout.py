@@ -41,6 +41,10 @@ _TITLE = re.compile(rb"spptransfer-features (\d{1,9}) (\d{1,9}) ([0-9a-f]{64})\n
 _DTYPE = re.compile(r"\|u1|\|i1|<i4|<i8|<f2|<f4|\|S[1-9]\d{0,8}")
 
 
+class ForeignFileError(CacheError):
+    """A file that does not begin as ours do."""
+
+
 @dataclass(frozen=True)
 class Block:
     """Stored numbers of one scale: a determining level, or a vector (`level` None).
@@ -153,7 +157,7 @@ class Header:
         line = file.readline(128)
         title = _TITLE.fullmatch(line)
         if title is None:
-            raise CacheError(f"'{path}' is no feature cache of spptransfer: {_guess(line)}")
+            raise ForeignFileError(f"'{path}' is no feature cache of spptransfer: {_guess(line)}")
         version = int(title[1])
         if version not in READABLE_VERSIONS:
             known = " and ".join(map(str, READABLE_VERSIONS))

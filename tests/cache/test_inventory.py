@@ -47,6 +47,11 @@ def test_caches_are_listed_with_what_they_hold(folder):
     assert "damaged" in damaged.error
 
 
+def test_a_damaged_cache_is_listed_whatever_its_folder_is_called(folder, tmp_path_factory):
+    moved = folder.rename(tmp_path_factory.mktemp("all") / "no feature cache")
+    assert "damaged.h5" in [info.path.name for info in list_caches(moved)]
+
+
 def test_a_folder_that_is_not_there_holds_no_caches(tmp_path):
     assert list_caches(tmp_path / "none") == []
 
