@@ -67,7 +67,7 @@ def build(
     layers: Sequence[str],
     normalization: Normalization,
     operators: Operators,
-) -> dict[str, Value]:
+) -> tuple[list[Value], list[int]]:
     """Say a backbone's trunk in a runtime's operators.
 
     Parameters
@@ -83,8 +83,10 @@ def build(
 
     Returns
     -------
-    dict of str to value
-        The maps that each layer is made of.
+    maps : list of value
+        All that the layers are made of, each once: a layer may have two names.
+    places : list of int
+        Which of them each layer is made of.
 
     Raises
     ------
@@ -95,7 +97,8 @@ def build(
     follow = _Follower(traced, operators)
     follow.extra_traceback = False  # its messages are for the user
     found: dict[str, Value] = follow.run(operators.normalized(normalization))
-    return found
+    numbers = {value: number for number, value in enumerate(dict.fromkeys(found.values()))}
+    return list(numbers), [numbers[found[layer]] for layer in layers]
 
 
 class _Trunk(nn.Module):

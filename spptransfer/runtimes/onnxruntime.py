@@ -31,19 +31,18 @@ class ONNXRuntimeNetwork(CompiledNetwork):
     def compile(self, layers: Sequence[str]) -> Run:
         """Open a session that computes each batch in the thread that asks."""
         ways = _ONNX()
-        values = build(self.backbone, layers, self.normalization, ways)
-        unlike = list(dict.fromkeys(values.values()))  # a layer may have two names
+        maps, places = build(self.backbone, layers, self.normalization, ways)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = _ERRORS_ONLY
         self.lent += ways.lend_constants(options)
         session = onnxruntime.InferenceSession(
-            ways.model(unlike).SerializeToString(), options, providers=["CPUExecutionProvider"]
+            ways.model(maps).SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
 
         def run(pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
-            found = session.run(unlike, {_ONNX.PIXELS: pixels})
-            return [found[unlike.index(values[layer])] for layer in layers]
+            found = session.run(maps, {_ONNX.PIXELS: pixels})
+            return [found[place] for place in places]
 
         return run
 

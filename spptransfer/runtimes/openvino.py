@@ -36,11 +36,9 @@ class OpenVINONetwork(CompiledNetwork):
     def compile(self, layers: Sequence[str]) -> Run:
         """Compile the graph with a stream for every thread that asks."""
         ways = _OpenVINO()
-        values = build(self.backbone, layers, self.normalization, ways)
-        # A layer may have two names.
-        unlike = list(dict.fromkeys(values.values()))
+        maps, places = build(self.backbone, layers, self.normalization, ways)
         self.lent += ways.constants
-        model = openvino.Model([operators.result(value) for value in unlike], [ways.pixels])
+        model = openvino.Model([operators.result(value) for value in maps], [ways.pixels])
         settings = {
             "INFERENCE_PRECISION_HINT": _PRECISIONS[self.precision],
             "NUM_STREAMS": str(self.threads),
@@ -58,7 +56,7 @@ class OpenVINONetwork(CompiledNetwork):
             mine.request.infer([given], share_inputs=True, share_outputs=True)
             # Copied, since the next batch is written over it.
             found = [output.data.copy() for output in mine.request.output_tensors]
-            return [found[unlike.index(values[layer])] for layer in layers]
+            return [found[place] for place in places]
 
         return run
 
