@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 from spptransfer.errors import CacheError, ConfigError, suggestion
-from spptransfer.images import check_view
+from spptransfer.images import View, check_view
 from spptransfer.pyramid import check_levels, determining_levels, source_level
 from spptransfer.pyramid.bins import Pooling, check_pooling
 
@@ -77,7 +77,7 @@ class FeatureSpec:
     levels: tuple[int, ...] = (6,)
     pooling: Pooling = "max"
     scales: tuple[int, ...] = (224,)
-    view: str = "full"
+    view: View = "full"
     flip: bool = False
     precision: Precision = "float32"
     storage: Storage = "float32"

@@ -70,7 +70,7 @@ def feature_spec(
         raise ConfigError(
             f"weights: {weights!r} must be a name of the catalogue, random:SEED or a file's path"
         )
-    precision = one_of("precision", precision, ("auto", *PRECISIONS))
+    arithmetic = one_of("precision", precision, ("auto", *PRECISIONS))
     info = backbones.describe(backbone)
     is_map = info.layer(layer).kind == "map"
     checked = stored_levels(levels, check_pooling(pooling), flip) if len(levels) else ()
@@ -90,7 +90,7 @@ def feature_spec(
         scales=tuple(sorted(scales)),
         view=check_view(view),
         flip=bool(flip),
-        precision="float32" if precision == "auto" else precision,  # type: ignore[arg-type]
+        precision="float32" if arithmetic == "auto" else arithmetic,
         storage=one_of("storage", storage, STORAGES),
         preprocessing=preprocessing_of(backbone),
     )

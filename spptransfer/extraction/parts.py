@@ -33,7 +33,6 @@ from spptransfer.extraction.plan import Part
 from spptransfer.extraction.progress import Clock
 from spptransfer.extraction.readers import Readers, ThreadReaders, Wanted
 from spptransfer.extraction.transfers import GPU_LANES, Lanes
-from spptransfer.images import check_view
 from spptransfer.processor import beginning, is_out_of_memory, may_be_unsupported
 from spptransfer.runtimes import describe_runtime, has_threads
 from spptransfer.spec import FeatureSpec
@@ -87,13 +86,13 @@ class Sheet:
         self.features: PartFeatures = {
             b: np.full((len(ids), b.width), np.nan, spec.storage) for b in self.blocks
         }
-        self.renderings = [Rendering(scale, check_view(spec.view)) for scale in spec.scales]
+        self.renderings = [Rendering(scale, spec.view) for scale in spec.scales]
         self.sizes: list[tuple[tuple[int, int], ...] | None] = [None] * len(ids)
 
     def note_probe(self, position: int, seen: Probe) -> None:
         """Put down what is known of an image before it is decoded."""
         spec, rows = self.settings.spec, self.rows
-        found = measure(seen, spec.scales, check_view(spec.view))
+        found = measure(seen, spec.scales, spec.view)
         rows.digest[position] = found.digest.encode()
         rows.height[position], rows.width[position] = found.height, found.width
         rows.size[position] = found.stamp.size

@@ -16,7 +16,6 @@ from spptransfer.datasets import Dataset
 from spptransfer.errors import DatasetError, ImageError
 from spptransfer.extraction.batches import PASSING, Source, Stamp, probe
 from spptransfer.ids import Ids, TextById
-from spptransfer.images import check_view
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class Plan:
             return images.content_digest(images.read_bytes(path)).encode() == rows.digest[i]
         except (OSError, ValueError, ImageError):
             spec = self._workspace.spec
-            return probe(path, spec.scales, check_view(spec.view)).error == error
+            return probe(path, spec.scales, spec.view).error == error
 
     def part(
         self, number: int, positions: npt.NDArray[np.intp], lack: tuple[npt.NDArray[np.bool_], ...]

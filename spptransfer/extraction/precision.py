@@ -22,7 +22,6 @@ import numpy.typing as npt
 from spptransfer.backbones.loading import Backbone
 from spptransfer.extraction.batches import Probe, Rendering, Source, load, look, measure
 from spptransfer.extraction.compute import FeatureComputer, choose_device
-from spptransfer.images import check_view
 from spptransfer.processor import has_bfloat16, is_out_of_memory, one_thread
 from spptransfer.runtimes import precisions_of
 from spptransfer.spec import FeatureSpec
@@ -235,7 +234,7 @@ def _gain(exact: _Trial, low: _Trial, views: _Views) -> float:
 
 
 def _renderings(specs: Iterable[FeatureSpec]) -> list[Rendering]:
-    pairs = [Rendering(scale, check_view(spec.view)) for spec in specs for scale in spec.scales]
+    pairs = [Rendering(scale, spec.view) for spec in specs for scale in spec.scales]
     return list(dict.fromkeys(pairs))
 
 
