@@ -6,13 +6,12 @@ import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from spptransfer.cache.checked import Place, read_checked, read_together
+from spptransfer.cache.checked import read_checked, read_together
 from spptransfer.cache.draft import Draft
 from spptransfer.cache.files import (
     behind_link,
@@ -21,7 +20,7 @@ from spptransfer.cache.files import (
     make_folder,
     sync_folder,
 )
-from spptransfer.cache.ids import check_ids, encoded_width, id_runs
+from spptransfer.cache.ids import check_ids, encoded_width
 from spptransfer.cache.layout import blocks_of, row_runs
 from spptransfer.cache.lock import Lock
 from spptransfer.cache.outline import Labels, Outline
@@ -43,6 +42,7 @@ from spptransfer.cache.unfinished import (
     remove_remains,
     write_note,
 )
+from spptransfer.cache.whereabouts import Whereabouts
 from spptransfer.errors import CacheError, SpecMismatchError
 from spptransfer.ids import Ids
 from spptransfer.spec import FeatureSpec
@@ -51,6 +51,8 @@ logger = logging.getLogger(__name__)
 
 # What is known of new rows: the part that has them, or their positions in the draft.
 Written = Path | npt.NDArray[np.intp]
+# Where there is a finished file, it is the first one that is looked at.
+_FINISHED = 0
 
 
 class Workspace:
@@ -93,13 +95,9 @@ class Workspace:
         self.finished: FeatureCache | None = None
         self._lock = Lock(self.folder / "lock", path)
         check_ids(ids)
-        # All that is held of a row: its packed id, and 8 bytes to say where it lies.
         self._ids = Ids.of(ids)
-        self._sources: list[Path] = []
+        self._rows = Whereabouts(self._ids, self._open)
         self._computed_by: set[str] = set()
-        self._source = np.full(len(ids), -1, dtype=np.int32)
-        self._row = np.zeros(len(ids), dtype=np.int32)
-        self._open = lru_cache(maxsize=8)(self._open_source)
         self._draft: Draft | None = None
         self._draft_path = self.folder / f"draft-{self._ids.sha256()[:16]}.h5"
         self._draft_is_empty = False
@@ -135,12 +133,12 @@ class Workspace:
         leave(self.folder, self._lock)
 
     def _take_stock(self) -> None:
-        self._sources, self._source[:], self.finished = [], -1, None
-        self._open.cache_clear()
+        self._rows.forget()
+        self.finished = None
         if self.path.exists():
             self.finished = FeatureCache.open(self.path, self.spec)
             self.spec = self.finished.spec
-            self._add_source(self.path, self.finished.computed_by)
+            self._add(self.path, self.finished.computed_by)
         files: list[Path] = []
         if self._read_only is None:
             remove_remains(self.path)
@@ -148,7 +146,7 @@ class Workspace:
         # What was written last counts; the finished file among equals, as it was made of the rest.
         for file in by_age(files if self.finished is None else [*files, self.path]):
             if file == self.path and self.finished is not None:
-                self._note(self.finished, source=0)
+                self._rows.note_all(_FINISHED, self.finished)
             elif is_draft(file):
                 self._take_draft(file)
             elif (cache := open_part(file)) is not None:
@@ -166,14 +164,13 @@ class Workspace:
             remove_draft(path)
             return
         self._check_spec(cache)
-        source, any_row, intact = self._add_source(path), False, False
+        number, any_row, intact = self._add(path), False, False
         for rows in intact_rows(cache):
             intact |= len(rows) > 0
             positions = self._ids.find(cache.ids_at(rows))
             # Where this one is to be gone on with, a row anywhere else would be written over.
             here = (positions == rows) if path == self._draft_path else (positions >= 0)
-            self._source[positions[here]] = source
-            self._row[positions[here]] = rows[here]
+            self._rows.note(number, positions[here], rows[here])
             any_row |= bool(here.any())
         if any_row:
             self._computed_by.update(cache.computed_by)
@@ -187,42 +184,29 @@ class Workspace:
         if isinstance(written, Path):
             self._adopt(FeatureCache(written))
             return
-        self._source[written] = self._sources.index(self._draft_path)
-        self._row[written] = written
+        number = self._rows.number(self._draft_path)
+        assert number is not None, "`put` has begun the draft"
+        self._rows.note(number, written, written)
 
     def _adopt(self, part: FeatureCache) -> None:
         self._check_spec(part)
-        self._note(part, self._add_source(part.path, part.computed_by))
+        self._rows.note_all(self._add(part.path, part.computed_by), part)
 
     def _check_spec(self, part: FeatureCache) -> None:
         if part.spec != self.spec:
             differences = "; ".join(part.spec.differences(self.spec))
             raise SpecMismatchError(f"'{part.path}' was made with another spec: {differences}")
 
-    def _note(self, cache: FeatureCache, source: int) -> None:
-        for start, positions in self._positions(cache):
-            rows = np.flatnonzero(positions >= 0)
-            self._source[positions[rows]] = source
-            self._row[positions[rows]] = start + rows
-
-    def _add_source(self, path: Path, computed_by: Iterable[str] = ()) -> int:
+    def _add(self, path: Path, computed_by: Iterable[str] = ()) -> int:
         with self._guard:
-            self._sources.append(path)
             self._computed_by.update(computed_by)
-            return len(self._sources) - 1
+            return self._rows.add(path)
 
-    def _open_source(self, source: int) -> FeatureCache:
-        # By number: a part that is made again has the old one's name. And the finished file is
-        # the one that was looked at, whoever replaces it meanwhile.
-        path = self._sources[source]
+    def _open(self, path: Path) -> FeatureCache:
+        # The finished file is the one that was looked at, whoever replaces it meanwhile.
         if path == self.path and self.finished is not None:
             return self.finished
         return open_draft(path) if is_draft(path) else FeatureCache(path)
-
-    def _positions(self, cache: FeatureCache) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
-        """Positions of a cache's rows among all ids, some at a time, -1 for those of other ids."""
-        for run in row_runs(cache.count, TABLE_BYTES):
-            yield run.start, self._ids.find(cache.ids_at(run))
 
     def put(
         self, positions: npt.NDArray[np.intp], chunk: Chunk, computed_by: Iterable[str]
@@ -283,16 +267,16 @@ class Workspace:
         )
         draft = Draft(path, outline, self.path)
         try:
-            if path in self._sources and open_draft(path).header.extents != draft.extents:
+            number = self._rows.number(path)
+            if number is not None and open_draft(path).header.extents != draft.extents:
                 # Another version of HDF5 lays files out in another way: rows are copied then.
                 draft.close()
-                self._sources[self._sources.index(path)] = move_draft(path)
-                self._open.cache_clear()
-                draft = Draft(path, outline, self.path)
-            if path not in self._sources:
+                self._rows.move(number, move_draft(path))
+                draft, number = Draft(path, outline, self.path), None
+            if number is None:
                 self._draft_is_empty = True
                 write_note(draft, self._computed_by)
-                self._sources.append(path)
+                self._rows.add(path)
         except BaseException:
             draft.close()
             raise
@@ -302,17 +286,17 @@ class Workspace:
         """Rows of the finished file that no id asks for any more."""
         if self.finished is None:
             return 0
-        return sum(int((found < 0).sum()) for _, found in self._positions(self.finished))
+        return sum(int((found < 0).sum()) for _, found in self._rows.positions(self.finished))
 
     @property
     def known(self) -> npt.NDArray[np.bool_]:
         """Which of the ids have a row."""
-        return self._source >= 0
+        return self._rows.known
 
     def known_rows(self) -> Iterator[tuple[npt.NDArray[np.intp], Rows]]:
         """Newest rows known, some at a time, with their positions among all ids."""
         for run in row_runs(len(self._ids), TABLE_BYTES):
-            for here, cache, rows in self._whereabouts(run):
+            for here, cache, rows in self._rows.places(run):
                 yield run.start + here, cache.rows_at(rows)
 
     def known_failures(self) -> Iterator[tuple[str, str]]:
@@ -321,7 +305,7 @@ class Workspace:
         if draft is not None:
             yield from zip(self._ids.take(draft.rows), draft.reasons, strict=True)
         for run in row_runs(len(self._ids), TABLE_BYTES):
-            for _, cache, rows in self._whereabouts(run):
+            for _, cache, rows in self._rows.places(run):
                 if cache.path == self._draft_path:
                     continue
                 failed = rows[cache.file.rows("rows/status", rows) != OK]
@@ -329,22 +313,11 @@ class Workspace:
                     table = cache.rows_at(failed)
                     yield from zip(table.ids, table.error, strict=True)
 
-    def _whereabouts(self, run: slice) -> Iterator[Place]:
-        """Which rows of a run each source holds, and at which of its own."""
-        for source in np.unique(self._source[run]):
-            if source >= 0:
-                here = np.flatnonzero(self._source[run] == source)
-                rows = self._row[run][here].astype(np.intp)
-                yield here, self._open(int(source)), rows
-
     def is_finished(self, labels: Labels | None) -> bool:
         """Whether the finished file already holds exactly the rows known, in order, and labels."""
         if self.finished is None or self.finished.count != len(self._ids):
             return False
-        if self._source.any() or not all(
-            np.array_equal(self._row[run], np.arange(run.start, run.stop))
-            for run in id_runs(len(self._ids))
-        ):
+        if not self._rows.are_rows_of(_FINISHED):
             return False
         targets = self.finished.targets
         if labels is None or targets is None:
@@ -386,7 +359,7 @@ class Workspace:
         width = sum(block.width for block in blocks_of(self.spec, self.channels))
         row_bytes = width * np.dtype(self.spec.storage).itemsize
         for run in row_runs(len(self._ids), row_bytes + TABLE_BYTES):
-            places = [p for p in self._whereabouts(run) if p[1].path != self._draft_path]
+            places = [p for p in self._rows.places(run) if p[1].path != self._draft_path]
             pairs: Iterable[tuple[npt.NDArray[np.intp], Chunk]]
             if all(here[-1] - here[0] < len(here) for here, _, _ in places):
                 # Side by side, as parts mostly are: nothing to put together.

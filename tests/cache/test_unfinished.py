@@ -165,7 +165,7 @@ def test_who_lost_the_lock_writes_no_more(tmp_path, lost):
             lock.write_text(json.dumps(other) if lost == "another's" else "")
         with pytest.raises(CacheError, match=r"taken over by|cannot go on writing"):
             put(space, [7])
-        space._source[:] = 0
+        space.adopt(np.arange(len(space.known)))
         with pytest.raises(CacheError, match=r"taken over by|cannot go on writing"):
             space.finish(None)
     assert not path.exists()
