@@ -107,7 +107,7 @@ def _tell_unused(dataset: Dataset, taken: Collection[str]) -> None:
     told = _told.setdefault(dataset, set())
     if number and message not in told:
         told.add(message)
-        logger.warning("dataset '%s' at %s: %s", dataset.name, dataset.root, message)
+        logger.warning("dataset '%s' at %s: %s", dataset.name, dataset.root.absolute(), message)
 
 
 def table_validation_split(settings: Settings, dataset: Dataset) -> str | None:
@@ -177,7 +177,7 @@ def _official(dataset: Dataset, name: str, setting: str) -> tuple[str, ...]:
     except KeyError:
         present = ", ".join(dataset.official_splits) or "none"
         raise DatasetError(
-            f"dataset '{dataset.name}' at {dataset.root} has no split '{name}'; "
+            f"dataset '{dataset.name}' at {dataset.root.absolute()} has no split '{name}'; "
             f"set protocol.{setting} to one that it has: {present}"
         ) from None
 

@@ -23,6 +23,7 @@ from spptransfer.report.run_folder import RunFolder
 from spptransfer.wording import plural
 
 FAILURES_SHOWN = 200
+CAPTION_LIMIT = 60  # characters of a class name below an image
 
 
 def write_report(run: Path, *, output: Path | None = None) -> Path:
@@ -82,6 +83,7 @@ def render(run: RunFolder) -> str:
         .get_template("report.html")
         .render(
             results=run.results,
+            folder=run.path.resolve().name,
             view=shown,
             confusion_data=_confusion_data(shown.confusion.content),
             style=style,
@@ -101,6 +103,7 @@ def _environment() -> Environment:
         signed=formatting.signed,
         flatten=formatting.flatten,
         soft=_soft,
+        brief=_brief,
         envelope=curves.envelope,
     )
     environment.globals.update(
@@ -116,6 +119,11 @@ def _environment() -> Environment:
         limit_per_class=examples.limit_per_class,
     )
     return environment
+
+
+def _brief(name: str) -> str:
+    """Cut a name that would fill a caption."""
+    return name if len(name) <= CAPTION_LIMIT else f"{name[: CAPTION_LIMIT - 1].rstrip()}…"
 
 
 def _soft(name: str) -> Markup:

@@ -135,7 +135,7 @@ def test_rows_of_a_table_in_no_split_that_is_used_are_told_once(caplog):
     unsplit = replace(dataset, ids=(*dataset.ids, "x"), targets=np.append(dataset.targets, 0))
     for _ in range(2):
         make("csv", unsplit)
-    where = f"dataset 'csv' at {dataset.root}"
+    where = f"dataset 'csv' at {dataset.root.absolute()}"
     told = "in no split that is used (train, test): 'tset' (3), 'tets' (1), no split given (1)"
     assert caplog.messages == [f"{where}: 5 rows are {told}"]
     caplog.clear()

@@ -171,6 +171,21 @@ def test_hostile_names_stay_text(make_run):
         assert text in page.text
 
 
+def test_a_long_class_name_is_cut_below_an_image_and_whole_on_pointing(make_run):
+    long = "word " * 40 + "end"
+    page = report_of(make_run([long, "b"], ids=[f"{n}.jpg" for n in range(40)]))
+    assert "over " + long not in page.text
+    assert ("strong", {"title": long}) in page.elements
+    assert f"{long[:59].rstrip()}…" in page.text
+
+
+def test_features_of_the_cache_and_those_of_the_classifier_are_told_apart(make_run):
+    page = report_of(make_run(2, levels=(6, 3, 2, 1)))
+    stored, used = page.text.split("Features of the classifier")
+    assert "Features in the cache" in stored
+    assert "6, 3, 2, 1" in used
+
+
 def test_hostile_metric_names_stay_text(make_run):
     def change(results):
         results["metrics"] = {HOSTILE[1]: {**results["headline"], "per_class": {"class_0": 0.5}}}
