@@ -10,8 +10,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from grid_tables import RESULTS
 
 from spptransfer.report import write_report
+from spptransfer.report.grid_page import render_grid
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
@@ -171,3 +173,20 @@ def test_a_hostile_page_runs_nothing(browser, make_run, tmp_path):
     dom, console = dump(browser, report, tmp_path / "profile")
     assert console == []
     assert "<title>owned" not in dom
+
+
+def test_what_a_table_of_runs_says_of_itself_fits_a_phone(browser, tmp_path):
+    grid = html.escape(render_grid(RESULTS), quote=True)
+    page = tmp_path / "probe.html"
+    page.write_text(
+        f'<pre id="found"></pre><iframe id="frame" width="360" srcdoc="{grid}"></iframe>'
+        '<script>document.getElementById("frame").addEventListener("load", (event) => {'
+        " const said = [...event.target.contentDocument.querySelectorAll('caption span')];"
+        ' document.getElementById("found").textContent ='
+        " said.map((e) => e.getBoundingClientRect().right).join(' '); });</script>",
+        encoding="utf-8",
+    )
+    dom, _ = dump(browser, page, tmp_path / "profile", "--window-size=1000,1000")
+    rights = re.search(r'<pre id="found">(.*?)</pre>', dom)[1].split()
+    assert len(rights) == 2
+    assert all(float(right) <= 360 for right in rights)
