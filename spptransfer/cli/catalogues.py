@@ -10,6 +10,7 @@ import typer
 from spptransfer.cli.options import DataRoot, Json, Quiet, WeightsDir
 from spptransfer.cli.output import Output, printable, short_path, table
 from spptransfer.errors import ConfigError
+from spptransfer.wording import plural
 
 if TYPE_CHECKING:
     from spptransfer.backbones.info import BackboneInfo
@@ -61,7 +62,7 @@ def _one_backbone(info: BackboneInfo, weights_dir: Path | None) -> str:
     lines = [
         table(layers, ["layer", "kind", "channels", "stride"]),
         "",
-        f"smallest side: {info.min_side} pixels",
+        f"smallest side: {plural(info.min_side, 'pixel')}",
     ]
     for source, entry in info.weights.items():
         path = path_of(info.name, source, weights_dir)

@@ -44,6 +44,15 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
+TrainingOverrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Replace a value of the pipeline file, as training.epochs=90.",
+        show_default=False,
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="End with one line of JSON.")]
 

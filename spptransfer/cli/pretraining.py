@@ -16,9 +16,9 @@ from spptransfer.cli.options import (
     DataRoot,
     Device,
     Json,
-    Overrides,
     PipelineFile,
     Quiet,
+    TrainingOverrides,
     WeightsDir,
 )
 from spptransfer.cli.output import Output, short_path
@@ -54,7 +54,7 @@ def pretrain(
             min=1, help="Threads that prepare images.", show_default="as many as are worth it"
         ),
     ] = None,
-    overrides: Overrides = None,
+    overrides: TrainingOverrides = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:

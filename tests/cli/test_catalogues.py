@@ -29,6 +29,10 @@ def test_one_backbone_is_shown_with_all_its_layers(cli, tmp_path):
     assert "fetched on first use" in done.out
 
 
+def test_one_pixel_is_no_plural(cli):
+    assert "smallest side: 1 pixel\n" in cli("backbones", "spp-mini").out
+
+
 def test_weights_that_are_present_are_said_to_be(cli, tmp_path):
     path = backbones.weights.path_of("alexnet", "imagenet", tmp_path)
     path.write_bytes(b"")

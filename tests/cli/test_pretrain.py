@@ -75,3 +75,9 @@ def test_of_several_processes_only_the_first_speaks(cli, small, monkeypatch):
     outcome = cli("pretrain", small, "--device", "cuda:0", "--json")
     assert outcome.status == 2
     assert "2 processes need a GPU each; allowed: auto, cpu, cuda" in outcome.complaint
+
+
+def test_the_help_replaces_a_key_that_pretraining_has(cli):
+    told = " ".join(cli("pretrain", "--help").out.split())
+    assert "training.epochs=90" in told
+    assert "features." not in told
