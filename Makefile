@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet
 CONSTRAINTS := $(VENV)/constraints.txt
 
-.PHONY: demo test fast-test lint schema benchmarks clean
+.PHONY: demo test fast-test lint schema clean
 
 demo: $(VENV)/.demo-installed
 	@echo "== run the demo: generated images -> features -> linear SVMs -> report"

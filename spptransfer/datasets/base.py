@@ -172,8 +172,9 @@ class Dataset:
         """
         if len(self) and not any(map(os.path.isfile, self.iter_paths(range(len(self))))):
             raise DatasetError(
-                f"dataset '{self.name}': none of its {len(self):,} images is there, the first not "
-                f"at '{self._path_of(self.ids[0])}'; paths are relative to {self.root.absolute()}"
+                f"dataset '{self.name}': none of its {len(self):,} images is there; the first is "
+                f"looked for at '{self._path_of(self.ids[0])}'; paths are "
+                f"relative to {self.root.absolute()}"
             )
 
     def positions(self, ids: Iterable[str]) -> npt.NDArray[np.intp]:

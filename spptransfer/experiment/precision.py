@@ -110,7 +110,7 @@ def _choose(group: Sequence[Experiment], tell: Tell) -> Precision:
 
     first = undecided[0]
     if first.machine.engine == "dask":
-        tell("precision: float32 (the workers of a cluster are not tried; name another one)")
+        tell("precision: float32 (a cluster's workers are not tried; features.precision sets it)")
         return "float32"
     first.dataset.check_images()  # before a network is loaded to be tried on some
     choice = choose_precision(

@@ -86,8 +86,8 @@ def test_targets_cannot_be_changed():
 
 def test_a_dataset_none_of_whose_images_is_there_is_refused_with_the_first_path(tmp_path):
     dataset = single_label(root=tmp_path, path_template="JPEG/{id}.jpg")
-    message = f"none of its 4 images is there, the first not at '{tmp_path}/JPEG/b.jpg'; paths are"
-    with pytest.raises(DatasetError, match=f"{message} relative to {tmp_path}$"):
+    where = f"looked for at '{tmp_path}/JPEG/b.jpg'; paths are relative to {tmp_path}$"
+    with pytest.raises(DatasetError, match=f"none of its 4 images is there; the first is {where}"):
         dataset.check_images()
     (tmp_path / "JPEG").mkdir()
     (tmp_path / "JPEG" / "d.jpg").touch()
