@@ -70,18 +70,20 @@ class CacheInfo:
     foreign: bool = False
 
     def describe(self) -> str:
-        """All of it as text, one field per line."""
+        """All that is known of it as text, one field per line."""
         state = "complete" if self.complete else "unfinished"
         lines = [
             f"cache: {self.path}",
             f"state: {self.error or state}",
-            f"dataset: {self.dataset}",
-            f"rows: {self.rows} with features, {self.failed} failed",
-            f"bytes: {self.bytes}",
-            f"computed by: {', '.join(self.computed_by) or 'not recorded'}",
+            f"bytes: {self.bytes:,}",
         ]
         if self.spec is not None:
-            lines.append(f"fingerprint: {self.spec.fingerprint}")
+            lines += [
+                f"dataset: {self.dataset}",
+                f"rows: {self.rows:,} with features, {self.failed:,} failed",
+                f"computed by: {', '.join(self.computed_by) or 'not recorded'}",
+                f"fingerprint: {self.spec.fingerprint}",
+            ]
             lines += [f"{name}: {_plain(value)}" for name, value in self.spec.to_dict().items()]
         return "\n".join(lines)
 

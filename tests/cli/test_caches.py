@@ -228,3 +228,11 @@ def test_missing_foreign_and_truncated_files_get_one_line(cli, project, cache, c
         assert refused.status in (1, 2)
         assert name in refused.out + refused.err
         assert "Traceback" not in refused.err
+
+
+def test_info_says_nothing_of_the_rows_of_a_file_that_it_cannot_read(cli, project, cache):
+    (project / "cut.h5").write_bytes(cache.read_bytes()[:-100])
+    told = cli("cache", "info", "cut.h5").out
+    assert "truncated" in told
+    assert "rows:" not in told
+    assert "computed by:" not in told
