@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from spptransfer import __version__
 from spptransfer.backbones.catalogue import describe
 from spptransfer.pretraining.config import PretrainingPipeline
+from spptransfer.wording import plural
 
 _LIBRARIES = ("torch", "numpy", "pillow")
 
@@ -162,4 +163,5 @@ def model_card(about: Mapping[str, Any]) -> str:
 def _template() -> Template:
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.globals["plural"] = plural
     return environment.get_template("model-card.md.jinja")

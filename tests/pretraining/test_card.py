@@ -59,8 +59,8 @@ def test_the_card_tells_data_accuracy_and_what_it_was_measured_on():
 def test_what_is_not_known_is_said():
     text = card(facts(damaged=3))
     assert "Terms of the images: not stated" in text
-    assert "3 of them are damaged and were not used" in text
-    assert "after 1 epochs (of 70: the training is not finished)." in text
+    assert "; of these 3 damaged ones were not used. Names" in text
+    assert "after 1 epoch (of 70: the training is not finished)." in text
 
 
 def test_images_held_out_are_called_so():
