@@ -57,7 +57,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
             "reading it could run code; save a plain state dict"
         ) from error
     except Exception as error:  # The parsers of foreign bytes raise whatever they stumble upon.
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
         raise WeightsError(f"weights '{path}' cannot be read: {reason}") from error
     if not isinstance(state, dict) or not all(_is_named_tensor(*item) for item in state.items()):
         raise WeightsError(f"weights '{path}' are no state dict, a mapping of names to tensors")

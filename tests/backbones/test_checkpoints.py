@@ -98,6 +98,15 @@ def test_a_truncated_file_is_one_clear_line(suffix, kept, tmp_path):
     refusal(path)
 
 
+def test_of_what_torch_says_of_a_damaged_file_the_first_sentence_is_told(monkeypatch):
+    def failing(*args, **options):
+        raise RuntimeError("no central directory. This is an internal error. Save it anew.")
+
+    monkeypatch.setattr(torch, "load", failing)
+    with pytest.raises(WeightsError, match=r"'a\.pth' cannot be read: no central directory$"):
+        read_tensors(Path("a.pth"))
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>Not found</html>", b"\x00" * 64, b"PK"])
 def test_a_file_of_something_else_is_one_clear_line(suffix, content, tmp_path):
