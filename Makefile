@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet
 CONSTRAINTS := $(VENV)/constraints.txt
 
-.PHONY: demo test fast-test lint schema clean
+.PHONY: demo test fast-test lint oldest schema clean
 
 demo: $(VENV)/.demo-installed
 	@echo "== run the demo: generated images -> features -> linear SVMs -> report"
@@ -46,8 +46,16 @@ $(VENV)/.test-installed: pyproject.toml $(CONSTRAINTS)
 	$(PIP) install --constraint $(CONSTRAINTS) --editable ".[test]"
 	@touch $@ $(VENV)/.demo-installed
 
+# The oldest releases that pyproject.toml allows, in an environment of their own.
+oldest:
+	@echo "== tests with the oldest releases allowed, in .venv-oldest"
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip --disable-pip-version-check --quiet install \
+	--constraint constraints-oldest.txt --editable ".[test]"
+	.venv-oldest/bin/python -m pytest -m "not slow"
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .venv-oldest .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 
 schema: $(VENV)/.demo-installed
 	$(RUN) -c "import json; from spptransfer.config import Pipeline; \

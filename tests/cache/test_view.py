@@ -7,6 +7,7 @@ import joblib
 import numpy as np
 import pytest
 from cache_files import make_cache, make_spec
+from releases import needs
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.svm import LinearSVC
 
@@ -68,6 +69,7 @@ def test_it_looks_like_a_matrix(cache):
     np.testing.assert_array_equal(np.array(list(view)), np.asarray(view))
 
 
+@needs("numpy", "2", "arrays are not told that a copy is unwanted")
 def test_an_array_without_a_copy_is_refused(cache):
     with pytest.raises(ValueError, match="without being read"):
         np.array(cache.view(), copy=False)

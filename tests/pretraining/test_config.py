@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from releases import needs
 
 from spptransfer.errors import ConfigError
 from spptransfer.pretraining.config import PretrainingPipeline, parse_pipeline, read_pipeline
@@ -84,6 +85,7 @@ def test_the_shipped_zf5_has_the_papers_recipe_for_several_sizes():
     assert shipped.network.levels == (6, 3, 2, 1)
 
 
+@needs("pydantic", "2.12", "the same schema is written in other words")
 def test_the_exported_json_schema_is_current():
     exported = json.loads((PIPELINES / "pretraining.schema.json").read_text())
     assert exported == PretrainingPipeline.model_json_schema(), "run: make schema"
