@@ -66,7 +66,7 @@ class ZipSource(Source):
         super().__init__(root)
         try:
             self._archive = zipfile.ZipFile(root)
-        except (OSError, zipfile.BadZipFile) as error:
+        except Exception as error:  # A damaged directory makes zipfile raise nearly anything.
             reason = getattr(error, "strerror", None) or error
             raise DatasetError(f"cannot read the ZIP file '{root}': {reason}") from error
         self._members = {
@@ -90,7 +90,7 @@ class ZipSource(Source):
             raise ImageError(f"the file has {self.size(name):,} bytes; too many to be read")
         try:
             return self._archive.read(self._members[name])
-        except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+        except Exception as error:  # As the decompressors do on damaged data.
             raise ImageError(f"cannot read the image: {error}") from error
 
 

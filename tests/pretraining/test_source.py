@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import sys
+import zipfile
 
 import numpy as np
 import pytest
 from small_projects import draw_folder, draw_image
 
-from spptransfer.errors import DatasetError
+from spptransfer.errors import DatasetError, ImageError
 from spptransfer.pretraining.config import DatasetSection
 from spptransfer.pretraining.source import digest, open_source, read_splits
 
@@ -71,6 +72,31 @@ def test_the_digest_tells_other_images_and_other_classes(photos):
     known = digest(source, (train, val))
     assert digest(source, (train, val)) == known
     assert digest(source, (val, train)) != known
+
+
+def test_damaged_data_in_a_zip_file_are_one_image_that_cannot_be_read(photos, tmp_path):
+    with zipfile.ZipFile(tmp_path / "damaged.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("train/bee/1.png", "train/cat/1.png"):
+            archive.write(photos / "bee" / "000.png", name)
+        start = archive.getinfo("train/bee/1.png").header_offset + 30 + len("train/bee/1.png")
+    data = bytearray((tmp_path / "damaged.zip").read_bytes())
+    data[start : start + 20] = b"\xff" * 20
+    (tmp_path / "damaged.zip").write_bytes(data)
+    source = open_source(str(tmp_path / "damaged.zip"))
+    with pytest.raises(ImageError, match=r"cannot read the image: .* while decompressing"):
+        source.read("train/bee/1.png")
+    assert source.read("train/cat/1.png")
+
+
+@pytest.mark.parametrize(("offset", "wrong"), [(6, b"\xc8\x00"), (46, b"\xff\xfe")])
+def test_a_damaged_directory_of_a_zip_file_is_one_line(zipped, tmp_path, offset, wrong):
+    data = bytearray(zipped.read_bytes())
+    entry = data.find(b"PK\x01\x02")
+    data[entry + 8 : entry + 10] = b"\x00\x08"  # names are UTF-8
+    data[entry + offset : entry + offset + len(wrong)] = wrong
+    (tmp_path / "damaged.zip").write_bytes(data)
+    with pytest.raises(DatasetError, match=r"cannot read the ZIP file '.*damaged\.zip'"):
+        open_source(str(tmp_path / "damaged.zip"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
