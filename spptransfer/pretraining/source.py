@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Source:
         raise NotImplementedError
 
     def size(self, name: str) -> int:
-        """Bytes of a file."""
+        """Bytes of a file; -1 where there is none behind its name."""
         raise NotImplementedError
 
     def read(self, name: str) -> bytes:
@@ -51,8 +52,11 @@ class FolderSource(Source):
         return sorted(f"{prefix}{name}" for name in find_images(where)) if where.is_dir() else []
 
     def size(self, name: str) -> int:
-        """Bytes of a file."""
-        return (self.root / name).stat().st_size
+        """Bytes of a file; -1 where a link leads nowhere."""
+        try:
+            return (self.root / name).stat().st_size
+        except OSError:
+            return -1
 
     def read(self, name: str) -> bytes:
         """Content of a file."""
@@ -120,7 +124,7 @@ def open_source(root: str, data_root: Path | None = None) -> Source:
         If there is none, or the file is no ZIP file.
     """
     candidates = [(data_root or Path("data")) / root, Path(root)]
-    found = [path for path in candidates if path.exists()]
+    found = [path for path in candidates if os.path.exists(path)]  # of any length
     if not found:
         raise DatasetError(f"no folder or ZIP file '{root}': looked for {_listed(candidates)}")
     return FolderSource(found[0]) if found[0].is_dir() else ZipSource(found[0])

@@ -62,6 +62,8 @@ def test_a_folder_without_two_classes_is_refused(tmp_path, classes, message):
 def test_a_missing_root_and_a_damaged_zip_file_are_named(tmp_path):
     with pytest.raises(DatasetError, match=r"no folder or ZIP file 'absent'"):
         open_source("absent", tmp_path)
+    with pytest.raises(DatasetError, match=r"no folder or ZIP file 'xxx"):
+        open_source("x" * 300, tmp_path)
     (tmp_path / "bad.zip").write_bytes(b"PK nothing")
     with pytest.raises(DatasetError, match=r"cannot read the ZIP file '.*bad\.zip'"):
         open_source("bad.zip", tmp_path)
@@ -97,6 +99,16 @@ def test_a_damaged_directory_of_a_zip_file_is_one_line(zipped, tmp_path, offset,
     (tmp_path / "damaged.zip").write_bytes(data)
     with pytest.raises(DatasetError, match=r"cannot read the ZIP file '.*damaged\.zip'"):
         open_source(str(tmp_path / "damaged.zip"))
+
+
+def test_a_link_that_leads_nowhere_is_one_image_that_cannot_be_read(tmp_path):
+    root = draw_folder(tmp_path / "photos")
+    (root / "bee" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    source, _, train, val = splits(root, train="", val=None)
+    assert "bee/gone.png" in train.names + val.names
+    assert len(digest(source, (train, val))) == 64
+    with pytest.raises(ImageError, match="No such file"):
+        source.read("bee/gone.png")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
