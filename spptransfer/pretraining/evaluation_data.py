@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 
 import numpy as np
 
-from spptransfer.errors import DatasetError
 from spptransfer.images import decode
 from spptransfer.pretraining.evaluation_views import Pixels
-from spptransfer.pretraining.source import Source, open_source
+from spptransfer.pretraining.source import Source, labelled, open_source
 
 
 class LabelledFiles:
@@ -52,17 +50,12 @@ class LabelledFiles:
     """
 
     def __init__(self, source: Source, folder: str) -> None:
-        folder = folder.strip("/")
-        depth = len(PurePosixPath(folder).parts)
-        parts = [(name, name.split("/")) for name in source.names(folder)]
-        found = [(name, part[depth]) for name, part in parts if len(part) > depth + 1]
-        if not found:
-            raise DatasetError(f"'{source.root}': no images in class folders of '{folder or '.'}'")
+        names, of_class = labelled(source, folder)
         self._source = source
-        self.names = tuple(name for name, _ in found)
-        self.classes: Sequence[str] = tuple(sorted({label for _, label in found}))
+        self.names = tuple(names)
+        self.classes: Sequence[str] = tuple(sorted(set(of_class)))
         number = {name: position for position, name in enumerate(self.classes)}
-        self._labels = [number[label] for _, label in found]
+        self._labels = [number[label] for label in of_class]
 
     @classmethod
     def open(cls, root: str, split: str) -> LabelledFiles:

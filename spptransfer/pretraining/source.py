@@ -178,14 +178,14 @@ def read_splits(source: Source, section: DatasetSection) -> tuple[tuple[str, ...
         If a folder holds no class folders with images, there is one class only, or the validation
         images have a class that the training images lack.
     """
-    names, of_class = _labelled(source, section.train)
+    names, of_class = labelled(source, section.train)
     classes = tuple(sorted(set(of_class)))
     if len(classes) < 2:
         raise DatasetError(f"'{source.root}': training needs two classes, found {len(classes)}")
     train = Split(tuple(names), _numbered(of_class, classes))
     if section.val is None:
         return classes, *_held_out(train, section.holdout)
-    names, of_class = _labelled(source, section.val)
+    names, of_class = labelled(source, section.val)
     unknown = sorted(set(of_class) - set(classes))
     if unknown:
         raise DatasetError(
@@ -195,11 +195,29 @@ def read_splits(source: Source, section: DatasetSection) -> tuple[tuple[str, ...
     return classes, train, Split(tuple(names), _numbered(of_class, classes))
 
 
-def _labelled(source: Source, folder: str) -> tuple[list[str], list[str]]:
-    """Names of the images in class folders, and their classes."""
-    depth = len(PurePosixPath(folder).parts)
-    found = [(name, name.split("/")) for name in source.names(folder.strip("/"))]
-    kept = [(name, parts[depth]) for name, parts in found if len(parts) > depth + 1]
+def labelled(source: Source, folder: str) -> tuple[list[str], list[str]]:
+    """List the images in class folders.
+
+    Parameters
+    ----------
+    source : Source
+        Where the images lie.
+    folder : str
+        Folder of it that holds a folder per class, spelled in any way; ``""`` is the root.
+
+    Returns
+    -------
+    (list of str, list of str)
+        Names of the images, sorted, and their classes.
+
+    Raises
+    ------
+    DatasetError
+        If there are none.
+    """
+    steps = PurePosixPath(folder.strip("/")).parts
+    found = [(name, name.split("/")) for name in source.names("/".join(steps))]
+    kept = [(name, parts[len(steps)]) for name, parts in found if len(parts) > len(steps) + 1]
     if not kept:
         raise DatasetError(f"'{source.root}': no images in class folders of '{folder or '.'}'")
     if len(kept) < len(found):

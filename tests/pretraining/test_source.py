@@ -44,6 +44,27 @@ def test_two_folders_may_be_training_and_validation(tmp_path):
     assert classes[val.labels[0]] == "dog"
 
 
+@pytest.mark.parametrize(
+    "spelled", ["photos", "/photos", "./photos/", "photos//.", "photos/../photos"]
+)
+def test_a_folder_may_be_spelled_in_any_way(photos, spelled):
+    _, classes, train, _ = splits(photos.parent, train=spelled, val=None)
+    assert classes == ("bee", "cat", "dog")
+    assert len(train) == 27
+
+
+@pytest.mark.parametrize("spelled", ["", ".", "./", "/"])
+@pytest.mark.parametrize("kind", ["folder", "ZIP"])
+def test_the_root_may_be_spelled_in_any_way(photos, tmp_path, spelled, kind):
+    root = photos
+    if kind == "ZIP":
+        root = tmp_path / "photos.zip"
+        with zipfile.ZipFile(root, "w") as archive:
+            for file in photos.rglob("*.png"):
+                archive.write(file, file.relative_to(photos).as_posix())
+    assert splits(root, train=spelled, val=None)[1] == ("bee", "cat", "dog")
+
+
 def test_a_class_that_cannot_be_learnt_is_refused(tmp_path):
     draw_folder(tmp_path / "train")
     draw_image(tmp_path / "val" / "eel" / "1.png", 2, 99)
