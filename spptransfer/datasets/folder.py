@@ -82,20 +82,24 @@ def read_folder(root: str | os.PathLike[str], *, name: str = "folder") -> Datase
     in_class = np.fromiter(("/" in id for id in ids), bool, len(ids))
     if not in_class.any():
         logger.warning("%s holds images but no class folders: read without labels", root)
-        _tell_left_out(root, left_out, ())
+        tell_left_out(root, left_out, ())
         targets = np.full(len(ids), UNLABELLED, dtype=np.int32)
         return Dataset(name, root, ids, (), targets)
     if not in_class.all():
-        stray = len(ids) - np.count_nonzero(in_class)
-        images = plural(int(stray), "image that lies", "images that lie")
-        logger.warning("%s: skipped %s in no class folder", root, images)
+        tell_stray(root, len(ids) - int(np.count_nonzero(in_class)))
         ids = ids.take(np.flatnonzero(in_class))
     classes, targets = _classes_of(ids)
-    _tell_left_out(root, left_out, classes)
+    tell_left_out(root, left_out, classes)
     return Dataset(name, root, ids, classes, targets)
 
 
-def _tell_left_out(root: Path, left_out: LeftOut, classes: Container[str]) -> None:
+def tell_stray(root: Path, number: int) -> None:
+    """Say how many images lie in no class folder."""
+    images = plural(number, "image that lies", "images that lie")
+    logger.warning("%s: skipped %s in no class folder", root, images)
+
+
+def tell_left_out(root: Path, left_out: LeftOut, classes: Container[str]) -> None:
     """Say which files are no images by their names, and which folders are no classes."""
     if files := left_out.files():
         logger.warning("%s: skipped %s", root, files)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import zipfile
 from collections.abc import Sequence
@@ -13,12 +12,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from spptransfer.datasets.folder import IMAGE_SUFFIXES, find_images
+from spptransfer.datasets.folder import IMAGE_SUFFIXES, find_images, tell_left_out, tell_stray
+from spptransfer.datasets.left_out import LeftOut
 from spptransfer.errors import DatasetError, ImageError
 from spptransfer.images import MAX_FILE_BYTES, read_bytes
 from spptransfer.pretraining.config import DatasetSection
-
-logger = logging.getLogger(__name__)
 
 Labels = npt.NDArray[np.int64]
 
@@ -29,8 +27,11 @@ class Source:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def names(self, folder: str) -> list[str]:
-        """Images below a folder of the root, sorted by code points; none where it is absent."""
+    def names(self, folder: str, left_out: LeftOut | None = None) -> list[str]:
+        """Images below a folder of the root, sorted by code points; none where it is absent.
+
+        What is found besides images is noted.
+        """
         raise NotImplementedError
 
     def size(self, name: str) -> int:
@@ -45,11 +46,12 @@ class Source:
 class FolderSource(Source):
     """Image files below a folder."""
 
-    def names(self, folder: str) -> list[str]:
+    def names(self, folder: str, left_out: LeftOut | None = None) -> list[str]:
         """Images below a folder of the root."""
         where = self.root / folder
         prefix = f"{folder}/" if folder else ""
-        return sorted(f"{prefix}{name}" for name in find_images(where)) if where.is_dir() else []
+        found = find_images(where, left_out) if where.is_dir() else ()
+        return sorted(f"{prefix}{name}" for name in found)
 
     def size(self, name: str) -> int:
         """Bytes of a file; -1 where a link leads nowhere."""
@@ -73,16 +75,29 @@ class ZipSource(Source):
         except Exception as error:  # A damaged directory makes zipfile raise nearly anything.
             reason = getattr(error, "strerror", None) or error
             raise DatasetError(f"cannot read the ZIP file '{root}': {reason}") from error
-        self._members = {
-            member.filename: member
-            for member in self._archive.infolist()
-            if _is_image(member.filename)
-        }
+        visible = [at for at in self._archive.infolist() if not _is_hidden(at.filename)]
+        self._members = {at.filename: at for at in visible if _is_image(at.filename)}
+        self._others = [at.filename for at in visible if not _is_image(at.filename)]
 
-    def names(self, folder: str) -> list[str]:
+    def names(self, folder: str, left_out: LeftOut | None = None) -> list[str]:
         """Images below a folder of the archive."""
         prefix = f"{folder}/" if folder else ""
+        if left_out is not None:
+            self._note(prefix, left_out)
         return sorted(name for name in self._members if name.startswith(prefix))
+
+    def _note(self, prefix: str, left_out: LeftOut) -> None:
+        """Note what is no image, and the folders directly below a prefix, as `find_images` does."""
+        folders = set()
+        for name in (*self._members, *self._others):
+            if name.startswith(prefix):
+                first, slash, _ = name.removeprefix(prefix).partition("/")
+                folders.update([first] if slash else [])
+        for first in folders:
+            left_out.note_folder(first)
+        for name in self._others:
+            if name.startswith(prefix) and not name.endswith("/"):
+                left_out.note_file(PurePosixPath(name).name)
 
     def size(self, name: str) -> int:
         """Bytes of a file, unpacked."""
@@ -98,10 +113,12 @@ class ZipSource(Source):
             raise ImageError(f"cannot read the image: {error}") from error
 
 
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+
+
 def _is_image(name: str) -> bool:
-    path = PurePosixPath(name)
-    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-    return not hidden and not name.endswith("/") and path.suffix.lower() in IMAGE_SUFFIXES
+    return not name.endswith("/") and PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def open_source(root: str, data_root: Path | None = None) -> Source:
@@ -196,7 +213,7 @@ def read_splits(source: Source, section: DatasetSection) -> tuple[tuple[str, ...
 
 
 def labelled(source: Source, folder: str) -> tuple[list[str], list[str]]:
-    """List the images in class folders.
+    """List the images in class folders, and warn of what is left out as a dataset does.
 
     Parameters
     ----------
@@ -216,13 +233,19 @@ def labelled(source: Source, folder: str) -> tuple[list[str], list[str]]:
         If there are none.
     """
     steps = PurePosixPath(folder.strip("/")).parts
-    found = [(name, name.split("/")) for name in source.names("/".join(steps))]
+    left_out, where = LeftOut(), source.root.joinpath(*steps)
+    found = [(name, name.split("/")) for name in source.names("/".join(steps), left_out)]
     kept = [(name, parts[len(steps)]) for name, parts in found if len(parts) > len(steps) + 1]
     if not kept:
-        raise DatasetError(f"'{source.root}': no images in class folders of '{folder or '.'}'")
+        skipped = f"; skipped {left_out.files()}" if left_out.files() else ""
+        raise DatasetError(
+            f"'{source.root}': no images in class folders of '{folder or '.'}'{skipped}"
+        )
     if len(kept) < len(found):
-        logger.warning("%s: skipped images that lie in no class folder", source.root)
-    return [name for name, _ in kept], [label for _, label in kept]
+        tell_stray(where, len(found) - len(kept))
+    labels = [label for _, label in kept]
+    tell_left_out(where, left_out, set(labels))
+    return [name for name, _ in kept], labels
 
 
 def _numbered(of_class: Sequence[str], classes: Sequence[str]) -> Labels:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -53,6 +54,18 @@ def evaluated(cli, data, weights):
         return cli("evaluate-backbone", name, *options, "--data", root, "--jobs", 2, *arguments)
 
     return run
+
+
+def test_what_is_left_out_of_the_images_is_told(evaluated, data, tmp_path):
+    root = shutil.copytree(data, tmp_path / "mine")
+    (root / "val" / SOME[0] / "2.heic").touch()
+    (root / "val" / "empty").mkdir()
+    outcome = evaluated("--views", "full", root=root)
+    assert outcome.status == 0
+    assert outcome.err.splitlines() == [
+        f"spptransfer: {root}/val: skipped 1 file by suffix: .heic (1)",
+        f"spptransfer: {root}/val: folders without images are no classes: empty",
+    ]
 
 
 def test_every_scheme_gets_a_line_of_the_table(evaluated):

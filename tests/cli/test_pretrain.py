@@ -63,6 +63,17 @@ def test_missing_images_are_one_line(cli, small):
     assert "no folder or ZIP file 'absent'" in outcome.complaint
 
 
+def test_what_is_left_out_of_the_images_is_told(cli, small, project):
+    (project / "photos/bee/new.HEIC").touch()
+    (project / "photos/empty").mkdir()
+    outcome = cli("pretrain", small, "--threads", 1, "--quiet")
+    assert outcome.status == 0
+    assert outcome.err.splitlines() == [
+        "spptransfer: photos: skipped 1 file by suffix: .heic (1)",
+        "spptransfer: photos: folders without images are no classes: empty",
+    ]
+
+
 def test_a_device_that_is_not_there_is_one_line(cli, small):
     outcome = cli("pretrain", small, "--device", "cuda:99")
     assert outcome.status == 2

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import shutil
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,6 +132,34 @@ def test_a_link_that_leads_nowhere_is_one_image_that_cannot_be_read(tmp_path):
     assert len(digest(source, (train, val))) == 64
     with pytest.raises(ImageError, match="No such file"):
         source.read("bee/gone.png")
+
+
+@pytest.mark.parametrize("kind", ["folder", "ZIP"])
+def test_what_is_left_out_is_told_with_counts_as_of_a_dataset(tmp_path, caplog, kind):
+    root = draw_folder(tmp_path / "photos" / "train").parent
+    for name in ("cat/1.HEIC", "dog/deep/2.heic", "raw/1.nef", "cat/notes.txt", "x.png/3.heic"):
+        (root / "train" / name).parent.mkdir(exist_ok=True)
+        (root / "train" / name).touch()
+    (root / "train" / "empty").mkdir()
+    (root / "train" / ".hidden").touch()
+    draw_image(root / "train" / "stray.png", 0, 0)
+    draw_image(root / "val" / "dog" / "1.png", 2, 99)
+    (root / "elsewhere.heic").touch()
+    if kind == "ZIP":
+        root = Path(shutil.make_archive(str(tmp_path / "photos"), "zip", root))
+    splits(root)
+    assert caplog.messages == [
+        f"{root}/train: skipped 1 image that lies in no class folder",
+        f"{root}/train: skipped 4 files by suffix: .heic (3), .nef (1)",
+        f"{root}/train: folders without images are no classes: empty, raw, x.png",
+    ]
+
+
+def test_where_there_are_no_images_the_suffixes_that_are_there_are_told(tmp_path):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "train" / "cat" / "1.heic").touch()
+    with pytest.raises(DatasetError, match=r"of 'train'; skipped 1 file by suffix: \.heic \(1\)"):
+        splits(tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
