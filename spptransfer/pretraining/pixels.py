@@ -68,9 +68,13 @@ class Pixels:
         """
         if not self.fits:
             return
-        with ThreadPoolExecutor(jobs) as pool:
-            decoded = pool.map(self._decoded, range(len(self)), chunksize=64)
+        pool = ThreadPoolExecutor(jobs)
+        try:
+            decoded = pool.map(self._decoded, range(len(self)))
             kept = list(progress(decoded, len(self), "decoding"))
+        finally:
+            # Who is interrupted does not wait for all that was asked for.
+            pool.shutdown(cancel_futures=True)
         self.damaged = sum(image is None for image in kept)
         if self.damaged == len(kept):
             raise DatasetError(f"'{self._source.root}': not one image can be decoded")

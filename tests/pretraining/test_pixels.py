@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import numpy as np
 import pytest
@@ -77,3 +78,21 @@ def test_without_one_image_there_is_no_training(tmp_path):
         (tmp_path / name).write_bytes(b"nothing")
     with pytest.raises(DatasetError, match="not one image can be decoded"):
         opened(tmp_path)
+
+
+def test_who_is_interrupted_while_images_are_decoded_does_not_wait_for_all(photos, monkeypatch):
+    pixels, begun = opened(photos), []
+
+    def interrupted(decoded, total, label):
+        yield next(decoded)
+        raise KeyboardInterrupt
+
+    def slowly(data):
+        begun.append(data)
+        time.sleep(0.02)
+        return decode(data)
+
+    monkeypatch.setattr("spptransfer.pretraining.pixels.decode", slowly)
+    with pytest.raises(KeyboardInterrupt):
+        pixels.load(1, interrupted)
+    assert len(begun) < len(pixels) / 2
