@@ -192,8 +192,8 @@ def read_splits(source: Source, section: DatasetSection) -> tuple[tuple[str, ...
     Raises
     ------
     DatasetError
-        If a folder holds no class folders with images, there is one class only, or the validation
-        images have a class that the training images lack.
+        If a folder holds no class folders with images, there is one class only, the validation
+        images have a class that the training images lack, or none can be held out.
     """
     names, of_class = labelled(source, section.train)
     classes = tuple(sorted(set(of_class)))
@@ -261,6 +261,8 @@ def _held_out(split: Split, share: float) -> tuple[Split, Split]:
         members = generator.permutation(np.flatnonzero(split.labels == label))
         count = min(max(1, round(share * len(members))), len(members) - 1)
         aside[members[:count]] = True
+    if not aside.any():
+        raise DatasetError("dataset.val: no class has two images, one of which could be held out")
     return split.subset(np.flatnonzero(~aside)), split.subset(np.flatnonzero(aside))
 
 

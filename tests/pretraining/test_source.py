@@ -38,6 +38,16 @@ def test_what_is_held_out_is_a_share_of_every_class_and_not_trained_on(photos):
     assert len(train) + len(val) == 30
 
 
+def test_a_class_of_one_image_is_trained_on_and_where_all_are_none_can_be_held_out(tmp_path):
+    root = draw_folder(tmp_path, per_class=1)
+    with pytest.raises(DatasetError, match=r"dataset\.val: no class has two images"):
+        splits(root, train="", val=None)
+    draw_image(root / "bee" / "001.png", 0, 1)
+    _, classes, train, val = splits(root, train="", val=None)
+    assert sorted(train.labels.tolist()) == [0, 1, 2]
+    assert [classes[label] for label in val.labels] == ["bee"]
+
+
 def test_two_folders_may_be_training_and_validation(tmp_path):
     draw_folder(tmp_path / "train")
     draw_image(tmp_path / "val" / "dog" / "1.png", 2, 99)
