@@ -86,13 +86,15 @@ class TrainingSection(_Section):
     )
     learning_rate: PositiveFloat = 0.01
     patience: PositiveInt = Field(5, description="epochs without a lower validation error")
-    divisions: Annotated[int, Field(ge=0)] = Field(2, description="how often the rate is divided")
+    divisions: Annotated[int, Field(ge=0, strict=True)] = Field(
+        2, description="how often the rate is divided"
+    )
     warmup: NotNegative = Field(0.0, description="epochs over which the rate rises from 0")
     momentum: Share = 0.9
     nesterov: bool = False
     weight_decay: NotNegative = 5e-4
     label_smoothing: Share = 0.0
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto takes bfloat16 where a step is faster with it"
     )
@@ -126,9 +128,12 @@ class DistillSection(_Section):
     @model_validator(mode="after")
     def _known(self) -> DistillSection:
         try:
-            layer = describe(self.backbone).layer(self.layer)
+            info = describe(self.backbone)
+            layer = info.layer(self.layer)
         except ConfigError as error:
             raise ValueError(str(error)) from error
+        if self.scale < info.min_side:
+            raise ValueError(f"scale: '{self.backbone}' needs at least {info.min_side} pixels")
         if layer.kind == "vector" and self.levels != (1,):
             raise ValueError(f"levels must be [1], as '{self.layer}' is a vector")
         return self

@@ -43,6 +43,10 @@ def test_the_papers_recipe_is_the_default():
         ),
         ({"network": {"name": "zf5-no-spp", "levels": [4, 2]}}, "has no pyramid to choose"),
         ({"images": {"size": 20}}, "'zf5' needs at least 31 pixels"),
+        ({"distill": {"backbone": "alexnet", "scale": 30}}, "scale: 'alexnet' needs at least 31 p"),
+        ({"training": {"seed": 2**64}}, "training.seed: .* less than 9223372036854775808, got"),
+        ({"training": {"seed": True}}, "training.seed: .* valid integer, got True"),
+        ({"training": {"divisions": 1.0}}, "training.divisions: .* valid integer, got 1.0"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key_and_what_is_allowed(values, message):
