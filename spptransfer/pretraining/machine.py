@@ -86,6 +86,8 @@ class Machine:
         name = self.device
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name.partition(":")[0] not in ("cpu", "cuda"):  # torch knows others
+            raise ConfigError(f"--device {name}: unknown; allowed: auto, cpu, cuda, cuda:N")
         if team.count > 1 and name.startswith("cuda:"):
             raise ConfigError(
                 f"--device {name}: {team.count} processes need a GPU each; allowed: auto, cpu, cuda"

@@ -74,10 +74,12 @@ def test_what_is_left_out_of_the_images_is_told(cli, small, project):
     ]
 
 
-def test_a_device_that_is_not_there_is_one_line(cli, small):
-    outcome = cli("pretrain", small, "--device", "cuda:99")
+@pytest.mark.parametrize("device", ["cuda:99", "meta", "mps", ""])
+def test_a_device_that_is_not_there_is_one_line(cli, small, device):
+    outcome = cli("pretrain", small, "--device", device)
     assert outcome.status == 2
-    assert "--device cuda:99" in outcome.complaint
+    assert f"--device {device}: " in outcome.complaint
+    assert "allowed: auto, cpu, cuda, cuda:N" in outcome.complaint
 
 
 def test_of_several_processes_only_the_first_speaks(cli, small, monkeypatch):
