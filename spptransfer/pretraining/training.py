@@ -174,10 +174,16 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> tuple[float, float]:
-        """Shares of the validation images whose class is the first, and among the first five."""
+        """Shares of the validation images whose class is the first, and among the first five.
+
+        Raises
+        ------
+        ModelError
+            If scores are not finite: the epoch's last step, whose own loss was, has diverged.
+        """
         self.student.eval()
         right = np.zeros(2)
-        count = 0
+        count = lost = 0
         steps = prefetched(self._validation.make, 0, self._validation.steps, self._workers)
         for batch in steps:
             if not len(batch.labels):
@@ -189,7 +195,10 @@ class Trainer:
             hits = best == labels[:, None]
             right += [int(hits[:, 0].sum()), int(hits.sum())]
             count += int((labels != IGNORED).sum())
-        top1, top5, counted = self._team.sums([*right, count])
+            lost += int((~scores.isfinite()).sum())
+        top1, top5, counted, lost_by_all = self._team.sums([*right, count, lost])
+        if lost_by_all:
+            raise self._diverged("the class scores are not finite")
         return top1 / max(counted, 1), top5 / max(counted, 1)
 
     def state(self) -> dict[str, Any]:
@@ -236,11 +245,14 @@ class Trainer:
         for name, value in zip(_SUMS[:3], means, strict=True):
             position.sums[name] += value
         if not math.isfinite(position.sums["loss"]):
-            raise ModelError(
-                f"training diverged in epoch {position.epoch + 1}, step {position.step + 1}: the "
-                f"loss is {means[0]}; lower training.learning_rate, "
-                f"{section.learning_rate}"
-            )
+            raise self._diverged(f"the loss is {means[0]}")
+
+    def _diverged(self, why: str) -> ModelError:
+        epoch, step = self.position.epoch + 1, min(self.position.step + 1, self.steps)
+        return ModelError(
+            f"training diverged in epoch {epoch}, step {step}: {why}; lower "
+            f"training.learning_rate, {self.pipeline.training.learning_rate}"
+        )
 
     def _over_all(self, found: Losses, count: int) -> tuple[float, list[float]]:
         """Factor of this process's loss, and the means of the losses over the whole batch.

@@ -210,6 +210,13 @@ def test_training_that_diverges_is_told_with_what_to_do(photos, tmp_path):
         run(photos, tmp_path / "run", training={"learning_rate": 1e30})
 
 
+def test_training_that_diverges_in_its_last_step_leaves_no_weights(photos, tmp_path):
+    with pytest.raises(ModelError, match="in epoch 1, step 1: the class scores are not finite"):
+        run(photos, tmp_path, training={"learning_rate": 1e30, "epochs": 1, "batch": 100})
+    assert not (tmp_path / "weights.safetensors").exists()
+    assert not curve(tmp_path)
+
+
 def test_weights_may_be_saved_in_half_precision(photos, tmp_path):
     outcome = run(photos, tmp_path / "run", training={"weights": "float16", "epochs": 1})
     single = backbones.load("zf5-64", outcome.weights)
