@@ -172,6 +172,11 @@ def _known_state(place: _Place, identity: str) -> dict[str, Any] | None:
     """The folder's checkpoint, if it is this training's."""
     folder = place.machine.folder
     state = checkpoint.load(folder)
+    if state is None and (folder / WEIGHTS).exists():
+        raise ConfigError(
+            f"'{folder}' holds weights but no checkpoint to go on from, and training anew would "
+            "write over them; name another folder with --out, or remove this one"
+        )
     if state is not None and state["identity"] != identity:
         raise ConfigError(
             f"'{folder}' holds a training with other settings or images; name another "

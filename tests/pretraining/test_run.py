@@ -193,6 +193,16 @@ def test_another_pipeline_is_not_mixed_into_a_run(photos, whole):
         run(photos, whole)
 
 
+def test_weights_whose_checkpoint_was_deleted_are_not_written_over(photos, tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / checkpoint.NAME).unlink()
+    with pytest.raises(ConfigError, match="holds weights but no checkpoint to go on from"):
+        run(photos, tmp_path / "run", distill=DISTILL)
+    assert curve(tmp_path / "run") == curve(whole)
+    files = [load_file(folder / "weights.safetensors") for folder in (tmp_path / "run", whole)]
+    assert same_tensors(*files)
+
+
 def test_a_damaged_checkpoint_is_named(photos, tmp_path):
     (tmp_path / checkpoint.NAME).write_bytes(b"nothing")
     with pytest.raises(WeightsError, match=r"the checkpoint '.*' cannot be read"):
