@@ -72,9 +72,10 @@ class RunFolder:
         about = self._facts.as_json(history)
         # One entry only: several would come in another order, and another hash, in every process.
         metadata = {"spptransfer": json.dumps(about, sort_keys=True)}
-        # Its own way of writing a file would leave the file to nobody but us.
-        self._write(WEIGHTS, save(tensors, metadata))
+        # The weights come last: by them a run that goes on knows that both were written.
         self._write(CARD, model_card(about).encode())
+        # Safetensors' own way of writing a file would leave the file to nobody but us.
+        self._write(WEIGHTS, save(tensors, metadata))
 
     def _write(self, name: str, data: bytes) -> None:
         path = self._folder / name

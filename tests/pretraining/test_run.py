@@ -24,6 +24,7 @@ from spptransfer.errors import CacheError, ConfigError, ModelError, WeightsError
 from spptransfer.pretraining import checkpoint
 from spptransfer.pretraining.config import NetworkSection, parse_pipeline
 from spptransfer.pretraining.machine import Machine
+from spptransfer.pretraining.outputs import RunFolder
 from spptransfer.pretraining.run import pretrain
 from spptransfer.pretraining.student import build_student
 
@@ -105,6 +106,28 @@ def test_what_a_kill_after_the_last_checkpoint_left_unwritten_is_written(
     files = [load_file(folder / "weights.safetensors") for folder in (tmp_path / "run", whole)]
     assert same_tensors(*files)
     assert curve(tmp_path / "run") == curve(whole)
+
+
+def test_after_a_kill_between_card_and_weights_both_are_of_the_last_epoch(
+    photos, tmp_path, monkeypatch
+):
+    write, written = RunFolder._write, []
+
+    def dying(folder, name, data):
+        write(folder, name, data)
+        written.append(name)
+        if len(written) == 8:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "_write", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run(photos, tmp_path)
+    assert written[5:7] == ["metrics.jsonl", "curves.svg"]  # of the second epoch
+    run(photos, tmp_path)
+    with safe_open(tmp_path / "weights.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["spptransfer"])["epochs"] == 2
+    assert "after 2 epochs" in (tmp_path / "model-card.md").read_text()
 
 
 def test_weights_of_another_number_of_epochs_are_written_anew(photos, tmp_path, whole):
