@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from spptransfer.backbones.weights import identify
 from spptransfer.cache.files import make_folder, remove_leftovers
 from spptransfer.cache.lock import Lock
 from spptransfer.errors import ConfigError
@@ -134,7 +135,7 @@ def _pretrain(place: _Place) -> Outcome:
     source = open_source(pipeline.dataset.root, machine.data_root)
     classes, train, val = read_splits(source, pipeline.dataset)
     data_sha256 = digest(source, (train, val))
-    identity = _identity(pipeline, data_sha256)
+    identity = _identity(place, data_sha256)
     state = _known_state(place, identity)
     machine.tell(
         f"{len(train):,} training and {len(val):,} validation images, "
@@ -161,9 +162,15 @@ def _pretrain(place: _Place) -> Outcome:
     return _Run(place, trainer, RunFolder(machine.folder, facts, saved)).run()
 
 
-def _identity(pipeline: PretrainingPipeline, data_sha256: str) -> str:
+def _identity(place: _Place, data_sha256: str) -> str:
     """Hash of all that the loss curve depends on."""
-    values = pipeline.model_dump(mode="json", exclude=_FREE)
+    values = place.pipeline.model_dump(mode="json", exclude=_FREE)
+    distill = place.pipeline.distill
+    if distill is not None:
+        # A file may have got other weights since, or another place.
+        values["distill"]["weights"] = identify(
+            distill.backbone, distill.weights, place.machine.weights_dir
+        )
     text = json.dumps([values, data_sha256], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -177,9 +184,9 @@ def _known_state(place: _Place, identity: str) -> dict[str, Any] | None:
             f"'{folder}' holds weights but no checkpoint to go on from, and training anew would "
             "write over them; name another folder with --out, or remove this one"
         )
-    if state is not None and state["identity"] != identity:
+    if state is not None and state.get("identity") != identity:
         raise ConfigError(
-            f"'{folder}' holds a training with other settings or images; name another "
+            f"'{folder}' holds a training with other settings, images or teacher; name another "
             "folder with --out, or remove this one"
         )
     done = -1.0 if state is None else state["epoch"] + state["step"] / 2**32

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from spptransfer import backbones
+from spptransfer.backbones.loading import random_network
 from spptransfer.cache.lock import Lock
 from spptransfer.errors import CacheError, ConfigError, ModelError, WeightsError
 from spptransfer.pretraining import checkpoint
@@ -212,7 +213,9 @@ def test_a_finished_run_is_not_run_again(photos, whole):
 
 
 def test_another_pipeline_is_not_mixed_into_a_run(photos, whole):
-    with pytest.raises(ConfigError, match="holds a training with other settings or images"):
+    with pytest.raises(
+        ConfigError, match="holds a training with other settings, images or teacher"
+    ):
         run(photos, whole)
 
 
@@ -224,6 +227,20 @@ def test_weights_whose_checkpoint_was_deleted_are_not_written_over(photos, tmp_p
     assert curve(tmp_path / "run") == curve(whole)
     files = [load_file(folder / "weights.safetensors") for folder in (tmp_path / "run", whole)]
     assert same_tensors(*files)
+
+
+def test_a_teacher_may_move_but_not_change(photos, tmp_path):
+    path, moved = tmp_path / "teacher.pth", tmp_path / "moved.pth"
+    torch.save(random_network("squeezenet1_1", 1)[0].state_dict(), path)
+    teacher = {**DISTILL, "weights": str(path)}
+    run(photos, tmp_path / "run", steps=1, distill=teacher)
+    path.rename(moved)
+    assert not run(
+        photos, tmp_path / "run", steps=1, distill={**teacher, "weights": str(moved)}
+    ).finished
+    torch.save(random_network("squeezenet1_1", 2)[0].state_dict(), moved)
+    with pytest.raises(ConfigError, match="other settings, images or teacher"):
+        run(photos, tmp_path / "run", distill={**teacher, "weights": str(moved)})
 
 
 def test_a_damaged_checkpoint_is_named(photos, tmp_path):
