@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,15 @@ def load(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        with warnings.catch_warnings():
+            # Such a file is refused by ourselves.
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's own advice would run what it carries
+        raise WeightsError(
+            f"the checkpoint '{path}' cannot be read: damaged, or more than a run's state"
+        ) from error
+    except Exception as error:  # The parser of damaged bytes raises whatever it stumbles upon.
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(f"the checkpoint '{path}' cannot be read: {reason}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -243,9 +244,31 @@ def test_a_teacher_may_move_but_not_change(photos, tmp_path):
         run(photos, tmp_path / "run", distill={**teacher, "weights": str(moved)})
 
 
-def test_a_damaged_checkpoint_is_named(photos, tmp_path):
-    (tmp_path / checkpoint.NAME).write_bytes(b"nothing")
+def _without_its_tensors(whole):
+    """A checkpoint whose description points at what is not there."""
+    return whole.replace(b"q\x00", b"h\xff", 1)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda whole: b"nothing", lambda whole: whole[:-99], _without_its_tensors]
+)
+def test_a_damaged_checkpoint_is_named(photos, tmp_path, whole, damage):
+    content = (whole / checkpoint.NAME).read_bytes()
+    (tmp_path / checkpoint.NAME).write_bytes(damage(content))
     with pytest.raises(WeightsError, match=r"the checkpoint '.*' cannot be read"):
+        run(photos, tmp_path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_checkpoint_that_is_a_bare_pickle_is_refused_without_advice_to_run_it(photos, tmp_path):
+    (tmp_path / checkpoint.NAME).write_bytes(pickle.dumps({"format": 1}))
+    with pytest.raises(WeightsError, match="damaged, or more than a run's state"):
+        run(photos, tmp_path)
+
+
+def test_a_checkpoint_that_names_no_training_is_another_training(photos, tmp_path):
+    torch.save({"format": 1}, tmp_path / checkpoint.NAME)
+    with pytest.raises(ConfigError, match="holds a training with other settings"):
         run(photos, tmp_path)
 
 
