@@ -123,6 +123,11 @@ def joined(team: Team, device: torch.device) -> Iterator[None]:
 
     After an error the connection is left as it is: to close it, a process might wait for others
     that wait for it.
+
+    Raises
+    ------
+    ConfigError
+        If the launcher did not tell where, or nobody is there.
     """
     if team.count == 1:
         yield
@@ -130,7 +135,13 @@ def joined(team: Team, device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, timeout=_PATIENCE)
+    try:
+        distributed.init_process_group(backend, timeout=_PATIENCE)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"cannot connect {team.count} processes at MASTER_ADDR and MASTER_PORT: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
     yield
     distributed.destroy_process_group()
 

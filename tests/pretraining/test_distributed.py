@@ -15,7 +15,13 @@ from pretraining_cases import curve, same_tensors, values
 
 from spptransfer.errors import ConfigError
 from spptransfer.pretraining import checkpoint
-from spptransfer.pretraining.distributed import Team, in_parallel, prepared, team_of_environment
+from spptransfer.pretraining.distributed import (
+    Team,
+    in_parallel,
+    joined,
+    prepared,
+    team_of_environment,
+)
 from spptransfer.pretraining.machine import Machine
 
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -62,6 +68,21 @@ def test_the_launcher_says_who_is_who():
 def test_a_launcher_that_contradicts_itself_is_told(said):
     with pytest.raises(ConfigError, match="RANK"):
         team_of_environment(said)
+
+
+@pytest.mark.parametrize("said", [{}, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "none"}])
+def test_a_launcher_that_does_not_say_where_to_meet_is_told(monkeypatch, said):
+    for key in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(key, raising=False)
+    for key, value in {"RANK": "0", "WORLD_SIZE": "2", **said}.items():
+        monkeypatch.setenv(key, value)
+    with (
+        pytest.raises(
+            ConfigError, match="cannot connect 2 processes at MASTER_ADDR and MASTER_PORT"
+        ),
+        joined(team_of_environment(), torch.device("cpu")),
+    ):
+        pass
 
 
 def test_one_process_trains_the_network_as_it_is():
