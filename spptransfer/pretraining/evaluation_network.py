@@ -20,7 +20,7 @@ from spptransfer.backbones.checkpoints import read_tensors
 from spptransfer.backbones.folding import fold_batch_norms
 from spptransfer.backbones.info import BackboneInfo
 from spptransfer.backbones.loading import Backbone, map_side
-from spptransfer.backbones.weights import locate
+from spptransfer.backbones.weights import identify, locate
 from spptransfer.errors import WeightsError
 from spptransfer.pyramid import check_levels
 
@@ -81,7 +81,7 @@ def read_about(path: Path) -> About:
         return _parse_about(json.loads(text))
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"weights '{path}' cannot be read: {error}") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"what weights '{path}' say of themselves is damaged") from error
 
 
@@ -227,6 +227,7 @@ def load_classifier(
     """
     info = backbones.describe(name)
     path = locate(name, weights, weights_dir)
+    identify(name, weights, weights_dir)  # refuses an official file that is damaged
     tensors, about = read_tensors(path), read_about(path)
     if about.network not in (None, name):
         raise WeightsError(f"weights '{path}' are those of '{about.network}', not of '{name}'")

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from spptransfer import backbones
+from spptransfer.backbones.weights import path_of
 from spptransfer.errors import WeightsError
 from spptransfer.pretraining.evaluation import (
     Classifier,
@@ -62,12 +63,19 @@ def test_weights_tell_how_they_were_trained(tmp_path):
     assert about.classes is None
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"pipeline": 3}', '{"classes": 3}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"pipeline": 3}', '{"classes": 3}', "[" * 100_000])
 def test_a_damaged_description_is_refused(tmp_path, text):
     path = tmp_path / "w.safetensors"
     save_file(drawn_tensors(), path, metadata={"spptransfer": text})
     with pytest.raises(WeightsError, match="say of themselves is damaged"):
         load_classifier("spp-mini", path)
+
+
+def test_an_official_file_that_is_another_is_refused(tmp_path):
+    network = backbones.network("squeezenet1_1")
+    torch.save(network.state_dict(), path_of("squeezenet1_1", "imagenet", tmp_path))
+    with pytest.raises(WeightsError, match="damaged or not the official file"):
+        load_classifier("squeezenet1_1", "imagenet", weights_dir=tmp_path)
 
 
 def test_a_network_with_another_pyramid_is_loaded_with_its_own(tmp_path):
