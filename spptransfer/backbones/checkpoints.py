@@ -61,6 +61,11 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise WeightsError(f"weights '{path}' cannot be read: {reason}") from error
     if not isinstance(state, dict) or not all(_is_named_tensor(*item) for item in state.items()):
         raise WeightsError(f"weights '{path}' are no state dict, a mapping of names to tensors")
+    for key, tensor in state.items():
+        if not _has_plain_numbers(tensor):
+            raise WeightsError(
+                f"weights '{path}' cannot be read: {key} is sparse, quantized, complex or a shape"
+            )
     return dict(state)
 
 
@@ -92,6 +97,11 @@ def trained_levels(path: Path, name: str) -> tuple[int, ...] | None:
 
 def _is_named_tensor(name: object, value: object) -> bool:
     return isinstance(name, str) and isinstance(value, torch.Tensor)
+
+
+def _has_plain_numbers(tensor: torch.Tensor) -> bool:
+    dense = tensor.layout is torch.strided and not tensor.is_meta
+    return dense and not tensor.is_quantized and not tensor.is_complex()
 
 
 def load_into(
