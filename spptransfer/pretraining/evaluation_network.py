@@ -81,7 +81,7 @@ def read_about(path: Path) -> About:
         return _parse_about(json.loads(text))
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"weights '{path}' cannot be read: {error}") from error
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise WeightsError(f"what weights '{path}' say of themselves is damaged") from error
 
 

@@ -63,7 +63,17 @@ def test_weights_tell_how_they_were_trained(tmp_path):
     assert about.classes is None
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"pipeline": 3}', '{"classes": 3}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"pipeline": 3}',
+        '{"classes": 3}',
+        "[" * 100_000,
+        '{"pipeline": {"images": {"size": 1e999}}}',
+    ],
+)
 def test_a_damaged_description_is_refused(tmp_path, text):
     path = tmp_path / "w.safetensors"
     save_file(drawn_tensors(), path, metadata={"spptransfer": text})
