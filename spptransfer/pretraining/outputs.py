@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import nn
 
 from spptransfer.cache.files import appearing
+from spptransfer.errors import ModelError
 from spptransfer.pretraining import checkpoint
 from spptransfer.pretraining.card import Facts, model_card
 from spptransfer.pretraining.curves import training_curves
@@ -62,13 +63,25 @@ class RunFolder:
         return about.get("epochs") == epochs and about.get("pipeline") == self._facts.settings()
 
     def write_weights(self, network: nn.Module, history: Sequence[Metrics]) -> None:
-        """Write the network as it is, in a form that `backbones.load` reads, and its card."""
+        """Write the network as it is, in a form that `backbones.load` reads, and its card.
+
+        Raises
+        ------
+        ModelError
+            If a number is too large for the type of the saved ones.
+        """
         dtype = getattr(torch, self._facts.pipeline.training.weights)
         tensors = {
             key: value.detach().to("cpu", dtype).contiguous()
             for key, value in network.state_dict().items()
             if not key.endswith("num_batches_tracked")
         }
+        for key, value in tensors.items():
+            if not value.isfinite().all():
+                raise ModelError(
+                    f"{key} holds numbers beyond {self._facts.pipeline.training.weights}; the same "
+                    "command with training.weights=float32 goes on"
+                )
         about = self._facts.as_json(history)
         # One entry only: several would come in another order, and another hash, in every process.
         metadata = {"spptransfer": json.dumps(about, sort_keys=True)}

@@ -298,6 +298,19 @@ def test_weights_may_be_saved_in_half_precision(photos, tmp_path):
     assert single.trunk[0].weight.dtype == torch.float32
 
 
+def test_numbers_too_large_for_half_precision_are_told_and_may_be_saved_in_single(photos, tmp_path):
+    half, single = ({"weights": kind, "epochs": 2} for kind in ("float16", "float32"))
+    run(photos, tmp_path, steps=1, training=half)
+    state = checkpoint.load(tmp_path)
+    state["student"]["network.bn1.running_var"] += 1e6
+    checkpoint.save(tmp_path, state)
+    with pytest.raises(ModelError, match=r"bn1\.running_var holds numbers beyond float16"):
+        run(photos, tmp_path, training=half)
+    assert not (tmp_path / "weights.safetensors").exists()
+    outcome = run(photos, tmp_path, training=single)
+    assert load_file(outcome.weights)["bn1.running_var"].min() > 65504
+
+
 def test_torchs_generator_and_threads_are_left_as_they_were(photos, tmp_path):
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     run(photos, tmp_path / "run", training={"epochs": 1})
