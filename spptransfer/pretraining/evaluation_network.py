@@ -21,7 +21,7 @@ from spptransfer.backbones.folding import fold_batch_norms
 from spptransfer.backbones.info import BackboneInfo
 from spptransfer.backbones.loading import Backbone, map_side
 from spptransfer.backbones.weights import identify, locate
-from spptransfer.errors import WeightsError
+from spptransfer.errors import ConfigError, WeightsError
 from spptransfer.pyramid import check_levels
 
 _COUNTER = "num_batches_tracked"  # in old files absent, and only used in training
@@ -216,7 +216,8 @@ def load_classifier(
     Raises
     ------
     ConfigError
-        If there is no such network or weights' name, or its pyramid cannot be chosen.
+        If there is no such network or weights' name, or its pyramid cannot be chosen or is told
+        by the file to be another.
     WeightsError
         If the file is missing, damaged, of another network, or does not hold all of this one.
 
@@ -231,6 +232,10 @@ def load_classifier(
     tensors, about = read_tensors(path), read_about(path)
     if about.network not in (None, name):
         raise WeightsError(f"weights '{path}' are those of '{about.network}', not of '{name}'")
+    trained = about.levels or (info.levels if about.network else None)
+    if levels and trained and levels != trained:
+        # In another order they fit and mean other bins.
+        raise ConfigError(f"levels: weights '{path}' were trained with {list(trained)}")
     levels = levels or about.levels
     with torch.device("meta"):
         last = list(_shapes(backbones.network(name, levels=levels)))[-1]

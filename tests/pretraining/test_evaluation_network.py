@@ -11,7 +11,7 @@ from torch import nn
 
 from spptransfer import backbones
 from spptransfer.backbones.weights import path_of
-from spptransfer.errors import WeightsError
+from spptransfer.errors import ConfigError, WeightsError
 from spptransfer.pretraining.evaluation import (
     Classifier,
     load_classifier,
@@ -104,6 +104,17 @@ def test_a_network_with_another_pyramid_is_loaded_with_its_own(tmp_path):
     batch = torch.randn(1, 3, 64, 80)
     with torch.inference_mode():
         torch.testing.assert_close(classifier(batch), network.eval()(batch))
+
+
+@pytest.mark.parametrize(("said", "trained"), [([2, 1], (2, 1)), (None, (6, 3, 2, 1))])
+def test_levels_in_another_order_than_the_file_tells_are_refused(tmp_path, said, trained):
+    network = backbones.network("spp-mini", num_classes=5, levels=trained)
+    about = {"network": "spp-mini", "pipeline": {"network": {"levels": said}}}
+    path = tmp_path / "w.safetensors"
+    save_file(network.state_dict(), path, metadata={"spptransfer": json.dumps(about)})
+    assert load_classifier("spp-mini", path, levels=trained).pool.levels == trained
+    with pytest.raises(ConfigError, match=rf"levels: .* were trained with \[{trained[0]}, "):
+        load_classifier("spp-mini", path, levels=trained[::-1])
 
 
 def test_weights_that_are_not_the_whole_network_are_refused(tmp_path):
