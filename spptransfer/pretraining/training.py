@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from spptransfer.backbones.catalogue import describe
-from spptransfer.errors import ModelError
+from spptransfer.errors import ConfigError, ModelError
 from spptransfer.pretraining.batches import (
     IGNORED,
     Batch,
@@ -236,7 +236,7 @@ class Trainer:
         targets = targets.to(self._device) if targets is not None else None
         torch.manual_seed(self._dropout_seed())
         with self._autocast():
-            outputs = self._forward(self._inputs(batch, side))
+            outputs = self._outputs(self._inputs(batch, side))
         found = losses(outputs, labels, targets, self.pipeline.distill, section.label_smoothing)
         weight, means = self._over_all(found, int((batch.labels != IGNORED).sum()))
         self.optimizer.zero_grad(set_to_none=True)
@@ -246,6 +246,16 @@ class Trainer:
             position.sums[name] += value
         if not math.isfinite(position.sums["loss"]):
             raise self._diverged(f"the loss is {means[0]}")
+
+    def _outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        try:
+            outputs: tuple[torch.Tensor, torch.Tensor | None] = self._forward(images)
+            return outputs
+        except RuntimeError as error:  # a compiler is looked for when it is first needed
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"training.compile: torch cannot do so here: {reason}") from error
 
     def _diverged(self, why: str) -> ModelError:
         epoch, step = self.position.epoch + 1, min(self.position.step + 1, self.steps)

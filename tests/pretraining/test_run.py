@@ -290,6 +290,17 @@ def test_training_that_diverges_in_its_last_step_leaves_no_weights(photos, tmp_p
     assert not curve(tmp_path)
 
 
+def test_where_torch_cannot_compile_that_is_one_line(photos, tmp_path, monkeypatch):
+    def fail(images):
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(torch, "compile", lambda student, dynamic: fail)
+    with pytest.raises(ConfigError, match=r"training\.compile: .* No working C\+\+ compiler"):
+        run(photos, tmp_path, training={"compile": True})
+
+
 def test_weights_may_be_saved_in_half_precision(photos, tmp_path):
     outcome = run(photos, tmp_path / "run", training={"weights": "float16", "epochs": 1})
     single = backbones.load("zf5-64", outcome.weights)
