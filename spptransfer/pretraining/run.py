@@ -15,7 +15,7 @@ import torch
 from spptransfer.backbones.weights import identify
 from spptransfer.cache.files import make_folder, remove_leftovers
 from spptransfer.cache.lock import Lock
-from spptransfer.errors import ConfigError
+from spptransfer.errors import ConfigError, ModelError
 from spptransfer.pretraining import checkpoint
 from spptransfer.pretraining.batches import TrainingBatches, ValidationBatches
 from spptransfer.pretraining.card import Facts
@@ -29,6 +29,7 @@ from spptransfer.pretraining.source import Source, Split, digest, open_source, r
 from spptransfer.pretraining.student import Student, build_student
 from spptransfer.pretraining.teacher import Teacher, prepare_teacher
 from spptransfer.pretraining.training import Metrics, Trainer, parameters_of
+from spptransfer.processor import is_out_of_memory
 from spptransfer.wording import plural
 
 _VALIDATION_BATCH = 256
@@ -97,7 +98,15 @@ def pretrain(pipeline: PretrainingPipeline, machine: Machine) -> Outcome:
     device = machine.torch_device(team)
     make_folder(machine.folder)
     with _locked(machine.folder, team), _torch_settings(machine.threads), joined(team, device):
-        return _pretrain(_Place(pipeline, machine, team, device))
+        try:
+            return _pretrain(_Place(pipeline, machine, team, device))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ModelError(
+                "there is not enough memory for this network and its batches; lower "
+                f"training.batch, {pipeline.training.batch}, or take a smaller network or size"
+            ) from error
 
 
 @contextlib.contextmanager

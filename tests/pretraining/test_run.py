@@ -290,6 +290,11 @@ def test_training_that_diverges_in_its_last_step_leaves_no_weights(photos, tmp_p
     assert not curve(tmp_path)
 
 
+def test_what_does_not_fit_in_memory_is_told_with_what_to_do(photos, tmp_path):
+    with pytest.raises(ModelError, match=r"not enough memory .* lower training\.batch, 8, or"):
+        run(photos, tmp_path, network={"levels": [100_000]})
+
+
 def test_where_torch_cannot_compile_that_is_one_line(photos, tmp_path, monkeypatch):
     def fail(images):
         from torch._inductor.exc import InvalidCxxCompiler
