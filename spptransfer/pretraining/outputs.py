@@ -86,7 +86,8 @@ class RunFolder:
         # One entry only: several would come in another order, and another hash, in every process.
         metadata = {"spptransfer": json.dumps(about, sort_keys=True)}
         # The weights come last: by them a run that goes on knows that both were written.
-        self._write(CARD, model_card(about).encode())
+        # A folder of images may have a name that is no UTF-8.
+        self._write(CARD, model_card(about).encode(errors="backslashreplace"))
         # Safetensors' own way of writing a file would leave the file to nobody but us.
         self._write(WEIGHTS, save(tensors, metadata))
 

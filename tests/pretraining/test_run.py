@@ -290,6 +290,15 @@ def test_training_that_diverges_in_its_last_step_leaves_no_weights(photos, tmp_p
     assert not curve(tmp_path)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
+def test_images_in_a_folder_whose_name_is_not_utf8_are_trained_on(photos, tmp_path):
+    root = shutil.copytree(photos, tmp_path / "\udcff")
+    (tmp_path / "link").symlink_to(root)
+    outcome = run(tmp_path / "link", tmp_path / "run", training={"epochs": 1})
+    assert outcome.weights.exists()
+    assert "trained on \\udcff" in (tmp_path / "run" / "model-card.md").read_text()
+
+
 def test_what_does_not_fit_in_memory_is_told_with_what_to_do(photos, tmp_path):
     with pytest.raises(ModelError, match=r"not enough memory .* lower training\.batch, 8, or"):
         run(photos, tmp_path, network={"levels": [100_000]})
