@@ -140,7 +140,8 @@ def open_source(root: str, data_root: Path | None = None) -> Source:
     DatasetError
         If there is none, or the file is no ZIP file.
     """
-    candidates = [(data_root or Path("data")) / root, Path(root)]
+    given = Path(os.path.expanduser(root))
+    candidates = [(data_root or Path("data")) / given, given]
     found = [path for path in candidates if os.path.exists(path)]  # of any length
     if not found:
         raise DatasetError(f"no folder or ZIP file '{root}': looked for {_listed(candidates)}")

@@ -102,6 +102,11 @@ def test_a_missing_root_and_a_damaged_zip_file_are_named(tmp_path):
         open_source("bad.zip", tmp_path)
 
 
+def test_a_tilde_is_the_home_folder(photos, monkeypatch):
+    monkeypatch.setenv("HOME", str(photos.parent))
+    assert open_source("~/photos").root == photos
+
+
 def test_the_digest_tells_other_images_and_other_classes(photos):
     source, _, train, val = splits(photos, train="", val=None)
     known = digest(source, (train, val))
