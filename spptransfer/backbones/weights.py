@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (".safetensors", ".pth")
 _MEMO = "weights-sha256.json"
 _CHUNK = 1 << 20
+_SEED_DIGITS = 18  # torch knows numbers of 64 bits
 _TIMEOUT_SECONDS = 30
 # Younger than this, a file can change once more without its time stamp showing it.
 _SETTLED_NANOSECONDS = 2 * 10**9
@@ -39,7 +40,7 @@ def default_dir() -> Path:
     """
     chosen = os.environ.get("SPPTRANSFER_WEIGHTS")
     if chosen:
-        return Path(chosen).expanduser()
+        return Path(os.path.expanduser(chosen))
     import pooch
 
     return Path(pooch.os_cache("spptransfer")) / "weights"
@@ -51,7 +52,7 @@ def random_seed(weights: str | os.PathLike[str]) -> int | None:
     Raises
     ------
     ConfigError
-        If the seed is not a whole number of at least 0.
+        If the seed is not a whole number of at least 0, or larger than torch takes.
 
     Examples
     --------
@@ -63,8 +64,11 @@ def random_seed(weights: str | os.PathLike[str]) -> int | None:
         return None
     if not colon:
         return 0
-    if not (seed.isascii() and seed.isdecimal()):
-        raise ConfigError(f"weights '{weights}': the seed must be a whole number of at least 0")
+    if not (seed.isascii() and seed.isdecimal() and len(seed) <= _SEED_DIGITS):
+        raise ConfigError(
+            f"weights '{weights}': the seed must be a whole number of at least 0 and of at most "
+            f"{_SEED_DIGITS} digits"
+        )
     return int(seed)
 
 
@@ -101,7 +105,7 @@ def path_of(name: str, weights: str | os.PathLike[str], weights_dir: Path | None
             return Path(__file__).parent / sources[text].filename
         return (weights_dir or default_dir()) / sources[text].filename
     if text.endswith(SUFFIXES):
-        return Path(text).expanduser()
+        return Path(os.path.expanduser(text))
     raise ConfigError(
         f"unknown weights '{text}' of backbone '{name}': "
         f"{suggestion(text, [*sources, 'random'])}, or the path of a {' or '.join(SUFFIXES)} file"
@@ -130,7 +134,7 @@ def locate(name: str, weights: str | os.PathLike[str], weights_dir: Path | None 
     if random_seed(weights) is not None:
         raise ConfigError(f"weights '{weights}' are drawn from a seed and have no file")
     path = path_of(name, weights, weights_dir)
-    if path.is_file():
+    if os.path.isfile(path):  # however long its name is
         return path
     source = describe(name).weights.get(os.fspath(weights))
     if source is None:

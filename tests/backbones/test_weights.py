@@ -123,6 +123,12 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
     assert weights.path_of("vgg16", "~/own.pth") == tmp_path / "own.pth"
 
 
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/own.pth", "x" * 300 + ".pth"])
+def test_a_path_that_no_file_can_have_is_an_absent_file(name):
+    with pytest.raises(WeightsError, match="no weights file at"):
+        weights.locate("vgg16", name)
+
+
 def test_unknown_weights_are_named_with_what_is_allowed():
     with pytest.raises(ConfigError, match="unknown weights 'imagnet' of backbone 'resnet50'") as e:
         weights.path_of("resnet50", "imagnet")
@@ -136,8 +142,8 @@ def test_the_papers_networks_have_local_or_random_weights_only():
         weights.locate("zf5", "imagenet")
 
 
-@given(st.integers(min_value=0))
-def test_any_whole_number_is_a_seed(seed):
+@given(st.integers(min_value=0, max_value=10**18 - 1))
+def test_any_whole_number_of_up_to_18_digits_is_a_seed(seed):
     assert weights.random_seed(f"random:{seed}") == seed
 
 
@@ -145,6 +151,12 @@ def test_any_whole_number_is_a_seed(seed):
 def test_a_bad_seed_is_refused(text):
     with pytest.raises(ConfigError, match="whole number of at least 0"):
         weights.random_seed(text)
+
+
+@pytest.mark.parametrize("digits", [19, 5000])
+def test_a_seed_that_torch_cannot_take_is_refused(digits):
+    with pytest.raises(ConfigError, match="of at most 18 digits"):
+        weights.random_seed(f"random:{'9' * digits}")
 
 
 @pytest.mark.parametrize("text", ["imagenet", "randomly.pth", "x/random", "Random"])
