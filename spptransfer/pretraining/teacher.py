@@ -120,7 +120,7 @@ def prepare_teacher(
     starts = range(0, len(pixels), _PART)
     paths = [home / f"part-{start // _PART:05d}.npy" for start in starts]
     own = range(team.rank, len(paths), team.count)
-    missing = [number for number in own if not paths[number].exists()]
+    missing = [number for number in own if not _is_whole(paths[number])]
     with ThreadPoolExecutor(machine.decoders(team)) as pool:
         label = f"features of {section.backbone}"
         for number in machine.preparing(missing, len(missing), label):
@@ -131,6 +131,15 @@ def prepare_teacher(
             _write(paths[number], features)
     team.sums([len(missing)])  # all parts are there once all processes have come here
     return Teacher([np.load(path, mmap_mode="r") for path in paths], backbone.weights_sha256)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a part is there and was not damaged since it was written."""
+    try:
+        np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return False
+    return True
 
 
 def _features(

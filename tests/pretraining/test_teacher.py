@@ -104,6 +104,17 @@ def test_only_missing_parts_are_computed(photos, tmp_path):
     assert times == {path: path.stat().st_mtime_ns for path in (first, *rest)}
 
 
+@pytest.mark.parametrize("left", [0, 50, -1])
+def test_a_damaged_part_is_computed_again(photos, tmp_path, left):
+    pixels = opened(photos)
+    prepare(pixels, tmp_path)
+    part = sorted(tmp_path.rglob("*.npy"))[1]
+    content = part.read_bytes()
+    part.write_bytes(content[:left])
+    prepare(pixels, tmp_path)
+    assert part.read_bytes() == content
+
+
 def test_other_images_weights_or_settings_have_features_of_their_own(photos, tmp_path):
     pixels = opened(photos)
     prepare(pixels, tmp_path)
