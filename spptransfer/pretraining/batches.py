@@ -25,6 +25,7 @@ IGNORED = -100
 _ORDER, _STEP, _SIZE = 1, 2, 3
 _ASPECTS = (3 / 4, 4 / 3)
 _SAMPLED = 500
+_SAMPLED_PIXELS = 150_000
 
 T = TypeVar("T")
 
@@ -257,14 +258,20 @@ def principal_colours(pixels: Pixels) -> npt.NDArray[np.float64]:
         In units of 1/255.
     """
     chosen = np.linspace(0, len(pixels) - 1, min(_SAMPLED, len(pixels))).astype(int)
-    images = [pixels.image(int(position)) for position in chosen]
-    colours = [image.reshape(-1, 3)[::7] for image in images if image is not None]
+    images = (pixels.image(int(position)) for position in chosen)
+    colours = [_some_colours(image) for image in images if image is not None]
     if not colours:
         return np.zeros((3, 3))
     variances, axes = np.linalg.eigh(np.cov(np.concatenate(colours).T.astype(np.float64)))
     # An axis has no direction of its own; fixing one makes the jitter the same on any machine.
     axes = axes * np.where(axes.sum(0) < 0, -1, 1)
     return np.sqrt(variances.clip(0))[:, None] * axes.T
+
+
+def _some_colours(image: Image) -> npt.NDArray[np.uint8]:
+    """Every seventh pixel, of very large images fewer; a copy, which does not keep the image."""
+    colours = image.reshape(-1, 3)
+    return colours[:: max(7, len(colours) // _SAMPLED_PIXELS)].copy()
 
 
 def side_of_epoch(section: ImagesSection, seed: int, epoch: int, epochs: int) -> int:

@@ -22,6 +22,8 @@ Progress = Callable[[Iterable[Image | None], int, str], Iterable[Image | None]]
 MEMORY_LIMIT = 6 * 2**30
 # Photographs are about this much longer than wide.
 _ASPECT = 1.4
+# One that is longer than that would take the room of many, and is decoded anew all the same.
+_LONGEST = 8
 
 
 class Pixels:
@@ -51,6 +53,7 @@ class Pixels:
         self.scale = scale
         self._source = source
         self._kept: list[Image | None] | None = None
+        self._too_long: set[int] = set()
         self._told: set[str] = set()
         self.damaged = 0
         self.fits = len(split) * 3 * scale**2 * _ASPECT <= limit
@@ -70,19 +73,21 @@ class Pixels:
             return
         pool = ThreadPoolExecutor(jobs)
         try:
-            decoded = pool.map(self._decoded, range(len(self)))
+            decoded = pool.map(self._to_keep, range(len(self)))
             kept = list(progress(decoded, len(self), "decoding"))
         finally:
             # Who is interrupted does not wait for all that was asked for.
             pool.shutdown(cancel_futures=True)
-        self.damaged = sum(image is None for image in kept)
+        self.damaged = sum(image is None for image in kept) - len(self._too_long)
         if self.damaged == len(kept):
             raise DatasetError(f"'{self._source.root}': not one image can be decoded")
         self._kept = kept
 
     def image(self, position: int) -> Image | None:
         """One image, H x W x 3; None if its file is damaged."""
-        return self._decoded(position) if self._kept is None else self._kept[position]
+        if self._kept is None or position in self._too_long:
+            return self._decoded(position)
+        return self._kept[position]
 
     def at_scale(self, position: int, scale: int) -> Image | None:
         """One image decoded anew at another scale."""
@@ -94,6 +99,13 @@ class Pixels:
                 self._told.add(name)
                 logger.warning("'%s' is left out: %s", name, error)
             return None
+
+    def _to_keep(self, position: int) -> Image | None:
+        image = self._decoded(position)
+        if image is not None and max(image.shape) > _LONGEST * self.scale:
+            self._too_long.add(position)
+            return None
+        return image
 
     def _decoded(self, position: int) -> Image | None:
         return self.at_scale(position, self.scale)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from spptransfer.pretraining.batches import (
     ValidationBatches,
     crop_at,
     prefetched,
+    principal_colours,
     resized_crop,
     side_of_epoch,
 )
@@ -210,3 +212,20 @@ def test_what_fails_in_the_background_fails_here():
 
     with pytest.raises(ValueError, match="batches"):
         next(prefetched(make, 0, 3, 1))
+
+
+def test_principal_colours_are_those_of_all_pixels():
+    pixels = Drawn(count=3, height=200, width=200)
+    axes = principal_colours(pixels)
+    covariance = np.cov(np.concatenate([pixels.image(i).reshape(-1, 3) for i in range(3)]).T)
+    assert np.allclose(axes.T @ axes, covariance, rtol=0.02, atol=2)
+
+
+def test_principal_colours_of_very_long_images_need_the_memory_of_few(monkeypatch):
+    pixels = Drawn(count=12)
+    monkeypatch.setattr(pixels, "image", lambda position: np.zeros((8, 1_000_000, 3), np.uint8))
+    tracemalloc.start()
+    assert not principal_colours(pixels).any()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6 * pixels.image(0).nbytes

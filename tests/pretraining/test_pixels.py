@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from small_projects import draw_folder
+from small_projects import draw_folder, draw_image
 
 from spptransfer.errors import DatasetError
 from spptransfer.images import decode, render
@@ -78,6 +78,17 @@ def test_without_one_image_there_is_no_training(tmp_path):
         (tmp_path / name).write_bytes(b"nothing")
     with pytest.raises(DatasetError, match="not one image can be decoded"):
         opened(tmp_path)
+
+
+def test_an_image_that_would_take_the_room_of_many_is_decoded_anew(tmp_path):
+    root = draw_folder(tmp_path / "photos", per_class=3)
+    for name in root.iterdir():
+        draw_image(name / "banner.png", 0, 0, size=(4, 400))
+    pixels = opened(root)
+    (banner,) = (i for i, name in enumerate(pixels.split.names) if name == "bee/banner.png")
+    assert pixels._kept[banner] is None
+    assert pixels.image(banner).shape == (36, 3600, 3)
+    assert pixels.damaged == 0
 
 
 def test_who_is_interrupted_while_images_are_decoded_does_not_wait_for_all(photos, monkeypatch):
