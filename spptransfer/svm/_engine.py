@@ -71,7 +71,8 @@ class Settings:
             return 0.0
         if self.regularize_intercept:
             return float(self.intercept_scaling) ** 2
-        return max(rows.mean_square(), np.finfo(float).tiny)
+        square = rows.mean_square()
+        return square if square > np.finfo(float).tiny else 1.0
 
 
 def check_positive(name: str, value: Any) -> None:

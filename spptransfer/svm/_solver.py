@@ -220,10 +220,13 @@ class _Run:
     ) -> None:
         self.space, self.options, self.losses = space, options, losses
         points = first_points(space, losses, start)
+        if not options.penalise_bias:
+            _settle_one_sided(points, losses)
         worst = losses.values(np.ones_like(points.scores))
         self.solution = Solution.unsolved(points, worst)
         self.softness = _first_softness(losses, space.scale)
         self.centre = np.zeros_like(points.scores if self.softness else points.scores[:0])
+        self.swinging = np.zeros(len(worst), dtype=bool)
         self.stalls = 0
         self.blunt = False
         self.aim = space.care * options.tol
@@ -246,6 +249,7 @@ class _Run:
                 return
             before = self.solution.gaps[chosen]
             self._descend(chosen)
+            self.swinging[chosen] |= self.solution.gaps[chosen] > before
             self._react(self.solution.gaps[chosen] <= 0.5 * before)
 
     def _react(self, improved: Array) -> None:
@@ -302,7 +306,9 @@ class _Run:
         points.scores = points.scores[:0]  # their memory is free for those that replace them
         points.scores = self.space.exact_scores(points.state)
         if balanced:
-            points.offset = best_offset(proposing, points.scores, points.offset)
+            # Taken alone it may swing for ever around the best; the multipliers' own comes near.
+            best = best_offset(proposing, points.scores, points.offset)
+            points.offset = np.where(self.swinging[chosen], points.offset, best)
         points.scores += points.offset
         if self.softness:
             points = self._lifted(points, losses)
@@ -329,6 +335,15 @@ class _Run:
         better = np.flatnonzero(gain > 0)
         points.assign(better, longer.columns(better))
         return points
+
+
+def _settle_one_sided(points: Points, losses: Losses) -> None:
+    """Solve problems whose rows are all on one side: a free bias of 1 or -1 loses nothing."""
+    counted = np.where(losses.cap > 0, losses.signs, 0)
+    side = np.sign(counted.max(axis=0) + counted.min(axis=0))
+    alone = np.flatnonzero(side)
+    points.state[:, alone] = 0.0
+    points.scores[:, alone] = points.offset[alone] = side[alone]
 
 
 def _first_softness(losses: Losses, scale: float) -> float:

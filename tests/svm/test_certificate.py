@@ -148,6 +148,37 @@ def test_both_spaces_find_the_same_weights(monkeypatch):
     np.testing.assert_allclose(features.intercept_, rows.intercept_, atol=1e-6)
 
 
+def test_a_free_bias_does_not_swing_around_its_best_for_ever():
+    X = np.array([[0, 1, 1, 0, 1], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0.0]])
+    model = LinearSVM(C=9.0, loss="hinge", regularize_intercept=False)
+    model.fit(X, [0, 1, 1], sample_weight=[3, 1, 0.5])
+    assert model.duality_gap_ <= model.tol
+    np.testing.assert_allclose(model.coef_, [[0.8, -0.4, -0.4, 0, -1.2]], atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["hinge", "squared_hinge"])
+@pytest.mark.parametrize("C", [1e-4, 1.0, 1e4])
+def test_rows_on_one_side_only_need_no_more_than_a_free_bias(C, loss):
+    X = np.array([[0, 2], [-2, 1], [-1, -2.0]])
+    model = LinearSVM(C=C, loss=loss, regularize_intercept=False)
+    model.fit(X, [0, 1, 1], sample_weight=[1, 0, 0])
+    assert model.intercept_ == -1
+    assert model.objective_ == 0
+    assert not model.coef_.any()
+
+
+@pytest.mark.parametrize("loss", ["hinge", "squared_hinge"])
+@pytest.mark.parametrize("shape", [(6, 9), (9, 2)])
+@pytest.mark.parametrize("C", COSTS)
+def test_features_that_are_all_zero_leave_the_bias_to_the_majority(C, shape, loss):
+    labels = np.arange(shape[0]) > 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = LinearSVM(C=C, loss=loss, regularize_intercept=False).fit(np.zeros(shape), labels)
+    best = {"hinge": 1.0, "squared_hinge": np.mean(2.0 * labels - 1)}[loss]
+    np.testing.assert_allclose(model.intercept_, best, atol=1e-3)
+
+
 def test_no_bias_means_none():
     X = relu_rows(30, 50)
     model = LinearSVM(fit_intercept=False).fit(X, labels_for(X))
