@@ -178,7 +178,8 @@ class LinearSVM(LinearClassifier):
     class_weight : dict, "balanced" or None, default=None
         Factors on C. With several classes they act on the class's own rows, as in LIBLINEAR.
         For indicator matrices, ``{1: 2, -1: 1}`` weighs the positives and the negatives of
-        every class, and "balanced" balances each class against the rest.
+        every class, and "balanced" balances each class against the rest. "balanced" counts rows
+        by their sample weights.
     tol : float, default=1e-6
         Largest relative duality gap, computed in float64, that counts as solved.
     max_iter : int, default=1000

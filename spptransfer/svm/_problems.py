@@ -47,8 +47,8 @@ class Problems:
         sample_weight: Array,
         masks: Masks = (None,),
     ) -> Problems:
-        """The problems of some labels; "balanced" counts only the rows that a fold trains on."""
-        sides = [targets.side_weights(class_weight, mask) for mask in masks]
+        """The problems of some labels; "balanced" weighs only the rows that a fold trains on."""
+        sides = [targets.side_weights(class_weight, sample_weight, mask) for mask in masks]
         return cls(targets.signs, masks, sides, sample_weight)
 
     @property

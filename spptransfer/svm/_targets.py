@@ -40,17 +40,22 @@ class Targets:
     negative_label: int = 0
 
     def side_weights(
-        self, class_weight: ClassWeight, chosen: Array | None = None
+        self,
+        class_weight: ClassWeight,
+        sample_weight: Array,
+        chosen: Array | None = None,
     ) -> tuple[Array, Array]:
         """Weights of the positives and of the negatives of each problem.
 
         ``chosen``, one column per problem or one for all, restricts the problems to some rows;
-        "balanced" then counts only those.
+        "balanced" then counts only those, each by its weight.
         """
         signs = self.signs if chosen is None else np.where(chosen, self.signs, 0)
-        return self._weights(class_weight, signs)
+        return self._weights(class_weight, signs, sample_weight)
 
-    def _weights(self, class_weight: ClassWeight, signs: Array) -> tuple[Array, Array]:
+    def _weights(
+        self, class_weight: ClassWeight, signs: Array, sample_weight: Array
+    ) -> tuple[Array, Array]:
         """Weights of the positives and of the negatives of each problem."""
         n_problems = signs.shape[1]
         if class_weight is None:
@@ -60,7 +65,7 @@ class Targets:
                 raise ConfigError(
                     f"class_weight is {class_weight!r}; allowed: None, 'balanced' or a dict"
                 )
-            return self._balanced(signs)
+            return self._balanced(signs, sample_weight)
         weights = {key: _weight(key, value) for key, value in class_weight.items()}
         if self.kind == "multiclass":
             by_class = np.array([weights.pop(label, 1.0) for label in self.classes.tolist()])
@@ -82,20 +87,18 @@ class Targets:
             np.full(n_problems, weights.pop(negative, fallback)),
         )
 
-    def _balanced(self, signs: Array) -> tuple[Array, Array]:
-        """Weights inversely proportional to how often a class occurs.
+    def _balanced(self, signs: Array, sample_weight: Array) -> tuple[Array, Array]:
+        """Weights inversely proportional to how much a class's rows weigh.
 
         In a multi-class problem they multiply the positives only, as they do in LIBLINEAR.
         """
-        positives, negatives = (signs > 0).sum(axis=0), (signs < 0).sum(axis=0)
+        positives, negatives = (
+            np.einsum("i,it->t", sample_weight, side) for side in (signs > 0, signs < 0)
+        )
         counted = positives + negatives
         if self.kind == "multiclass":
-            counts = np.maximum(positives, 1)
-            return counted / (max(1, len(self.classes)) * counts), np.ones(signs.shape[1])
-        return (
-            counted / (2.0 * np.maximum(positives, 1)),
-            counted / (2.0 * np.maximum(negatives, 1)),
-        )
+            return _ratio(counted, len(self.classes) * positives), np.ones(signs.shape[1])
+        return _ratio(counted, 2.0 * positives), _ratio(counted, 2.0 * negatives)
 
     def labels(self) -> Array:
         """The labels that were read, in their own form."""
@@ -108,6 +111,11 @@ class Targets:
         if self.kind == "binary":
             return np.asarray(self.classes[(scores[:, 0] > 0).astype(int)])
         return np.asarray(self.classes[scores.argmax(axis=1)])
+
+
+def _ratio(total: Array, part: Array) -> Array:
+    """Quotients; 1 where there is no part, and nothing to weigh."""
+    return np.divide(total, part, out=np.ones_like(total), where=part > 0)
 
 
 def _weight(key: Any, value: Any) -> float:

@@ -114,13 +114,26 @@ def test_zero_and_minus_one_both_name_the_negatives_of_a_plain_indicator():
     np.testing.assert_array_equal(zero.coef_, minus.coef_)
 
 
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_sample_weights_count_rows(shape):
-    X, y = data(shape)
+@pytest.mark.parametrize("kind", [2, 3, "ternary"])
+def test_sample_weights_count_rows(kind, shape, class_weight):
+    X, y = ternary(shape) if kind == "ternary" else data(shape, kind)
     weight = np.random.default_rng(0).integers(0, 4, len(X))
-    weighted = LinearSVM().fit(X, y, sample_weight=weight)
-    repeated = LinearSVM().fit(np.repeat(X, weight, axis=0), np.repeat(y, weight))
+    model = LinearSVM(class_weight=class_weight)
+    weighted = clone(model).fit(X, y, sample_weight=weight)
+    repeated = model.fit(np.repeat(X, weight, axis=0), np.repeat(y, weight, axis=0))
     np.testing.assert_allclose(weighted.coef_, repeated.coef_, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [2, 3, "ternary"])
+def test_balanced_weights_do_not_count_rows_of_weight_zero(kind):
+    X, y = ternary((90, 12)) if kind == "ternary" else data((90, 12), kind)
+    left_out = np.arange(len(X)) < 40
+    model = LinearSVM(class_weight="balanced")
+    weighted = clone(model).fit(X, y, sample_weight=np.where(left_out, 0, 2.5))
+    alone = model.set_params(C=2.5).fit(X[~left_out], y[~left_out])
+    np.testing.assert_allclose(weighted.coef_, alone.coef_, atol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
