@@ -64,5 +64,7 @@ def fingerprint(rows: Rows, *parts: Any) -> str:
         digest.update(block.tobytes())
     for part in parts:
         is_array = isinstance(part, np.ndarray)
-        digest.update(part.tobytes() if is_array else repr(part).encode())
+        digest.update(repr((part.shape, part.dtype) if is_array else part).encode())
+        if is_array:
+            digest.update(part.tobytes())
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -45,6 +46,13 @@ class Search:
     def problems(self) -> Problems:
         """The problems of all folds."""
         return Problems.of(self.targets, self.class_weight, self.sample_weight, self.masks)
+
+    def described(self) -> list[Any]:
+        """Everything but the settings that tells this search from others."""
+        # Functions lie elsewhere in every process.
+        name = re.sub(" at 0x[0-9a-fA-F]+", "", repr(self.scoring))
+        labels = self.targets.kind, self.targets.classes.tolist()
+        return [name, self.per_class, *labels, *self.held_out, *self.problems().described()]
 
     def parts(self) -> list[Search]:
         """One search for each fold."""

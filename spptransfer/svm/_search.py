@@ -220,8 +220,7 @@ memory, device
                 f"checkpoint is given with engine {self.engine!r}; allowed: engine 'local', whose "
                 "search goes on where it was interrupted"
             )
-        described = search.problems().described()
-        parts = search.settings, candidates.tolist(), self.scoring, *described
+        parts = search.settings, candidates.tolist(), *search.described()
         return Checkpoint(self.checkpoint, fingerprint(rows, *parts))
 
     def _walk(self, path: Path, ascending: Array, checkpoint: Checkpoint) -> None:

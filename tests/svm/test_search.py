@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from sklearn.exceptions import ConvergenceWarning
@@ -137,14 +139,25 @@ def test_interrupted_and_resumed_is_as_good_as_uninterrupted(
     )
 
 
-@pytest.mark.parametrize("change", ["data", "labels", "candidates", "weights"])
+@pytest.mark.parametrize(
+    "change", ["data", "labels", "candidates", "weights", "per_class", "held-out rows", "kind"]
+)
 def test_a_checkpoint_of_another_search_is_refused(change, tmp_path, monkeypatch):
     X, Y = ternary()
+    if change == "kind":
+        Y = np.arange(len(X)) % 3
+    train, held_out = np.arange(20), np.arange(20, 40)
     path = tmp_path / "search.npz"
     monkeypatch.setattr(_search.Checkpoint, "remove", lambda self: None)
-    LinearSVMCV(COSTS, checkpoint=path).fit(X, Y)
-    options = {"Cs": COSTS}
-    if change == "data":
+    LinearSVMCV(COSTS, cv=[(train, held_out)], checkpoint=path).fit(X, Y)
+    options = {"Cs": COSTS, "cv": [(train, held_out)]}
+    if change == "per_class":
+        options["per_class"] = True
+    elif change == "held-out rows":
+        options["cv"] = [(train, held_out[:-2])]
+    elif change == "kind":
+        Y = np.where(Y[:, None] == np.arange(3), 1, -1)
+    elif change == "data":
         X = X + 1e-9
     elif change == "labels":
         Y = np.where(np.arange(len(Y))[:, None] == 5, -Y, Y)
@@ -154,6 +167,21 @@ def test_a_checkpoint_of_another_search_is_refused(change, tmp_path, monkeypatch
         options["class_weight"] = {1: 2, -1: 1}
     with pytest.raises(ConfigError, match=r"search\.npz belongs to other data or parameters"):
         LinearSVMCV(**options, checkpoint=path).fit(X, Y)
+
+
+def test_a_search_scored_by_a_function_knows_itself_in_another_process(tmp_path, monkeypatch):
+    def makes_scores():
+        def positives(model, X, y):
+            return float(np.mean(model.predict(X)))
+
+        return positives
+
+    X, y = classes()
+    path = tmp_path / "search.npz"
+    monkeypatch.setattr(_search.Checkpoint, "remove", lambda self: None)
+    first = LinearSVMCV(COSTS, scoring=partial(makes_scores()), checkpoint=path).fit(X, y)
+    again = LinearSVMCV(COSTS, scoring=partial(makes_scores()), checkpoint=path).fit(X, y)
+    np.testing.assert_array_equal(first.coef_, again.coef_)
 
 
 def test_a_broken_checkpoint_is_refused(tmp_path):
