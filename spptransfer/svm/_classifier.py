@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import NotFittedError
 from sklearn.utils import Tags
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
@@ -24,6 +25,9 @@ from spptransfer.svm._rows import Rows
 from spptransfer.svm._targets import ClassWeight, Targets, encode_targets
 from spptransfer.svm._threads import own_threads
 from spptransfer.svm._types import Array
+
+# What training leaves behind, besides the classes.
+FITTED = ("_targets", "coef_", "intercept_", "duality_gap_", "objective_", "n_iter_")
 
 
 class LinearClassifier(ClassifierMixin, BaseEstimator):
@@ -46,7 +50,6 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         ndarray, shape (n_samples,) or (n_samples, n_classes)
             One column per class; for binary targets only the second class's, as a vector.
         """
-        check_is_fitted(self)
         scores = self._scores(X)
         return scores[:, 0] if self._targets.kind == "binary" else scores
 
@@ -64,10 +67,15 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
             Class labels, or an indicator matrix that uses 0 or -1 for "not this class" as the
             training labels did.
         """
-        check_is_fitted(self)
-        return self._targets.decode(self._scores(X))
+        scores = self._scores(X)
+        return self._targets.decode(scores)
 
     def _scores(self, X: Any) -> Array:
+        check_is_fitted(self)
+        if not hasattr(self, "coef_"):
+            raise NotFittedError(
+                f"this {type(self).__name__} chose C but has no weights, since refit is False"
+            )
         rows = read_rows(self, X, reset=False)
         return rows.scores(np.atleast_2d(self.coef_).T) + self.intercept_
 
@@ -112,6 +120,7 @@ def read_rows(
         )
     elif reset:
         estimator.n_features_in_ = X.shape[1]
+        vars(estimator).pop("feature_names_in_", None)
     elif X.shape[1] != estimator.n_features_in_:
         raise ConfigError(
             f"X has {X.shape[1]} features, but {type(estimator).__name__} is expecting "

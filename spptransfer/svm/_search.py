@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from spptransfer.errors import ConfigError, suggestion
 from spptransfer.svm._checkpoint import Checkpoint, fingerprint
-from spptransfer.svm._classifier import LinearClassifier, read_rows, read_targets
+from spptransfer.svm._classifier import FITTED, LinearClassifier, read_rows, read_targets
 from spptransfer.svm._engine import Settings, check_cost, warn_unless_certified
 from spptransfer.svm._folds import make_folds
 from spptransfer.svm._gram_matrix import GramMatrix, whole_gram
@@ -25,6 +25,8 @@ from spptransfer.svm._threads import own_threads
 from spptransfer.svm._types import Array, Seed
 
 ENGINES = ("local", "dask")
+# What not every search has, and must not stay from the one before.
+_OF_ONE_SEARCH = ("best_index_", "best_params_", *FITTED)
 
 
 class LinearSVMCV(LinearClassifier):
@@ -173,6 +175,8 @@ memory, device
         """
         settings = Settings.of(self)
         candidates = _candidates(self.Cs)
+        for name in _OF_ONE_SEARCH:
+            self.__dict__.pop(name, None)
         rows = read_rows(self, X, reset=True, memory=self.memory)
         targets, weight = read_targets(y, rows, sample_weight)
         search = self._make_search(rows, targets, weight, settings)

@@ -223,6 +223,12 @@ def test_frames_lists_and_pipelines_work():
     assert isinstance(pd.Series(model.predict(X)), pd.Series)
 
 
+def test_names_of_features_do_not_stay_when_rows_without_names_are_fitted():
+    X, y = data((40, 90))
+    model = LinearSVM().fit(pd.DataFrame(X).add_prefix("f"), y).fit(X.astype(np.float16), y)
+    assert not hasattr(model, "feature_names_in_")
+
+
 def test_string_labels_come_back():
     X, y = data((60, 90), 3)
     names = np.array(["ant", "bee", "cow"])[y]

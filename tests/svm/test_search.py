@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import average_precision_score, make_scorer
 from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
 from sklearn.svm import LinearSVC
@@ -237,6 +237,16 @@ def test_without_refit_there_is_a_choice_but_no_weights():
     search = LinearSVMCV(COSTS, refit=False).fit(X, Y)
     assert search.C_ in COSTS
     assert not hasattr(search, "coef_")
+    with pytest.raises(NotFittedError, match="chose C but has no weights, since refit is False"):
+        search.predict(X)
+
+
+def test_nothing_stays_from_the_search_before():
+    X, y = classes()
+    search = LinearSVMCV(COSTS).fit(X, y)
+    fresh = LinearSVMCV(COSTS, per_class=True, refit=False).fit(X, y)
+    search.set_params(per_class=True, refit=False).fit(X, y)
+    assert vars(search).keys() == vars(fresh).keys()
 
 
 def test_progress_goes_to_standard_error_only_when_asked(capsys):
