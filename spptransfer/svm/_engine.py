@@ -148,8 +148,12 @@ def _make_space(rows: Rows, gram: Array | None, settings: Settings) -> GramSpace
     if gram is None:
         gram = arithmetic.gram(rows, np.float64 if n_rows <= SMALL else np.float32)
         release_memory()
+        if not np.isfinite(np.diagonal(gram)).all():
+            raise ConfigError(f"X is so large that its squares overflow {gram.dtype}; scale it")
     elif gram.shape != (n_rows, n_rows):
         raise ConfigError(f"gram has shape {gram.shape}; {n_rows} rows need {(n_rows, n_rows)}")
+    elif not (np.isfinite(gram.min()) and np.isfinite(gram.max())):
+        raise ConfigError("gram contains NaN or infinity")
     if gram.dtype == np.float64 and n_rows > SMALL:
         return GramSpace(rows, gram.astype(np.float32), bias_square, arithmetic, exact_gram=gram)
     return GramSpace(rows, gram, bias_square, arithmetic)

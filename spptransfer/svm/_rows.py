@@ -161,6 +161,8 @@ class Rows:
         if (bad >= 0).any():
             raise ConfigError(f"row {bad[bad >= 0][0]} of X contains NaN or infinity")
         self._mean_square = float(squares.sum()) / self.shape[0]
+        if not np.isfinite(self._mean_square):
+            raise ConfigError("X is so large that its squares overflow; scale the features")
 
     def mean_square(self) -> float:
         """The mean squared length of a row."""

@@ -59,7 +59,8 @@ class Solution:
         be zero is a rounding error away from it.
         """
         size = np.maximum(self.objectives, 1e-14 * self.worst)
-        return np.divide(self.gaps, size, out=np.zeros_like(self.gaps), where=self.gaps > 0)
+        # What is not a number is no certificate.
+        return np.divide(self.gaps, size, out=np.zeros_like(self.gaps), where=~(self.gaps <= 0))
 
     def assign(self, chosen: Array, part: Solution) -> None:
         """Put some problems' solutions in."""

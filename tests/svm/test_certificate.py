@@ -10,6 +10,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
 from spptransfer.svm import LinearSVM, _engine, gram_matrix
+from spptransfer.svm._newton import Points
+from spptransfer.svm._solver import Solution
 
 COSTS = [1e-6, 1e-3, 1.0, 1e3, 1e6]
 
@@ -194,6 +196,13 @@ def test_problems_short_of_the_tolerance_are_counted_in_one_warning():
     with pytest.warns(ConvergenceWarning, match=r"of 5 problems did not reach") as caught:
         LinearSVM(tol=1e-200, max_iter=2).fit(X, y)
     assert len(caught) == 1
+
+
+def test_a_gap_that_is_not_a_number_certifies_nothing():
+    points = Points(np.zeros((1, 2)), np.zeros((1, 2)), np.zeros(2))
+    solution = Solution.unsolved(points, np.ones(2))
+    solution.gaps[:] = [np.nan, 0]
+    np.testing.assert_array_equal(solution.relative_gaps, [np.nan, 0])
 
 
 def test_a_given_gram_matrix_changes_nothing():

@@ -196,6 +196,25 @@ def test_a_gram_matrix_of_other_rows_is_refused():
         LinearSVM().fit(X, y, gram=gram_matrix(X[:29]))
 
 
+def test_a_gram_matrix_that_is_not_finite_is_refused():
+    X, y = data((30, 40))
+    gram = np.asarray(gram_matrix(X, np.float64))
+    gram[3, 5] = gram[5, 3] = np.nan
+    with pytest.raises(ConfigError, match="gram contains NaN or infinity"):
+        LinearSVM().fit(X, y, gram=gram)
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize(
+    ("shape", "size"), [((40, 90), 1e200), ((90, 12), 1e200), ((1010, 1020), np.float32(1e30))]
+)
+def test_rows_whose_squares_overflow_are_refused(shape, size):
+    X = size * np.ones(shape, dtype=np.asarray(size).dtype)
+    with pytest.raises(ConfigError, match=r"X is so large that its squares overflow.*; scale"):
+        LinearSVM().fit(X, np.arange(len(X)) % 2)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_row_sources_give_what_arrays_give(shape, dtype, tmp_path):
