@@ -54,6 +54,8 @@ class Settings:
             raise ConfigError(f"loss is {settings.loss!r}; {suggestion(settings.loss, LOSSES)}")
         for name in ("intercept_scaling", "tol", "max_iter"):
             check_positive(name, getattr(settings, name))
+        if not isinstance(settings.max_iter, (int, np.integer)):
+            raise ConfigError(f"max_iter is {settings.max_iter!r}; allowed: whole numbers > 0")
         return settings
 
     @property

@@ -29,13 +29,21 @@ def make_folds(
     pairs = list(check_cv(cv, labels, classifier=True).split(np.zeros((n_rows, 1)), labels))
     if not pairs:
         raise ConfigError("cv gave no folds; allowed: an int, a splitter or (train, test) pairs")
-    train = [_mask(inside, n_rows) for inside, _ in pairs]
-    return train, [_mask(outside, n_rows) for _, outside in pairs]
+    masks = [[_mask(rows, n_rows) for rows in pair] for pair in pairs]
+    for number, pair in enumerate(masks, 1):
+        for mask, purpose in zip(pair, ("train on", "score on"), strict=True):
+            if not mask.any():
+                raise ConfigError(f"cv: fold {number} has no rows to {purpose}")
+    train, held_out = zip(*masks, strict=True)
+    return list(train), list(held_out)
 
 
 def _mask(chosen: Array, n_rows: int) -> Array:
     mask = np.zeros((n_rows, 1), dtype=bool)
-    mask[chosen] = True
+    try:
+        mask[chosen] = True
+    except IndexError as error:
+        raise ConfigError(f"cv holds what are no numbers of {n_rows} rows: {error}") from error
     return mask
 
 

@@ -284,6 +284,8 @@ memory, device
 
 def _candidates(Cs: Sequence[float]) -> Array:
     """The candidates as an array, checked."""
+    if not isinstance(Cs, (Sequence, np.ndarray)) or np.ndim(Cs) == 0:
+        raise ConfigError(f"Cs is {Cs!r}; allowed: a sequence of finite numbers > 0")
     for C in Cs:
         check_cost("Cs", C)
     if not len(Cs):

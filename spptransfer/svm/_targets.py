@@ -60,12 +60,12 @@ class Targets:
         n_problems = signs.shape[1]
         if class_weight is None:
             return np.ones(n_problems), np.ones(n_problems)
-        if isinstance(class_weight, str):
-            if class_weight != "balanced":
-                raise ConfigError(
-                    f"class_weight is {class_weight!r}; allowed: None, 'balanced' or a dict"
-                )
+        if isinstance(class_weight, str) and class_weight == "balanced":
             return self._balanced(signs, sample_weight)
+        if not isinstance(class_weight, Mapping):
+            raise ConfigError(
+                f"class_weight is {class_weight!r}; allowed: None, 'balanced' or a dict"
+            )
         weights = {key: _weight(key, value) for key, value in class_weight.items()}
         if self.kind == "multiclass":
             by_class = np.array([weights.pop(label, 1.0) for label in self.classes.tolist()])
@@ -119,7 +119,10 @@ def _ratio(total: Array, part: Array) -> Array:
 
 
 def _weight(key: Any, value: Any) -> float:
-    weight = float(value)
+    try:
+        weight = float(value)
+    except (TypeError, ValueError):
+        weight = float("nan")
     if not (np.isfinite(weight) and weight >= 0):
         raise ConfigError(f"class_weight[{key!r}] is {value!r}; allowed: finite numbers >= 0")
     return weight

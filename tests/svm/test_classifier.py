@@ -166,6 +166,9 @@ def test_large_finite_values_are_not_taken_for_infinities():
         ({"class_weight": "balance"}, r"class_weight is 'balance'"),
         ({"class_weight": {"cat": 2}}, r"class_weight names \['cat'\]"),
         ({"class_weight": {0: -2}}, r"class_weight\[0\] is -2"),
+        ({"class_weight": {0: None}}, r"class_weight\[0\] is None; allowed: finite numbers >= 0"),
+        ({"class_weight": [1, 2]}, r"class_weight is \[1, 2\]; allowed: None, 'balanced' or"),
+        ({"max_iter": 1.5}, r"max_iter is 1.5; allowed: whole numbers > 0"),
     ],
 )
 def test_wrong_parameters_are_named(parameters, message):

@@ -275,6 +275,12 @@ def test_uncertified_problems_of_a_whole_search_are_one_warning():
         ({"cv": 1}, "cv is 1; allowed: 2 to 90 folds"),
         ({"cv": 80}, "no class has that many rows"),
         ({"cv": []}, "cv gave no folds"),
+        ({"Cs": 1.0}, "Cs is 1.0; allowed: a sequence of finite numbers > 0"),
+        ({"Cs": None}, "Cs is None; allowed: a sequence"),
+        ({"cv": [([0, 1], [2]), ([0, 2], [])]}, "cv: fold 2 has no rows to score on"),
+        ({"cv": [([], [2])]}, "cv: fold 1 has no rows to train on"),
+        ({"cv": [([0, 1], [90])]}, "cv holds what are no numbers of 90 rows: index 90 is out of"),
+        ({"cv": [([0, 1], [2.0])]}, "cv holds what are no numbers of 90 rows"),
     ],
 )
 def test_wrong_searches_are_named(parameters, message):
