@@ -6,11 +6,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
-from threadpoolctl import ThreadpoolController
+import threadpoolctl
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -33,9 +33,9 @@ class Once(Generic[Result]):
 
 
 @cache
-def _controller() -> ThreadpoolController:
+def _controller() -> threadpoolctl.ThreadpoolController:
     # Finding the loaded libraries takes milliseconds, limiting them microseconds.
-    return ThreadpoolController()
+    return threadpoolctl.ThreadpoolController()
 
 
 class _Limit:
@@ -48,22 +48,31 @@ class _Limit:
         self.lock = threading.Lock()
         self.users = 0
         self.n_threads = 1
-        self.stack = ExitStack()
+        self.lift: Callable[[], None]
 
     def enter(self) -> None:
         with self.lock:
             if not self.users:
                 pools = _controller().select(user_api="blas").info()
                 self.n_threads = max((pool["num_threads"] for pool in pools), default=1)
-                limit = _controller().limit(limits=1, user_api="blas")
-                self.stack.enter_context(cast(AbstractContextManager[object], limit))
+                self.lift = _controller().limit(limits=1, user_api="blas").restore_original_limits
             self.users += 1
 
     def leave(self) -> None:
         with self.lock:
             self.users -= 1
             if not self.users:
-                self.stack.close()
+                # The thread that set the limit may be at work elsewhere; it alone could lift it.
+                _let_go_of_blas()
+                self.lift()
+                _let_go_of_blas()
+
+
+def _let_go_of_blas() -> None:
+    """Allow any thread to set OpenBLAS's limit, which newer threadpoolctl keeps to one."""
+    let_go = getattr(threadpoolctl.OpenBLASController, "clear_controlling_thread", None)
+    if let_go is not None:
+        let_go(force=True)
 
 
 class _TorchLimit:

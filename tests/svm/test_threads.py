@@ -1,5 +1,7 @@
 """Threads and memory are handed back as they were found."""
 
+import threading
+
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
@@ -18,6 +20,31 @@ def test_blas_has_one_thread_meanwhile_and_its_own_afterwards():
             assert set(blas_threads()) == {1}
         assert set(blas_threads()) == {1}
     assert blas_threads() == before
+
+
+def test_blas_has_its_threads_afterwards_whoever_comes_out_last():
+    before = blas_threads()
+    inside, leave, left, end = (threading.Event() for _ in range(4))
+
+    def first():
+        with own_threads():
+            inside.set()
+            leave.wait()
+        left.set()
+        end.wait()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    inside.wait()
+    with own_threads():
+        leave.set()
+        left.wait()
+        assert set(blas_threads()) == {1}
+    assert blas_threads() == before
+    with own_threads():
+        assert set(blas_threads()) == {1}
+    end.set()
+    thread.join()
 
 
 def test_results_come_in_the_order_of_the_items():
