@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -142,8 +142,11 @@ class PyramidNormalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     def _check_blocks(self, width: int) -> None:
         if self.block_sizes is None:
             return
+        if np.ndim(self.block_sizes) != 1:
+            raise ConfigError(f"block_sizes: {self.block_sizes!r} is no list of whole numbers")
         sizes = list(self.block_sizes)
-        if any(size < 1 for size in sizes) or sum(sizes) != width:
+        whole = all(isinstance(size, (int, np.integer)) and size >= 1 for size in sizes)
+        if not whole or sum(sizes) != width:
             raise ConfigError(f"block_sizes: {sizes} do not fill the {width} columns")
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -164,6 +167,8 @@ def check_steps(steps: Sequence[str]) -> None:
     """
     if isinstance(steps, str):
         raise ConfigError(f"normalize: '{steps}' must be a list, as ['{steps}']")
+    if not isinstance(steps, Iterable):
+        raise ConfigError(f"normalize: {steps!r} must be a list of steps; [] for none")
     for step in steps:
         if step not in STEPS:
             raise ConfigError(f"normalize: unknown step '{step}'; {suggestion(str(step), STEPS)}")

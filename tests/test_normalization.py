@@ -115,6 +115,9 @@ def test_a_clone_has_the_same_parameters():
         ({"steps": ["l2", "l2"]}, "holds a step twice"),
         ({"block_sizes": [1, 1]}, r"\[1, 1\] do not fill the 3 columns"),
         ({"block_sizes": [0, 3]}, "do not fill"),
+        ({"block_sizes": [1.5, 1.5]}, r"\[1.5, 1.5\] do not fill"),
+        ({"block_sizes": 3}, "block_sizes: 3 is no list of whole numbers"),
+        ({"steps": None}, r"None must be a list of steps; \[\] for none"),
     ],
 )
 def test_parameters_that_make_no_sense_are_named_in_fit(options, message):
