@@ -33,7 +33,7 @@ from spptransfer.errors import ConfigError, suggestion
 Places = Literal["full", "center", "corners", "sides", "line"]
 Corner = tuple[int, int]
 
-# The paper's multi-view testing on feature maps: windows of 224 pixels at six scales.
+# Section 3.1.5 of the paper: windows of 224 pixels at six scales.
 PAPER_SIZE = 224
 PAPER_RESIZE = 256
 PAPER_SCALES = (224, 256, 300, 360, 448, 560)
@@ -145,7 +145,7 @@ def make_scheme(
     References
     ----------
     He et al., "Spatial Pyramid Pooling in Deep Convolutional Networks for Visual
-    Recognition", TPAMI 2015, on multi-view testing on feature maps.
+    Recognition", TPAMI 2015, section 3.1.5.
 
     Examples
     --------

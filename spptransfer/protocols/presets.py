@@ -122,7 +122,7 @@ _FOLDER = {"test_fraction": None, "train_per_class": None, "test_per_class": Non
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
-        # The paper's, which is the VOC 2007 devkit's task and measure.
+        # Paper, section 3.2: the VOC 2007 devkit's task and measure.
         Protocol(
             name="voc2007",
             defaults={
@@ -147,7 +147,7 @@ PROTOCOLS: dict[str, Protocol] = {
             class_weight={1: 2.0, -1: 1.0},
             C=(0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0),
         ),
-        # The paper's Caltech101.
+        # Paper, section 3.3.
         Protocol(
             name="caltech101",
             defaults={**_CALTECH101, "test_per_class": 50},
