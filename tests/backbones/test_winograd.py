@@ -95,6 +95,7 @@ def test_the_transforms_are_the_known_ones():
 @example(3, 1, 16, 16, 5, 2000, (1, 1), True)
 @example(3, 1, 16, 16, 2000, 5, (1, 1), True)
 @example(5, 3, 1, 1, 5, 5, (0, 0), False)
+@example(5, 1, 31, 1, 5, 5, (0, 0), False)
 @example(3, 300, 2, 2, 5, 5, (2, 2), True)
 def test_results_are_those_of_a_plain_convolution(
     side, count, channels, filters, height, width, padding, biased
@@ -105,7 +106,11 @@ def test_results_are_those_of_a_plain_convolution(
     found = MinimalFiltering(weight, bias, padding)(maps)
     expected = plain(maps, weight, bias, padding)
     assert found.shape == expected.shape
-    assert relative_error(found, expected) < 1e-5
+    # A few results may nearly cancel; what they would be with other signs may not.
+    typical = plain(maps**2, weight**2, None, padding).sum().sqrt()
+    distance = torch.linalg.vector_norm(found - expected)
+    limit = {3: 5e-6, 5: 3e-5}[side]
+    assert distance < limit * max(typical, torch.linalg.vector_norm(expected))
 
 
 @needs_onednn
