@@ -184,7 +184,7 @@ def leave_parts(place: Path) -> None:
     from spptransfer.cache.layout import blocks_of
     from spptransfer.cache.rows import OK, Chunk, Rows
     from spptransfer.cache.workspace import Workspace
-    from spptransfer.extraction.engine import PART_ROWS
+    from spptransfer.extraction.division import PART_ROWS
 
     dataset, spec = open_images(place), make_spec()
     (block,) = blocks_of(spec, CHANNELS)

@@ -20,7 +20,7 @@ from spptransfer.config import Pipeline
 from spptransfer.datasets import Dataset, open_dataset
 from spptransfer.datasets.csv_file import find_csv
 from spptransfer.errors import CacheError, ConfigError
-from spptransfer.extraction.engine import check_engine
+from spptransfer.extraction.division import check_engine
 from spptransfer.protocols import Protocol, Split
 from spptransfer.runtimes import check_device, check_precision, check_runtime
 from spptransfer.spec import FeatureSpec

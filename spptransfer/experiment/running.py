@@ -19,7 +19,7 @@ from spptransfer.experiment.precision import Tell, decide
 from spptransfer.experiment.prepare import Experiment, weights_path
 from spptransfer.experiment.results import MODEL, RunFacts, run_folder, write_run
 from spptransfer.extraction import Destination, Extraction, Interrupted, extract_together
-from spptransfer.extraction.engine import check_engine
+from spptransfer.extraction.division import check_engine
 from spptransfer.protocols.training import Training, check_training
 
 if TYPE_CHECKING:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from spptransfer.extraction.division import ENGINES
 from spptransfer.extraction.engine import (
-    ENGINES,
     Destination,
     Extraction,
     Interrupted,

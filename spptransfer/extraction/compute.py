@@ -17,10 +17,11 @@ from spptransfer.backbones.info import BackboneInfo
 from spptransfer.backbones.loading import Backbone
 from spptransfer.errors import ConfigError
 from spptransfer.extraction.capturing import CudaCapturer
+from spptransfer.extraction.division import GPU_LANES
 from spptransfer.extraction.graphs import Graphs
 from spptransfer.extraction.joint import check_alike
 from spptransfer.extraction.strips import Strips
-from spptransfer.extraction.transfers import GPU_LANES, transfers_to
+from spptransfer.extraction.transfers import transfers_to
 from spptransfer.processor import digits_of
 from spptransfer.pyramid import SpatialPyramidPooling
 from spptransfer.runtimes import check_device, check_precision, check_runtime, open_network

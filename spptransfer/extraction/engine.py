@@ -7,33 +7,22 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
-from spptransfer.affinity import count_processors
 from spptransfer.cache.outline import Labels
 from spptransfer.cache.workspace import Workspace
 from spptransfer.datasets import Dataset
-from spptransfer.errors import ConfigError, DatasetError, SPPTransferError, suggestion
+from spptransfer.errors import ConfigError, DatasetError, SPPTransferError
+from spptransfer.extraction.division import Division, Engine, check_engine, divide
 from spptransfer.extraction.joint import JointPlan, check_alike, label_of
 from spptransfer.extraction.plan import Plan
 from spptransfer.extraction.progress import Clock, Progress
 from spptransfer.memory import keep_freed_memory, overlook_old_objects
-from spptransfer.runtimes import check_runtime, count_callers
+from spptransfer.runtimes import check_runtime
 from spptransfer.spec import FeatureSpec
 
-# Images per part; a GPU's batches are larger, and those of one size in a part share them.
-PART_ROWS, GPU_PART_ROWS = 128, 256
-
-Engine = Literal["auto", "threads", "processes", "dask"]
-ENGINES: tuple[Engine, ...] = get_args(Engine)
-
-
-def check_engine(name: str) -> Engine:
-    """Validate the name of an engine, one of those of `extract`."""
-    for known in ENGINES:
-        if name == known:
-            return known
-    raise ConfigError(f"engine: {name!r} is unknown; {suggestion(str(name), ENGINES)}")
+if TYPE_CHECKING:
+    from spptransfer.extraction.runners import PartTask
 
 
 class Interrupted(SPPTransferError):
@@ -291,48 +280,56 @@ class _Crew:
 
     def work(self, plan: JointPlan, workspaces: Sequence[Workspace]) -> None:
         """Make all parts of a plan and hand them to the caches."""
-        from spptransfer.extraction import runners
         from spptransfer.extraction.compute import choose_device
-        from spptransfer.extraction.transfers import GPU_LANES
+        from spptransfer.extraction.runners import run
 
-        jobs = self.jobs or count_processors()
-        on_cpu = choose_device(self.device, self.runtime).type == "cpu"
-        engine = self.engine
-        if engine == "auto":
-            engine = "processes" if on_cpu and (self.jobs or 1) > 1 else "threads"
-        workers = count_callers(self.runtime, jobs) if engine == "threads" else jobs
-        # On a GPU a few batches at once, whoever reads them.
-        self.clock = Clock(workers, workers if on_cpu else min(workers, GPU_LANES))
-        here = engine == "threads" or (not on_cpu and engine == "processes")
-        settings = tuple(
-            runners.PartSettings(
-                w.folder, w.spec, w.channels, w.dataset, self.batch_pixels, w.put if here else None
-            )
-            for w in workspaces
+        device = choose_device(self.device, self.runtime)
+        division = divide(
+            self.engine,
+            self.jobs,
+            self.runtime,
+            on_gpu=device.type != "cpu",
+            part_rows=self.part_rows,
         )
-        task = runners.PartTask(settings, self.load_backbone, self.device, self.runtime)
-        stop = self.stop or threading.Event()
-        part_rows = self.part_rows or (PART_ROWS if on_cpu else GPU_PART_ROWS)
-        if here:
+        self.clock = Clock(division.readers, division.computers)
+        task = self._task(workspaces, division)
+        if division.is_here:
             pairs = zip(workspaces, plan.plans, strict=True)
             _begin(workspace for workspace, own in pairs if own.todo.any())
+        stop = self.stop or threading.Event()
         made = 0
         left, label = int(plan.todo.sum()), label_of([w.spec for w in workspaces])
         with Progress(left, self.clock, stop, shown=self.progress, label=label) as bar:
-            parts = plan.parts(part_rows)
-            made_by = runners.run(engine, parts, task, jobs, self.scheduler, bar, on_gpu=not on_cpu)
+            parts = plan.parts(division.part_rows)
+            made_by = run(division, parts, task, self.scheduler, bar)
             # Whatever goes wrong here, nobody makes parts any more when the caches are left.
             with contextlib.closing(made_by):
                 for part in made_by:
                     for number, written in part:
                         workspaces[number].adopt(written)
                     made += 1
-        if made < plan.count_parts(part_rows):
+        if made < plan.count_parts(division.part_rows):
             paths = ", ".join(f"'{workspace.path}'" for workspace in workspaces)
             raise Interrupted(
                 f"interrupted: the finished parts of {paths} are kept; "
                 "run the same command again to go on"
             )
+
+    def _task(self, workspaces: Sequence[Workspace], division: Division) -> PartTask:
+        from spptransfer.extraction.runners import PartSettings, PartTask
+
+        settings = tuple(
+            PartSettings(
+                workspace.folder,
+                workspace.spec,
+                workspace.channels,
+                workspace.dataset,
+                self.batch_pixels,
+                workspace.put if division.is_here else None,
+            )
+            for workspace in workspaces
+        )
+        return PartTask(settings, self.load_backbone, self.device, self.runtime)
 
 
 def _check(dataset: Dataset, destinations: Sequence[Destination], engine: str) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from spptransfer.extraction.transfers import GPU_LANES, Compute, Lanes, Numbers, Transfers
+from spptransfer.extraction.division import GPU_LANES
+from spptransfer.extraction.transfers import Compute, Lanes, Numbers, Transfers
 from spptransfer.processor import is_out_of_memory
 
 logger = logging.getLogger(__name__)

@@ -29,10 +29,11 @@ from spptransfer.extraction.batches import (
     measure,
 )
 from spptransfer.extraction.compute import FeatureComputer
+from spptransfer.extraction.division import GPU_LANES
 from spptransfer.extraction.plan import Part
 from spptransfer.extraction.progress import Clock
 from spptransfer.extraction.readers import Readers, ThreadReaders, Wanted
-from spptransfer.extraction.transfers import GPU_LANES, Lanes
+from spptransfer.extraction.transfers import Lanes
 from spptransfer.processor import beginning, is_out_of_memory, may_be_unsupported
 from spptransfer.runtimes import describe_runtime, has_threads
 from spptransfer.spec import FeatureSpec

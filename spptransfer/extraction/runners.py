@@ -24,6 +24,7 @@ from spptransfer.backbones.loading import Backbone
 from spptransfer.cache.workspace import Written
 from spptransfer.errors import CacheError, ConfigError, SPPTransferError
 from spptransfer.extraction.compute import FeatureComputer
+from spptransfer.extraction.division import Division
 from spptransfer.extraction.parts import PartMaker, PartSettings
 from spptransfer.extraction.plan import Part
 from spptransfer.extraction.progress import Clock, Progress
@@ -130,22 +131,19 @@ def _tasks_at_once() -> int:
 
 
 def run(
-    engine: str,
+    division: Division,
     parts: Iterable[Part],
     task: PartTask,
-    jobs: int,
     scheduler: str | None,
     progress: Progress,
-    *,
-    on_gpu: bool = False,
 ) -> Generator[WrittenPart]:
-    """Make parts with one of the engines of `extract`; yields what was written of each."""
-    if engine == "dask":
+    """Make parts as the work is divided; yields what was written of each."""
+    if division.engine == "dask":
         return run_dask(parts, task, scheduler, progress)
-    if engine == "threads":
-        return run_threads(parts, task, jobs, progress)
-    run_here = run_readers if on_gpu else run_processes
-    return run_here(parts, task, jobs, progress)
+    if division.engine == "threads":
+        return run_threads(parts, task, division.jobs, progress)
+    run_here = run_readers if division.on_gpu else run_processes
+    return run_here(parts, task, division.jobs, progress)
 
 
 def run_readers(

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-# Batches at once on a GPU: one is copied while the other is computed.
-GPU_LANES = 2
+from spptransfer.extraction.division import GPU_LANES
 
 Numbers = npt.NDArray[Any]
 Compute = Callable[[torch.Tensor], Sequence[Mapping[Any, torch.Tensor]]]

@@ -312,8 +312,8 @@ def choice(tmp_path, monkeypatch, **options):
     """Who makes the parts, how many of them, and whether for a GPU."""
     seen = []
 
-    def record(engine, parts, task, jobs, scheduler, progress, *, on_gpu):
-        seen.append((engine, jobs, on_gpu))
+    def record(division, parts, task, scheduler, progress):
+        seen.append((division.engine, division.jobs, division.on_gpu))
         return runners.run_threads(parts, task, 1, progress)
 
     monkeypatch.setattr(runners, "run", record)

@@ -13,8 +13,8 @@ import torch
 from graph_cases import OFTEN, assert_same, batch, features, fetched, out_of_memory, work_at_once
 
 from spptransfer.extraction import graphs as module
+from spptransfer.extraction.division import GPU_LANES
 from spptransfer.extraction.graphs import Graphs
-from spptransfer.extraction.transfers import GPU_LANES
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 

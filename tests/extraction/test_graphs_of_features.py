@@ -20,8 +20,9 @@ from spptransfer.extraction import compute
 from spptransfer.extraction import graphs as module
 from spptransfer.extraction.capturing import CudaCapturer
 from spptransfer.extraction.compute import FeatureComputer
+from spptransfer.extraction.division import GPU_LANES
 from spptransfer.extraction.graphs import Graphs
-from spptransfer.extraction.transfers import GPU_LANES, transfers_to
+from spptransfer.extraction.transfers import transfers_to
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 pytestmark = pytest.mark.usefixtures("soon")

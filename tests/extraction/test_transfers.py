@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from spptransfer.extraction.transfers import GPU_LANES, GPUTransfers, Lanes, stay, transfers_to
+from spptransfer.extraction.division import GPU_LANES
+from spptransfer.extraction.transfers import GPUTransfers, Lanes, stay, transfers_to
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 VIEWS = np.arange(2 * 3 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 3)
