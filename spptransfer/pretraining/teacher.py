@@ -117,15 +117,15 @@ def prepare_teacher(
     home = machine.folder / f"teacher-{hashlib.sha256(known.encode()).hexdigest()[:12]}"
     make_folder(home)
     remove_leftovers(home)
-    starts = range(0, len(pixels), _PART)
-    paths = [home / f"part-{start // _PART:05d}.npy" for start in starts]
+    spans = [range(len(pixels))[start : start + _PART] for start in range(0, len(pixels), _PART)]
+    paths = [home / f"part-{number:05d}.npy" for number in range(len(spans))]
+    shapes = [_shape(backbone, section, len(span)) for span in spans]
     own = range(team.rank, len(paths), team.count)
-    missing = [number for number in own if not _is_whole(paths[number])]
+    missing = [number for number in own if not _holds(paths[number], shapes[number])]
     with ThreadPoolExecutor(machine.decoders(team)) as pool:
         label = f"features of {section.backbone}"
         for number in machine.preparing(missing, len(missing), label):
-            positions = range(starts[number], min(starts[number] + _PART, len(pixels)))
-            images = list(pool.map(lambda i: pixels.at_scale(i, section.scale), positions))
+            images = list(pool.map(lambda i: pixels.at_scale(i, section.scale), spans[number]))
             with torch.autocast(device.type, torch.bfloat16, enabled=low):
                 features = _features(backbone, section, images, device)
             _write(paths[number], features)
@@ -133,13 +133,19 @@ def prepare_teacher(
     return Teacher([np.load(path, mmap_mode="r") for path in paths], backbone.weights_sha256)
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a part is there and was not damaged since it was written."""
+def _shape(backbone: Backbone, section: DistillSection, images: int) -> tuple[int, ...]:
+    """Mirrors, images, bins, length."""
+    bins = sum(level**2 for level in section.levels)
+    return 1 + section.mirror, images, bins, backbone.info.layer(section.layer).channels
+
+
+def _holds(path: Path, shape: tuple[int, ...]) -> bool:
+    """Whether a part is there and has all numbers of features of a shape, whatever they are."""
     try:
-        np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
+        part = np.lib.format.open_memmap(path, mode="r")
+    except Exception:  # The parser of a damaged header raises whatever it stumbles upon.
         return False
-    return True
+    return part.shape == shape and part.dtype == np.float16 and part.flags.c_contiguous
 
 
 def _features(
@@ -147,9 +153,7 @@ def _features(
 ) -> Features:
     """Features of some images, which are zeros where there is none: (mirrors, n, bins, length)."""
     pools = [SpatialPyramidPooling([level], section.pooling) for level in section.levels]
-    bins = sum(pool.bins for pool in pools)
-    length = backbone.info.layer(section.layer).channels
-    features = np.zeros((1 + section.mirror, len(images), bins, length), np.float16)
+    features = np.zeros(_shape(backbone, section, len(images)), np.float16)
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for row, image in enumerate(images):
         if image is not None:

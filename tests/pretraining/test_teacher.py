@@ -104,13 +104,27 @@ def test_only_missing_parts_are_computed(photos, tmp_path):
     assert times == {path: path.stat().st_mtime_ns for path in (first, *rest)}
 
 
-@pytest.mark.parametrize("left", [0, 50, -1])
-def test_a_damaged_part_is_computed_again(photos, tmp_path, left):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: b"",
+        lambda whole: whole[:50],
+        lambda whole: whole[:-1],
+        lambda whole: b"PK\x03\x04" + whole[4:],
+        lambda whole: whole.replace(b"), }", b"(, }", 1),
+        lambda whole: whole.replace(b"(2, 8,", b"(2, 3,", 1),
+        lambda whole: whole.replace(b"False", b"True ", 1),
+        lambda whole: whole.replace(b"<f2", b"<i2", 1),
+    ],
+    ids=["empty", "begun", "cut", "ZIP", "open bracket", "fewer images", "transposed", "integers"],
+)
+def test_a_damaged_part_is_computed_again(photos, tmp_path, damage):
     pixels = opened(photos)
     prepare(pixels, tmp_path)
     part = sorted(tmp_path.rglob("*.npy"))[1]
     content = part.read_bytes()
-    part.write_bytes(content[:left])
+    assert damage(content) != content
+    part.write_bytes(damage(content))
     prepare(pixels, tmp_path)
     assert part.read_bytes() == content
 
