@@ -97,16 +97,27 @@ def pretrain(pipeline: PretrainingPipeline, machine: Machine) -> Outcome:
     machine = machine if team.leads else machine.silent()
     device = machine.torch_device(team)
     make_folder(machine.folder)
-    with _locked(machine.folder, team), _torch_settings(machine.threads), joined(team, device):
-        try:
-            return _pretrain(_Place(pipeline, machine, team, device))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise ModelError(
-                "there is not enough memory for this network and its batches; lower "
-                f"training.batch, {pipeline.training.batch}, or take a smaller network or size"
-            ) from error
+    with (
+        _locked(machine.folder, team),
+        _torch_settings(machine.threads),
+        joined(team, device),
+        _memory_for(
+            "this network and its batches",
+            f"lower training.batch, {pipeline.training.batch}, or take a smaller network or size",
+        ),
+    ):
+        return _pretrain(_Place(pipeline, machine, team, device))
+
+
+@contextlib.contextmanager
+def _memory_for(what: str, advice: str) -> Iterator[None]:
+    """Say what does not fit in memory, and what helps."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ModelError(f"there is not enough memory for {what}; {advice}") from error
 
 
 @contextlib.contextmanager
@@ -205,21 +216,23 @@ def _known_state(place: _Place, identity: str) -> dict[str, Any] | None:
 
 
 def _load_images(place: _Place, source: Source, train: Split, val: Split) -> tuple[Pixels, Pixels]:
-    limit = MEMORY_LIMIT // place.team.local_count
-    pixels, val_pixels = (
-        Pixels(source, split, place.pipeline.images.resize, limit) for split in (train, val)
-    )
-    for split in (pixels, val_pixels):
-        split.load(place.machine.decoders(place.team), place.machine.preparing)
+    limit, scale = MEMORY_LIMIT // place.team.local_count, place.pipeline.images.resize
+    pixels, val_pixels = (Pixels(source, split, scale, limit) for split in (train, val))
+    with _memory_for("the decoded images", f"lower images.resize, {scale}"):
+        for split in (pixels, val_pixels):
+            split.load(place.machine.decoders(place.team), place.machine.preparing)
     return pixels, val_pixels
 
 
 def _teacher(place: _Place, pixels: Pixels, data_sha256: str) -> Teacher | None:
-    if place.pipeline.distill is None:
+    section = place.pipeline.distill
+    if section is None:
         return None
-    return prepare_teacher(
-        place.pipeline.distill, pixels, data_sha256, place.machine, place.team, place.device
-    )
+    advice = f"lower distill.scale, {section.scale}, or take a smaller distill.backbone"
+    with _memory_for("the teacher", advice):
+        return prepare_teacher(
+            section, pixels, data_sha256, place.machine, place.team, place.device
+        )
 
 
 def _trainer(

@@ -304,6 +304,24 @@ def test_what_does_not_fit_in_memory_is_told_with_what_to_do(photos, tmp_path):
         run(photos, tmp_path, network={"levels": [100_000]})
 
 
+def _no_memory(*arguments):
+    raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("culprit", "told"),
+    [
+        ("spptransfer.pretraining.pixels.render", r"the decoded images; lower images\.resize, 36"),
+        ("spptransfer.pretraining.teacher._features", r"the teacher; lower distill\.scale, 33, or"),
+    ],
+    ids=["images", "teacher"],
+)
+def test_memory_is_asked_of_the_setting_that_took_it(photos, tmp_path, monkeypatch, culprit, told):
+    monkeypatch.setattr(culprit, _no_memory)
+    with pytest.raises(ModelError, match=f"not enough memory for {told}"):
+        run(photos, tmp_path, distill=DISTILL)
+
+
 def test_where_torch_cannot_compile_that_is_one_line(photos, tmp_path, monkeypatch):
     def fail(images):
         from torch._inductor.exc import InvalidCxxCompiler
