@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import zipfile
@@ -20,6 +21,9 @@ from spptransfer.pretraining.config import DatasetSection
 
 Labels = npt.NDArray[np.int64]
 
+# Of a file whose name is there: it is not, or not for us, and will not be the next time.
+_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM)
+
 
 class Source:
     """Image files by name, relative to a root, with forward slashes."""
@@ -35,7 +39,13 @@ class Source:
         raise NotImplementedError
 
     def size(self, name: str) -> int:
-        """Bytes of a file; -1 where there is none behind its name."""
+        """Bytes of a file; -1 where there is none behind its name.
+
+        Raises
+        ------
+        DatasetError
+            If the disk does not say: images are recognised by their sizes.
+        """
         raise NotImplementedError
 
     def read(self, name: str) -> bytes:
@@ -55,10 +65,13 @@ class FolderSource(Source):
 
     def size(self, name: str) -> int:
         """Bytes of a file; -1 where a link leads nowhere."""
+        path = self.root / name
         try:
-            return (self.root / name).stat().st_size
-        except OSError:
-            return -1
+            return path.stat().st_size
+        except OSError as error:
+            if error.errno in _NOWHERE:
+                return -1
+            raise DatasetError(f"cannot read '{path}': {error.strerror}") from error
 
     def read(self, name: str) -> bytes:
         """Content of a file."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import shutil
 import sys
 import zipfile
@@ -147,6 +148,17 @@ def test_a_link_that_leads_nowhere_is_one_image_that_cannot_be_read(tmp_path):
     assert len(digest(source, (train, val))) == 64
     with pytest.raises(ImageError, match="No such file"):
         source.read("bee/gone.png")
+
+
+def test_a_disk_that_fails_for_a_moment_does_not_make_other_images_of_them(photos, monkeypatch):
+    source, _, train, val = splits(photos, train="", val=None)
+
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "stat", fail)
+    with pytest.raises(DatasetError, match=r"cannot read '.*\.png': Input/output error"):
+        digest(source, (train, val))
 
 
 @pytest.mark.parametrize("kind", ["folder", "ZIP"])
