@@ -228,7 +228,8 @@ def load_classifier(
     """
     info = backbones.describe(name)
     path = locate(name, weights, weights_dir)
-    identify(name, weights, weights_dir)  # refuses an official file that is damaged
+    if os.fspath(weights) in info.weights:
+        identify(name, weights, weights_dir)  # refuses an official file that is damaged
     tensors, about = read_tensors(path), read_about(path)
     if about.network not in (None, name):
         raise WeightsError(f"weights '{path}' are those of '{about.network}', not of '{name}'")

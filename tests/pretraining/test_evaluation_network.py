@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
@@ -86,6 +87,17 @@ def test_an_official_file_that_is_another_is_refused(tmp_path):
     torch.save(network.state_dict(), path_of("squeezenet1_1", "imagenet", tmp_path))
     with pytest.raises(WeightsError, match="damaged or not the official file"):
         load_classifier("squeezenet1_1", "imagenet", weights_dir=tmp_path)
+
+
+def test_a_file_of_ones_own_is_not_read_for_a_hash_that_nothing_is_compared_with(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "w.safetensors"
+    save_file(drawn_tensors(), path)
+    monkeypatch.delattr(hashlib, "file_digest")
+    assert load_classifier("spp-mini", path).num_classes
+    with pytest.raises(AttributeError, match="file_digest"):
+        load_classifier("spp-mini", "embedded")
 
 
 def test_a_network_with_another_pyramid_is_loaded_with_its_own(tmp_path):
