@@ -64,7 +64,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     for key, tensor in state.items():
         if not _has_plain_numbers(tensor):
             raise WeightsError(
-                f"weights '{path}' cannot be read: {key} is sparse, quantized, complex or a shape"
+                f"weights '{path}' cannot be read: {key} is sparse, quantized, complex or "
+                "without values"
             )
     return dict(state)
 

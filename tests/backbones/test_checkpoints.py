@@ -137,7 +137,7 @@ def test_anything_but_tensors_by_name_is_no_state_dict(content, tmp_path):
 def test_tensors_that_no_network_computes_with_are_one_clear_line(odd, tmp_path):
     path = tmp_path / "weights.pth"
     torch.save({**TENSORS, "b.bias": odd}, path)
-    assert "b.bias is sparse, quantized, complex or a shape" in refusal(path)
+    assert "b.bias is sparse, quantized, complex or without values" in refusal(path)
 
 
 def test_a_folder_in_place_of_a_file_is_one_clear_line(tmp_path):
