@@ -53,9 +53,10 @@ class _Limit:
     def enter(self) -> None:
         with self.lock:
             if not self.users:
-                pools = _controller().select(user_api="blas").info()
-                self.n_threads = max((pool["num_threads"] for pool in pools), default=1)
-                self.lift = _controller().limit(limits=1, user_api="blas").restore_original_limits
+                # BLAS alone, since lifting sets all: OpenMP's limits are each thread's own.
+                blas = _controller().select(user_api="blas")
+                self.n_threads = max((pool["num_threads"] for pool in blas.info()), default=1)
+                self.lift = blas.limit(limits=1).restore_original_limits
             self.users += 1
 
     def leave(self) -> None:
