@@ -227,7 +227,8 @@ class _Run:
         self.solution = Solution.unsolved(points, worst)
         self.softness = _first_softness(losses, space.scale)
         self.centre = np.zeros_like(points.scores if self.softness else points.scores[:0])
-        self.swinging = np.zeros(len(worst), dtype=bool)
+        self.least = np.full(len(worst), np.inf)
+        self.idle = np.zeros(len(worst), dtype=int)
         self.stalls = 0
         self.blunt = False
         self.aim = space.care * options.tol
@@ -250,8 +251,15 @@ class _Run:
                 return
             before = self.solution.gaps[chosen]
             self._descend(chosen)
-            self.swinging[chosen] |= self.solution.gaps[chosen] > before
-            self._react(self.solution.gaps[chosen] <= 0.5 * before)
+            gaps = self.solution.gaps[chosen]
+            self._watch(chosen, gaps)
+            self._react(gaps <= 0.5 * before)
+
+    def _watch(self, chosen: Array, gaps: Array) -> None:
+        """Count each problem's rounds in a row that did not halve the least gap it had."""
+        halved = gaps <= 0.5 * self.least[chosen]
+        self.idle[chosen] = np.where(halved, 0, self.idle[chosen] + 1)
+        self.least[chosen] = np.fmin(gaps, self.least[chosen])
 
     def _react(self, improved: Array) -> None:
         """Aim higher, then ask for a higher precision, when rounds stop helping."""
@@ -308,8 +316,9 @@ class _Run:
         points.scores = self.space.exact_scores(points.state)
         if balanced:
             # Taken alone it may swing for ever around the best; the multipliers' own comes near.
+            # Most swings die out, though, and one round's larger gap is no sign of another kind.
             best = best_offset(proposing, points.scores, points.offset)
-            points.offset = np.where(self.swinging[chosen], points.offset, best)
+            points.offset = np.where(self.idle[chosen] > 1, points.offset, best)
         points.scores += points.offset
         if self.softness:
             points = self._lifted(points, losses)

@@ -158,6 +158,20 @@ def test_a_free_bias_does_not_swing_around_its_best_for_ever():
     np.testing.assert_allclose(model.coef_, [[0.8, -0.4, -0.4, 0, -1.2]], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "X",
+    [
+        [[1, 2, 1, 2, 1], [0, 1, 2, 2, 3], [0, 1, 3, 0, 2], [3, 3, 2, 3, 0]],
+        [[3, 2, 3, 3, 3], [0, 1, 2, 1, 1], [2, 3, 2, 0, 2], [3, 0, 2, 1, 3], [0, 1, 3, 1, 0]],
+    ],
+)
+def test_a_swing_of_a_free_bias_that_dies_out_is_left_alone(X):
+    labels = np.arange(len(X)) % 2
+    model = LinearSVM(C=1e4, loss="hinge", regularize_intercept=False)
+    model.fit(100.0 * np.array(X), labels)
+    assert model.duality_gap_ <= model.tol
+
+
 @pytest.mark.parametrize("loss", ["hinge", "squared_hinge"])
 @pytest.mark.parametrize("C", [1e-4, 1.0, 1e4])
 def test_rows_on_one_side_only_need_no_more_than_a_free_bias(C, loss):
