@@ -175,8 +175,6 @@ memory, device
         """
         settings = Settings.of(self)
         candidates = _candidates(self.Cs)
-        for name in _OF_ONE_SEARCH:
-            self.__dict__.pop(name, None)
         rows = read_rows(self, X, reset=True, memory=self.memory)
         targets, weight = read_targets(y, rows, sample_weight)
         search = self._make_search(rows, targets, weight, settings)
@@ -189,6 +187,8 @@ memory, device
             with own_threads():
                 path = search.path(rows, whole_gram(gram))
                 self._walk(path, ascending, checkpoint)
+        for name in _OF_ONE_SEARCH:
+            self.__dict__.pop(name, None)
         self._choose(path, candidates)
         if self.refit:
             self._keep_best(path, targets, candidates)
@@ -284,13 +284,16 @@ memory, device
 
 def _candidates(Cs: Sequence[float]) -> Array:
     """The candidates as an array, checked."""
-    if not isinstance(Cs, (Sequence, np.ndarray)) or np.ndim(Cs) == 0:
-        raise ConfigError(f"Cs is {Cs!r}; allowed: a sequence of finite numbers > 0")
-    for C in Cs:
+    try:
+        values = list(Cs)
+    except TypeError as error:
+        message = f"Cs is {Cs!r}; allowed: a sequence of finite numbers > 0"
+        raise ConfigError(message) from error
+    for C in values:
         check_cost("Cs", C)
-    if not len(Cs):
+    if not values:
         raise ConfigError("Cs is empty; allowed: finite numbers > 0")
-    return np.asarray(Cs, dtype=float)
+    return np.array(values, dtype=float)
 
 
 def _results(candidates: Array, scores: Array, steps: list[dict[str, Array]]) -> dict[str, Any]:

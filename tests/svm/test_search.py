@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import average_precision_score, make_scorer
@@ -241,6 +242,23 @@ def test_without_refit_there_is_a_choice_but_no_weights():
         search.predict(X)
 
 
+def test_a_search_that_fails_leaves_the_one_before_as_it_was():
+    X, y = classes()
+    search = LinearSVMCV(COSTS).fit(X, y)
+    before = search.predict(X)
+    with pytest.raises(ConfigError, match="cv is 1"):
+        search.set_params(cv=1).fit(X, y)
+    np.testing.assert_array_equal(search.predict(X), before)
+
+
+@pytest.mark.parametrize("kind", [tuple, np.array, pd.Series, pd.Index])
+def test_candidates_come_in_any_sequence(kind):
+    X, y = classes()
+    costs = [0.1, 1.0]
+    search, plain = (LinearSVMCV(given).fit(X, y) for given in (kind(costs), costs))
+    assert search.C_ == plain.C_
+
+
 def test_nothing_stays_from_the_search_before():
     X, y = classes()
     search = LinearSVMCV(COSTS).fit(X, y)
@@ -277,6 +295,7 @@ def test_uncertified_problems_of_a_whole_search_are_one_warning():
         ({"cv": []}, "cv gave no folds"),
         ({"Cs": 1.0}, "Cs is 1.0; allowed: a sequence of finite numbers > 0"),
         ({"Cs": None}, "Cs is None; allowed: a sequence"),
+        ({"Cs": [[1], [1, 2]]}, r"Cs is \[1\]; allowed: finite numbers > 0"),
         ({"cv": [([0, 1], [2]), ([0, 2], [])]}, "cv: fold 2 has no rows to score on"),
         ({"cv": [([], [2])]}, "cv: fold 1 has no rows to train on"),
         ({"cv": [([0, 1], [90])]}, "cv holds what are no numbers of 90 rows: index 90 is out of"),
