@@ -36,7 +36,7 @@ _RUN_BYTES = 1 << 22
 _PIECE_BYTES = 1 << 18
 _RUN_ROWS = 256
 _HEADER_LIMIT = 1 << 24
-_WAY_OUT = "copy it anew if it is a copy, or remove it and extract again"
+WAY_OUT = "copy it anew if it is a copy, or remove it and extract again"
 _TITLE = re.compile(rb"spptransfer-features (\d{1,9}) (\d{1,9}) ([0-9a-f]{64})\n")
 _DTYPE = re.compile(r"\|u1|\|i1|<i4|<i8|<f2|<f4|\|S[1-9]\d{0,8}")
 
@@ -164,16 +164,16 @@ class Header:
             raise CacheError(f"'{path}' has format version {version}; this release reads {known}")
         body = file.read(min(int(title[2]), _HEADER_LIMIT))
         if hashlib.sha256(body).hexdigest().encode() != title[3]:
-            raise CacheError(f"'{path}' is damaged: its header is not what was written; {_WAY_OUT}")
+            raise CacheError(f"'{path}' is damaged: its header is not what was written; {WAY_OUT}")
         header = cls.parse(body, path, version)
         if header.file_bytes != file_bytes:
             raise CacheError(
                 f"'{path}' is truncated or was added to: "
-                f"{file_bytes:,} of {header.file_bytes:,} bytes; {_WAY_OUT}"
+                f"{file_bytes:,} of {header.file_bytes:,} bytes; {WAY_OUT}"
             )
         padding = header.header_bytes - len(line) - len(body)
         if not 0 <= padding <= _HEADER_LIMIT or file.read(padding).strip(b"\0"):
-            raise CacheError(f"'{path}' is damaged: its header is not what was written; {_WAY_OUT}")
+            raise CacheError(f"'{path}' is damaged: its header is not what was written; {WAY_OUT}")
         return header
 
     @classmethod

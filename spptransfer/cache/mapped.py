@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spptransfer.cache.ids import decode
-from spptransfer.cache.layout import Block, Extent, Header, body_sha256, row_runs
+from spptransfer.cache.layout import WAY_OUT, Block, Extent, Header, body_sha256, row_runs
 from spptransfer.cache.rows import CHECKSUM_BYTES, COLUMNS
 from spptransfer.errors import CacheError
 from spptransfer.ids import TextById
@@ -77,7 +77,9 @@ class MappedFile:
         numbers = self.array(name)
         count = self.header.extents["rows/id"].shape[0]
         if len(numbers) and not (numbers.min() >= 0 and numbers.max() < count):
-            raise CacheError(f"'{self.path}' is damaged: '{name}' points beyond its rows")
+            raise CacheError(
+                f"'{self.path}' is damaged: '{name}' points beyond its rows; {WAY_OUT}"
+            )
         return numbers
 
     def failures(self) -> TextById:

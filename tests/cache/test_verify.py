@@ -72,6 +72,13 @@ def test_an_id_that_occurs_twice_is_found(made):
     assert Problem("0004.png", "the id occurs more than once") in verify(path)
 
 
+def test_damage_that_leaves_no_rows_to_read_is_told_with_a_way_out(made):
+    _, path = made
+    flip(path, position_of(path, "failures/row", 0))
+    with pytest.raises(CacheError, match="'failures/row' points beyond its rows; copy it anew"):
+        verify(path)
+
+
 def test_a_file_that_is_no_cache_gives_one_line(tmp_path):
     (tmp_path / "a.h5").write_bytes(b"text")
     with pytest.raises(CacheError, match="no feature cache"):
