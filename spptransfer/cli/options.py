@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,24 +35,15 @@ Threads = Annotated[
     int | None,
     typer.Option("--jobs", min=1, help="Parallel threads.", show_default="one per processor"),
 ]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Replace a value of the pipeline file, as features.scales=[224,320].",
-        show_default=False,
-    ),
-]
-TrainingOverrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Replace a value of the pipeline file, as training.epochs=90.",
-        show_default=False,
-    ),
-]
+
+
+def _replacing(example: str) -> Any:
+    help = f"Replace a value of the pipeline file, as {example}."
+    return typer.Option("--set", metavar="KEY=VALUE", help=help, show_default=False)
+
+
+Overrides = Annotated[list[str] | None, _replacing("features.scales=[224,320]")]
+TrainingOverrides = Annotated[list[str] | None, _replacing("training.epochs=90")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="End with one line of JSON.")]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from spptransfer.svm._engine import Settings, make_solver
 from spptransfer.svm._newton import Points
 from spptransfer.svm._problems import Masks, Problems
 from spptransfer.svm._rows import Rows
-from spptransfer.svm._scoring import HeldOutScorer
+from spptransfer.svm._scoring import HeldOutScorer, describe_scoring
 from spptransfer.svm._solver import Solver
 from spptransfer.svm._targets import ClassWeight, Targets
 from spptransfer.svm._types import Array
@@ -49,10 +48,9 @@ class Search:
 
     def described(self) -> list[Any]:
         """Everything but the settings that tells this search from others."""
-        # Functions lie elsewhere in every process.
-        name = re.sub(" at 0x[0-9a-fA-F]+", "", repr(self.scoring))
+        scoring = describe_scoring(self.scoring)
         labels = self.targets.kind, self.targets.classes.tolist()
-        return [name, self.per_class, *labels, *self.held_out, *self.problems().described()]
+        return [*scoring, self.per_class, *labels, *self.held_out, *self.problems().described()]
 
     def parts(self) -> list[Search]:
         """One search for each fold."""

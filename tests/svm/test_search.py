@@ -185,6 +185,32 @@ def test_a_search_scored_by_a_function_knows_itself_in_another_process(tmp_path,
     np.testing.assert_array_equal(first.coef_, again.coef_)
 
 
+def bound(value):
+    return lambda model, X, y: value
+
+
+@pytest.mark.parametrize("wrap", [lambda scoring: scoring, partial], ids=["plain", "partial"])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (lambda model, X, y: 1.0, lambda model, X, y: 2.0),
+        (lambda model, X, y: y.min(), lambda model, X, y: y.max()),
+        (lambda model, X, y, k=1: k, lambda model, X, y, k=2: k),
+        (bound(1.0), bound(2.0)),
+    ],
+    ids=["constant", "name", "default", "closure"],
+)
+def test_a_checkpoint_scored_by_another_function_of_the_same_name_is_refused(
+    first, second, wrap, tmp_path, monkeypatch
+):
+    X, y = classes()
+    path = tmp_path / "search.npz"
+    monkeypatch.setattr(_search.Checkpoint, "remove", lambda self: None)
+    LinearSVMCV(COSTS, scoring=wrap(first), checkpoint=path).fit(X, y)
+    with pytest.raises(ConfigError, match="belongs to other data or parameters"):
+        LinearSVMCV(COSTS, scoring=wrap(second), checkpoint=path).fit(X, y)
+
+
 def test_a_broken_checkpoint_is_refused(tmp_path):
     path = tmp_path / "search.npz"
     path.write_bytes(b"PK\x03\x04 not really")
