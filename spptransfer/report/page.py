@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def _environment() -> Environment:
         signed=formatting.signed,
         flatten=formatting.flatten,
         soft=_soft,
-        brief=_brief,
+        brief=partial(formatting.clean, width=CAPTION_LIMIT),
         envelope=curves.envelope,
     )
     environment.globals.update(
@@ -119,11 +120,6 @@ def _environment() -> Environment:
         limit_per_class=examples.limit_per_class,
     )
     return environment
-
-
-def _brief(name: str) -> str:
-    """Cut a name that would fill a caption."""
-    return name if len(name) <= CAPTION_LIMIT else f"{name[: CAPTION_LIMIT - 1].rstrip()}…"
 
 
 def _soft(name: str) -> Markup:
