@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 
 from spptransfer import backbones
-from spptransfer.affinity import count_processors
+from spptransfer.system import count_processors
 from spptransfer.cache.rows import OK
 from spptransfer.cache.selection import COMBINES, Selection, feature_names
 from spptransfer.errors import ConfigError, ImageError

@@ -20,7 +20,7 @@ from safetensors.numpy import save as to_bytes
 from sklearn.pipeline import Pipeline
 
 from spptransfer import backbones
-from spptransfer.cache.files import appearing
+from spptransfer.files import atomic_write
 from spptransfer.cache.selection import Combine, Selection
 from spptransfer.errors import ModelError, SPPTransferError, WeightsError
 from spptransfer.normalization import STEPS, PyramidNormalizer
@@ -310,7 +310,7 @@ class TransferModel:
             "C": self.C,
             "protocol": self.protocol,
         }
-        with appearing(Path(path)) as temporary, open(temporary, "wb") as file:
+        with atomic_write(Path(path)) as temporary, open(temporary, "wb") as file:
             file.write(to_bytes(tensors, metadata={"spptransfer": json.dumps(facts)}))
             file.flush()
             os.fsync(file.fileno())

@@ -18,7 +18,7 @@ from spptransfer.backbones.base import Network, cut
 from spptransfer.backbones.info import BackboneInfo, LayerInfo
 from spptransfer.errors import WeightsError
 from spptransfer.pyramid import check_levels
-from spptransfer.wording import listed
+from spptransfer.text import listed
 
 Tensors = Mapping[str, torch.Tensor]
 

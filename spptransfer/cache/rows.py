@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from spptransfer.affinity import count_processors
+from spptransfer.system import count_processors
 from spptransfer.cache.ids import encode
 from spptransfer.cache.layout import Block
 

@@ -22,7 +22,7 @@ from spptransfer.cli.options import (
 )
 from spptransfer.cli.output import Output, printable, short_path, table
 from spptransfer.errors import CacheError, ConfigError
-from spptransfer.wording import plural
+from spptransfer.text import plural
 
 if TYPE_CHECKING:
     from spptransfer.cache.inventory import CacheInfo
@@ -48,7 +48,7 @@ app = typer.Typer(
 @app.command("list", short_help="What caches there are.")
 def list_caches(cache_dir: CacheDir = CACHE_DIR, quiet: Quiet = False, json: Json = False) -> int:
     """Say what caches there are: rows, size, features, and whether they are complete."""
-    from spptransfer.cache.files import human_bytes
+    from spptransfer.files import human_bytes
     from spptransfer.cache.inventory import list_caches as find_caches
 
     output = Output(quiet, json)
@@ -212,7 +212,7 @@ def prune(
 
     Values that --set replaces are replaced in all of the files.
     """
-    from spptransfer.cache.files import human_bytes
+    from spptransfer.files import human_bytes
     from spptransfer.cache.inventory import prune as remove
     from spptransfer.experiment import Machine
 

@@ -10,7 +10,7 @@ import typer
 from spptransfer.cli.options import DataRoot, Json, Quiet, WeightsDir
 from spptransfer.cli.output import Output, printable, short_path, table
 from spptransfer.errors import ConfigError
-from spptransfer.wording import plural
+from spptransfer.text import plural
 
 if TYPE_CHECKING:
     from spptransfer.backbones.info import BackboneInfo

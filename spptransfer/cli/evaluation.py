@@ -9,7 +9,7 @@ import typer
 
 from spptransfer.cli.options import Device, Json, Quiet, Runtime, Threads, WeightsDir, numbers
 from spptransfer.cli.output import Output, table, tell_failures
-from spptransfer.wording import plural
+from spptransfer.text import plural
 
 if TYPE_CHECKING:
     from spptransfer.pretraining.evaluation import Classifier, Evaluation, SchemeErrors

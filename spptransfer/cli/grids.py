@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spptransfer.cli.output import Output, counts, printable, short_path, tell_failures
-from spptransfer.wording import plural
+from spptransfer.text import plural
 
 if TYPE_CHECKING:
     from spptransfer.config import Pipeline

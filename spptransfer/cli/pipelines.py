@@ -27,7 +27,7 @@ from spptransfer.cli.options import (
 )
 from spptransfer.cli.output import Output, counts, effort, printable, short_path, tell_failures
 from spptransfer.cli.signals import stopping
-from spptransfer.wording import plural
+from spptransfer.text import plural
 
 if TYPE_CHECKING:
     from spptransfer.config import Pipeline

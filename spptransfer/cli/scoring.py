@@ -10,7 +10,7 @@ import typer
 
 from spptransfer.cli.options import Device, Json, Quiet, Runtime, Threads, WeightsDir
 from spptransfer.cli.output import Output, printable, short_path
-from spptransfer.wording import plural
+from spptransfer.text import plural
 
 if TYPE_CHECKING:
     from spptransfer.models import Scores, TransferModel

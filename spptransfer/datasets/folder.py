@@ -14,7 +14,7 @@ from spptransfer.datasets.base import UNLABELLED, Dataset
 from spptransfer.datasets.left_out import LeftOut
 from spptransfer.errors import DatasetError
 from spptransfer.ids import Ids
-from spptransfer.wording import plural
+from spptransfer.text import plural
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Container
 
-from spptransfer.wording import counted, listed, plural
+from spptransfer.text import counted, listed, plural
 
 # Notes, labels and what systems and programs leave beside images: nobody misses them.
 _COMPANION_SUFFIXES = frozenset(

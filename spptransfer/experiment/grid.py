@@ -17,7 +17,7 @@ from typing import Any
 
 from spptransfer._version import __version__
 from spptransfer.cache import FeatureCache
-from spptransfer.cache.files import make_folder
+from spptransfer.files import make_folder
 from spptransfer.cache.lock import Lock
 from spptransfer.config import GridSection, Pipeline, cell_pipeline
 from spptransfer.datasets import Dataset
@@ -31,7 +31,7 @@ from spptransfer.experiment.running import check, extract_together_for, report_o
 from spptransfer.extraction import Extraction
 from spptransfer.extraction.joint import shared_part
 from spptransfer.protocols.splits import splits_checksum
-from spptransfer.wording import plural
+from spptransfer.text import plural
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from spptransfer.cache.files import appearing, make_folder
+from spptransfer.files import atomic_write, make_folder
 from spptransfer.cache.inventory import precision_note
 from spptransfer.cache.unfinished import is_begun
 from spptransfer.experiment.prepare import Experiment
@@ -126,6 +126,6 @@ def _choose(group: Sequence[Experiment], tell: Tell) -> Precision:
         make_folder(first.machine.cache_dir)
         for experiment in undecided:
             note = precision_note(_in(experiment, choice.precision).cache[0])
-            with appearing(note) as temporary:
+            with atomic_write(note) as temporary:
                 temporary.write_text(json.dumps(choice.to_dict(), indent=1))
     return choice.precision

@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from spptransfer._version import __version__
-from spptransfer.affinity import count_processors
+from spptransfer.system import count_processors
 from spptransfer.cache import Column, FeatureCache
-from spptransfer.cache.files import appearing, explained, make_folder
+from spptransfer.files import atomic_write, os_errors_as_cache_error, make_folder
 from spptransfer.experiment.cached import count_rows
 from spptransfer.experiment.prepare import Experiment
 from spptransfer.extraction import Extraction
@@ -133,7 +133,7 @@ class _LogFile(logging.FileHandler):
 def _logging_to(path: Path, first_line: str) -> Iterator[None]:
     """Write what the library logs into a file too; its first line must find room."""
     library = logging.getLogger("spptransfer")
-    with explained(path):
+    with os_errors_as_cache_error(path):
         handler = _LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     level = library.level
@@ -141,7 +141,7 @@ def _logging_to(path: Path, first_line: str) -> Iterator[None]:
     library.setLevel(logging.INFO)
     try:
         logger.info("%s", first_line)
-        with explained(path):
+        with os_errors_as_cache_error(path):
             if handler.failure is not None:
                 raise handler.failure
         yield
@@ -179,7 +179,7 @@ def write_run(folder: Path, facts: RunFacts, model: TransferModel) -> dict[str, 
     splits = [result.split for result in facts.evaluation.results]
     model.save(folder / MODEL)
     described = experiment.protocol.description(experiment.settings, experiment.dataset)
-    with explained(folder / "splits.json"):
+    with os_errors_as_cache_error(folder / "splits.json"):
         write_splits(folder / "splits.json", splits, description=described)
     _write_predictions(folder / "predictions.npz", facts.evaluation.results)
     results = describe_run(facts)
@@ -355,19 +355,19 @@ def _write_predictions(path: Path, results: Sequence[SplitResult]) -> None:
         arrays[f"{prefix}/ids"] = np.array(result.split.test)
         arrays[f"{prefix}/scores"] = result.scores.astype(np.float32)
         arrays[f"{prefix}/targets"] = result.targets
-    with appearing(path) as temporary, open(temporary, "wb") as file:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    with appearing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def _new_folder(parent: Path, name: str) -> Path:
     make_folder(parent)
-    with explained(parent / name):
+    with os_errors_as_cache_error(parent / name):
         for number in range(1, 1000):
             folder = parent / (name if number == 1 else f"{name}-{number}")
             with contextlib.suppress(FileExistsError):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spptransfer.cache import FeatureCache
-from spptransfer.cache.files import make_folder
+from spptransfer.files import make_folder
 from spptransfer.errors import CacheError
 from spptransfer.experiment.cached import read_features, splits_with_features, use_cache
 from spptransfer.experiment.precision import Tell, decide

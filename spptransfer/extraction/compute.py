@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from spptransfer.affinity import count_processors
+from spptransfer.system import count_processors
 from spptransfer.backbones.info import BackboneInfo
 from spptransfer.backbones.loading import Backbone
 from spptransfer.errors import ConfigError

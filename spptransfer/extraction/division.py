@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from spptransfer.affinity import count_processors
+from spptransfer.system import count_processors
 from spptransfer.errors import ConfigError, suggestion
 from spptransfer.runtimes import count_callers
 

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from spptransfer import __version__
 from spptransfer.backbones.catalogue import describe
 from spptransfer.pretraining.config import PretrainingPipeline
-from spptransfer.wording import plural
+from spptransfer.text import plural
 
 _LIBRARIES = ("torch", "numpy", "pillow")
 

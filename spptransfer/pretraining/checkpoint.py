@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from spptransfer.cache.files import appearing
+from spptransfer.files import atomic_write
 from spptransfer.errors import WeightsError
 
 FORMAT = 1
@@ -34,7 +34,7 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     CacheError
         If the disk is full or the folder cannot be written to.
     """
-    with appearing(folder / NAME) as temporary, open(temporary, "wb") as file:
+    with atomic_write(folder / NAME) as temporary, open(temporary, "wb") as file:
         torch.save({"format": FORMAT, **state}, file)
         file.flush()
         os.fsync(file.fileno())

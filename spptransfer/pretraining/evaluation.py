@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spptransfer.affinity import count_processors
+from spptransfer.system import count_processors
 from spptransfer.errors import ConfigError, DatasetError, suggestion
 from spptransfer.pretraining.evaluation_network import Classifier, load_classifier
 from spptransfer.pretraining.evaluation_pool import LabelledImages, Pool, rank_of_truth

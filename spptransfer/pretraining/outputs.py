@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from spptransfer.cache.files import appearing
+from spptransfer.files import atomic_write
 from spptransfer.errors import ModelError
 from spptransfer.pretraining import checkpoint
 from spptransfer.pretraining.card import Facts, model_card
@@ -93,7 +93,7 @@ class RunFolder:
 
     def _write(self, name: str, data: bytes) -> None:
         path = self._folder / name
-        with appearing(path, needed=len(data)) as temporary, open(temporary, "wb") as file:
+        with atomic_write(path, needed=len(data)) as temporary, open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

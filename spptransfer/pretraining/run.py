@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from spptransfer.backbones.weights import identify
-from spptransfer.cache.files import make_folder, remove_leftovers
+from spptransfer.files import make_folder, remove_leftovers
 from spptransfer.cache.lock import Lock
 from spptransfer.errors import ConfigError, ModelError
 from spptransfer.pretraining import checkpoint
@@ -30,7 +30,7 @@ from spptransfer.pretraining.student import Student, build_student
 from spptransfer.pretraining.teacher import Teacher, prepare_teacher
 from spptransfer.pretraining.training import Metrics, Trainer, parameters_of
 from spptransfer.processor import is_out_of_memory
-from spptransfer.wording import plural
+from spptransfer.text import plural
 
 _VALIDATION_BATCH = 256
 # What may change between two runs of one training: it changes no number.

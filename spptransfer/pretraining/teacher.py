@@ -19,7 +19,7 @@ import torch
 
 from spptransfer import backbones
 from spptransfer.backbones.loading import Backbone
-from spptransfer.cache.files import appearing, make_folder, remove_leftovers
+from spptransfer.files import atomic_write, make_folder, remove_leftovers
 from spptransfer.pretraining.config import DistillSection
 from spptransfer.pretraining.distributed import Team
 from spptransfer.pretraining.machine import Machine
@@ -187,7 +187,7 @@ def _pooled(
 
 
 def _write(path: Path, features: Features) -> None:
-    with appearing(path, needed=features.nbytes) as temporary, open(temporary, "wb") as file:
+    with atomic_write(path, needed=features.nbytes) as temporary, open(temporary, "wb") as file:
         np.save(cast(IO[bytes], file), features)
         file.flush()
         os.fsync(file.fileno())

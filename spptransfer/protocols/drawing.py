@@ -13,7 +13,7 @@ from spptransfer.datasets.caltech101 import BACKGROUND
 from spptransfer.errors import ConfigError, DatasetError
 from spptransfer.protocols.protocol import Settings
 from spptransfer.protocols.splits import Split, ranked, strata, stratified_folds
-from spptransfer.wording import counted, plural
+from spptransfer.text import counted, plural
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ Settings are checked before an extraction, which needs no scikit-learn; hence th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from spptransfer import metrics
 from spptransfer.errors import ConfigError
+from spptransfer.system import available_memory
 
 if TYPE_CHECKING:
     from spptransfer.svm import GramMatrix, RowSubset
@@ -244,7 +244,7 @@ def cheapest_gram(
     are in float64, which takes `CERTIFICATE` times as long.
     """
     (n_rows, n_features), sizes = shape, np.array(train_sizes, dtype=float)
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = available_memory()
     passes = CERTIFICATE * n_certificates * 4 * n_features * sizes.sum()
     products = CERTIFICATE * n_certificates * 2 * (sizes**2).sum()
     once = float(n_features) * n_rows**2

@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from spptransfer.cache.files import appearing, make_folder
+from spptransfer.files import atomic_write, make_folder
 
 _HERE = Path(__file__).parent
 
@@ -52,6 +52,6 @@ def write_page(target: Path, page: str) -> None:
         If the disk is full or the folder cannot be written to.
     """
     make_folder(target.parent)
-    with appearing(target) as temporary:
+    with atomic_write(target) as temporary:
         # A file name that is no valid UTF-8 arrives as lone surrogates, which have no encoding.
         temporary.write_bytes(page.encode("utf-8", errors="replace"))

@@ -9,7 +9,7 @@ from typing import Any
 
 from spptransfer.metrics import SINGLE_LABEL_METRICS
 from spptransfer.report.formatting import NOTHING, clean, plus_minus
-from spptransfer.wording import plural
+from spptransfer.text import plural
 
 WIDTH = 100
 OURS = "ours"

@@ -21,7 +21,7 @@ from spptransfer.report import (
 from spptransfer.report.confusion import Confusion
 from spptransfer.report.files import asset, inline_source, templates, write_page
 from spptransfer.report.run_folder import RunFolder
-from spptransfer.wording import plural
+from spptransfer.text import plural
 
 FAILURES_SHOWN = 200
 CAPTION_LIMIT = 60  # characters of a class name below an image

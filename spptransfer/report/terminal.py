@@ -16,7 +16,7 @@ from spptransfer.report.summary import (
     per_class_metric,
     stages,
 )
-from spptransfer.wording import plural
+from spptransfer.text import plural
 
 WIDTH = 100
 CLASSES_SHOWN = 5

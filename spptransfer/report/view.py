@@ -28,7 +28,7 @@ from spptransfer.report.summary import (
 )
 from spptransfer.report.thumbnails import thumbnail
 from spptransfer.report.weight_maps import attention_maps
-from spptransfer.wording import plural
+from spptransfer.text import plural
 
 # Beyond these a page would grow past a few megabytes and no eye would follow.
 MATRIX_LIMIT = 250

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from spptransfer.errors import ConfigError, suggestion
-from spptransfer.memory import release_memory
 from spptransfer.svm._arithmetic import arithmetic_for
 from spptransfer.svm._feature_space import FeatureSpace
 from spptransfer.svm._gram_matrix import dense_gram
@@ -23,6 +21,7 @@ from spptransfer.svm._rows import BLOCK_BYTES, Rows
 from spptransfer.svm._solver import Options, Solver
 from spptransfer.svm._streamed import StreamedSolver
 from spptransfer.svm._types import Array
+from spptransfer.system import available_memory
 
 LOSSES = ("squared_hinge", "hinge")
 # Up to this many rows a float64 Gram matrix costs next to nothing.
@@ -93,7 +92,7 @@ def check_cost(name: str, value: Any) -> None:
 def budget_bytes(memory: int | str | None) -> float:
     """Read a memory budget; None is half of what is free."""
     if memory is None:
-        return 0.5 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return 0.5 * available_memory()
     match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)I?B?\s*", str(memory).upper())
     try:
         size = float(match[1]) * 1024.0 ** " KMGT".index(match[2] or " ") if match else 0.0
@@ -149,7 +148,6 @@ def _make_space(rows: Rows, gram: Array | None, settings: Settings) -> GramSpace
     arithmetic = arithmetic_for(settings.device)
     if gram is None:
         gram = arithmetic.gram(rows, np.float64 if n_rows <= SMALL else np.float32)
-        release_memory()
         if not np.isfinite(np.diagonal(gram)).all():
             raise ConfigError(f"X is so large that its squares overflow {gram.dtype}; scale it")
     elif gram.shape != (n_rows, n_rows):

@@ -7,7 +7,6 @@ import copy
 import numpy as np
 from scipy.linalg import lapack
 
-from spptransfer.memory import release_memory
 from spptransfer.svm._arithmetic import Arithmetic
 from spptransfer.svm._conjugate import conjugate_gradients
 from spptransfer.svm._gram_gaps import GramGaps
@@ -155,8 +154,6 @@ class GramSpace(GramGaps):
         if self.exact_gram is not None:
             scores = Arithmetic().product(self.exact_gram, state)
         else:
-            if self.is_tight:
-                release_memory()
             self._combined = state, self.rows.combine(state)
             scores = self.rows.scores(self._combined[1])
         scores += self.bias_square * state.sum(axis=0)

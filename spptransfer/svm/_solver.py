@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spptransfer.memory import release_memory
 from spptransfer.svm._loss import Losses, best_offset
 from spptransfer.svm._newton import Points, Space, descend, line_search, objectives
 from spptransfer.svm._problems import Problems
@@ -124,8 +123,6 @@ class Solver:
             solution.assign(columns, run.solution)
             blunt = columns[run.open] if run.blunt else columns[:0]
             del run
-            if self.space.is_tight:
-                release_memory()
             return blunt
 
         def solve_groups(columns: Array) -> Array:
