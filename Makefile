@@ -24,7 +24,7 @@ lint: $(VENV)/.test-installed
 	@echo "== lint and types"
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m mypy
+	for system in linux darwin win32; do $(RUN) -m mypy --platform $$system || exit 1; done
 
 $(VENV)/bin/python:
 	@echo "== make an environment in $(VENV)"

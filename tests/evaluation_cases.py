@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from spptransfer import backbones
 from spptransfer.pretraining.evaluation import Classifier, ViewAverager
 from spptransfer.pretraining.evaluation_views import render_scales
+from spptransfer.runtimes import ComputeOptions
 
 INFO = backbones.describe("spp-mini")
 
@@ -32,8 +33,14 @@ def wave(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.asarray(picture(height, width, seed))
 
 
-def averaged(classifier: Classifier, originals, scheme, **options) -> np.ndarray:
-    averager = ViewAverager(classifier, **options)
+def computing(runtime: str = "torch", threads: int = 2) -> ComputeOptions:
+    return ComputeOptions("cpu", runtime, threads)
+
+
+def averaged(
+    classifier: Classifier, originals, scheme, runtime="torch", precision="float32"
+) -> np.ndarray:
+    averager = ViewAverager(classifier, precision=precision, options=computing(runtime, 1))
     return averager.probabilities(render_scales(originals, scheme), scheme)
 
 

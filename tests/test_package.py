@@ -69,14 +69,6 @@ def test_every_module_says_what_it_is_for(name):
     assert all(hasattr(module, public) for public in getattr(module, "__all__", ()))
 
 
-def test_no_file_is_longer_than_it_should_be():
-    lengths = {
-        path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines())
-        for path in ROOT.rglob("*.py")
-    }
-    assert {name: length for name, length in lengths.items() if length > 460} == {}
-
-
 ERRORS = [
     value
     for value in vars(errors).values()

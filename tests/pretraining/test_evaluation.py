@@ -1,20 +1,18 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from drawn_network import CLASSES
-from evaluation_cases import INFO, Labelled, averaged, described, drawn, wave
+from evaluation_cases import INFO, Labelled, averaged, computing, described, drawn, wave
 from runtime_cases import PACKAGES, need
 from torch import nn
 
 from spptransfer import backbones
 from spptransfer.errors import ConfigError, DatasetError, ImageError
-from spptransfer.extraction.batches import OUT_OF_MEMORY
 from spptransfer.pretraining import evaluation_views
 from spptransfer.pretraining.evaluation import (
+    OUT_OF_MEMORY,
     Classifier,
     ViewAverager,
     evaluate,
@@ -22,8 +20,7 @@ from spptransfer.pretraining.evaluation import (
     make_scheme,
     rank_of_truth,
 )
-from spptransfer.pretraining.evaluation_pool import Pool
-from spptransfer.runtimes import describe_runtime
+from spptransfer.runtimes import ComputeOptions, describe_runtime
 
 # Errors ------------------------------------------------------------------------------------
 
@@ -71,8 +68,8 @@ def test_a_network_can_be_asked_from_many_sides_at_once(mini, runtime):
     """Threads share the networks; a batch's neighbours change nothing."""
     need(runtime)
     found, schemes = drawn(1), [make_scheme("10-maps", size=64), make_scheme("full", size=64)]
-    one = evaluate([mini], found, schemes, jobs=1)
-    three = evaluate([mini], found, schemes, jobs=3, runtime=runtime)
+    one = evaluate([mini], found, schemes, options=computing(threads=1))
+    three = evaluate([mini], found, schemes, options=computing(runtime, 3))
     assert three.computed_by == (describe_runtime(runtime),)
     counts = [[(e.images, e.top1_wrong, e.top5_wrong) for e in x.errors] for x in (one, three)]
     assert counts[0] == counts[1]
@@ -122,27 +119,11 @@ def little_memory(monkeypatch):
 
 def test_a_batch_that_does_not_fit_is_halved_down_to_an_image_that_fails(mini, little_memory):
     found = Labelled([*((wave(64, 64, i), i) for i in range(7)), (wave(64, 300), 7)])
-    result = evaluate([mini], found, [make_scheme("full", size=64)], jobs=2)
+    result = evaluate([mini], found, [make_scheme("full", size=64)], options=computing())
     assert result.failures == {7: OUT_OF_MEMORY}
     assert result.errors[0].images == 7
     assert max(little_memory.asked) == 7
     assert sorted(little_memory.asked)[:2] == [1, 1]
-
-
-def test_a_gpus_batches_are_bounded_by_its_memory(mini, monkeypatch):
-    memory = SimpleNamespace(total_memory=1 << 28)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
-    gpu = torch.device("cuda:0")
-    kinds = [
-        SimpleNamespace(device=gpu, classifier=mini, dtype=dtype, runtime="torch")
-        for dtype in (torch.float32, torch.bfloat16)
-    ]
-    budgets = []
-    for averagers in (kinds, kinds[:1], kinds[1:]):
-        with Pool(averagers, np.arange(1), 1, print) as pool:
-            budgets.append(pool._batch_pixels)
-    assert budgets[0] == budgets[1]
-    assert budgets[1] == pytest.approx(budgets[2] / 2, abs=1)
 
 
 def test_what_cannot_be_computed_at_all_is_no_failure_of_the_image(mini, little_memory):
@@ -167,15 +148,21 @@ def test_progress_is_told_of_every_image_under_every_scheme(mini):
     ("keywords", "message"),
     [
         ({"precision": "float16"}, "precision: 'float16' is unknown; "),
-        ({"device": "tpu"}, "device: 'tpu' is unknown; allowed: auto, cpu"),
-        ({"runtime": "onnx"}, "runtime: 'onnx' is unknown; allowed: torch"),
-        ({"runtime": "openvino", "device": "cuda"}, "'cuda' is not for runtime 'openvino'"),
-        ({"runtime": "onnxruntime", "precision": "bfloat16"}, "allowed: float32$"),
+        ({"options": ComputeOptions("tpu")}, "device: 'tpu' is unknown; allowed: auto, cpu"),
+        ({"options": ComputeOptions(runtime="onnx")}, "runtime: 'onnx' is unknown; "),
+        (
+            {"options": ComputeOptions("cuda", "openvino")},
+            "'cuda' is not for runtime 'openvino'",
+        ),
+        (
+            {"options": ComputeOptions(runtime="onnxruntime"), "precision": "bfloat16"},
+            "allowed: float32$",
+        ),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(mini, keywords, message):
-    if keywords.get("runtime") in PACKAGES:
-        need(keywords["runtime"])
+    for runtime in PACKAGES:
+        need(runtime)
     with pytest.raises(ConfigError, match=message):
         evaluate([mini], drawn(1), [make_scheme("full", size=64)], **keywords)
 
