@@ -4,7 +4,7 @@
 
 The run: 12 small images that this script draws, the embedded network, two values of C, by the
 command. A file counts once anything in it was executed, a function once it was called, in any
-thread; what a module's or a class's own body does on import is no function.
+thread; the bodies of modules and classes are no functions, comprehensions are.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main() -> None:
     functions: dict[str, set[str]] = defaultdict(set)
     for code in entered:
         called = functions[Path(code.co_filename).relative_to(PACKAGE).as_posix()]
-        if is_function(code):
+        if code.co_flags & CO_OPTIMIZED:  # bodies of modules and classes lack it
             called.add(code.co_qualname)
     if options.list:
         for file, names in sorted(functions.items()):
@@ -83,11 +83,6 @@ def main() -> None:
     called_in = sum(map(bool, functions.values()))
     print(f"{len(functions)} files, {sum(map(len, functions.values()))} functions")
     print(f"(functions were called in {called_in} files; the others were imported only)")
-
-
-def is_function(code: CodeType) -> bool:
-    """Bodies of modules and classes lack the flag; a comprehension is part of its function."""
-    return bool(code.co_flags & CO_OPTIMIZED) and not code.co_name.endswith(("comp>", "expr>"))
 
 
 if __name__ == "__main__":

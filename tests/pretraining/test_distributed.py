@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import time
 import pytest
 import torch
 import yaml
-from pretraining_cases import curve, same_tensors, values
+from pretraining_cases import curve, pipeline, same_tensors, values
 
 from spptransfer.errors import ConfigError
 from spptransfer.pretraining import checkpoint
@@ -23,6 +24,7 @@ from spptransfer.pretraining.distributed import (
     team_of_environment,
 )
 from spptransfer.pretraining.machine import Machine
+from spptransfer.pretraining.run import pretrain
 
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 # 7 images for two processes: their shares differ. Dropout is drawn by each process for itself.
@@ -33,17 +35,29 @@ SHRUNK = {
 }
 
 
-def start(root, folder, launcher=(), **sections):
+def start(root, folder, launcher=(), said=None, **sections):
     path = folder.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(values(root, **sections)))
     command = [sys.executable, *launcher, "-m", "spptransfer", "pretrain", str(path)]
     command += ["--out", str(folder), "--device", "cpu", "--threads", "1", "--quiet"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    return subprocess.Popen(command, env=environment, start_new_session=True)
+    return subprocess.Popen(command, env={**environment, **(said or {})}, start_new_session=True)
 
 
-def finish(process):
-    assert process.wait(timeout=600) == 0
+def start_two(root, folder, **sections):
+    """Two processes, told what a launcher tells them, without its own import of torch."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    said = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        start(root, folder, said={**said, "RANK": str(rank), "LOCAL_RANK": str(rank)}, **sections)
+        for rank in range(2)
+    ]
+
+
+def ends(processes):
+    return [process.wait(timeout=600) for process in processes]
 
 
 def test_without_a_launcher_there_is_one_process_which_leads():
@@ -102,8 +116,9 @@ def test_processes_share_the_processors_of_their_machine(tmp_path):
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns(photos, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    finish(start(photos, one, **SHRUNK))
-    finish(start(photos, two, LAUNCHER, **SHRUNK))
+    process = start(photos, two, LAUNCHER, **SHRUNK)
+    pretrain(pipeline(photos, **SHRUNK), Machine(one, device="cpu", threads=1))
+    assert ends([process]) == [0]
     lines = zip(curve(one), curve(two), strict=True)
     for alone, together in lines:
         assert together == pytest.approx(alone, rel=1e-4)
@@ -116,15 +131,15 @@ def test_two_processes_learn_what_one_learns(photos, tmp_path):
 def test_processes_that_are_told_to_end_do_so_together_and_go_on_together(photos, tmp_path):
     """Batch norms included, whose statistics are each process's own on a CPU."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    training = {"epochs": 4}
-    finish(start(photos, whole, LAUNCHER, training=training))
-    process = start(photos, stopped, LAUNCHER, training=training)
-    while process.poll() is None and not (stopped / checkpoint.NAME).exists():
+    training = {"epochs": 3}
+    processes = start_two(photos, stopped, training=training)
+    while processes[0].poll() is None and not (stopped / checkpoint.NAME).exists():
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=600) != 0
-    assert len(curve(stopped)) < 4
-    finish(start(photos, stopped, LAUNCHER, training=training))
+    processes[1].send_signal(signal.SIGTERM)  # one of them: all are to end after the same step
+    assert ends(processes)[1] != 0
+    assert len(curve(stopped)) < 3
+    assert ends(start_two(photos, stopped, training=training)) == [0, 0]
+    assert ends(start_two(photos, whole, training=training)) == [0, 0]
     assert curve(stopped) == curve(whole)
     states = [checkpoint.load(folder)["student"] for folder in (stopped, whole)]
     assert same_tensors(*states)
@@ -132,6 +147,5 @@ def test_processes_that_are_told_to_end_do_so_together_and_go_on_together(photos
 
 @pytest.mark.slow
 def test_more_processes_than_images_in_a_batch_are_refused(photos, tmp_path):
-    process = start(photos, tmp_path / "run", LAUNCHER, training={"batch": 1})
-    assert process.wait(timeout=600) != 0
+    assert 0 not in ends(start_two(photos, tmp_path / "run", training={"batch": 1}))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
