@@ -75,6 +75,8 @@ def extract_features(
     Interrupted
         If it was asked to stop, be it while the last rows were made.
     """
+    for each in experiments:
+        _check_shards(each.dataset, shards)
     groups: dict[str, dict[Path, Experiment]] = {}
     for each in resolve_precision(experiments):
         path, spec = each.cache
@@ -89,23 +91,26 @@ def extract_features(
 def _extract_together(experiments: Sequence[Experiment], shards: Shards | None) -> list[Extraction]:
     """Fill several caches from one pass over the images."""
     first = experiments[0]
-    machine, dataset = first.machine, _check_shards(first.dataset, shards)
+    machine, dataset = first.machine, first.dataset
+    paths, specs = (list(column) for column in zip(*(e.cache for e in experiments), strict=True))
+    given: dict[str, Any] = {"progress": machine.progress, "stop": machine.stop}
+    make: Any = extract
+    if shards is not None and shards.index is None:
+        make, given = (
+            extract_shards,
+            {**given, "shards": shards.count, "scheduler": shards.scheduler},
+        )
+    elif shards is not None and shards.index is not None:
+        dataset = shard_of(dataset, shards.index, shards.count)
+        paths = [shard_path(path, shards.index, shards.count) for path in paths]
     # A cache that is there must not become one of failed rows because a disk is not mounted.
     dataset.check_images()
     if len(experiments) > 1:
         steps.info("%s", _describe_pass(experiments))
     make_folder(machine.cache_dir)
-    paths, specs = (list(column) for column in zip(*(e.cache for e in experiments), strict=True))
-    given: dict[str, Any] = {"progress": machine.progress, "stop": machine.stop}
     machine.stop.extracting = True
     try:
-        if shards is not None and shards.index is None:
-            given |= {"shards": shards.count, "scheduler": shards.scheduler}
-            done = extract_shards(dataset, specs, paths, first.backbone, machine.compute, **given)
-        else:
-            if shards is not None and shards.index is not None:
-                paths = [shard_path(path, shards.index, shards.count) for path in paths]
-            done = extract(dataset, specs, paths, first.backbone, machine.compute, **given)
+        done = list(make(dataset, specs, paths, first.backbone, machine.compute, **given))
     finally:
         machine.stop.extracting = False
     # Whoever asks to stop means the whole command, even where there was nothing left to extract.
@@ -114,22 +119,31 @@ def _extract_together(experiments: Sequence[Experiment], shards: Shards | None) 
             f"interrupted: the features in '{done[0].path}' are complete; "
             "run the same command again to go on"
         )
-    if done[0].computed_by:
-        where = f" on {done[0].device}" if done[0].device else ""
-        steps.info("computed by: %s%s", done[0].computed_by, where)
-    return list(done)
+    _tell(experiments, shards, done)
+    return done
 
 
-def _check_shards(dataset: Dataset, shards: Shards | None) -> Dataset:
-    """Return the images to extract."""
-    if shards is None:
-        return dataset
-    if shards.count > len(dataset):
+def _check_shards(dataset: Dataset, shards: Shards | None) -> None:
+    if shards is not None and shards.count > len(dataset):
         raise ConfigError(
             f"shards: {shards.count:,} are more than the {plural(len(dataset), 'image')}; "
             f"allowed: 1 to {len(dataset)}"
         )
-    return dataset if shards.index is None else shard_of(dataset, shards.index, shards.count)
+
+
+def _tell(
+    experiments: Sequence[Experiment], shards: Shards | None, done: Sequence[Extraction]
+) -> None:
+    """Say what computed, and what is to be done with a single shard."""
+    if done[0].computed_by:
+        where = f" on {done[0].device}" if done[0].device else ""
+        steps.info("computed by: %s%s", done[0].computed_by, where)
+    if shards is None or shards.index is None:
+        return
+    for path in (each.cache[0] for each in experiments):
+        parts = [shard_path(path, number + 1, shards.count) for number in range(shards.count)]
+        merge = shlex.join(["spptransfer", "cache", "merge", str(path), *map(str, parts)])
+        steps.info("shard %d of %d; once all are there: %s", shards.index, shards.count, merge)
 
 
 def _describe_pass(experiments: Sequence[Experiment]) -> str:
