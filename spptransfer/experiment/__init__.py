@@ -1,6 +1,6 @@
 """One pipeline file becomes one run, or a table of them: dataset, cache, splits, results.
 
-What an extraction does not need, such as the protocols, is imported on first use.
+What an extraction does not need is imported on first use.
 """
 
 from __future__ import annotations

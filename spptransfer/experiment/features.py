@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +24,8 @@ from spptransfer.extraction import (
     shard_path,
 )
 from spptransfer.files import make_folder
+from spptransfer.protocols import Split, check_splits
 from spptransfer.text import plural
-
-if TYPE_CHECKING:
-    from spptransfer.protocols import Split
 
 
 @dataclass(frozen=True)
@@ -189,8 +187,6 @@ def splits_with_features(
     DatasetError
         If a split does not survive that; it says of how many images and why of the first one.
     """
-    from spptransfer.protocols import check_splits
-
     known = set(cache.ids)
 
     def keep(ids: Sequence[str]) -> tuple[str, ...]:

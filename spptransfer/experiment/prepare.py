@@ -11,22 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from spptransfer import protocols
 from spptransfer.backbones import BackboneRef
 from spptransfer.cache import FeatureCache
 from spptransfer.cache.inventory import is_begun, precision_note
 from spptransfer.config import Pipeline
 from spptransfer.datasets import Dataset, open_dataset
+from spptransfer.datasets.csv_file import find_csv
 from spptransfer.errors import CacheError, ConfigError
 from spptransfer.extraction.specs import shared_part
 from spptransfer.files import make_folder, write_text
 from spptransfer.runtimes import ComputeOptions, check_options
 from spptransfer.spec import FeatureSpec, Precision
 from spptransfer.specify import feature_spec
-
-if TYPE_CHECKING:
-    from spptransfer.protocols import Protocol, Split
 
 # What a command does next or has found out, in lines for people.
 STEPS = "spptransfer.steps"
@@ -94,10 +93,8 @@ class Experiment:
     undecided: bool = False
 
     @cached_property
-    def protocol(self) -> Protocol:
+    def protocol(self) -> protocols.Protocol:
         """The protocol by name."""
-        from spptransfer import protocols
-
         return protocols.get(self.pipeline.protocol.name)
 
     @cached_property
@@ -111,7 +108,7 @@ class Experiment:
         return self.protocol.restrict(self.dataset, self.settings)
 
     @cached_property
-    def splits(self) -> list[Split]:
+    def splits(self) -> list[protocols.Split]:
         """Splits of the protocol, over all images whether they can be read or not."""
         return self.protocol.make_splits(self.dataset, self.settings)
 
@@ -165,12 +162,10 @@ class Experiment:
     def _place(self) -> Path:
         """Folder or table of the user's own images; one folder can hold several tables."""
         root = self.dataset.root.resolve()
-        if self.dataset.name != "csv":
-            return root
-        from spptransfer.datasets.csv_file import find_csv
-
         named = root / Path(self.pipeline.dataset.root or "").name
-        return named if named.is_file() else find_csv(root) or root
+        if named.is_file():
+            return named
+        return find_csv(root) or root if self.dataset.name == "csv" else root
 
 
 def prepare(
