@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from small_projects import draw_folder, draw_image, write_pipeline
+from small_projects import draw_folder, draw_image
 
 
 def test_run_prints_the_table_and_where_everything_is(cli, project):
