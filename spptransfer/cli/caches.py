@@ -26,7 +26,7 @@ from spptransfer.text import plural
 if TYPE_CHECKING:
     from spptransfer.cache.inventory import CacheInfo
     from spptransfer.cache.verify import Problem
-    from spptransfer.experiment.prepare import Machine
+    from spptransfer.experiment.preparation import Machine
 
 CacheFile = Annotated[Path, typer.Argument(metavar="CACHE", help="A feature cache.")]
 
@@ -95,7 +95,7 @@ def verify(
     from spptransfer.cache.verify import verify as find_problems
 
     if pipeline is not None:
-        from spptransfer.experiment.prepare import Machine
+        from spptransfer.experiment.preparation import Machine
 
         machine = Machine(
             data_root, cache.parent, weights_dir=weights_dir, compute=compute.options()
@@ -115,7 +115,7 @@ def _verify_images(
     from spptransfer.cache import FeatureCache
     from spptransfer.cache.verify import verify as find_problems
     from spptransfer.config import read_pipeline
-    from spptransfer.experiment.prepare import prepare
+    from spptransfer.experiment.preparation import prepare
     from spptransfer.extraction.repair import compare_sample, repair
 
     made_for = prepare(pipeline.stem, read_pipeline(pipeline), machine)
@@ -218,7 +218,7 @@ def prune(
     Values that --set replaces are replaced in all of the files.
     """
     from spptransfer.cache.inventory import prune as remove
-    from spptransfer.experiment.prepare import Machine
+    from spptransfer.experiment.preparation import Machine
     from spptransfer.files import human_bytes
 
     if overrides and not pipelines:
@@ -239,7 +239,7 @@ def prune(
 def _caches_of(path: Path, machine: Machine, overrides: Sequence[str]) -> list[Path]:
     """Return the caches of a pipeline file, in every precision where that is left to us."""
     from spptransfer.config import read_pipeline
-    from spptransfer.experiment.prepare import alternatives, prepare
+    from spptransfer.experiment.preparation import alternatives, prepare
 
     pipeline = read_pipeline(path, overrides)
     if pipeline.grid is None:

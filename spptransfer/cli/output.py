@@ -51,7 +51,7 @@ class Output:
     @contextlib.contextmanager
     def steps(self) -> Iterator[None]:
         """Say what the library logs of the steps that it takes."""
-        from spptransfer.experiment.prepare import STEPS
+        from spptransfer.experiment.preparation import STEPS
 
         logger = logging.getLogger(STEPS)
         level = logger.level

@@ -28,7 +28,7 @@ from spptransfer.text import plural
 if TYPE_CHECKING:
     from spptransfer.experiment.features import Shards
     from spptransfer.experiment.grid import Grid
-    from spptransfer.experiment.prepare import Experiment, Machine
+    from spptransfer.experiment.preparation import Experiment, Machine
     from spptransfer.experiment.running import RunResult
     from spptransfer.extraction import Extraction
 
@@ -53,7 +53,7 @@ def run(
     What the feature cache holds already is not computed again. A file with a grid makes a table
     of runs, from one pass over the images.
     """
-    from spptransfer.experiment.prepare import Machine
+    from spptransfer.experiment.preparation import Machine
 
     options, shown = compute.options(), not output.quiet
     machine = Machine(**vars(folders), runs_dir=runs_dir, compute=options, progress=shown)
@@ -68,7 +68,7 @@ def train(
     overrides: Overrides = None,
 ) -> int:
     """Like run, from a cache that is there already; no image is looked at."""
-    from spptransfer.experiment.prepare import Machine
+    from spptransfer.experiment.preparation import Machine
 
     machine = Machine(**vars(folders), runs_dir=runs_dir, progress=not output.quiet)
     return _run(pipeline, overrides, machine, output, from_cache=True)
@@ -125,7 +125,7 @@ def extract(
     Interrupted or killed, the same command goes on where it stopped.
     """
     from spptransfer.experiment.features import extract_features
-    from spptransfer.experiment.prepare import Experiment, Machine
+    from spptransfer.experiment.preparation import Experiment, Machine
 
     options, shown = compute.options(), not output.quiet
     divided = _shards(shards, shard, scheduler)
@@ -158,7 +158,7 @@ def _prepare(
 ) -> Experiment | Grid:
     """Check the pipeline against this machine, and say what is about to happen."""
     from spptransfer.config import read_pipeline
-    from spptransfer.experiment.prepare import prepare
+    from spptransfer.experiment.preparation import prepare
 
     pipeline = read_pipeline(file, overrides or ())
     if pipeline.grid is None:

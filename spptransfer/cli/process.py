@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from spptransfer.errors import OutputError
 
 if TYPE_CHECKING:
-    from spptransfer.experiment.prepare import StopRequest
+    from spptransfer.experiment.preparation import StopRequest
 
 # How long a signal that comes twice is one: torch's launcher passes on what a terminal has sent
 # to all of its processes already.

@@ -9,13 +9,13 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "Experiment": "prepare",
+    "Experiment": "preparation",
     "Grid": "grid",
-    "Machine": "prepare",
+    "Machine": "preparation",
     "RunResult": "running",
     "Shards": "features",
     "extract_features": "features",
-    "prepare": "prepare",
+    "prepare": "preparation",
     "prepare_grid": "grid",
     "run": "running",
     "run_grid": "grid",

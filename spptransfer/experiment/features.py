@@ -14,7 +14,7 @@ import numpy.typing as npt
 from spptransfer.cache import FeatureCache
 from spptransfer.datasets import Dataset
 from spptransfer.errors import CacheError, ConfigError, DatasetError
-from spptransfer.experiment.prepare import Experiment, pass_key, resolve_precision, steps
+from spptransfer.experiment.preparation import Experiment, pass_key, resolve_precision, steps
 from spptransfer.extraction import (
     Extraction,
     Interrupted,

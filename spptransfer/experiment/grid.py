@@ -21,7 +21,7 @@ from spptransfer.config import GridSection, Pipeline, cell_pipeline
 from spptransfer.datasets import Dataset
 from spptransfer.errors import ConfigError
 from spptransfer.experiment.features import extract_features, use_cache
-from spptransfer.experiment.prepare import (
+from spptransfer.experiment.preparation import (
     Experiment,
     Machine,
     plain_name,

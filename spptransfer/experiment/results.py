@@ -24,7 +24,7 @@ import numpy.typing as npt
 from spptransfer._version import __version__
 from spptransfer.cache import Column, FeatureCache
 from spptransfer.experiment.features import count_rows
-from spptransfer.experiment.prepare import Experiment, plain_name
+from spptransfer.experiment.preparation import Experiment, plain_name
 from spptransfer.extraction import Extraction
 from spptransfer.files import atomic_write, make_folder, os_errors_as_cache_error, write_text
 from spptransfer.protocols import shared_content, splits_checksum, write_splits

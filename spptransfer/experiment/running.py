@@ -19,7 +19,7 @@ from spptransfer.experiment.features import (
     splits_with_features,
     use_cache,
 )
-from spptransfer.experiment.prepare import Experiment, resolve_precision
+from spptransfer.experiment.preparation import Experiment, resolve_precision
 from spptransfer.experiment.results import MODEL, REPORT, RunFacts, run_folder, write_run
 from spptransfer.extraction import Extraction
 from spptransfer.protocols.training import Training, check_training

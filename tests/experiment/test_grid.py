@@ -19,7 +19,7 @@ from spptransfer.cache import FeatureCache
 from spptransfer.config import parse_pipeline
 from spptransfer.errors import CacheError, ConfigError, DatasetError
 from spptransfer.experiment import extract_features, prepare, run, run_grid
-from spptransfer.experiment.prepare import STEPS
+from spptransfer.experiment.preparation import STEPS
 from spptransfer.extraction import Interrupted
 from spptransfer.files import exclusive_lock
 

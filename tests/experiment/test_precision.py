@@ -13,7 +13,7 @@ from spptransfer.cache.inventory import precision_note
 from spptransfer.config import parse_pipeline
 from spptransfer.errors import ConfigError
 from spptransfer.experiment import extract_features, prepare_grid, run, run_grid
-from spptransfer.experiment.prepare import STEPS, prepare, resolve_precision
+from spptransfer.experiment.preparation import STEPS, prepare, resolve_precision
 from spptransfer.extraction import precision
 from spptransfer.extraction.precision import PrecisionChoice
 from spptransfer.runtimes import ComputeOptions
