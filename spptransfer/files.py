@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
