@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from spptransfer.datasets.base import Dataset
 from spptransfer.errors import ConfigError, DatasetError, suggestion
-from spptransfer.metrics import MULTI_LABEL_METRICS, SINGLE_LABEL_METRICS
+from spptransfer.metrics import metrics_of
 from spptransfer.protocols.splits import Split, check_splits, read_splits, stratified_folds
 
 Settings = Mapping[str, Any]
@@ -241,7 +241,7 @@ class Protocol:
 
     def metrics(self, multi_label: bool) -> tuple[str, ...]:
         """Full names of all metrics that a result gives, whichever is the headline."""
-        return MULTI_LABEL_METRICS if multi_label else SINGLE_LABEL_METRICS
+        return metrics_of(multi_label)
 
     def choose_C_by(self, multi_label: bool) -> str:
         """Full name of the metric that decides C on validation images."""
