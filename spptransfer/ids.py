@@ -57,7 +57,7 @@ def _to_bytes(text: str) -> bytes:
         raise ValueError(f"{text!r} is no text in UTF-8") from None
     if raw.endswith(b"\0"):
         raise ValueError(f"{text!r} ends in a NUL, which fixed-width text cannot hold")
-    if len(raw) != len(text) and raw.decode("utf-8", "surrogateescape") != text:
+    if not text.isascii() and raw.decode("utf-8", "surrogateescape") != text:
         raise ValueError(f"{text!r} is no text in UTF-8")
     return raw
 
@@ -161,15 +161,17 @@ class Ids(Sequence[str]):
         return self.from_encoded(self.encoded[positions])
 
     def sha256(self) -> str:
-        """Return a hash of the strings and their order.
+        """Return a hash of the strings and their order, whatever width they are held in.
 
         Examples
         --------
         >>> Ids(["a", "bc"]).sha256() == Ids(["ab", "c"]).sha256()
         False
         """
-        hasher = hashlib.sha256(self.encoded.dtype.str.encode())
-        hasher.update(np.ascontiguousarray(self.encoded).tobytes())
+        width = max(1, int(np.char.str_len(self.encoded).max(initial=0)))
+        hasher = hashlib.sha256(f"S{width}".encode())
+        for start in range(0, len(self), _CHUNK):
+            hasher.update(self.encoded[start : start + _CHUNK].astype(f"S{width}").tobytes())
         return hasher.hexdigest()
 
     @cached_property

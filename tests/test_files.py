@@ -133,7 +133,13 @@ def test_a_link_stands_for_its_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (5_500_000, "5.5 MB"), (4 * 10**16, "40000.0 TB")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (5_500_000, "5.5 MB"),
+        (4 * 10**16, "40000.0 TB"),
+    ],
 )
 def test_bytes_are_written_with_a_unit(count, text):
     assert files.human_bytes(count) == text
