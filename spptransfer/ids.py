@@ -161,17 +161,15 @@ class Ids(Sequence[str]):
         return self.from_encoded(self.encoded[positions])
 
     def sha256(self) -> str:
-        """Return a hash of the strings and their order, whatever width they are held in.
+        """Return a hash of the strings and their order.
 
         Examples
         --------
         >>> Ids(["a", "bc"]).sha256() == Ids(["ab", "c"]).sha256()
         False
         """
-        width = max(1, int(np.char.str_len(self.encoded).max(initial=0)))
-        hasher = hashlib.sha256(f"S{width}".encode())
-        for start in range(0, len(self), _CHUNK):
-            hasher.update(self.encoded[start : start + _CHUNK].astype(f"S{width}").tobytes())
+        hasher = hashlib.sha256(self.encoded.dtype.str.encode())
+        hasher.update(np.ascontiguousarray(self.encoded).tobytes())
         return hasher.hexdigest()
 
     @cached_property
