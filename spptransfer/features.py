@@ -15,6 +15,7 @@ from sklearn.utils import Tags
 
 from spptransfer import backbones
 from spptransfer.backbones import Backbone, BackboneRef
+from spptransfer.backbones.catalogue import IMAGENET_MEAN, IMAGENET_STD
 from spptransfer.cache.selection import COMBINES, Selection, feature_names
 from spptransfer.errors import ConfigError, ImageError
 from spptransfer.runtimes import ComputeOptions, check_options
@@ -235,7 +236,12 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         if hasattr(self.backbone, "maps_of"):
             found: Backbone = self.backbone
             return found
-        return backbones.from_module(self.backbone, self.layer, mean=self.mean, std=self.std)
+        return backbones.from_module(
+            self.backbone,
+            self.layer,
+            mean=IMAGENET_MEAN if self.mean is None else self.mean,
+            std=IMAGENET_STD if self.std is None else self.std,
+        )
 
     def _load(self) -> None:
         """Load a named network, once."""

@@ -205,7 +205,7 @@ class TransferModel:
         self,
         paths: Iterable[Path],
         *,
-        options: ComputeOptions = ComputeOptions(),  # noqa: B008 - frozen
+        options: ComputeOptions = ComputeOptions(),
         weights: str | os.PathLike[str] | None = None,
         weights_dir: Path | None = None,
     ) -> Iterator[Scores]:

@@ -135,9 +135,17 @@ def _whole_map(
         )
     if len(scales) > 1:
         raise ConfigError(f"levels: [] takes the whole map at one scale, not at {list(scales)}")
-    from spptransfer.backbones.loading import map_side
+    import torch
 
-    return (map_side(backbone, layer, scales[0]),)
+    if isinstance(backbone, BackboneRef):
+        if backbone.info.family != "module":
+            from spptransfer.backbones.loading import map_side
+
+            return (map_side(backbone.name, layer, scales[0]),)
+        backbone = backbone.load([layer])
+    with torch.inference_mode():
+        maps = backbone.maps_of(torch.zeros(1, 3, scales[0], scales[0]), [layer])
+    return (int(maps[layer].shape[-1]),)
 
 
 def whole_numbers(name: str, values: Sequence[int], example: str) -> tuple[int, ...]:

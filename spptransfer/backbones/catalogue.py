@@ -14,8 +14,8 @@ from pathlib import Path
 from spptransfer.backbones.info import Backbone, BackboneInfo, LayerInfo, WeightsSource
 from spptransfer.errors import ConfigError, suggestion
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Maps = Iterable[tuple[str, int, int]]
 
@@ -45,7 +45,7 @@ def _torchvision(
     """Describe a network with torchvision's key names and preprocessing."""
     weights = {key: _official(filename) for key, filename in files.items()}
     return BackboneInfo(
-        name, family, layers, weights, _IMAGENET_MEAN, _IMAGENET_STD, min_side, levels
+        name, family, layers, weights, IMAGENET_MEAN, IMAGENET_STD, min_side, levels
     )
 
 

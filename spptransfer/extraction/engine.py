@@ -94,7 +94,7 @@ def extract(
     spec: FeatureSpec | Sequence[FeatureSpec],
     path: Path | Sequence[Path],
     backbone: Backbone | BackboneRef,
-    options: ComputeOptions = ComputeOptions(),  # noqa: B008 - frozen
+    options: ComputeOptions = ComputeOptions(),
     *,
     progress: bool = False,
     stop: threading.Event | None = None,

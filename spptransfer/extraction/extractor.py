@@ -246,20 +246,22 @@ class Extractor:
         self, part: Part, infos: Sequence[ImageInfo], buffers: Sequence[_RowBuffer]
     ) -> list[_Batch]:
         """Group images by the caches that want them and by the sizes of their views."""
-        keys, costs = [], []
+        keys: list[tuple[Any, Any] | None] = []
+        costs: list[int] = []
         for position, info in enumerate(infos):
             wanted = tuple(n for n, lacking in enumerate(part.lacking) if lacking[position])
-            sizes = view_sizes(info, self._renderings(wanted))
-            error = sizes if isinstance(sizes, str) else ""
+            found = view_sizes(info, self._renderings(wanted))
+            error, sizes = (found, ()) if isinstance(found, str) else ("", found)
             for number in wanted:
                 buffers[number].note_header(position, info, error)
-            keys.append(None if error or not wanted else (wanted, sizes))
-            largest = 0 if error else max((h * w for h, w in sizes), default=0)  # type: ignore[misc]
-            costs.append(largest)
+            keys.append((wanted, sizes) if sizes else None)
+            costs.append(max((height * width for height, width in sizes), default=0))
         batches, full = [], 0
         # The largest first, so that in the end no thread waits long for the last one.
         for positions in sorted(group(keys, costs, self._batch_pixels), key=len, reverse=True):
-            wanted = keys[positions[0]][0]  # type: ignore[index]
+            key = keys[positions[0]]
+            assert key is not None
+            wanted = key[0]
             full += len(positions) == batch_size(costs[positions[0]], self._batch_pixels)
             batches.append(_Batch(wanted, self._renderings(wanted), tuple(positions)))
         self._clock.count(len(batches), full)

@@ -69,8 +69,8 @@ class FeatureMaps:
         ConfigError
             If a box has no extent, the levels are not valid, or the layer is not there.
         """
-        name = next(iter(self.maps)) if layer is None and len(self.maps) == 1 else layer
-        if name not in self.maps:
+        name = next(iter(self.maps)) if layer is None else layer
+        if name not in self.maps or (layer is None and len(self.maps) > 1):
             raise ConfigError(f"layer: {layer!r}; {suggestion(str(layer), self.maps)}")
         map = self.maps[name]
         cells = (map.shape[1], map.shape[2])
@@ -85,7 +85,7 @@ def feature_maps(
     layers: str | Sequence[str] = "spp",
     scale: int = 224,
     *,
-    options: ComputeOptions = ComputeOptions(runtime="torch"),  # noqa: B008 - frozen
+    options: ComputeOptions = ComputeOptions(runtime="torch"),
 ) -> FeatureMaps:
     """Compute the maps of a whole image.
 

@@ -30,8 +30,13 @@ from spptransfer.extraction.reading import (
     view_sizes,
 )
 from spptransfer.extraction.specs import layers_of
-from spptransfer.runtimes import ComputeOptions, offers_bfloat16
-from spptransfer.runtimes.devices import is_out_of_memory, one_thread
+from spptransfer.runtimes import ComputeOptions, precisions_of
+from spptransfer.runtimes.devices import (
+    choose_device,
+    has_bfloat16,
+    is_out_of_memory,
+    one_thread,
+)
 from spptransfer.spec import FeatureSpec
 
 logger = logging.getLogger(__name__)
@@ -110,8 +115,11 @@ def choose_precision(
     """
     if count < WORTHWHILE:
         return PrecisionChoice("float32", f"fewer than {WORTHWHILE} images: bfloat16 is not tried")
-    if not offers_bfloat16(options):
-        return PrecisionChoice("float32", "no runtime has arithmetic for bfloat16 here")
+    if "bfloat16" not in precisions_of(options.runtime):
+        return PrecisionChoice("float32", f"{options.runtime} has no arithmetic for bfloat16")
+    device = choose_device(options.device, options.runtime)
+    if not has_bfloat16(device):
+        return PrecisionChoice("float32", f"this {device.type} has no arithmetic for bfloat16")
     renderings = _renderings(specs)
     views = list(itertools.islice(_readable(sources, renderings), TRIED))
     if not views:

@@ -64,7 +64,7 @@ def extract_shards(
     specs: Sequence[FeatureSpec],
     paths: Sequence[Path],
     backbone: Backbone | BackboneRef,
-    options: ComputeOptions = ComputeOptions(),  # noqa: B008 - frozen
+    options: ComputeOptions = ComputeOptions(),
     *,
     shards: int,
     scheduler: str | None = None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import cast
 
 import torch
 
@@ -95,7 +96,7 @@ def receptive_margin(backbone: Backbone, layers: Sequence[str]) -> int:
     >>> receptive_margin(backbones.load("alexnet", "random"), ["spp"])
     8
     """
-    info, weight = backbone.info, next(backbone.parameters())
+    info, weight = backbone.info, next(cast(torch.nn.Module, backbone).parameters())
     middle = _PROBE_CELLS // 2
     probe = torch.zeros(1, 3, max(info.min_side, info.stride), _PROBE_CELLS * info.stride)
     probe[..., middle * info.stride] = torch.nan

@@ -333,9 +333,7 @@ class _Pool:
             for start in range(0, len(members), count):
                 yield members[start : start + count]
 
-    def _classify(
-        self, batch: list[_Image], scheme: Scheme, ranks: dict[int, int]
-    ) -> list[_Image]:
+    def _classify(self, batch: list[_Image], scheme: Scheme, ranks: dict[int, int]) -> list[_Image]:
         """Rank a batch, in halves where memory does not suffice; return what is too large still."""
         try:
             with self._computing:

@@ -21,7 +21,7 @@ import importlib.util
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -80,6 +80,17 @@ class ComputeOptions:
     runtime: str = "auto"
     threads: int | None = None
     read_processes: int = 0
+
+    def shared_by(self, processes: int) -> ComputeOptions:
+        """Return what each of several processes takes, that share this machine's processors.
+
+        Examples
+        --------
+        >>> ComputeOptions(threads=8).shared_by(3).threads
+        2
+        """
+        threads = self.threads or count_processors()
+        return replace(self, threads=max(1, threads // processes))
 
 
 def check_options(options: ComputeOptions, precision: str | None = None) -> None:
