@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,13 @@ class PartialFile(RowFile):
         DamagedFileError
             If that is so, for its name says otherwise.
         """
+        labels, targets = layout.labels, self.targets
         same = self.spec == layout.spec and self.dataset == layout.dataset
         same &= np.array_equal(self.column("id"), layout.encoded_ids)
-        if layout.labels is not None:
-            same &= self.classes == tuple(layout.labels.classes)
-            same &= np.array_equal(self.targets, layout.labels.targets)
+        same &= self.classes == (tuple(labels.classes) if labels else ())
+        same &= (labels is None) == (targets is None)
+        if labels is not None and targets is not None:
+            same &= np.array_equal(targets, labels.targets)
         if not same:
             raise DamagedFileError(self.path, "it is not what its name says")
 
@@ -206,6 +209,6 @@ class PartialFile(RowFile):
 def _runs(positions: npt.NDArray[np.intp]) -> Iterator[tuple[int, slice]]:
     """Cut ascending positions into neighbours: the first one's position, and where they are."""
     edges = [0, *(np.flatnonzero(np.diff(positions) != 1) + 1).tolist(), len(positions)]
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         if stop > start:
             yield int(positions[start]), slice(start, stop)

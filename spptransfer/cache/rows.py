@@ -73,7 +73,7 @@ class RowTable:
 
     def take(self, positions: npt.NDArray[np.intp]) -> RowTable:
         """Return some of the rows."""
-        columns = {
+        columns: dict[str, Any] = {
             name: [value[i] for i in positions] if isinstance(value, list) else value[positions]
             for name, value in vars(self).items()
         }

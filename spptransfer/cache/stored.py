@@ -90,7 +90,7 @@ class RowFile:
     def close(self) -> None:
         """Close the file; what was read of it stays."""
         if hasattr(self, "_file"):
-            self._data = {}
+            self._data, self._wide = {}, {}
             self._file.close()
         self._raw.close()
 
@@ -121,7 +121,8 @@ class RowFile:
         labelled = self._file.id.links.exists(b"labels")
         rows = row_datasets(count, self.spec.storage, self.blocks)
         expected = self._special_datasets(count, labelled) | head_datasets(count) | rows
-        self._data = {name: _find(self._file, name) for name in expected}
+        self._data: dict[str, h5py.Dataset] = {name: _find(self._file, name) for name in expected}
+        self._wide: dict[str, npt.NDArray[Any]] = {}
         _check_names(self._file, expected)
         # Where each dataset begins and ends; numbers are never read from anywhere else.
         self.extents = {
@@ -256,8 +257,14 @@ class RowFile:
         first, stop = int(positions.min()), int(positions.max()) + 1
         if first >= 0 and stop - first <= _SPAN * len(positions):
             return self._run(name, slice(first, stop))[positions - first]
-        # The map goes with this call, and with it the pages that count as this process's.
-        return np.array(self._map(name)[positions])
+        # The map of a narrow column goes with this call, and with it the pages looked at, which
+        # count as this process's; wide rows are looked at whole, and found faster the next time.
+        wide = self._data[name].size * self._data[name].dtype.itemsize >= PAGE * self.count
+        mapped = self._wide.get(name)
+        mapped = self._map(name) if mapped is None else mapped
+        if wide:
+            self._wide[name] = mapped
+        return np.asarray(mapped[positions])
 
     def _run(self, name: str, run: slice) -> npt.NDArray[Any]:
         start, stop, _ = run.indices(self.count)
