@@ -148,32 +148,16 @@ class Dataset:
         return list(self.iter_paths(range(len(self))))
 
     def iter_paths(self, positions: Iterable[int]) -> Iterator[Path]:
-        """Yield the paths of some images by position.
-
-        Parameters
-        ----------
-        positions : iterable of int, or ndarray of int
-            Positions in `ids`.
-
-        Yields
-        ------
-        Path
-            As `path` gives it.
-        """
+        """Yield the paths of some images by position; see `path`."""
         return map(self._path_of, Ids.of(self.ids).take(positions))
 
     def _path_of(self, id: str) -> Path:
         return self.root / self.path_template.format(id=id)
 
     def check_images(self) -> None:
-        """Raise an error where no image is there at all, as on a disk that is not mounted.
+        """Raise a `DatasetError` where no image is there at all, as on a disk that is not mounted.
 
         One that is there is enough, so that as a rule a single file is looked for.
-
-        Raises
-        ------
-        DatasetError
-            If none is there; the message names the first.
         """
         if len(self) and not any(map(os.path.isfile, self.iter_paths(range(len(self))))):
             raise DatasetError(

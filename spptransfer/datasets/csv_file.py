@@ -17,7 +17,6 @@ from pydantic import BaseModel, Field
 from spptransfer.datasets.base import Dataset
 from spptransfer.errors import DatasetError
 from spptransfer.ids import Ids
-from spptransfer.sections import PathText
 
 _HEADERS = "path,label or path,labels, either with a further column split"
 
@@ -25,7 +24,7 @@ _HEADERS = "path,label or path,labels, either with a further column split"
 class CsvOptions(BaseModel):
     """Keys of the section of a ``csv`` dataset."""
 
-    root: PathText = Field(description="a CSV file with the header path,label (or labels) [,split]")
+    root: str = Field(description="a CSV file with the header path,label (or labels) [,split]")
     separator: Annotated[str, Field(min_length=1)] = Field(
         ";", description="what separates several labels of an image"
     )
@@ -150,18 +149,7 @@ def read_csv(table: str | os.PathLike[str], *, separator: str = ";") -> Dataset:
 
 
 def find_csv(place: Path) -> Path | None:
-    """Find the table at a place: the file itself, or the only CSV file of a folder.
-
-    Parameters
-    ----------
-    place : Path
-        A file or a folder.
-
-    Returns
-    -------
-    Path or None
-        The CSV file.
-    """
+    """Find the table at a place: the file itself, or the only CSV file of a folder."""
     if place.is_file():
         return place
     tables = sorted(place.glob("*.csv")) if place.is_dir() else []

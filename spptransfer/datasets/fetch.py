@@ -29,20 +29,9 @@ MAX_FILES = 100_000
 class Archive:
     """An official archive, known by its content.
 
-    Parameters
-    ----------
-    filename : str
-        Name under which it is distributed.
-    sha256 : str
-        Hexadecimal digest.
-    size : int
-        In bytes.
-    marker : str
-        A path that exists below the dataset's folder once the archive is unpacked.
-    mirrors : tuple of str, default=()
-        Addresses to try, in this order; empty for one that is only accepted from a file.
-    inner : str, optional
-        Name of the tar archive inside, where the archive itself is a zip.
+    `marker` is a path that exists below the dataset's folder once the archive is unpacked;
+    `mirrors` are tried in order, and empty for an archive that is only accepted from a file;
+    `inner` is the name of the tar archive inside one that is a zip.
     """
 
     filename: str
@@ -129,8 +118,6 @@ def fetch(
         Archives that were downloaded by other means, under any name; nothing is fetched then.
     progress : bool, default=True
         Whether to show a progress bar while downloading.
-    official : mapping, optional
-        The archives to know, by dataset.
 
     Returns
     -------
@@ -247,32 +234,11 @@ def unpack(
     max_bytes: int = MAX_BYTES,
     max_files: int = MAX_FILES,
 ) -> int:
-    """Unpack a tar archive from outside, without letting it write elsewhere or fill the disk.
+    """Unpack a tar archive, or one inside a zip archive, and return its number of files.
 
-    Only plain files and folders that stay below `destination` are accepted, by the filter
-    ``data`` of `tarfile`. What macOS adds to archives is skipped.
-
-    Parameters
-    ----------
-    archive : Path
-        A tar archive, compressed or not, or a zip archive that holds one.
-    destination : Path
-        Folder to unpack into; what was unpacked before an error stays there.
-    inner : str, optional
-        Name of the tar archive inside the zip archive, without its folder.
-    max_bytes, max_files : int, optional
-        Limits on what is unpacked.
-
-    Returns
-    -------
-    int
-        Number of files.
-
-    Raises
-    ------
-    DatasetError
-        If the archive is damaged, holds anything but plain files and folders below
-        `destination`, or exceeds a limit.
+    It can neither write elsewhere nor fill the disk: only plain files and folders that stay below
+    `destination` are accepted, by the filter ``data`` of `tarfile`, up to the limits. What macOS
+    adds to archives is skipped; what was unpacked before an error stays there.
     """
     if not hasattr(tarfile, "data_filter"):
         raise DatasetError(f"unpack {archive} yourself: only Python 3.11.4 or later does it safely")

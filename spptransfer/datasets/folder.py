@@ -15,7 +15,6 @@ from spptransfer.datasets.base import UNLABELLED, Dataset
 from spptransfer.datasets.left_out import LeftOut
 from spptransfer.errors import DatasetError
 from spptransfer.ids import Ids
-from spptransfer.sections import PathText
 from spptransfer.text import plural
 
 logger = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ IMAGE_SUFFIXES = frozenset(
 class FolderOptions(BaseModel):
     """Keys of the section of a ``folder`` dataset."""
 
-    root: PathText = Field(description="a folder that holds one folder of images per class")
+    root: str = Field(description="a folder that holds one folder of images per class")
 
 
 def read_folder(root: str | os.PathLike[str], *, name: str = "folder") -> Dataset:
@@ -133,25 +132,10 @@ def _classes_of(ids: Ids) -> tuple[tuple[str, ...], npt.NDArray[np.int32]]:
 
 
 def find_images(root: Path, left_out: LeftOut | None = None) -> Iterator[str]:
-    """Find the images below a folder.
+    """Yield the images below a folder as paths relative to it, in no particular order.
 
-    Parameters
-    ----------
-    root : Path
-        Folder to search, at any depth.
-    left_out : LeftOut, optional
-        Gets what is found besides images.
-
-    Yields
-    ------
-    str
-        Path relative to `root` with forward slashes; in no particular order. Bytes of a name
-        that are no UTF-8 are lone surrogates, as everywhere in Python.
-
-    Raises
-    ------
-    DatasetError
-        If a folder cannot be listed.
+    Paths have forward slashes; bytes of a name that are no UTF-8 are lone surrogates, as
+    everywhere in Python. What is found besides is noted in `left_out`.
     """
     pending: list[tuple[str, str, frozenset[tuple[int, int]]]] = [(str(root), "", frozenset())]
     while pending:
@@ -201,21 +185,7 @@ def gather_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """Collect files as they are, and the images inside folders, sorted within each folder.
 
     A warning says which files of a folder are no images by their suffix, as for a dataset.
-
-    Parameters
-    ----------
-    paths : iterable of path-like
-        Files, whatever their names end with, and folders, searched like a dataset's.
-
-    Returns
-    -------
-    list of Path
-        Without repetition.
-
-    Raises
-    ------
-    DatasetError
-        If a path does not exist, or nothing is found.
+    A path that does not exist, and finding nothing, is a `DatasetError`.
     """
     given = [Path(path) for path in paths]
     found: dict[Path, None] = {}

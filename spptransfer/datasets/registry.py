@@ -18,7 +18,7 @@ from spptransfer.datasets.folder import FolderOptions, read_folder
 from spptransfer.datasets.generated import read_demo
 from spptransfer.datasets.voc2007 import find_voc2007, read_voc2007
 from spptransfer.errors import ConfigError, DatasetError, suggestion
-from spptransfer.sections import PathText, Section, check, named_section
+from spptransfer.sections import Section, check, named_section
 
 DEFAULT_DATA_ROOT = Path("data")
 
@@ -29,7 +29,7 @@ class DatasetSection(Section):
     """Which images: a registered dataset, where it is, and its options."""
 
     name: str
-    root: PathText | None = Field(None, description="where it is; looked for if absent")
+    root: str | None = Field(None, description="where it is; looked for if absent")
 
     def options(self) -> dict[str, Any]:
         """Return the options of this kind of dataset, those not given with their defaults."""
@@ -208,7 +208,7 @@ def open_dataset(
     spptransfer.errors.ConfigError: unknown dataset 'caltech'; did you mean 'caltech101'? ...
     """
     kind = _kind(name)
-    given = {} if root is None else {"root": root}
+    given = {} if root is None else {"root": os.fspath(root)}
     section = check(kind.section, {"name": name, **given, **options}, where="dataset")
     places = _places(name, kind, section.root, data_root)
     found = kind.first_of(places)

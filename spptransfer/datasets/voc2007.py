@@ -24,41 +24,17 @@ _Labels = dict[str, int]
 
 
 def find_voc2007(place: Path) -> Path | None:
-    """Find the folder ``VOC2007`` at or below a place.
-
-    Parameters
-    ----------
-    place : Path
-        The folder that holds ``VOCdevkit``, that folder itself, or ``VOC2007`` in it.
-
-    Returns
-    -------
-    Path or None
-        The folder that holds ``JPEGImages`` and ``ImageSets``.
-    """
+    """Find the folder ``VOC2007`` at or below a place, None where there is none."""
     candidates = (place / tree for tree in _TREES)
     return next((tree for tree in candidates if (tree / _MAIN).is_dir()), None)
 
 
 def read_voc2007(tree: Path) -> Dataset:
-    """Read every split that is there.
+    """Read every split that is there, from ``ImageSets/Main`` of the folder ``VOC2007``.
 
-    Parameters
-    ----------
-    tree : Path
-        The folder ``VOC2007``, with ``ImageSets/Main`` and ``JPEGImages``.
-
-    Returns
-    -------
-    Dataset
-        Several labels per image, ids such as ``000041``, and a split for each
-        ``<class>_<split>.txt`` with the ids in the devkit's order.
-
-    Raises
-    ------
-    DatasetError
-        If no label file is there, a class lacks one of the splits, a line is malformed, the
-        classes of a split list different images, or two splits give an image other labels.
+    Several labels per image, ids such as ``000041``, and a split for each
+    ``<class>_<split>.txt`` with the ids in the devkit's order. A class that lacks a split,
+    classes that list other images, and splits that contradict each other are refused.
     """
     files = _label_files(tree / _MAIN)
     classes = sorted({name for name, _ in files})
