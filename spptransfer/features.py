@@ -21,6 +21,8 @@ from spptransfer.runtimes import ComputeOptions, check_options
 from spptransfer.specify import feature_spec, one_of, weights_name, whole_numbers
 
 CHUNK = 128
+# Of ImageNet, which most networks were trained on.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # An image is given as a file or as its samples.
 Source = Path | npt.NDArray[np.uint8]
@@ -193,6 +195,8 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         WeightsError
             If the weights are missing or do not fit the backbone.
         """
+        if not isinstance(self.backbone, str):
+            self._chosen = None  # it may have been trained meanwhile
         self._choose()
         self._load()
         return self
@@ -213,7 +217,7 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
             flip=self.flip,
             precision=self.precision,
         )
-        self._options = ComputeOptions(self.device, self.runtime, self.n_jobs)
+        self._options = ComputeOptions(self.device, self.runtime, _threads(self.n_jobs))
         check_options(self._options, self.spec_.precision)
         levels = whole_numbers("levels", self.levels, "[6, 3, 2, 1]")
         self._selection = Selection.choose(
@@ -235,7 +239,9 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         if hasattr(self.backbone, "maps_of"):
             found: Backbone = self.backbone
             return found
-        return backbones.from_module(self.backbone, self.layer, mean=self.mean, std=self.std)
+        mean = _MEAN if self.mean is None else self.mean
+        std = _STD if self.std is None else self.std
+        return backbones.from_module(self.backbone, self.layer, mean=mean, std=std)
 
     def _load(self) -> None:
         """Load a named network, once."""
@@ -303,6 +309,13 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         tags.input_tags.two_d_array = False
         tags.input_tags.string = True
         return tags
+
+
+def _threads(n_jobs: Any) -> int | None:
+    is_count = isinstance(n_jobs, (int, np.integer)) and not isinstance(n_jobs, bool)
+    if n_jobs is not None and not (is_count and n_jobs >= 1):
+        raise ConfigError(f"n_jobs: {n_jobs!r} must be a whole number of at least 1, or None")
+    return None if n_jobs is None else int(n_jobs)
 
 
 def _as_list(X: Any) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from spptransfer import images
-from spptransfer.backbones import Backbone, BackboneInfo, BackboneRef
+from spptransfer.backbones import Backbone, BackboneInfo, BackboneRef, map_side
 from spptransfer.errors import ConfigError, ModelError, suggestion
 from spptransfer.images import check_view
 from spptransfer.pyramid.bins import check_pooling
@@ -135,8 +135,6 @@ def _whole_map(
         )
     if len(scales) > 1:
         raise ConfigError(f"levels: [] takes the whole map at one scale, not at {list(scales)}")
-    from spptransfer.backbones.loading import map_side
-
     return (map_side(backbone, layer, scales[0]),)
 
 

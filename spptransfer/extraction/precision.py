@@ -30,8 +30,13 @@ from spptransfer.extraction.reading import (
     view_sizes,
 )
 from spptransfer.extraction.specs import layers_of
-from spptransfer.runtimes import ComputeOptions, offers_bfloat16
-from spptransfer.runtimes.devices import is_out_of_memory, one_thread
+from spptransfer.runtimes import ComputeOptions, precisions_of
+from spptransfer.runtimes.devices import (
+    choose_device,
+    has_bfloat16,
+    is_out_of_memory,
+    one_thread,
+)
 from spptransfer.spec import FeatureSpec
 
 logger = logging.getLogger(__name__)
@@ -110,7 +115,7 @@ def choose_precision(
     """
     if count < WORTHWHILE:
         return PrecisionChoice("float32", f"fewer than {WORTHWHILE} images: bfloat16 is not tried")
-    if not offers_bfloat16(options):
+    if not _offers_bfloat16(options):
         return PrecisionChoice("float32", "no runtime has arithmetic for bfloat16 here")
     renderings = _renderings(specs)
     views = list(itertools.islice(_readable(sources, renderings), TRIED))
@@ -128,6 +133,12 @@ def choose_precision(
         choice = PrecisionChoice("float32", "the trial of bfloat16 ran out of memory")
     logger.info("%s: %s", choice.precision, choice.reason)
     return choice
+
+
+def _offers_bfloat16(options: ComputeOptions) -> bool:
+    """Tell whether bfloat16 is computed here, and not only converted."""
+    device = choose_device(options.device, options.runtime)
+    return "bfloat16" in precisions_of(options.runtime) and has_bfloat16(device)
 
 
 def relative_error(found: Sequence[npt.ArrayLike], exact: Sequence[npt.ArrayLike]) -> float:
