@@ -25,10 +25,9 @@ def find_caltech101(place: Path) -> Path | None:
     Path or None
         The folder of categories.
     """
-    below = (place / FOLDER, place / "caltech101" / FOLDER, place / "caltech-101" / FOLDER)
-    for candidate in below:
-        if candidate.is_dir():
-            return candidate
+    for above in (".", "caltech101", "caltech-101"):
+        if (place / above / FOLDER).is_dir():
+            return place / above / FOLDER
     # A renamed copy is told from any other folder by the category no other dataset has.
     is_itself = place.name == FOLDER or (place / BACKGROUND).is_dir()
     return place if place.is_dir() and is_itself else None

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, Field
 
 from spptransfer.datasets.base import UNLABELLED, Dataset
 from spptransfer.datasets.left_out import LeftOut
 from spptransfer.errors import DatasetError
 from spptransfer.ids import Ids
+from spptransfer.sections import PathText
 from spptransfer.text import plural
 
 logger = logging.getLogger(__name__)
@@ -23,6 +25,12 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif"}
     | {".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 )
+
+
+class FolderOptions(BaseModel):
+    """Keys of the section of a ``folder`` dataset."""
+
+    root: PathText = Field(description="a folder that holds one folder of images per class")
 
 
 def read_folder(root: str | os.PathLike[str], *, name: str = "folder") -> Dataset:
@@ -72,7 +80,10 @@ def read_folder(root: str | os.PathLike[str], *, name: str = "folder") -> Datase
     if not root.is_dir():
         raise DatasetError(f"dataset '{name}': {root} is not a folder")
     left_out = LeftOut()
-    ids = Ids.sort(find_images(root, left_out))
+    try:
+        ids = Ids.sort(find_images(root, left_out))
+    except ValueError as error:  # as Windows allows
+        raise DatasetError(f"dataset '{name}': in {root}, the file name {error}") from error
     if not ids:
         skipped = f"; skipped {left_out.files()}" if left_out.files() else ""
         raise DatasetError(
@@ -112,7 +123,7 @@ def _looked_for() -> str:
 
 
 def _classes_of(ids: Ids) -> tuple[tuple[str, ...], npt.NDArray[np.int32]]:
-    """Names of the class folders, and the number of each image's."""
+    """Return the names of the class folders, and the number of each image's."""
     found: dict[str, int] = {}
     numbers = (found.setdefault(id.partition("/")[0], len(found)) for id in ids)
     seen = np.fromiter(numbers, np.int32, len(ids))
@@ -187,7 +198,7 @@ def _is(kind: Callable[[], bool]) -> bool:
 
 
 def gather_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """Files as they are, and every image inside folders, sorted within each folder.
+    """Collect files as they are, and the images inside folders, sorted within each folder.
 
     A warning says which files of a folder are no images by their suffix, as for a dataset.
 

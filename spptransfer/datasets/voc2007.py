@@ -83,7 +83,7 @@ def read_voc2007(tree: Path) -> Dataset:
 
 
 def _label_files(folder: Path) -> dict[tuple[str, str], Path]:
-    """Label files by class and split.
+    """List the label files by class and split.
 
     A class may be called like a split: ``train.txt`` lists images, ``train_train.txt`` labels
     those with trains.
@@ -107,13 +107,13 @@ def _ordered(splits: Iterable[str]) -> list[str]:
 def _read_labels(
     files: Mapping[tuple[str, str], Path], tree: Path, name: str, split: str
 ) -> _Labels:
-    """Labels of one class in one split, by id, in the order of the file."""
+    """Read the labels of one class in one split, by id, in the order of the file."""
     path = files.get((name, split))
     if path is None:
         raise DatasetError(f"{tree / _MAIN}: class '{name}' lacks the split '{split}'")
     labels: _Labels = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"cannot read {path}: {error}") from error
     for number, line in enumerate(lines, start=1):
@@ -129,7 +129,7 @@ def _read_labels(
 
 
 def _common_ids(tree: Path, split: str, labels: Mapping[str, _Labels]) -> tuple[str, ...]:
-    """Ids of a split, which every class must list in the same order."""
+    """Return the ids of a split, which every class must list in the same order."""
     (first, reference), *others = ((name, tuple(labels[name])) for name in labels)
     for name, ids in others:
         if ids != reference:

@@ -1,4 +1,4 @@
-"""The streams of a command: whatever cannot be written to them is one error of ours."""
+"""The process of a command: what its signals do, and what happens to streams that fail."""
 
 from __future__ import annotations
 
@@ -6,11 +6,72 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import sys
-from collections.abc import Iterator
-from typing import Any
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from spptransfer.errors import OutputError
+
+if TYPE_CHECKING:
+    from spptransfer.experiment.preparation import StopRequest
+
+# How long a signal that comes twice is one: torch's launcher passes on what a terminal has sent
+# to all of its processes already.
+ONE_SIGNAL_SECONDS = 2.0
+
+
+@contextlib.contextmanager
+def _answered(answer: Callable[[], None], *names: str) -> Iterator[None]:
+    """Let the signals that this system has call a function of ours for a while."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    previous = {number: signal.signal(number, lambda *_: answer()) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def terminable() -> contextlib.AbstractContextManager[None]:
+    """Let SIGTERM end a command as Ctrl-C does: with what is finished kept, and our status."""
+    return _answered(_interrupt, "SIGTERM", "SIGBREAK")
+
+
+def stopping(stop: StopRequest) -> contextlib.AbstractContextManager[None]:
+    """Let the first signal finish the rows in work where some are, any other stop at once."""
+
+    def ask() -> None:
+        if not stop.extracting or stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        words = "finishing the rows in work; once more to stop at once"
+        print(f"\nspptransfer: {words}", file=sys.stderr, flush=True)
+
+    return _answered(ask, "SIGINT", "SIGTERM", "SIGBREAK")
+
+
+def stopping_training(stop: threading.Event) -> contextlib.AbstractContextManager[None]:
+    """Let the first signal finish the step in work, a later one stop at once."""
+    asked = 0.0
+
+    def ask() -> None:
+        nonlocal asked
+        if stop.is_set() and time.monotonic() > asked + ONE_SIGNAL_SECONDS:
+            raise KeyboardInterrupt
+        asked = asked or time.monotonic()
+        stop.set()
+
+    return _answered(ask, "SIGINT", "SIGTERM", "SIGBREAK")
 
 
 @contextlib.contextmanager
