@@ -194,6 +194,8 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         WeightsError
             If the weights are missing or do not fit the backbone.
         """
+        if not isinstance(self.backbone, str):
+            self._chosen = None  # it may have been trained meanwhile
         self._choose()
         self._load()
         return self
@@ -214,7 +216,7 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
             flip=self.flip,
             precision=self.precision,
         )
-        self._options = ComputeOptions(self.device, self.runtime, self.n_jobs)
+        self._options = ComputeOptions(self.device, self.runtime, _threads(self.n_jobs))
         check_options(self._options, self.spec_.precision)
         levels = whole_numbers("levels", self.levels, "[6, 3, 2, 1]")
         self._selection = Selection.choose(
@@ -309,6 +311,13 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         tags.input_tags.two_d_array = False
         tags.input_tags.string = True
         return tags
+
+
+def _threads(n_jobs: Any) -> int | None:
+    is_count = isinstance(n_jobs, (int, np.integer)) and not isinstance(n_jobs, bool)
+    if n_jobs is not None and not (is_count and n_jobs >= 1):
+        raise ConfigError(f"n_jobs: {n_jobs!r} must be a whole number of at least 1, or None")
+    return None if n_jobs is None else int(n_jobs)
 
 
 def _as_list(X: Any) -> list[Any]:

@@ -367,7 +367,7 @@ def _build(facts: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> Trans
         multi_label=bool(facts["multi_label"]),
         C=facts["C"],
         protocol=str(facts["protocol"]),
-        thresholds=tensors.get("thresholds"),  # older files have none
+        thresholds=tensors["thresholds"],
     )
     _check(model)
     return model

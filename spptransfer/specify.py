@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from spptransfer import images
-from spptransfer.backbones import Backbone, BackboneInfo, BackboneRef
+from spptransfer.backbones import Backbone, BackboneInfo, BackboneRef, map_side
 from spptransfer.errors import ConfigError, ModelError, suggestion
 from spptransfer.images import check_view
 from spptransfer.pyramid.bins import check_pooling
@@ -135,17 +135,7 @@ def _whole_map(
         )
     if len(scales) > 1:
         raise ConfigError(f"levels: [] takes the whole map at one scale, not at {list(scales)}")
-    import torch
-
-    if isinstance(backbone, BackboneRef):
-        if backbone.info.family != "module":
-            from spptransfer.backbones.loading import map_side
-
-            return (map_side(backbone.name, layer, scales[0]),)
-        backbone = backbone.load([layer])
-    with torch.inference_mode():
-        maps = backbone.maps_of(torch.zeros(1, 3, scales[0], scales[0]), [layer])
-    return (int(maps[layer].shape[-1]),)
+    return (map_side(backbone, layer, scales[0]),)
 
 
 def whole_numbers(name: str, values: Sequence[int], example: str) -> tuple[int, ...]:

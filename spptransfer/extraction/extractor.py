@@ -246,24 +246,26 @@ class Extractor:
         self, part: Part, infos: Sequence[ImageInfo], buffers: Sequence[_RowBuffer]
     ) -> list[_Batch]:
         """Group images by the caches that want them and by the sizes of their views."""
-        keys: list[tuple[Any, Any] | None] = []
-        costs: list[int] = []
+        keys: list[tuple[tuple[int, ...], tuple[tuple[int, int], ...]] | None] = []
+        costs = []
         for position, info in enumerate(infos):
-            wanted = tuple(n for n, lacking in enumerate(part.lacking) if lacking[position])
-            found = view_sizes(info, self._renderings(wanted))
-            error, sizes = (found, ()) if isinstance(found, str) else ("", found)
-            for number in wanted:
-                buffers[number].note_header(position, info, error)
-            keys.append((wanted, sizes) if sizes else None)
-            costs.append(max((height * width for height, width in sizes), default=0))
+            wanted: dict[int, tuple[tuple[int, int], ...]] = {}
+            for number, lacking in enumerate(part.lacking):
+                if lacking[position]:
+                    sizes = view_sizes(info, self._renderings([number]))
+                    error = sizes if isinstance(sizes, str) else ""
+                    buffers[number].note_header(position, info, error)
+                    if not isinstance(sizes, str):  # one cache's scale may be too much for it
+                        wanted[number] = sizes
+            all_sizes = tuple(size for sizes in wanted.values() for size in sizes)
+            keys.append((tuple(wanted), all_sizes) if wanted else None)
+            costs.append(max((height * width for height, width in all_sizes), default=0))
         batches, full = [], 0
         # The largest first, so that in the end no thread waits long for the last one.
         for positions in sorted(group(keys, costs, self._batch_pixels), key=len, reverse=True):
-            key = keys[positions[0]]
-            assert key is not None
-            wanted = key[0]
+            numbers, _ = keys[positions[0]] or ((), ())
             full += len(positions) == batch_size(costs[positions[0]], self._batch_pixels)
-            batches.append(_Batch(wanted, self._renderings(wanted), tuple(positions)))
+            batches.append(_Batch(numbers, self._renderings(numbers), tuple(positions)))
         self._clock.count(len(batches), full)
         return batches
 

@@ -69,9 +69,9 @@ class FeatureMaps:
         ConfigError
             If a box has no extent, the levels are not valid, or the layer is not there.
         """
-        name = next(iter(self.maps)) if layer is None else layer
-        if name not in self.maps or (layer is None and len(self.maps) > 1):
-            raise ConfigError(f"layer: {layer!r}; {suggestion(str(layer), self.maps)}")
+        name = str(layer) if layer is not None or len(self.maps) > 1 else next(iter(self.maps))
+        if name not in self.maps:
+            raise ConfigError(f"layer: {layer!r}; {suggestion(name, self.maps)}")
         map = self.maps[name]
         cells = (map.shape[1], map.shape[2])
         windows = cells_of_boxes(boxes, cells, self.stride[name], self.offset[name])

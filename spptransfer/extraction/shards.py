@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from spptransfer.errors import CacheError, ConfigError
 from spptransfer.extraction.engine import Extraction, Interrupted, extract
 from spptransfer.runtimes import ComputeOptions
 from spptransfer.spec import FeatureSpec
+from spptransfer.system import count_processors
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +114,7 @@ def extract_shards(
             list(specs),
             [shard_path(path, index, shards) for path in paths],
             backbone,
-            options if scheduler else options.shared_by(shards),
+            options if scheduler else _shared_by(options, shards),
         )
         for index in range(1, shards + 1)
     ]
@@ -125,6 +127,12 @@ def extract_shards(
             piece.unlink()
         merged.append(_together(path, [extractions[number] for extractions in done]))
     return merged
+
+
+def _shared_by(options: ComputeOptions, processes: int) -> ComputeOptions:
+    """Share the threads of one machine among processes."""
+    threads = (options.threads or count_processors()) // processes
+    return replace(options, threads=max(1, threads))
 
 
 def _run(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import cast
 
 import torch
 
@@ -96,11 +95,10 @@ def receptive_margin(backbone: Backbone, layers: Sequence[str]) -> int:
     >>> receptive_margin(backbones.load("alexnet", "random"), ["spp"])
     8
     """
-    info, weight = backbone.info, next(cast(torch.nn.Module, backbone).parameters())
+    info = backbone.info
     middle = _PROBE_CELLS // 2
     probe = torch.zeros(1, 3, max(info.min_side, info.stride), _PROBE_CELLS * info.stride)
     probe[..., middle * info.stride] = torch.nan
-    probe = probe.to(weight.device, weight.dtype, memory_format=torch.channels_last)
     with torch.inference_mode():
         maps = backbone.maps_of(probe, layers)
     margin = 0
