@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -171,12 +170,7 @@ class Classifier(nn.Module):
 
     def cells(self, side: int) -> int:
         """Count the cells of the map along the side of a square image, given in pixels."""
-        return int(self._weightless(torch.empty(1, 3, side, side, device="meta")).shape[-1])
-
-    @cached_property
-    def _weightless(self) -> nn.Module:
-        """The trunk's shapes alone, which cost no arithmetic."""
-        return copy.deepcopy(self.trunk).to("meta")
+        return backbones.map_side(backbones.BackboneRef(self.info.name, "random"), "spp", side)
 
 
 def _pass_through(network: nn.Module, modules: Iterable[nn.Module]) -> None:
