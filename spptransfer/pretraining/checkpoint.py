@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import warnings
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 import torch
 
-from spptransfer.files import atomic_write
 from spptransfer.errors import WeightsError
+from spptransfer.files import atomic_write
 
 FORMAT = 1
 NAME = "checkpoint.pt"
@@ -36,8 +35,6 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     """
     with atomic_write(folder / NAME) as temporary, open(temporary, "wb") as file:
         torch.save({"format": FORMAT, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def load(folder: Path) -> dict[str, Any] | None:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from spptransfer.system import count_processors
-from spptransfer.errors import ConfigError, DatasetError, suggestion
+from spptransfer.errors import ConfigError, DatasetError, ImageError, suggestion
 from spptransfer.pretraining.evaluation_network import Classifier, load_classifier
-from spptransfer.pretraining.evaluation_pool import LabelledImages, Pool, rank_of_truth
-from spptransfer.pretraining.evaluation_views import ViewAverager, check_scheme
+from spptransfer.pretraining.evaluation_views import (
+    Pixels,
+    ViewAverager,
+    check_scheme,
+    render_scales,
+    view_sizes,
+)
 from spptransfer.pretraining.views import Scheme, make_scheme
-from spptransfer.runtimes import describe_runtime
+from spptransfer.runtimes import ComputeOptions
+from spptransfer.runtimes.devices import is_out_of_memory, may_be_unsupported
 
 __all__ = [
     "Classifier",
@@ -31,6 +39,29 @@ __all__ = [
 ]
 
 PRECISIONS = ("float32", "bfloat16")
+OUT_OF_MEMORY = "out of memory: the image does not fit even on its own"
+NOT_FINITE = "the class scores are not finite"
+
+# Decoded images held in memory at a time, and how many are read before that is looked at.
+_CHUNK_BYTES = 1 << 28
+_READ_AT_ONCE = 32
+
+
+class LabelledImages(Protocol):
+    """What is evaluated on: images by position, each with the index of its class."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes, in the order of their indices."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def __getitem__(self, position: int) -> tuple[Pixels, int]:
+        """Upright RGB image, uint8 of shape (H, W, 3), and index of its class.
+
+        May raise `ImageError`.
+        """
 
 
 @dataclass(frozen=True)
@@ -106,10 +137,8 @@ def evaluate(
     images: LabelledImages,
     schemes: Sequence[Scheme],
     *,
-    device: str = "cpu",
+    options: ComputeOptions = ComputeOptions(),
     precision: str = "float32",
-    runtime: str = "torch",
-    jobs: int | None = None,
     note: Callable[[int], Any] = lambda images: None,
 ) -> Evaluation:
     """Measure top-1 and top-5 errors under every scheme.
@@ -117,22 +146,17 @@ def evaluate(
     Parameters
     ----------
     classifiers : sequence of Classifier
-        The network; of several, the class probabilities are averaged. They are moved to the
-        device and to the precision.
+        The network; of several, the class probabilities are averaged.
     images : LabelledImages
         What to classify. Its classes are matched by name with those that the weights know; where
         they know none, by position.
     schemes : sequence of Scheme
         Made by `make_scheme`.
-    device : str, default="cpu"
-        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    options : ComputeOptions, optional
+        Device, runtime and threads. On a CPU every thread takes its own batch of images whose
+        views have exactly the same size: parallelism belongs between images.
     precision : {"float32", "bfloat16"}
         Arithmetic of the networks; probabilities are averaged in float32.
-    runtime : {"torch", "openvino", "onnxruntime"}, default="torch"
-        Who computes the maps; the others than torch on the CPU only.
-    jobs : int, optional
-        Parallel threads, by default one per processor. Each takes its own batch of images whose
-        views have exactly the same size.
     note : callable, optional
         Is told of the images of every batch, under every scheme, once they are done.
 
@@ -160,18 +184,17 @@ def evaluate(
     4
     """
     score_of = _scores_of_classes(classifiers, images)
-    jobs = jobs or count_processors()
     _check(classifiers, schemes, precision)
-    asked: dict[str, Any] = {"precision": precision, "runtime": runtime, "threads": jobs}
-    averagers = [ViewAverager(classifier, device, **asked) for classifier in classifiers]
+    asked: dict[str, Any] = {"precision": precision, "options": options}
+    averagers = [ViewAverager(classifier, **asked) for classifier in classifiers]
     totals = [SchemeErrors(scheme) for scheme in schemes]
     failures: dict[int, str] = {}
-    with Pool(averagers, score_of, jobs, note) as pool:
-        for chunk in pool.chunks(images, failures):
-            totals = [_added(errors, pool, chunk, failures) for errors in totals]
+    with _Pool(averagers, score_of, failures, note) as pool:
+        for chunk in pool.chunks(images):
+            totals = [_added(errors, pool, chunk) for errors in totals]
     if not all(errors.images for errors in totals):
         raise DatasetError(f"not one image could be evaluated: {next(iter(failures.values()))}")
-    computed_by = (describe_runtime(averagers[0].runtime),)
+    computed_by = (averagers[0].runtime.description,)
     return Evaluation(tuple(totals), dict(sorted(failures.items())), computed_by)
 
 
@@ -208,12 +231,17 @@ def _check(classifiers: Sequence[Classifier], schemes: Sequence[Scheme], precisi
             check_scheme(scheme, classifier)
 
 
-def _added(
-    errors: SchemeErrors, pool: Pool, chunk: Sequence[Any], failures: dict[int, str]
-) -> SchemeErrors:
-    """Errors so far and those among some more images."""
+@dataclass(frozen=True)
+class _Image:
+    position: int
+    pixels: Pixels
+    label: int
+
+
+def _added(errors: SchemeErrors, pool: _Pool, chunk: Sequence[_Image]) -> SchemeErrors:
+    """Add the errors among some more images."""
     start = time.perf_counter()
-    ranks = pool.ranks(chunk, errors.scheme, failures)
+    ranks = pool.ranks(chunk, errors.scheme)
     return SchemeErrors(
         errors.scheme,
         errors.images + len(ranks),
@@ -221,3 +249,147 @@ def _added(
         errors.top5_wrong + int((ranks >= 5).sum()),
         errors.seconds + time.perf_counter() - start,
     )
+
+
+class _Pool:
+    """Threads that read images and classify batches of them; failures are noted by position."""
+
+    def __init__(
+        self,
+        averagers: Sequence[ViewAverager],
+        score_of: npt.NDArray[np.int64],
+        failures: dict[int, str],
+        note: Callable[[int], Any],
+    ) -> None:
+        self._averagers = averagers
+        self._score_of = score_of
+        self._failures = failures
+        self._note = note
+        runtime = averagers[0].runtime
+        self._batch_pixels = min(averager.runtime.batch_pixels for averager in averagers)
+        self._computing = threading.BoundedSemaphore(runtime.computers)
+        self._threads = ThreadPoolExecutor(
+            runtime.workers, "evaluate", runtime.thread_initializer()
+        )
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> _Pool:
+        for averager in self._averagers:
+            self._open.enter_context(averager.runtime)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._open.close()
+
+    def chunks(self, images: LabelledImages) -> Iterator[list[_Image]]:
+        """Read images in their order, as many at a time as may be held."""
+        chunk: list[_Image] = []
+        for start in range(0, len(images), _READ_AT_ONCE):
+            chunk += self._read(images, range(start, min(start + _READ_AT_ONCE, len(images))))
+            if sum(image.pixels.nbytes for image in chunk) >= _CHUNK_BYTES:
+                yield chunk
+                chunk = []
+        yield chunk
+
+    def _read(self, images: LabelledImages, positions: range) -> Iterator[_Image]:
+        def read(position: int) -> _Image | ImageError:
+            try:
+                return _Image(position, *images[position])
+            except ImageError as error:
+                return error
+
+        for position, found in zip(positions, self._threads.map(read, positions), strict=True):
+            if isinstance(found, _Image):
+                yield found
+            else:
+                self._failures[position] = str(found)
+
+    def ranks(self, chunk: Sequence[_Image], scheme: Scheme) -> npt.NDArray[np.int64]:
+        """Rank the classes of images; those that cannot be classified are left out."""
+        ranks: dict[int, int] = {}
+        large: list[_Image] = []
+        batches = list(self._batches(chunk, scheme))
+        classified = self._threads.map(lambda batch: self._classify(batch, scheme, ranks), batches)
+        for batch, too_large in zip(batches, classified, strict=True):
+            large += too_large
+            self._note(len(batch))
+        for image in large:  # once more, now that nothing else is computed
+            self._classify_alone(image, scheme, ranks)
+        return np.array(list(ranks.values()), np.int64)
+
+    def _batches(self, chunk: Sequence[_Image], scheme: Scheme) -> Iterator[list[_Image]]:
+        """Gather images whose views have one size at every scale, within a number of pixels."""
+        alike: dict[tuple[tuple[int, int], ...], list[_Image]] = {}
+        for image in chunk:
+            height, width = image.pixels.shape[:2]
+            try:
+                sizes = view_sizes(height, width, scheme)
+                alike.setdefault(sizes, []).append(image)
+            except ImageError as error:
+                self._failures[image.position] = str(error)
+        for sizes, members in alike.items():
+            count = max(1, self._batch_pixels // max(tall * wide for tall, wide in sizes))
+            for start in range(0, len(members), count):
+                yield members[start : start + count]
+
+    def _classify(self, batch: list[_Image], scheme: Scheme, ranks: dict[int, int]) -> list[_Image]:
+        """Rank a batch, in halves where memory does not suffice; return what is too large still."""
+        try:
+            with self._computing:
+                ranks |= self._rank(batch, scheme)
+            return []
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if len(batch) == 1:
+            return batch
+        middle = len(batch) // 2
+        halves = (batch[:middle], batch[middle:])
+        return [image for half in halves for image in self._classify(half, scheme, ranks)]
+
+    def _classify_alone(self, image: _Image, scheme: Scheme, ranks: dict[int, int]) -> None:
+        try:
+            ranks |= self._rank([image], scheme)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or may_be_unsupported(error):
+                raise
+            self._failures[image.position] = OUT_OF_MEMORY
+
+    def _rank(self, batch: Sequence[_Image], scheme: Scheme) -> dict[int, int]:
+        """Rank of each image's class, by position."""
+        views = render_scales([image.pixels for image in batch], scheme)
+        each = [averager.probabilities(views, scheme) for averager in self._averagers]
+        mean = np.mean(each, axis=0)
+        ranks = rank_of_truth(mean, self._score_of[[image.label for image in batch]])
+        known = np.isfinite(mean).all(axis=1)
+        positions = np.array([image.position for image in batch])
+        self._failures |= dict.fromkeys(positions[~known].tolist(), NOT_FINITE)
+        return dict(zip(positions[known].tolist(), ranks[known].tolist(), strict=True))
+
+
+def rank_of_truth(
+    probabilities: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer[Any]]
+) -> npt.NDArray[np.int64]:
+    """Rank each image's own class, from 0 for the best.
+
+    Parameters
+    ----------
+    probabilities : ndarray of shape (n_images, n_classes)
+        Any scores; higher means more likely. Equal ones are ranked by class index.
+    labels : ndarray of int, shape (n_images,)
+        Class indices.
+
+    Returns
+    -------
+    ndarray of int64, shape (n_images,)
+
+    Examples
+    --------
+    >>> rank_of_truth(np.array([[0.5, 0.3, 0.2], [0.4, 0.4, 0.2]]), np.array([2, 1]))
+    array([2, 1])
+    """
+    own = np.take_along_axis(probabilities, labels[:, None], axis=1)
+    first = np.arange(probabilities.shape[1]) < labels[:, None]
+    ahead = (probabilities > own) | ((probabilities == own) & first)
+    return ahead.sum(axis=1, dtype=np.int64)

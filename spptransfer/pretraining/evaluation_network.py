@@ -15,12 +15,11 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from spptransfer import backbones
-from spptransfer.backbones.base import Cut, Network
+from spptransfer.backbones import Backbone
+from spptransfer.backbones.base import ConvBackbone, Cut, Network, fold_batch_norms
 from spptransfer.backbones.checkpoints import read_tensors
-from spptransfer.backbones.folding import fold_batch_norms
 from spptransfer.backbones.info import BackboneInfo
-from spptransfer.backbones.loading import Backbone, map_side
-from spptransfer.backbones.weights import identify, locate
+from spptransfer.backbones.weights import ensure_downloaded, weights_sha256
 from spptransfer.errors import ConfigError, WeightsError
 from spptransfer.pyramid import check_levels
 
@@ -149,7 +148,6 @@ class Classifier(nn.Module):
         self.score: nn.Module = nn.Identity() if pyramid is None else network
         fold_batch_norms(self.trunk)
         self.eval().requires_grad_(False)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def num_classes(self) -> int:
@@ -167,13 +165,12 @@ class Classifier(nn.Module):
         return self.score(self.pool(self.trunk(images)))
 
     def backbone(self) -> Backbone:
-        """The same network as runtimes take it: trunk, and all of the rest as the head."""
-        rest = nn.Sequential(self.pool, self.score)
-        return Backbone(self.info, "", Cut(self.trunk, rest, {"spp": (len(self.trunk), 0)}))
+        """Return the trunk as runtimes take it."""
+        return ConvBackbone(self.info, "", Cut(self.trunk, None, {"spp": (len(self.trunk), 0)}))
 
     def cells(self, side: int) -> int:
-        """Cells of the map along the side of a square image, given in pixels."""
-        return map_side(self.info.name, "spp", side)
+        """Count the cells of the map along the side of a square image, given in pixels."""
+        return backbones.map_side(backbones.BackboneRef(self.info.name, "random"), "spp", side)
 
 
 def _pass_through(network: nn.Module, modules: Iterable[nn.Module]) -> None:
@@ -227,9 +224,9 @@ def load_classifier(
     200
     """
     info = backbones.describe(name)
-    path = locate(name, weights, weights_dir)
+    path = ensure_downloaded(name, weights, weights_dir)
     if os.fspath(weights) in info.weights:
-        identify(name, weights, weights_dir)  # refuses an official file that is damaged
+        weights_sha256(name, weights, weights_dir)  # refuses an official file that is damaged
     tensors, about = read_tensors(path), read_about(path)
     if about.network not in (None, name):
         raise WeightsError(f"weights '{path}' are those of '{about.network}', not of '{name}'")

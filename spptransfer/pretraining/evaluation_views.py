@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from spptransfer import images
 from spptransfer.errors import ConfigError, ImageError
-from spptransfer.extraction.compute import choose_device, place
 from spptransfer.pretraining.evaluation_network import Classifier
 from spptransfer.pretraining.views import (
     ScaleViews,
@@ -20,9 +21,7 @@ from spptransfer.pretraining.views import (
     mirrored,
     window_corners,
 )
-from spptransfer.processor import digits_of
-from spptransfer.runtimes import check_precision, check_runtime, open_network
-from spptransfer.runtimes.network import Normalization
+from spptransfer.runtimes import ComputeOptions, open_runtime
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -36,15 +35,16 @@ class ViewAverager:
     Parameters
     ----------
     classifier : Classifier
-        The network. It is moved to the device and to the precision.
-    device : str, default="cpu"
-        See `choose_device`.
+        The network.
     precision : {"float32", "bfloat16"}
         Arithmetic of the network; probabilities are averaged in float32.
-    runtime : {"torch", "openvino", "onnxruntime"}, default="torch"
-        Who computes the maps; pooling and fully connected layers are torch's.
-    threads : int, default=1
-        How many threads will ask at once.
+    options : ComputeOptions, optional
+        Device and runtime of the maps; pooling and fully connected layers are torch's.
+
+    Attributes
+    ----------
+    runtime : Runtime
+        Who computes the maps; to be entered first where threads share a GPU.
 
     Raises
     ------
@@ -71,31 +71,18 @@ class ViewAverager:
     def __init__(
         self,
         classifier: Classifier,
-        device: str = "cpu",
         *,
         precision: str = "float32",
-        runtime: str = "torch",
-        threads: int = 1,
+        options: ComputeOptions = ComputeOptions(),
     ) -> None:
         self.classifier = classifier
-        self.runtime = check_runtime(runtime)
-        check_precision(self.runtime, precision)
-        self.device = choose_device(device, self.runtime)
-        self.dtype: torch.dtype = getattr(torch, precision)
-        info = classifier.info
-        placed = place(classifier.backbone(), self.device, self.runtime, precision)
-        assert placed.head is not None
-        self._pool, self._score = placed.head
-        self._network = open_network(
-            self.runtime,
-            placed,
-            ["spp"],
-            Normalization.of({"mean": info.mean, "std": info.std}),
-            precision=precision,
-            threads=threads,
+        self.runtime = open_runtime(
+            classifier.backbone(), ["spp"], precision=precision, options=options
         )
+        self._dtype: torch.dtype = getattr(torch, precision)
+        head = copy.deepcopy(nn.ModuleList([classifier.pool, classifier.score]))
+        self._pool, self._score = head.to(self.runtime.device, self._dtype)
 
-    @torch.inference_mode()
     def probabilities(self, views: Sequence[Pixels], scheme: Scheme) -> npt.NDArray[np.float32]:
         """Classify a batch of images.
 
@@ -112,15 +99,16 @@ class ViewAverager:
             Means over the views of the softmax of the class scores.
         """
         rows, weights = [], []
-        with digits_of(self.device, self.dtype):
+        with self.runtime.session():
             for pixels, at in zip(views, scheme.scales, strict=True):
-                for row, weight in self._rows(torch.from_numpy(pixels).to(self.device), at, scheme):
+                for row, weight in self._rows(self.runtime.upload(pixels), at, scheme):
                     rows.append(row)
                     weights.append(weight)
             scores = self._score(torch.cat(rows)).float()
-        chances = scores.softmax(dim=1).reshape(len(rows), -1, scores.shape[1])
-        shares = torch.tensor(weights, device=self.device, dtype=torch.float32) / scheme.views
-        return torch.einsum("v,vnk->nk", shares, chances).cpu().numpy()
+            chances = scores.softmax(dim=1).reshape(len(rows), -1, scores.shape[1])
+            shares = torch.tensor(weights, device=chances.device, dtype=chances.dtype)
+            means = torch.einsum("v,vnk->nk", shares / scheme.views, chances)
+            return self.runtime.download([{"means": means}])[0]["means"]
 
     def _rows(
         self, pixels: torch.Tensor, at: ScaleViews, scheme: Scheme
@@ -158,8 +146,8 @@ class ViewAverager:
             yield self._pool(region), times
 
     def _maps(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Maps of N x H x W x 3 bytes, as the pooling takes them."""
-        return self._network.maps(pixels, ["spp"])["spp"].to(self.dtype)
+        """Compute the maps of N x H x W x 3 bytes in the head's precision."""
+        return self.runtime.maps(pixels.contiguous(), ["spp"])["spp"].to(self._dtype)
 
 
 def check_scheme(scheme: Scheme, classifier: Classifier) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import torch
 
 from spptransfer.errors import ConfigError
 from spptransfer.pretraining.distributed import Team
+from spptransfer.system import count_processors
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Machine:
 
     def decoders(self, team: Team) -> int:
         """Threads that decode: by default the processors, shared out among the processes."""
-        return self.jobs or max(1, (os.cpu_count() or 1) // team.local_count)
+        return self.jobs or max(1, count_processors() // team.local_count)
 
     def torch_device(self, team: Team) -> torch.device:
         """The device of this process.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from spptransfer.files import atomic_write
 from spptransfer.errors import ModelError
+from spptransfer.files import atomic_write
 from spptransfer.pretraining import checkpoint
 from spptransfer.pretraining.card import Facts, model_card
 from spptransfer.pretraining.curves import training_curves
@@ -93,7 +92,5 @@ class RunFolder:
 
     def _write(self, name: str, data: bytes) -> None:
         path = self._folder / name
-        with atomic_write(path, needed=len(data)) as temporary, open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        with atomic_write(path, needed=len(data)) as temporary:
+            temporary.write_bytes(data)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from spptransfer.pretraining.distributed import Team
 from spptransfer.pretraining.student import Student
-from spptransfer.processor import has_bfloat16, one_thread
+from spptransfer.runtimes.devices import has_bfloat16, one_thread
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-from spptransfer.backbones.weights import identify
-from spptransfer.files import make_folder, remove_leftovers
-from spptransfer.cache.lock import Lock
+from spptransfer.backbones.weights import weights_sha256
 from spptransfer.errors import ConfigError, ModelError
+from spptransfer.files import exclusive_lock, make_folder, remove_leftovers
 from spptransfer.pretraining import checkpoint
 from spptransfer.pretraining.batches import TrainingBatches, ValidationBatches
 from spptransfer.pretraining.card import Facts
@@ -29,7 +28,7 @@ from spptransfer.pretraining.source import Source, Split, digest, open_source, r
 from spptransfer.pretraining.student import Student, build_student
 from spptransfer.pretraining.teacher import Teacher, prepare_teacher
 from spptransfer.pretraining.training import Metrics, Trainer, parameters_of
-from spptransfer.processor import is_out_of_memory
+from spptransfer.runtimes.devices import is_out_of_memory
 from spptransfer.text import plural
 
 _VALIDATION_BATCH = 256
@@ -123,15 +122,12 @@ def _memory_for(what: str, advice: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _locked(folder: Path, team: Team) -> Iterator[None]:
     """Keep other runs out of a folder; the first process stands for all."""
-    lock = Lock(folder / "lock", folder, kind="run")
-    if team.leads:
-        lock.acquire()
-    try:
-        if team.leads:
-            remove_leftovers(folder)
+    if not team.leads:
         yield
-    finally:
-        lock.release()
+        return
+    with exclusive_lock(folder / "lock", f"the run '{folder}'"):
+        remove_leftovers(folder)
+        yield
 
 
 @contextlib.contextmanager
@@ -188,7 +184,7 @@ def _identity(place: _Place, data_sha256: str) -> str:
     distill = place.pipeline.distill
     if distill is not None:
         # A file may have got other weights since, or another place.
-        values["distill"]["weights"] = identify(
+        values["distill"]["weights"] = weights_sha256(
             distill.backbone, distill.weights, place.machine.weights_dir
         )
     text = json.dumps([values, data_sha256], sort_keys=True)

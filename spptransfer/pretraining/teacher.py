@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, cast
@@ -16,16 +15,17 @@ from typing import IO, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from spptransfer import backbones
-from spptransfer.backbones.loading import Backbone
+from spptransfer.backbones import Backbone
 from spptransfer.files import atomic_write, make_folder, remove_leftovers
 from spptransfer.pretraining.config import DistillSection
 from spptransfer.pretraining.distributed import Team
 from spptransfer.pretraining.machine import Machine
 from spptransfer.pretraining.pixels import Image, Pixels
-from spptransfer.processor import has_bfloat16
 from spptransfer.pyramid import SpatialPyramidPooling
+from spptransfer.runtimes.devices import has_bfloat16
 
 # Images in a file of features: a killed run loses at most one such file.
 _PART = 2048
@@ -110,7 +110,8 @@ def prepare_teacher(
     backbone = backbones.load(
         section.backbone, section.weights, layer=section.layer, weights_dir=machine.weights_dir
     )
-    backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = cast(nn.Module, backbone)
+    module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     settings = section.model_dump(include={"layer", "scale", "levels", "pooling", "mirror"})
     low = has_bfloat16(device)
     known = json.dumps([settings, backbone.weights_sha256, data_sha256, low], sort_keys=True)
@@ -152,7 +153,6 @@ def _features(
     backbone: Backbone, section: DistillSection, images: list[Image | None], device: torch.device
 ) -> Features:
     """Features of some images, which are zeros where there is none: (mirrors, n, bins, length)."""
-    pools = [SpatialPyramidPooling([level], section.pooling) for level in section.levels]
     features = np.zeros(_shape(backbone, section, len(images)), np.float16)
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for row, image in enumerate(images):
@@ -164,30 +164,33 @@ def _features(
             stacked = np.stack([cast(Image, images[row]) for row in chosen])
             for mirror in range(1 + section.mirror):
                 shown = stacked[:, :, ::-1] if mirror else stacked
-                features[mirror, chosen] = _pooled(backbone, pools, shown, device)
+                features[mirror, chosen] = _pooled(backbone, section, shown, device)
     return features
 
 
 @torch.inference_mode()
 def _pooled(
     backbone: Backbone,
-    pools: list[SpatialPyramidPooling],
+    section: DistillSection,
     images: npt.NDArray[np.uint8],
     device: torch.device,
 ) -> Features:
+    """Features of images of one size, bin by bin: (n, bins, length)."""
     pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2) / 255
     mean, std = torch.tensor([backbone.info.mean, backbone.info.std], device=device)[
         ..., None, None
     ]
-    outputs = backbone((pixels - mean) / std).float()
-    if outputs.dim() == 2:
-        return outputs[:, None].cpu().numpy().astype(np.float16)
-    pooled = [pool(outputs).unflatten(1, (outputs.shape[1], -1)) for pool in pools]
-    return torch.cat(pooled, dim=2).transpose(1, 2).cpu().numpy().astype(np.float16)
+    layer = section.layer
+    maps = backbone.maps_of((pixels - mean) / std, [layer])
+    if backbone.info.layer(layer).kind == "vector":
+        rows = backbone.vectors_of(maps, [layer])[layer].float()[:, None]
+    else:
+        pools = [SpatialPyramidPooling([level], section.pooling) for level in section.levels]
+        pooled = [pool(maps[layer].float()).unflatten(1, (-1, pool.bins)) for pool in pools]
+        rows = torch.cat(pooled, dim=2).transpose(1, 2)
+    return rows.cpu().numpy().astype(np.float16)
 
 
 def _write(path: Path, features: Features) -> None:
     with atomic_write(path, needed=features.nbytes) as temporary, open(temporary, "wb") as file:
         np.save(cast(IO[bytes], file), features)
-        file.flush()
-        os.fsync(file.fileno())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any, Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
-from sklearn.utils import Tags
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils import Tags, check_array
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from spptransfer.errors import ConfigError
 from spptransfer.svm._engine import (
@@ -157,11 +158,23 @@ def read_targets(y: Any, rows: Rows, sample_weight: Any) -> tuple[Targets, Array
     targets = encode_targets(y)
     if len(targets.signs) != rows.shape[0]:
         raise ConfigError(f"X has {rows.shape[0]} rows but y has {len(targets.signs)}")
-    shape_only = np.broadcast_to(np.float64(0.0), rows.shape)
-    weight = _check_sample_weight(
-        sample_weight, shape_only, dtype=np.float64, ensure_non_negative=True
+    return targets, _check_sample_weight(sample_weight, rows.shape[0])
+
+
+def _check_sample_weight(sample_weight: Any, n_samples: int) -> Array:
+    """Return one weight per sample, in float64; a number is every sample's weight."""
+    if sample_weight is None or isinstance(sample_weight, numbers.Real):
+        sample_weight = np.full(n_samples, 1 if sample_weight is None else sample_weight)
+    weight: Array = check_array(
+        sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight"
     )
-    return targets, weight
+    if weight.shape != (n_samples,):
+        raise ConfigError(f"sample_weight.shape == {weight.shape}, expected {(n_samples,)}!")
+    if (weight < 0).any():
+        raise ConfigError("Negative values in data passed to `sample_weight`")
+    if not weight.any():
+        raise ConfigError("Sample weights must contain at least one non-zero number.")
+    return weight
 
 
 class LinearSVM(LinearClassifier):
