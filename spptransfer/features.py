@@ -195,7 +195,7 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
             If the weights are missing or do not fit the backbone.
         """
         if not isinstance(self.backbone, str):
-            self._chosen = None  # it may have been trained meanwhile
+            self.__dict__.pop("_chosen", None)  # it may have been trained meanwhile
         self._choose()
         self._load()
         return self
