@@ -1,11 +1,10 @@
 """Reading a cache beside plain h5py and numpy, and memory at few and at many rows.
 
-    python benchmarks/cache_io.py [--rows 20000] [--memory]
+    python benchmarks/cache_io.py [--rows 8000] [--memory]
 
 Both sides of a line are timed in turns in one run, on a warm page cache; the median counts.
-Memory is the most that a process of its own held at any time, imports included: what bringing
-rows of a file into the order of the ids takes, in which the ids are held; what merging and the
-like take; and what a `Dataset` takes. What a whole extraction takes: `benchmarks/growth.py`.
+Memory is the most that a process of its own held at any time, imports included, on a system with
+`/proc`. What a whole extraction takes: `benchmarks/growth.py`.
 """
 
 from __future__ import annotations
@@ -16,54 +15,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from spptransfer.cache import FeatureCache
-from spptransfer.cache.ids import encoded_width
 from spptransfer.cache.layout import blocks_of, row_runs
 from spptransfer.cache.merge import merge
-from spptransfer.cache.rows import OK, Chunk, Rows
+from spptransfer.cache.rows import OK, RowTable
 from spptransfer.cache.verify import verify
-from spptransfer.cache.workspace import Workspace
-from spptransfer.cache.writing import write_cache
-from spptransfer.datasets import Dataset
+from spptransfer.cache.writer import CacheWriter
+from spptransfer.ids import Ids
 from spptransfer.spec import FeatureSpec
 
 CHANNELS = 256
 REPEATS = 7
-ORDERS = {"backwards": -1, "scattered": 618_033}
-TASKS = (
-    "imports alone",
-    *(f"finish, {order}" for order in ORDERS),
-    "merge",
-    "verify",
-    "read in blocks",
-    "Dataset of the ids",
-)
-
-
-class NumberedIds(Sequence):
-    """Ids that take no memory; they go through all numbers by so many at a time."""
-
-    def __init__(self, count: int, prefix: str = "", step: int = 1) -> None:
-        self._count, self._prefix, self._step = count, prefix, step
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, key):
-        if isinstance(key, slice):
-            return [self[number] for number in range(*key.indices(self._count))]
-        if not -self._count <= key < self._count:
-            raise IndexError(key)
-        return self._name(key * self._step % self._count)
-
-    def _name(self, number: int) -> str:
-        return f"{self._prefix}{number:08d}.jpg"
+ORDERS = {"in order": 1, "backwards": -1, "scattered": 618_031}
 
 
 def make_spec(storage: str = "float32", levels: tuple[int, ...] = (6,)) -> FeatureSpec:
@@ -72,29 +41,29 @@ def make_spec(storage: str = "float32", levels: tuple[int, ...] = (6,)) -> Featu
     )
 
 
-def make_chunks(ids: Sequence[str], spec: FeatureSpec, channels: int) -> Iterator[Chunk]:
-    """Random rows, half of the numbers zero as behind a ReLU."""
-    generator = np.random.default_rng(0)
-    (block,) = blocks_of(spec, channels)
-    for run in row_runs(len(ids), 4 * block.width + 256):
-        rows = Rows.empty(ids[run])
-        rows.status[:] = OK
-        rows.digest[:] = b"0" * 64
-        values = generator.standard_normal((len(rows), block.width), dtype=np.float32)
-        yield Chunk(rows, {block: np.maximum(values, 0).astype(spec.storage)})
+def make_ids(count: int, prefix: str = "", step: int = 1) -> Ids:
+    return Ids(f"{prefix}{number * step % count:08d}.jpg" for number in range(count))
+
+
+def open_writer(path: Path, ids: Ids, spec: FeatureSpec, channels: int) -> CacheWriter:
+    return CacheWriter(
+        path, spec=spec, channels=channels, dataset="benchmark", ids=ids, labels=None
+    )
 
 
 def make_cache(path: Path, count: int, spec: FeatureSpec, channels: int, prefix: str = "") -> None:
-    ids = NumberedIds(count, prefix)
-    write_cache(
-        path,
-        spec=spec,
-        channels=channels,
-        dataset="benchmark",
-        count=count,
-        id_width=encoded_width(ids),
-        chunks=make_chunks(ids, spec, channels),
-    )
+    """Write random rows, half of the numbers zero as behind a ReLU."""
+    generator = np.random.default_rng(0)
+    ids, (block,) = make_ids(count, prefix), blocks_of(spec, channels)
+    with open_writer(path, ids, spec, channels) as writer:
+        for run in row_runs(count, 4 * block.width + 256):
+            rows = RowTable.empty(list(ids[run]))
+            rows.status[:] = OK
+            rows.digest[:] = b"0" * 64
+            values = generator.standard_normal((len(rows), block.width), dtype=np.float32)
+            features = {block: np.maximum(values, 0).astype(spec.storage)}
+            writer.put(np.arange(run.start, run.stop), rows, features, "benchmark 1")
+        writer.finish()
 
 
 def median_seconds(*actions: Callable[[], object]) -> list[float]:
@@ -108,107 +77,102 @@ def median_seconds(*actions: Callable[[], object]) -> list[float]:
     return [statistics.median(spent) for spent in times]
 
 
-def show(what: str, ours: float, peer: str, theirs: float) -> None:
+def show(what: str, peer: str, ours: float, theirs: float) -> None:
     print(
         f"{what:<44} {1e3 * ours:9.1f} ms   {peer:<22} {1e3 * theirs:9.1f} ms   "
         f"ratio {theirs / ours:5.2f}"
     )
 
 
-def compare_reading(folder: Path, count: int) -> None:
-    for storage in ("float32", "float16"):
-        spec = make_spec(storage)
-        make_cache(folder / "a.h5", count, spec, CHANNELS)
-        cache = FeatureCache.open(folder / "a.h5", spec)
-        name = cache.blocks[0].name
-        with h5py.File(folder / "plain.h5", "w") as file:
-            file.create_dataset("features", data=cache.matrix(dtype=storage))
-        np.save(folder / "plain.npy", cache.matrix(dtype=storage))
+def compare_reading(folder: Path, count: int, storage: str) -> None:
+    make_cache(folder / f"{storage}.h5", count, make_spec(storage), CHANNELS)
+    cache = FeatureCache.open(folder / f"{storage}.h5")
+    with h5py.File(folder / "plain.h5", "w") as file:
+        file.create_dataset("features", data=cache.matrix(dtype=storage))
+    np.save(folder / "plain.npy", cache.matrix(dtype=storage))
 
-        def read_plain() -> np.ndarray:
-            with h5py.File(folder / "plain.h5") as file:
-                return file["features"][()]
+    def read_plain() -> np.ndarray:
+        with h5py.File(folder / "plain.h5") as file:
+            return file["features"][()]
 
-        ours, theirs = median_seconds(lambda: cache.matrix(dtype=storage), read_plain)  # noqa: B023
-        show(
-            f"{storage}: full matrix, {count} x {cache.blocks[0].width}", ours, "plain h5py", theirs
-        )
-
-        mapped = np.load(folder / "plain.npy", mmap_mode="r")
-        view = cache.view(dtype=storage)
-        generator = np.random.default_rng(1)
-        chosen = [np.sort(generator.choice(count, 256, replace=False)) for _ in range(20)]
-        ours, theirs = median_seconds(
-            lambda: [view[rows] for rows in chosen],  # noqa: B023
-            lambda: [np.array(mapped[rows]) for rows in chosen],  # noqa: B023
-        )
-        show(f"{storage}: 20 x 256 random rows", ours, "numpy memmap", theirs)
-        print(f"{'':<44} {cache.header.extents[name].nbytes / 1e6:9.1f} MB of features")
+    times = median_seconds(lambda: cache.matrix(dtype=storage), read_plain)
+    show(f"{storage}: full matrix, {count} x {cache.blocks[0].width}", "plain h5py", *times)
+    mapped, view = np.load(folder / "plain.npy", mmap_mode="r"), cache.view(dtype=storage)
+    generator = np.random.default_rng(1)
+    chosen = [np.sort(generator.choice(count, 256, replace=False)) for _ in range(20)]
+    times = median_seconds(
+        lambda: [view[rows] for rows in chosen],
+        lambda: [np.array(mapped[rows]) for rows in chosen],
+    )
+    show(f"{storage}: 20 x 256 random rows", "numpy memmap", *times)
 
 
-def measure_memory(task: str, folder: Path, count: int) -> None:
-    """Do one thing with narrow rows and print this process's peak memory in MB."""
-    if task.startswith("finish"):
-        ids = NumberedIds(count, step=ORDERS[task.removeprefix("finish, ")])
-        spec = make_spec(levels=(1,))
-        with Workspace(
-            folder / "a.h5", spec=spec, channels=4, dataset="benchmark", ids=ids
-        ) as workspace:
-            workspace.finish(None)
-    elif task == "merge":
-        merge(folder / "c.h5", [folder / "a.h5", folder / "b.h5"])
-    elif task == "verify":
-        assert verify(folder / "a.h5") == []
-    elif task == "read in blocks":
-        for _ in FeatureCache.open(folder / "a.h5").iter_blocks():
+def update(folder: Path, count: int, order: str) -> None:
+    """Bring the rows of a file into another order."""
+    ids, spec = make_ids(count, step=ORDERS[order]), make_spec(levels=(1,))
+    with open_writer(folder / "a.h5", ids, spec, 4) as writer:
+        for _ in writer.known_rows():
             pass
-    elif task == "Dataset of the ids":
-        Dataset("benchmark", folder, NumberedIds(count), (), np.full(count, -1, np.int32))
-    # Not getrusage's figure, which a process inherits from the one that started it.
-    status = Path("/proc/self/status").read_text()
-    print(int(status.split("VmHWM:")[1].split()[0]) / 1e3)
+        writer.finish()
+
+
+def read_in_blocks(folder: Path, count: int) -> None:
+    for _ in FeatureCache.open(folder / "a.h5").iter_blocks():
+        pass
+
+
+TASKS: dict[str, Callable[[Path, int], object]] = {
+    "imports alone": lambda folder, count: None,
+    "nothing to do": lambda folder, count: update(folder, count, "in order"),
+    "write anew, backwards": lambda folder, count: update(folder, count, "backwards"),
+    "write anew, scattered": lambda folder, count: update(folder, count, "scattered"),
+    "find all ids": lambda folder, count: FeatureCache.open(folder / "a.h5").find(make_ids(count)),
+    "read in blocks": read_in_blocks,
+    "verify": lambda folder, count: verify(folder / "a.h5"),
+    "merge": lambda folder, count: merge(folder / "c.h5", [folder / "a.h5", folder / "b.h5"]),
+}
 
 
 def measure_apart(task: str, folder: Path, count: int) -> float:
-    """Peak memory in MB of a process that does one thing."""
+    """Peak memory in MB of a process that does one thing with narrow rows."""
     command = [sys.executable, __file__, "--task", task, str(folder), str(count)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 
-def show_memory(what: str, few: float, many: float) -> None:
-    print(f"{what:<44} {few:9.0f} MB {many:9.0f} MB {many - few:+9.0f} MB")
-
-
-def compare_memory(folder: Path) -> None:
-    print(
-        f"\n{'peak memory, 4 numbers per row':<44} {'10,000':>12} {'1,000,000':>12} {'growth':>12}"
-    )
+def compare_memory(folder: Path, counts: tuple[int, ...]) -> None:
     peaks: dict[str, list[float]] = {task: [] for task in TASKS}
-    for count in (10_000, 1_000_000):
+    for count in counts:
         make_cache(folder / "a.h5", count, make_spec(levels=(1,)), 4)
-        for task in TASKS:
-            if task == "merge":
-                make_cache(folder / "b.h5", count, make_spec(levels=(1,)), 4, prefix="b")
-            peaks[task].append(measure_apart(task, folder, count))
-    for task, (few, many) in peaks.items():
-        show_memory(task, few, many)
+        make_cache(folder / "b.h5", count, make_spec(levels=(1,)), 4, prefix="b")
+        for task, found in peaks.items():
+            found.append(measure_apart(task, folder, count))
+        for name in ("a.h5", "b.h5", "c.h5"):
+            (folder / name).unlink()
+    print(f"\n{'peak memory, 4 numbers per row':<36}" + "".join(f"{n:>12,}" for n in counts))
+    for task, found in peaks.items():
+        print(f"{task:<36}" + "".join(f"{peak:>9.0f} MB" for peak in found))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=8000)
     parser.add_argument("--memory", action="store_true", help="measure memory too")
+    parser.add_argument("--many", type=int, default=1_000_000, help="rows for that at the most")
     parser.add_argument("--task", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.task:
         task, folder, count = given.task
-        measure_memory(task, Path(folder), int(count))
+        TASKS[task](Path(folder), int(count))
+        # Not getrusage's figure, which a process inherits from the one that started it.
+        status = Path("/proc/self/status").read_text()
+        print(int(status.split("VmHWM:")[1].split()[0]) / 1e3)
         return
     with tempfile.TemporaryDirectory() as folder:
-        compare_reading(Path(folder), given.rows)
+        for storage in ("float32", "float16"):
+            compare_reading(Path(folder), given.rows, storage)
         if given.memory:
-            compare_memory(Path(folder))
+            compare_memory(Path(folder), (10_000, given.many))
 
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@ runs from the first file's name to the closed file of features; imports, weights
 four images to warm up come before; what `extract` itself prepares, some tenths of a second, is on
 the clock. Peers that cannot be imported are left out with a line.
 
-ours               `spptransfer.extraction.extract` into a cache, float32
+ours               `spptransfer.extraction.extract` into a cache, float32, `runtime: auto`
 torch eager loop   decode, resize, forward one image, torch's default threads
 torch DataLoader   the same from loading processes; the best of 1 and all compute threads
 onnxruntime        dynamic shapes; the best of one caller with all threads, and one per processor
 openvino           dynamic shapes, throughput hint, asynchronous requests, preprocessing inside
-ours, onnxruntime / ours, openvino   as ours, with `runtime` set
-ours bf16 / ours bf16, openvino / openvino bf16   the same in bfloat16
+ours, torch / ours, onnxruntime / ours, openvino   as ours, with `runtime` set
+ours bf16 / ours bf16, torch / ours bf16, openvino / openvino bf16   the same in bfloat16
 
 GFLOP are counted exactly, for each image's own size (two for a multiplication with an addition);
 "of GEMM" is their rate's share of a 4096 x 4096 x 4096 product's in the same precision on all

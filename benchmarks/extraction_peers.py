@@ -118,35 +118,24 @@ def as_arrays(out: Path) -> None:
 # ---------------------------------------------------------------- ours
 
 
-def ours(job: Job, precision: str, runtime: str = "torch") -> Extract:
+def ours(job: Job, precision: str, runtime: str = "auto") -> Extract:
     from spptransfer import backbones
     from spptransfer.datasets import Dataset
     from spptransfer.extraction import extract
-    from spptransfer.features import feature_spec
+    from spptransfer.runtimes import ComputeOptions
+    from spptransfer.specify import feature_spec
 
-    weights = job.model.with_suffix(".safetensors")
-    backbone = backbones.load(job.network, weights)
-    spec = feature_spec(
-        backbone=job.network,
-        weights=weights,
-        levels=LEVELS,
-        scales=[job.scale],
-        precision=precision,
-    )
+    backbone = backbones.load(job.network, job.model.with_suffix(".safetensors"))
+    spec = feature_spec(backbone, levels=LEVELS, scales=[job.scale], precision=precision)
+    options = ComputeOptions(runtime=runtime)
 
     def run(paths: list[Path], out: Path) -> None:
         root = Path(os.path.commonpath([path.parent for path in paths]))
         ids = tuple(path.relative_to(root).as_posix() for path in paths)
         dataset = Dataset("folder", root, ids, (), np.full(len(ids), -1, np.int32))
-        done = extract(
-            dataset,
-            spec,
-            channels=backbone.info.layer("spp").channels,
-            path=out.with_name(f"{out.name}.h5"),
-            load_backbone=lambda: backbone,
-            runtime=runtime,
-        )
+        done = extract(dataset, spec, out.with_name(f"{out.name}.h5"), backbone, options)
         assert not done.failures, done.failures
+        print(f"  {job.network}, {precision}, {runtime}: {done.computed_by}", flush=True)
 
     return run
 
@@ -308,16 +297,20 @@ def _settings(*threads_and_loaders: tuple[int, int], what: str) -> dict[str, dic
 
 
 _HALF = max(1, PROCESSORS // 2)
+RUNTIMES = {
+    "torch": (),
+    "onnxruntime": ("onnx", "onnxruntime"),
+    "openvino": ("openvino",),
+}
 
 CONTENDERS: dict[str, Contender] = {
     "ours": Contender(functools.partial(ours, precision="float32")),
-    "ours, onnxruntime": Contender(
-        functools.partial(ours, precision="float32", runtime="onnxruntime"),
-        needs=("onnx", "onnxruntime"),
-    ),
-    "ours, openvino": Contender(
-        functools.partial(ours, precision="float32", runtime="openvino"), needs=("openvino",)
-    ),
+    **{
+        f"ours, {runtime}": Contender(
+            functools.partial(ours, precision="float32", runtime=runtime), needs=needs
+        )
+        for runtime, needs in RUNTIMES.items()
+    },
     "torch eager loop": Contender(eager),
     "torch DataLoader": Contender(
         eager, settings=_settings((1, _HALF), (PROCESSORS, _HALF), what="loader")
@@ -329,11 +322,14 @@ CONTENDERS: dict[str, Contender] = {
     ),
     "openvino": Contender(functools.partial(openvino, precision="f32"), needs=("openvino",)),
     "ours bf16": Contender(functools.partial(ours, precision="bfloat16"), "bfloat16"),
-    "ours bf16, openvino": Contender(
-        functools.partial(ours, precision="bfloat16", runtime="openvino"),
-        "bfloat16",
-        needs=("openvino",),
-    ),
+    **{
+        f"ours bf16, {runtime}": Contender(
+            functools.partial(ours, precision="bfloat16", runtime=runtime),
+            "bfloat16",
+            needs=RUNTIMES[runtime],
+        )
+        for runtime in ("torch", "openvino")
+    },
     "openvino bf16": Contender(
         functools.partial(openvino, precision="bf16"), "bfloat16", needs=("openvino",)
     ),

@@ -44,6 +44,7 @@ ORIGINALS = 400
 PER_FOLDER = 1000
 SCALE, CHANNELS = 16, 192
 MERGED_CHANNELS = 256
+PART_ROWS = 128
 REPEATS = 5
 TASKS = ("start", "rows", "resumed", "images", "merge")
 
@@ -110,24 +111,20 @@ def measure(what: str, place: Path) -> dict[str, float]:
 
 def run_extraction(place: Path) -> dict[str, float]:
     """Seconds to the first part and in all, and this process's peak memory in MB."""
-    from spptransfer import backbones
+    from spptransfer.backbones import BackboneRef
     from spptransfer.extraction import extract
 
-    for module in ("extraction.runners", "features"):  # their imports take seconds
+    for module in ("extraction.extractor", "features"):  # their imports take seconds
         importlib.import_module(f"spptransfer.{module}")
     begin, started = time.perf_counter(), []
 
-    def load() -> backbones.Backbone:
-        started.append(time.perf_counter() - begin)
-        return backbones.load("spp-mini", "random")
+    class Timed(BackboneRef):
+        def load(self, layers):
+            started.append(time.perf_counter() - begin)
+            return super().load(layers)
 
-    done = extract(
-        open_images(place),
-        make_spec(),
-        channels=CHANNELS,
-        path=place / "features.h5",
-        load_backbone=load,
-    )
+    backbone = Timed("spp-mini", "random")
+    done = extract(open_images(place), make_spec(), place / "features.h5", backbone)
     assert not done.failures
     seconds = time.perf_counter() - begin
     return {"start": started[0], "seconds": seconds, "peak": peak_memory()}
@@ -150,9 +147,10 @@ def open_images(place: Path):
 
 
 def make_spec():
-    from spptransfer.features import feature_spec
+    from spptransfer.backbones import BackboneRef
+    from spptransfer.specify import feature_spec
 
-    return feature_spec(backbone="spp-mini", weights="random", scales=[SCALE], levels=[1])
+    return feature_spec(BackboneRef("spp-mini", "random"), scales=[SCALE], levels=[1])
 
 
 def draw_images(place: Path, count: int) -> None:
@@ -180,21 +178,26 @@ def link_images(place: Path, count: int) -> None:
 
 
 def leave_parts(place: Path) -> None:
-    """All parts of an extraction but the first one, as they are found after a kill."""
+    """All rows of an extraction but those of the first part, as they are found after a kill."""
+    from spptransfer.cache import Labels
     from spptransfer.cache.layout import blocks_of
-    from spptransfer.cache.rows import OK, Chunk, Rows
-    from spptransfer.cache.workspace import Workspace
-    from spptransfer.extraction.division import PART_ROWS
+    from spptransfer.cache.rows import OK, RowTable
+    from spptransfer.cache.writer import CacheWriter
 
     dataset, spec = open_images(place), make_spec()
     (block,) = blocks_of(spec, CHANNELS)
     generator = np.random.default_rng(0)
-    with Workspace(
-        place / "features.h5", spec=spec, channels=CHANNELS, dataset=dataset.name, ids=dataset.ids
-    ) as workspace:
+    with CacheWriter(
+        place / "features.h5",
+        spec=spec,
+        channels=CHANNELS,
+        dataset=dataset.name,
+        ids=dataset.ids,
+        labels=Labels(dataset.classes, dataset.targets),
+    ) as writer:
         for start in range(PART_ROWS, len(dataset), PART_ROWS):
-            ids = dataset.ids[start : start + PART_ROWS]
-            rows = Rows.empty(ids)
+            ids = list(dataset.ids[start : start + PART_ROWS])
+            rows = RowTable.empty(ids)
             stamps = [os.stat(path) for path in map(dataset.path, ids)]
             rows.size[:] = [stamp.st_size for stamp in stamps]
             rows.modified[:] = [stamp.st_mtime_ns for stamp in stamps]
@@ -202,7 +205,7 @@ def leave_parts(place: Path) -> None:
             rows.status[:], rows.height[:], rows.width[:] = OK, 20, 22
             features = {block: generator.random((len(ids), block.width), np.float32)}
             positions = np.arange(start, start + len(ids))
-            workspace.put(positions, Chunk(rows, features), ["made up"])
+            writer.put(positions, rows, features, "made up")
 
 
 def show_start(given: argparse.Namespace) -> None:
@@ -210,7 +213,7 @@ def show_start(given: argparse.Namespace) -> None:
     clocks = "time.perf_counter(), time.process_time()"
     timed = f"import time; a, b = {clocks}; {{}}; c, d = {clocks}; print(c - a, d - b)"
     load = f"backbones.load({given.backbone!r}, {given.weights!r})"
-    engine = "import spptransfer.features, spptransfer.extraction.runners"
+    engine = "import spptransfer.features, spptransfer.extraction.extractor"
     within = [sys.executable, "-c"]
     module = [sys.executable, "-m", "spptransfer"]
     with tempfile.TemporaryDirectory(dir=given.place) as folder:

@@ -73,9 +73,6 @@ def measured(contender, X, y, options):
     Libraries are loaded, and have run once on a smaller task: what they hold is not the task's.
     """
     load_libraries(options)
-    from spptransfer.memory import release_memory
-
-    release_memory()
     before = resident_mb()
     reset_peak()
     began, cpu_began = time.perf_counter(), time.process_time()

@@ -16,8 +16,10 @@ MARKS = (0.1, 0.03, 0.01, 0.003, 0.001)
 def write_features(path, n_rows, n_features, n_classes, kind):
     """A cache in half precision, as `spptransfer extract` would have written it."""
     from spptransfer import images
-    from spptransfer.cache.rows import OK, Chunk, Rows
-    from spptransfer.cache.writing import write_cache
+    from spptransfer.cache.layout import blocks_of
+    from spptransfer.cache.rows import OK, RowTable
+    from spptransfer.cache.writer import CacheWriter
+    from spptransfer.ids import Ids
     from spptransfer.spec import FeatureSpec
 
     preprocessing = {**images.description(), "mean": [0, 0, 0], "std": [1, 1, 1]}
@@ -33,25 +35,17 @@ def write_features(path, n_rows, n_features, n_classes, kind):
     with tempfile.TemporaryFile(dir=path.parent) as file:
         X = np.memmap(file, np.float16, "w+", shape=(n_rows, n_features))
         _, y = relu_like(n_rows, n_features, n_classes, kind, out=X)
-
-        def chunks():
-            from spptransfer.cache.layout import blocks_of
-
-            (block,) = blocks_of(spec, n_features)
+        ids = [f"{i:08d}" for i in range(n_rows)]
+        (block,) = blocks_of(spec, n_features)
+        with CacheWriter(
+            path, spec=spec, channels=n_features, dataset="made up", ids=Ids(ids), labels=None
+        ) as writer:
             for at in range(0, n_rows, 4096):
-                rows = Rows.empty([f"{i:08d}" for i in range(at, min(at + 4096, n_rows))])
-                rows.status[:] = OK
-                yield Chunk(rows, {block: np.asarray(X[at : at + 4096])})
-
-        write_cache(
-            path,
-            spec=spec,
-            channels=n_features,
-            dataset="made up",
-            count=n_rows,
-            id_width=8,
-            chunks=chunks(),
-        )
+                table = RowTable.empty(ids[at : at + 4096])
+                table.status[:] = OK
+                positions = np.arange(at, at + len(table))
+                writer.put(positions, table, {block: np.asarray(X[positions])}, "made up")
+            writer.finish()
     return y
 
 

@@ -6,20 +6,17 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, model_validator
 
+from spptransfer import datasets, protocols
+from spptransfer.datasets import DatasetSection
 from spptransfer.errors import ConfigError, suggestion
 from spptransfer.images import View
+from spptransfer.protocols import ProtocolSection
 from spptransfer.pyramid.bins import Pooling
+from spptransfer.sections import ByName, PositiveInt, Section, check
 from spptransfer.spec import Storage
-from spptransfer.yaml_files import explain, read_mapping, replace
+from spptransfer.yaml_files import read_mapping, replace
 
 
 def _listed(value: Any) -> Any:
@@ -27,7 +24,6 @@ def _listed(value: Any) -> Any:
 
 
 NormalizationStep = Literal["l2", "l2_block", "signed_sqrt", "standardize"]
-PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # Products with a larger one overflow in float32; the solver sets the same limit.
 Cost = Annotated[float, Field(gt=0, le=1e20, allow_inf_nan=False)]
@@ -58,24 +54,7 @@ ClassWeight = Annotated[
 ]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DatasetSection(_Section):
-    """Which images: a dataset of `spptransfer.datasets`, and its options."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: str = Field(description="caltech101, voc2007, folder, csv or demo")
-    root: str | None = Field(None, description="folder (or CSV file); looked for if absent")
-
-    def options(self) -> dict[str, Any]:
-        """Options of this kind of dataset, checked by `open_dataset`."""
-        return dict(self.model_extra or {})
-
-
-class FeaturesSection(_Section):
+class FeaturesSection(Section):
     """How an image becomes a vector."""
 
     backbone: str = Field("alexnet", description="a name that `spptransfer backbones` lists")
@@ -102,7 +81,7 @@ class FeaturesSection(_Section):
     storage: Storage = Field("float32", description="type of the numbers in the cache")
 
 
-class ClassifierSection(_Section):
+class ClassifierSection(Section):
     """How vectors become classes."""
 
     normalize: tuple[NormalizationStep, ...] = Field(("l2",), description="applied in order")
@@ -132,19 +111,7 @@ class ClassifierSection(_Section):
         return self
 
 
-class ProtocolSection(_Section):
-    """What makes the number comparable: a protocol of `spptransfer.protocols`."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: str = Field(description="caltech101, voc2007, folder, csv, ...")
-
-    def settings(self) -> dict[str, Any]:
-        """Settings of the protocol, checked by `Protocol.settings`."""
-        return dict(self.model_extra or {})
-
-
-class GridRow(_Section):
+class GridRow(Section):
     """A row of a table of experiments."""
 
     label: Label = Field(description="what the row is called")
@@ -154,7 +121,7 @@ class GridRow(_Section):
     )
 
 
-class GridColumn(_Section):
+class GridColumn(Section):
     """A column of a table of experiments, and the paper's columns to print beside it."""
 
     label: Label = Field(description="what the column is called")
@@ -164,7 +131,7 @@ class GridColumn(_Section):
     )
 
 
-class GridSection(_Section):
+class GridSection(Section):
     """A table of experiments: every row in every column."""
 
     title: str = Field("", description="what the table shows")
@@ -200,7 +167,7 @@ def _known(kind: str, label: str, labels: Sequence[str]) -> None:
         raise ValueError(f"no {kind} is called '{label}'; {suggestion(label, labels)}")
 
 
-class Pipeline(_Section):
+class Pipeline(Section):
     """One experiment, or a table of them: dataset, features, classifier, protocol.
 
     Examples
@@ -210,11 +177,42 @@ class Pipeline(_Section):
     (6, 3, 2, 1)
     """
 
-    dataset: DatasetSection
+    dataset: Annotated[DatasetSection, ByName(datasets.sections)] = Field(
+        description="which images: a registered dataset, where it is, and its options"
+    )
     features: FeaturesSection = FeaturesSection()
     classifier: ClassifierSection = ClassifierSection()
-    protocol: ProtocolSection
+    protocol: Annotated[ProtocolSection, ByName(protocols.sections)] = Field(
+        description="what makes the number comparable: a protocol and its settings"
+    )
     grid: GridSection | None = Field(None, description="a table of experiments, if it is one")
+
+    @classmethod
+    def model_validate(cls, *args: Any, **kwargs: Any) -> Self:
+        """Check against the datasets and protocols that are registered now."""
+        _follow_registries()
+        return super().model_validate(*args, **kwargs)
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the JSON schema, with the datasets and protocols that are registered now."""
+        _follow_registries()
+        return super().model_json_schema(*args, **kwargs)
+
+
+def _registered() -> list[type[Section]]:
+    return [*datasets.sections().values(), *protocols.sections().values()]
+
+
+_known_sections = _registered()
+
+
+def _follow_registries() -> None:
+    """Build the unions of `Pipeline` again if something was registered since."""
+    global _known_sections
+    if (now := _registered()) != _known_sections:
+        Pipeline.model_rebuild(force=True)
+        _known_sections = now
 
 
 def read_pipeline(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Pipeline:
@@ -255,10 +253,7 @@ def parse_pipeline(values: Mapping[str, Any]) -> Pipeline:
         ...
     spptransfer.errors.ConfigError: unknown key 'protocl'; did you mean 'protocol'? ...
     """
-    try:
-        return Pipeline.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(explain(error, Pipeline)) from error
+    return check(Pipeline, values)
 
 
 def cell_pipeline(pipeline: Pipeline, row: GridRow, column: GridColumn) -> Pipeline:
@@ -286,7 +281,8 @@ def cell_pipeline(pipeline: Pipeline, row: GridRow, column: GridColumn) -> Pipel
     for key in row.set:
         if key in column.set:
             raise ConfigError(f"{cell}: its row and its column both set {key}")
-    values = pipeline.model_dump(exclude={"grid"})
+    # Only what was given: another dataset or protocol need not know the defaults of this one.
+    values = pipeline.model_dump(exclude={"grid"}, exclude_unset=True)
     try:
         for key, value in {**row.set, **column.set}.items():
             values = replace(values, key, value, f"set {key}")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,18 +14,17 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 
 from spptransfer import backbones
-from spptransfer.system import count_processors
-from spptransfer.cache.rows import OK
+from spptransfer.backbones import Backbone, BackboneRef
+from spptransfer.backbones.catalogue import IMAGENET_MEAN, IMAGENET_STD
 from spptransfer.cache.selection import COMBINES, Selection, feature_names
 from spptransfer.errors import ConfigError, ImageError
-from spptransfer.runtimes import count_callers
-from spptransfer.specify import feature_spec, one_of, whole_numbers
-
-if TYPE_CHECKING:
-    from spptransfer.extraction.batches import Source
-    from spptransfer.extraction.compute import FeatureComputer
+from spptransfer.runtimes import ComputeOptions, check_options
+from spptransfer.specify import feature_spec, one_of, weights_name, whole_numbers
 
 CHUNK = 128
+
+# An image is given as a file or as its samples.
+Source = Path | npt.NDArray[np.uint8]
 
 
 class DirectRows(NamedTuple):
@@ -41,9 +40,9 @@ class DirectRows(NamedTuple):
 
 def stream_features(
     sources: Iterable[Source],
-    computer: FeatureComputer,
     selection: Selection,
-    jobs: int | None = None,
+    backbone: Backbone | BackboneRef,
+    options: ComputeOptions,
 ) -> Iterator[DirectRows]:
     """Compute features chunk by chunk, in the order of the images.
 
@@ -51,33 +50,27 @@ def stream_features(
     ----------
     sources : iterable of Path or ndarray of uint8
         Files or arrays (H, W), (H, W, 3) or (H, W, 4).
-    computer : FeatureComputer
-        Runs the backbone.
     selection : Selection
-        Levels and scales wanted.
-    jobs : int, optional
-        Threads, by default one per processor that we may use.
+        Levels and scales wanted, and their spec.
+    backbone : Backbone or BackboneRef
+        The network.
+    options : ComputeOptions
+        Where and by what to compute.
 
     Yields
     ------
     DirectRows
         Up to 128 rows.
     """
-    from spptransfer.extraction.parts import PartMaker, PartSettings
-    from spptransfer.extraction.plan import Part
-    from spptransfer.extraction.progress import Clock
+    from spptransfer.extraction.extractor import Extractor, without_features  # imports torch
 
-    workers = count_callers(computer.runtime, jobs or count_processors())
     remaining = iter(sources)
-    settings = PartSettings(Path(), selection.spec, selection.channels, dataset="")
-    with PartMaker(settings, computer, Clock(workers, workers), workers) as maker:
+    with Extractor([selection.spec], backbone, options) as extractor:
         while chunk := tuple(islice(remaining, CHUNK)):
-            names = tuple(str(number) for number in range(len(chunk)))
-            rows, blocks = maker.compute(Part(0, names, chunk))
+            (rows,) = extractor.compute(chunk)
             matrix = np.empty((len(chunk), selection.width), dtype=np.float32)
-            selection.fill(matrix, blocks.__getitem__)
-            failed = np.flatnonzero(rows.status != OK)
-            yield DirectRows(chunk, matrix, {int(i): rows.error[i] for i in failed})
+            selection.fill(matrix, rows.features.__getitem__)
+            yield DirectRows(chunk, matrix, without_features(rows))
 
 
 class SPPFeatures(TransformerMixin, BaseEstimator):
@@ -85,13 +78,17 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
 
     Parameters
     ----------
-    backbone : str, default="alexnet"
-        A name that `spptransfer.backbones.names` lists.
+    backbone : str, torch.nn.Module or Backbone, default="alexnet"
+        A name that `spptransfer.backbones.names` lists, a network of your own, or one that
+        `backbones.from_module` or `backbones.load` made. Your network stays as it is.
     weights : str or path-like, default="imagenet"
-        Name in the catalogue, a ``.safetensors`` or ``.pth`` file, or ``"random:SEED"``. Loaded
-        when first needed, never by the constructor.
+        For a name: weights in the catalogue, a ``.safetensors`` or ``.pth`` file, or
+        ``"random:SEED"``. Loaded when first needed, never by the constructor.
     layer : str, default="spp"
-        A layer of the backbone; ``"spp"`` is its last map, pooled by the pyramid.
+        A layer of the backbone; ``"spp"`` is the last map of those that have names. For a
+        `torch.nn.Module` the name of a module in it, whose output is a map or a vector.
+    mean, std : sequence of 3 floats, optional
+        For a `torch.nn.Module`: what RGB in [0, 1] is normalised with; ImageNet's by default.
     levels : sequence of int, default=(6, 3, 2, 1)
         Levels of the pyramid, in the order of the columns; without any, the whole map of a
         ``center_crop`` or ``warp``, channel by channel. Fully connected layers ignore it: they
@@ -109,9 +106,9 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
     precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Arithmetic of the backbone; ``"auto"`` is float32.
     device : str, default="auto"
-        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-    runtime : {"torch", "openvino", "onnxruntime"}, default="torch"
-        Who computes the network's maps; the others than torch on the CPU only.
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
+    runtime : {"auto", "torch", "openvino", "onnxruntime"}, default="auto"
+        Who computes the network's maps; see `spptransfer.runtimes`.
     n_jobs : int, optional
         Threads, by default one per processor that we may use.
 
@@ -134,14 +131,23 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
     >>> photos = [np.zeros((80, 120, 3), np.uint8), np.zeros((90, 60), np.uint8)]
     >>> spp.fit_transform(photos).shape
     (2, 2560)
+
+    A network of your own:
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.ReLU())
+    >>> SPPFeatures(net, layer="1", levels=[2, 1], scales=[64]).fit_transform(photos).shape
+    (2, 40)
     """
 
     def __init__(
         self,
-        backbone: str = "alexnet",
+        backbone: Any = "alexnet",
         weights: str | os.PathLike[str] = "imagenet",
         *,
         layer: str = "spp",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         levels: Sequence[int] = (6, 3, 2, 1),
         pooling: str = "max",
         scales: Sequence[int] = (224,),
@@ -150,12 +156,14 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         flip: bool = False,
         precision: str = "auto",
         device: str = "auto",
-        runtime: str = "torch",
+        runtime: str = "auto",
         n_jobs: int | None = None,
     ) -> None:
         self.backbone = backbone
         self.weights = weights
         self.layer = layer
+        self.mean = mean
+        self.std = std
         self.levels = levels
         self.pooling = pooling
         self.scales = scales
@@ -186,18 +194,20 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         WeightsError
             If the weights are missing or do not fit the backbone.
         """
+        if not isinstance(self.backbone, str):
+            self.__dict__.pop("_chosen", None)  # it may have been trained meanwhile
         self._choose()
         self._load()
         return self
 
     def _choose(self) -> None:
         """Check the parameters, once for each setting of them; nothing here is learned."""
-        given = repr(self.get_params())
+        given = [(name, id(value), repr(value)) for name, value in self.get_params().items()]
         if given == getattr(self, "_chosen", None):
             return
+        self._backbone = self._named_or_given()
         self.spec_ = feature_spec(
-            backbone=self.backbone,
-            weights=self.weights,
+            self._backbone,
             layer=self.layer,
             levels=self.levels,
             pooling=self.pooling,
@@ -206,26 +216,39 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
             flip=self.flip,
             precision=self.precision,
         )
-        _check_machine(self.device, self.n_jobs)
-        channels = backbones.describe(self.backbone).layer(self.layer).channels
+        self._options = ComputeOptions(self.device, self.runtime, _threads(self.n_jobs))
+        check_options(self._options, self.spec_.precision)
         levels = whole_numbers("levels", self.levels, "[6, 3, 2, 1]")
-        chosen = (levels or self.spec_.levels) if self.spec_.levels else None
-        scales = whole_numbers("scales", self.scales, "[224]")
-        combine = one_of("combine", self.combine, COMBINES)
-        self._selection = Selection.choose(self.spec_, channels, chosen, scales, combine)
+        self._selection = Selection.choose(
+            self.spec_,
+            self._backbone.info.layer(self.layer).channels,
+            (levels or self.spec_.levels) if self.spec_.levels else None,
+            whole_numbers("scales", self.scales, "[224]"),
+            one_of("combine", self.combine, COMBINES),
+        )
         self.n_features_out_ = self._selection.width
-        self.__dict__.pop("_computer", None)
         self._chosen = given
 
-    def _load(self) -> None:
-        if hasattr(self, "_computer"):
-            return
-        from spptransfer.extraction.compute import FeatureComputer
-
-        network = backbones.load(self.backbone, self.weights, layer=self.layer)
-        self._computer = FeatureComputer(
-            network, self.spec_, self.device, runtime=self.runtime, threads=self.n_jobs
+    def _named_or_given(self) -> Backbone | BackboneRef:
+        """Return the backbone that is named, or wrap the module that was given."""
+        if isinstance(self.backbone, str):
+            if self.mean is not None or self.std is not None:
+                raise ConfigError("mean and std go with a module; a named backbone has its own")
+            return BackboneRef(self.backbone, weights_name(self.weights))
+        if hasattr(self.backbone, "maps_of"):
+            found: Backbone = self.backbone
+            return found
+        return backbones.from_module(
+            self.backbone,
+            self.layer,
+            mean=IMAGENET_MEAN if self.mean is None else self.mean,
+            std=IMAGENET_STD if self.std is None else self.std,
         )
+
+    def _load(self) -> None:
+        """Load a named network, once."""
+        if isinstance(self._backbone, BackboneRef):
+            self._backbone = self._backbone.load([self.layer])
 
     def transform(self, X: Iterable[str | os.PathLike[str] | npt.NDArray[np.uint8]]) -> Any:
         """Compute the features of images.
@@ -247,13 +270,13 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         sources = [_as_source(image) for image in _as_list(X)]
         self._choose()
         self._load()
-        parts: list[npt.NDArray[np.float32]] = []
-        for chunk in stream_features(sources, self._computer, self._selection, self.n_jobs):
+        found: list[npt.NDArray[np.float32]] = []
+        for chunk in stream_features(sources, self._selection, self._backbone, self._options):
             for position, error in chunk.errors.items():
-                first = sum(len(part) for part in parts)
+                first = sum(len(matrix) for matrix in found)
                 raise ImageError(f"{_name(sources, first + position)}: {error}")
-            parts.append(chunk.matrix)
-        return np.concatenate(parts) if parts else np.empty((0, self.n_features_out_), np.float32)
+            found.append(chunk.matrix)
+        return np.concatenate(found) if found else np.empty((0, self.n_features_out_), np.float32)
 
     def get_feature_names_out(self, input_features: Any = None) -> npt.NDArray[np.object_]:
         """Name the columns by scale, level, channel, bin row and bin column.
@@ -272,9 +295,10 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # A network is loaded again where it is needed; weights have no place in a pickle.
+        # A named network is loaded again where it is needed; its weights have no place in a pickle.
         state: dict[str, Any] = dict(super().__getstate__())
-        state.pop("_computer", None)
+        for name in ("_backbone", "_chosen"):
+            state.pop(name, None)
         return state
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -289,16 +313,11 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         return tags
 
 
-def _check_machine(device: Any, n_jobs: Any) -> None:
-    """Refuse what is neither a device's name nor a number of threads."""
-    if not isinstance(device, str):
-        raise ConfigError(f"device: {device!r} is unknown; allowed: auto, cpu, cuda, cuda:N")
-    is_number = isinstance(n_jobs, (int, np.integer)) and not isinstance(n_jobs, bool)
-    if n_jobs is not None and not (is_number and n_jobs >= 1):
-        raise ConfigError(
-            f"n_jobs: {n_jobs!r} must be a whole number of at least 1, or None for a thread per "
-            "processor"
-        )
+def _threads(n_jobs: Any) -> int | None:
+    is_count = isinstance(n_jobs, (int, np.integer)) and not isinstance(n_jobs, bool)
+    if n_jobs is not None and not (is_count and n_jobs >= 1):
+        raise ConfigError(f"n_jobs: {n_jobs!r} must be a whole number of at least 1, or None")
+    return None if n_jobs is None else int(n_jobs)
 
 
 def _as_list(X: Any) -> list[Any]:

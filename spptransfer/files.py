@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -197,7 +196,7 @@ def exclusive_lock(path: Path, what: str) -> Iterator[None]:
     Parameters
     ----------
     path : Path
-        The lock file; it stays there, and holds who wrote last and since when.
+        The lock file; it holds who writes and since when, and is removed in the end.
     what : str
         What is protected, for messages, such as ``"the cache 'a.h5'"``.
 
@@ -224,10 +223,17 @@ def exclusive_lock(path: Path, what: str) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise CacheError(f"cannot lock {what}: '{path}': {reason}") from error
+    # Where the system knows no locks, filelock writes and removes a file of its own kind.
+    is_native = isinstance(lock, filelock.FileLock)
     try:
-        _write_note(path)
+        if is_native:
+            _write_note(path)
         yield
     finally:
+        if is_native:
+            # Who waits for a file that is gone by then begins again; Windows refuses this.
+            with contextlib.suppress(OSError):
+                path.unlink()
         lock.release()
 
 

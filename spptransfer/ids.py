@@ -57,7 +57,7 @@ def _to_bytes(text: str) -> bytes:
         raise ValueError(f"{text!r} is no text in UTF-8") from None
     if raw.endswith(b"\0"):
         raise ValueError(f"{text!r} ends in a NUL, which fixed-width text cannot hold")
-    if len(raw) != len(text) and raw.decode("utf-8", "surrogateescape") != text:
+    if not text.isascii() and raw.decode("utf-8", "surrogateescape") != text:
         raise ValueError(f"{text!r} is no text in UTF-8")
     return raw
 
@@ -160,6 +160,15 @@ class Ids(Sequence[str]):
             positions = np.fromiter(positions, np.intp)
         return self.from_encoded(self.encoded[positions])
 
+    def narrow(self) -> Ids:
+        """Return the same strings in an array no wider than the longest."""
+        chunks = [self.encoded[at : at + _CHUNK] for at in range(0, len(self), _CHUNK)]
+        longest = max((int(np.char.str_len(chunk).max()) for chunk in chunks), default=0)
+        narrow = f"S{max(1, longest)}"
+        return (
+            self if self.encoded.dtype == narrow else self.from_encoded(self.encoded.astype(narrow))
+        )
+
     def sha256(self) -> str:
         """Return a hash of the strings and their order.
 
@@ -168,8 +177,9 @@ class Ids(Sequence[str]):
         >>> Ids(["a", "bc"]).sha256() == Ids(["ab", "c"]).sha256()
         False
         """
-        hasher = hashlib.sha256(self.encoded.dtype.str.encode())
-        hasher.update(np.ascontiguousarray(self.encoded).tobytes())
+        encoded = self.narrow().encoded
+        hasher = hashlib.sha256(encoded.dtype.str.encode())
+        hasher.update(np.ascontiguousarray(encoded).tobytes())
         return hasher.hexdigest()
 
     @cached_property

@@ -28,7 +28,9 @@ devkit's loop ends at 0; means leave such a class out.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -41,9 +43,6 @@ METHODS: tuple[Method, ...] = get_args(Method)
 MEAN_AVERAGE_PRECISION = {method: f"mean average precision ({method})" for method in METHODS}
 OVERALL_ACCURACY = "overall accuracy"
 MEAN_PER_CLASS_ACCURACY = "mean per-class accuracy"
-
-SINGLE_LABEL_METRICS = (OVERALL_ACCURACY, MEAN_PER_CLASS_ACCURACY)
-MULTI_LABEL_METRICS = tuple(MEAN_AVERAGE_PRECISION.values())
 
 _Floats = npt.NDArray[np.float64]
 _Counts = npt.NDArray[np.intp]
@@ -319,6 +318,96 @@ def confusion_matrix(
             raise ValueError(f"class indices must lie from 0 to {n_classes - 1}")
     cells = truth.astype(np.int64) * n_classes + predicted
     return np.bincount(cells, minlength=n_classes * n_classes).reshape(n_classes, n_classes)
+
+
+class Metric(NamedTuple):
+    """How a test set is measured.
+
+    Attributes
+    ----------
+    compute : callable
+        From targets and decision values of shape (n, n_classes) to a number, better if larger.
+        Targets are class indices of shape (n,), or an indicator of shape (n, n_classes) in
+        {1, 0 = ignored, -1}.
+    kind : {"single-label", "multi-label"}
+        Of which targets.
+    per_class : bool, default=False
+        Whether `compute` gives the values of the classes too, as a second value of shape
+        (n_classes,).
+
+    Examples
+    --------
+    One metric more is one entry more, which every result then has:
+
+    >>> def in_first_two(targets, scores):
+    ...     best = np.argsort(-scores, axis=1)[:, :2]
+    ...     return float((best == targets[:, None]).any(axis=1).mean())
+    >>> METRICS["top-2 accuracy"] = Metric(in_first_two, "single-label")
+    >>> METRICS.pop("top-2 accuracy").value(np.array([2]), np.array([[3.0, 1.0, 2.0]]))
+    1.0
+    """
+
+    compute: Callable[[npt.NDArray[Any], npt.NDArray[Any]], Any]
+    kind: Literal["single-label", "multi-label"]
+    per_class: bool = False
+
+    def value(self, targets: npt.NDArray[Any], scores: npt.NDArray[Any]) -> float:
+        """Compute the one number."""
+        found = self.compute(targets, scores)
+        return float(found[0] if self.per_class else found)
+
+
+def _accuracy(targets: npt.NDArray[Any], scores: npt.NDArray[Any]) -> float:
+    return overall_accuracy(targets, scores.argmax(axis=1))
+
+
+def _accuracies(targets: npt.NDArray[Any], scores: npt.NDArray[Any]) -> tuple[float, _Floats]:
+    predicted, n_classes = scores.argmax(axis=1), scores.shape[1]
+    return (
+        mean_per_class_accuracy(targets, predicted, n_classes),
+        per_class_accuracy(targets, predicted, n_classes),
+    )
+
+
+# Every metric by its full name; results hold all of the kind that their labels have.
+METRICS: dict[str, Metric] = {
+    OVERALL_ACCURACY: Metric(_accuracy, "single-label"),
+    MEAN_PER_CLASS_ACCURACY: Metric(_accuracies, "single-label", per_class=True),
+    **{
+        name: Metric(partial(mean_average_precision, method=method), "multi-label", per_class=True)
+        for method, name in MEAN_AVERAGE_PRECISION.items()
+    },
+}
+
+
+def metrics_of(multi_label: bool) -> tuple[str, ...]:
+    """Return the full names of the metrics for one label per image, or for several.
+
+    Examples
+    --------
+    >>> metrics_of(multi_label=False)
+    ('overall accuracy', 'mean per-class accuracy')
+    """
+    kind = "multi-label" if multi_label else "single-label"
+    return tuple(name for name, metric in METRICS.items() if metric.kind == kind)
+
+
+def metric_named(name: str) -> Metric:
+    """Look a metric up by its full name.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such metric; the message names the nearest one.
+
+    Examples
+    --------
+    >>> metric_named("overall accuracy").kind
+    'single-label'
+    """
+    if name not in METRICS:
+        raise ConfigError(f"unknown metric '{name}'; {suggestion(name, METRICS)}")
+    return METRICS[name]
 
 
 def _checked(Y: npt.ArrayLike, S: npt.ArrayLike) -> tuple[npt.NDArray[np.int8], _Floats]:

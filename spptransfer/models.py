@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 from sklearn.pipeline import Pipeline
 
-from spptransfer import backbones
-from spptransfer.files import atomic_write
+from spptransfer.backbones import BackboneRef
 from spptransfer.cache.selection import Combine, Selection
 from spptransfer.errors import ModelError, SPPTransferError, WeightsError
+from spptransfer.files import atomic_write
 from spptransfer.normalization import STEPS, PyramidNormalizer
-from spptransfer.preprocessing import check_current
+from spptransfer.runtimes import ComputeOptions
 from spptransfer.spec import FeatureSpec
-
-if TYPE_CHECKING:
-    from spptransfer.backbones.loading import Backbone
+from spptransfer.specify import check_current
 
 FORMAT = "spptransfer-model"
 FORMAT_VERSION = 1
@@ -127,6 +125,8 @@ class TransferModel:
                 "a model is made of three fitted steps: SPPFeatures, PyramidNormalizer, linear SVM"
             )
         features, normalizer, svm = steps
+        if not isinstance(features.backbone, str):
+            raise ModelError("a model names its backbone; a module of your own has no name for it")
         coef, intercept = np.asarray(svm.coef_, np.float32), np.asarray(svm.intercept_, np.float32)
         if len(svm.classes_) == 2 and len(coef) == 1:  # two classes share one hyperplane
             coef, intercept = np.concatenate([-coef, coef]), np.concatenate([-intercept, intercept])
@@ -165,7 +165,8 @@ class TransferModel:
         SPPTransferError
             If they do not follow from the spec.
         """
-        channels = backbones.describe(self.spec.backbone).layer(self.spec.layer).channels
+        info = BackboneRef(self.spec.backbone, self.weights).info
+        channels = info.layer(self.spec.layer).channels
         return Selection.choose(self.spec, channels, self.levels, self.scales, self.combine)
 
     def decision_function(self, X: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
@@ -204,9 +205,7 @@ class TransferModel:
         self,
         paths: Iterable[Path],
         *,
-        device: str = "auto",
-        runtime: str = "torch",
-        jobs: int | None = None,
+        options: ComputeOptions = ComputeOptions(),
         weights: str | os.PathLike[str] | None = None,
         weights_dir: Path | None = None,
     ) -> Iterator[Scores]:
@@ -216,10 +215,8 @@ class TransferModel:
         ----------
         paths : iterable of Path
             Image files.
-        device, runtime : str
-            As in `SPPFeatures`.
-        jobs : int, optional
-            Threads, by default one per processor that we may use.
+        options : ComputeOptions, optional
+            Device, runtime and threads.
         weights : str or path-like, optional
             Where the backbone's weights are now, by default where they were in training.
         weights_dir : Path, optional
@@ -235,12 +232,10 @@ class TransferModel:
         ModelError
             If the weights found are not those that the model was trained with.
         """
-        from spptransfer.extraction.compute import FeatureComputer
         from spptransfer.features import stream_features
 
-        backbone = self._load_backbone(weights, weights_dir)
-        computer = FeatureComputer(backbone, self.spec, device, runtime=runtime, threads=jobs)
-        for chunk in stream_features(map(Path, paths), computer, self.selection(), jobs):
+        backbone = self._find_backbone(weights, weights_dir)
+        for chunk in stream_features(map(Path, paths), self.selection(), backbone, options):
             for position, path in enumerate(cast(tuple[Path, ...], chunk.sources)):
                 if position in chunk.errors:
                     yield Scores(path, None, chunk.errors[position])
@@ -248,28 +243,27 @@ class TransferModel:
                 row = chunk.matrix[position : position + 1]
                 yield Scores(path, self.decision_function(row)[0], "")
 
-    def _load_backbone(
+    def _find_backbone(
         self, weights: str | os.PathLike[str] | None, weights_dir: Path | None
-    ) -> Backbone:
-        """Load the very weights of the training, from where they are now."""
+    ) -> BackboneRef:
+        """Find the very weights of the training, where they are now."""
         spec = self.spec
         known = self.weights_path
         weights = weights or (known if known and known.exists() else self.weights)
+        backbone = BackboneRef(spec.backbone, os.fspath(weights), weights_dir)
         try:
-            backbone = backbones.load(
-                spec.backbone, weights, layer=spec.layer, weights_dir=weights_dir
-            )
+            found = backbone.weights_sha256()
         except WeightsError as error:
             raise ModelError(
                 f"{error}; the model needs the weights of {spec.backbone} with SHA-256 "
                 f"{spec.weights_sha256[:12]}: say where they are now (--weights FILE)"
             ) from error
-        if backbone.weights_sha256 != spec.weights_sha256:
+        if found != spec.weights_sha256:
             raise ModelError(
-                f"the weights '{weights}' (SHA-256 {backbone.weights_sha256[:12]}) "
+                f"the weights '{weights}' (SHA-256 {found[:12]}) "
                 f"are not those that the model was trained with ({spec.weights_sha256[:12]})"
             )
-        check_current(spec)
+        check_current(spec, backbone.info)
         return backbone
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -312,8 +306,6 @@ class TransferModel:
         }
         with atomic_write(Path(path)) as temporary, open(temporary, "wb") as file:
             file.write(to_bytes(tensors, metadata={"spptransfer": json.dumps(facts)}))
-            file.flush()
-            os.fsync(file.fileno())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TransferModel:
@@ -375,7 +367,7 @@ def _build(facts: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> Trans
         multi_label=bool(facts["multi_label"]),
         C=facts["C"],
         protocol=str(facts["protocol"]),
-        thresholds=tensors.get("thresholds"),  # older files have none
+        thresholds=tensors["thresholds"],
     )
     _check(model)
     return model

@@ -124,7 +124,7 @@ class FeatureSpec:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def differences(self, other: FeatureSpec) -> list[str]:
-        """Say in words which fields differ, with both values.
+        """List in words the fields that differ, with both values.
 
         Examples
         --------
@@ -140,7 +140,7 @@ class FeatureSpec:
         ]
 
     def covers(self, other: FeatureSpec) -> bool:
-        """Whether rows of this spec determine those of another exactly.
+        """Tell whether rows of this spec determine those of another exactly.
 
         That is so if they differ at most in levels and scales, and every level and scale of the
         other one is stored here or follows from what is stored.
@@ -159,7 +159,7 @@ class FeatureSpec:
         return levels and set(other.scales) <= set(self.scales)
 
     def source_of(self, level: int) -> int | None:
-        """Stored level from which `level` follows exactly, None where none does.
+        """Return the stored level from which `level` follows exactly, None where none does.
 
         Examples
         --------

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spptransfer import backbones
-from spptransfer.backbones.weights import identify
-from spptransfer.errors import ConfigError
+from spptransfer import images
+from spptransfer.backbones import Backbone, BackboneInfo, BackboneRef, map_side
+from spptransfer.errors import ConfigError, ModelError, suggestion
 from spptransfer.images import check_view
-from spptransfer.preprocessing import preprocessing_of
 from spptransfer.pyramid.bins import check_pooling
-from spptransfer.spec import PRECISIONS, STORAGES, FeatureSpec, check_scales, stored_levels
+from spptransfer.spec import (
+    NUMERICS_VERSION,
+    PRECISIONS,
+    STORAGES,
+    FeatureSpec,
+    check_scales,
+    stored_levels,
+)
 
 
 def feature_spec(
+    backbone: Backbone | BackboneRef,
     *,
-    backbone: str,
-    weights: str | os.PathLike[str],
     layer: str = "spp",
     levels: Sequence[int] = (6, 3, 2, 1),
     pooling: str = "max",
@@ -30,20 +34,16 @@ def feature_spec(
     flip: bool = False,
     precision: str = "auto",
     storage: str = "float32",
-    weights_dir: Path | None = None,
-    memo_dir: Path | None = None,
 ) -> FeatureSpec:
     """Check what a user names and turn it into a feature spec.
 
-    The weights are identified by their content; torch is not imported for that unless they are
-    random.
-
     Parameters
     ----------
-    backbone, weights, layer, levels, pooling, scales, view, flip, precision, storage
-        As in `SPPFeatures` and the pipeline file.
-    weights_dir, memo_dir : Path, optional
-        As in `spptransfer.backbones.load`.
+    backbone : Backbone or BackboneRef
+        The network, loaded or not: weights are known by their content, and torch is not imported
+        for that unless they are random.
+    layer, levels, pooling, scales, view, flip, precision, storage
+        As in `SPPFeatures` and the pipeline file; ``precision="auto"`` stands for float32 here.
 
     Returns
     -------
@@ -58,46 +58,76 @@ def feature_spec(
 
     Examples
     --------
-    >>> spec = feature_spec(backbone="squeezenet1_1", weights="random", scales=[64])
+    >>> spec = feature_spec(BackboneRef("squeezenet1_1", "random"), scales=[64])
     >>> spec.levels, spec.precision
     ((6,), 'float32')
     """
     levels = whole_numbers("levels", levels, "[6, 3, 2, 1]")
-    scales = whole_numbers("scales", scales, "[224]")
+    scales = check_scales(whole_numbers("scales", scales, "[224]"))
     if not isinstance(flip, (bool, np.bool_)):
         raise ConfigError(f"flip: {flip!r} must be True or False")
-    if not isinstance(weights, (str, os.PathLike)):
-        raise ConfigError(
-            f"weights: {weights!r} must be a name of the catalogue, random:SEED or a file's path"
-        )
     arithmetic = one_of("precision", precision, ("auto", *PRECISIONS))
-    info = backbones.describe(backbone)
+    info = backbone.info
     is_map = info.layer(layer).kind == "map"
-    checked = stored_levels(levels, check_pooling(pooling), flip) if len(levels) else ()
-    smallest = min(check_scales(scales))
-    if smallest < info.min_side:
+    checked = stored_levels(levels, check_pooling(pooling), flip) if levels else ()
+    if min(scales) < info.min_side:
         raise ConfigError(
-            f"scales: {smallest} is too small for '{backbone}'; at least {info.min_side} pixels"
+            f"scales: {min(scales)} is too small for '{info.name}'; at least {info.min_side} pixels"
         )
     if is_map and not checked:
         checked = _whole_map(backbone, layer, scales, view)
     return FeatureSpec(
-        backbone=backbone,
-        weights_sha256=identify(backbone, weights, weights_dir, memo_dir=memo_dir),
+        backbone=info.name,
+        weights_sha256=weights_sha256(backbone),
         layer=layer,
         levels=checked if is_map else (),
         pooling=check_pooling(pooling) if is_map else "max",
-        scales=tuple(sorted(scales)),
+        scales=scales,
         view=check_view(view),
         flip=bool(flip),
         precision="float32" if arithmetic == "auto" else arithmetic,
         storage=one_of("storage", storage, STORAGES),
-        preprocessing=preprocessing_of(backbone),
+        preprocessing=preprocessing_of(info),
     )
 
 
-def _whole_map(backbone: str, layer: str, scales: Sequence[int], view: str) -> tuple[int, ...]:
-    """Level whose bins are the cells of a map: what ``levels: []`` stands for."""
+def weights_sha256(backbone: Backbone | BackboneRef) -> str:
+    """Return the identity of a backbone's weights, loaded or not."""
+    if isinstance(backbone, BackboneRef):
+        return backbone.weights_sha256()
+    return backbone.weights_sha256
+
+
+def preprocessing_of(info: BackboneInfo) -> dict[str, Any]:
+    """Describe all between a file and a backbone's input that a feature's value depends on.
+
+    Examples
+    --------
+    >>> preprocessing_of(BackboneRef("alexnet", "imagenet").info)["mean"]
+    [0.485, 0.456, 0.406]
+    """
+    return {**images.description(), "mean": list(info.mean), "std": list(info.std)}
+
+
+def check_current(spec: FeatureSpec, info: BackboneInfo) -> None:
+    """Make sure that features computed now are those that a model was trained on.
+
+    Raises
+    ------
+    ModelError
+        If images were decoded, resized or computed in another way.
+    """
+    if (spec.preprocessing, spec.numerics) != (preprocessing_of(info), NUMERICS_VERSION):
+        raise ModelError(
+            "the model was trained on features of another version of spptransfer, which decoded, "
+            "resized or computed images in another way: train it again"
+        )
+
+
+def _whole_map(
+    backbone: Backbone | BackboneRef, layer: str, scales: Sequence[int], view: str
+) -> tuple[int, ...]:
+    """Return the level whose bins are the cells of a map: what ``levels: []`` stands for."""
     if check_view(view) == "full":
         raise ConfigError(
             "levels: [] takes the whole map, whose size differs from image to image with view "
@@ -105,31 +135,16 @@ def _whole_map(backbone: str, layer: str, scales: Sequence[int], view: str) -> t
         )
     if len(scales) > 1:
         raise ConfigError(f"levels: [] takes the whole map at one scale, not at {list(scales)}")
-    from spptransfer.backbones.loading import map_side
-
     return (map_side(backbone, layer, scales[0]),)
 
 
 def whole_numbers(name: str, values: Sequence[int], example: str) -> tuple[int, ...]:
-    """Validate a list of numbers, numpy's among them, and keep its order.
-
-    Parameters
-    ----------
-    name : str
-        What is given.
-    values : sequence of int, or ndarray
-        Whether these are in range is for others to check.
-    example : str
-        A right one, to be named.
-
-    Returns
-    -------
-    tuple of int
+    """Validate a list of whole numbers, numpy's among them, and keep its order.
 
     Raises
     ------
     ConfigError
-        If it is no list.
+        If it is no list; the message names `name` and the right `example`.
 
     Examples
     --------
@@ -146,13 +161,8 @@ def whole_numbers(name: str, values: Sequence[int], example: str) -> tuple[int, 
     return tuple(int(each) if isinstance(each, np.integer) else each for each in values)
 
 
-def one_of(name: str, value: str, allowed: Sequence[Any]) -> Any:
+def one_of(name: str, value: Any, allowed: Sequence[Any]) -> Any:
     """Validate a value that is one of a few words.
-
-    Raises
-    ------
-    ConfigError
-        If it is none of them.
 
     Examples
     --------
@@ -160,5 +170,14 @@ def one_of(name: str, value: str, allowed: Sequence[Any]) -> Any:
     'float16'
     """
     if value not in allowed:
-        raise ConfigError(f"{name}: '{value}' is unknown; allowed: {', '.join(allowed)}")
+        raise ConfigError(f"{name}: {value!r} is unknown; {suggestion(str(value), allowed)}")
     return value
+
+
+def weights_name(weights: Any) -> str:
+    """Validate what names weights: a name in the catalogue, ``random:SEED`` or a file's path."""
+    if not isinstance(weights, (str, os.PathLike)):
+        raise ConfigError(
+            f"weights: {weights!r} must be a name of the catalogue, random:SEED or a file's path"
+        )
+    return os.fspath(weights)

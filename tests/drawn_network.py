@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from spptransfer import backbones
 from spptransfer.backbones.weights import path_of
-from spptransfer.datasets.drawing import draw
+from spptransfer.datasets.generated import draw
 
 EMBEDDED = Path(path_of("spp-mini", "embedded"))
 CLASSES = tuple(

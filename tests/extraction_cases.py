@@ -1,34 +1,32 @@
-"""Datasets of awkward images and a small backbone, for all tests of extraction."""
+"""Datasets of awkward images and small backbones, for all tests of extraction."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import struct
 import threading
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from cache_files import make_spec
+import torch
 from image_files import encode, picture, rotated_by_exif
 from PIL import Image
+from torch import nn
 
 from spptransfer import backbones
+from spptransfer.backbones import BackboneRef
 from spptransfer.datasets import Dataset
-from spptransfer.extraction import Destination, extract, extract_together
+from spptransfer.extraction import extract
+from spptransfer.runtimes import ComputeOptions
+from spptransfer.specify import feature_spec
 
-LAYER, CHANNELS = "fire4", 256
-SPEC = make_spec(backbone="squeezenet1_1", layer=LAYER, scales=(48,), levels=(3,))
-
-
-@functools.cache
-def backbone():
-    return backbones.load("squeezenet1_1", "random", layer=LAYER)
+TORCH = ComputeOptions(device="cpu", runtime="torch", threads=2)
 
 
-@functools.cache
-def fully_connected():
-    return backbones.load("alexnet", "random", layer="fc6")
+# ---- images ----
 
 
 def awkward_images() -> dict[str, bytes]:
@@ -68,6 +66,10 @@ def png_that_claims(height: int, width: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + checksum + b"\0\0\0\0IDAT"
 
 
+def many_images(count: int) -> dict[str, bytes]:
+    return {f"{i:04d}.png": encode(picture(32 + i % 3, 35 + i % 2, i)) for i in range(count)}
+
+
 def make_dataset(root: Path, files: dict[str, bytes], extra: tuple[str, ...] = ()) -> Dataset:
     root.mkdir(exist_ok=True, parents=True)
     for name, content in files.items():
@@ -80,61 +82,85 @@ def open_folder(root: Path, ids) -> Dataset:
     return Dataset("folder", root, tuple(ids), ("ant", "bee"), targets)
 
 
-def many_images(count: int) -> dict[str, bytes]:
-    return {f"{i:04d}.png": encode(picture(40 + i % 3, 44 + i % 2, i)) for i in range(count)}
+# ---- backbones ----
 
 
-def run(dataset, path, spec=SPEC, **options):
-    options = {"load_backbone": backbone, "channels": CHANNELS, "jobs": 2, "part_rows": 4} | options
-    return extract(dataset, spec, path=path, **options)
+class Net(nn.Module):
+    """Two maps and a vector of the user's own; tells somebody what goes through it."""
+
+    def __init__(self, observe: Callable[[torch.Tensor], object] = lambda images: None) -> None:
+        super().__init__()
+        self.observe = observe
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            self.low = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU())
+            self.high = nn.Sequential(nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU())
+            self.mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 12))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.observe(images)
+        return self.mean(self.high(self.low(images)))
 
 
-def counts(report):
-    """Added, changed, unchanged, removed and failed."""
-    return report.added, report.changed, report.unchanged, report.removed, len(report.failures)
+def net(observe: Callable[[torch.Tensor], object] | None = None):
+    """A backbone of it; what happens while it is wrapped is not told."""
+    ready = []
+    module = Net(lambda images: observe(images) if observe and ready else None)
+    backbone = backbones.from_module(
+        module, ["low", "high", "mean"], mean=[0.5] * 3, std=[0.25] * 3, name="net", is_local=True
+    )
+    ready.append(True)
+    return backbone
 
 
-MINI = {"backbone": "spp-mini", "scales": (64,)}
+NET = net()
+SPEC = feature_spec(NET, layer="high", levels=[3], scales=[32])
 SEVERAL = {
-    "conv1": make_spec(**MINI, layer="conv1", levels=(3,)),
-    "conv4": make_spec(**MINI, layer="conv4", levels=(4, 3), pooling="mean"),
-    "spp": make_spec(**MINI, layer="spp", levels=(6,)),
-    "crop": make_spec(**MINI, layer="conv5", levels=(8,), view="center_crop", storage="float16"),
-    "larger": make_spec(**MINI | {"scales": (64, 72)}, layer="spp", levels=(2,)),
-    "fc6": make_spec(**MINI, layer="fc6", levels=()),
-    "fc7": make_spec(**MINI, layer="fc7", levels=()),
+    "low": feature_spec(NET, layer="low", levels=[3], scales=[32]),
+    "average": feature_spec(NET, layer="high", levels=[4, 3], scales=[32], pooling="mean"),
+    "high": SPEC,
+    "crop": feature_spec(
+        NET, layer="high", levels=[8], scales=[32], view="center_crop", storage="float16"
+    ),
+    "larger": feature_spec(NET, layer="high", levels=[2], scales=[32, 40]),
+    "vector": feature_spec(NET, layer="mean", levels=[], scales=[32]),
 }
+MINI = BackboneRef("spp-mini", "embedded")
+MINI_SPEC = feature_spec(MINI, layer="conv3", levels=[2], scales=[32])
 
 
 @functools.cache
-def mini():
-    layers = sorted({spec.layer for spec in SEVERAL.values()})
-    return backbones.load("spp-mini", "embedded", layer=layers)
+def squeezenet(layer: str = "fire4"):
+    return backbones.load("squeezenet1_1", "random", layer=layer)
 
 
-def channels_of(spec) -> int:
-    return backbones.describe(spec.backbone).layer(spec.layer).channels
+def altered(spec, **changes):
+    return dataclasses.replace(spec, **changes)
 
 
-def run_together(dataset, folder, names=tuple(SEVERAL), **options):
-    """Fill one cache per name in a folder from one pass; returns their reports by name."""
+# ---- runs ----
+
+
+def run(dataset, path, spec=SPEC, backbone=NET, options=TORCH, **given):
+    return extract(dataset, spec, path, backbone, options, **given)
+
+
+def run_several(dataset, folder, names=tuple(SEVERAL), backbone=NET, options=TORCH, **given):
+    """Fill one cache per name in a folder from one pass; returns what was done by name."""
     folder.mkdir(exist_ok=True, parents=True)
-    destinations = [
-        Destination(folder / f"{name}.h5", SEVERAL[name], channels_of(SEVERAL[name]))
-        for name in names
-    ]
-    options = {"load_backbone": mini, "jobs": 2, "part_rows": 4} | options
-    done = extract_together(dataset, destinations, **options)
+    specs, paths = [SEVERAL[name] for name in names], [folder / f"{name}.h5" for name in names]
+    done = extract(dataset, specs, paths, backbone, options, **given)
     return dict(zip(names, done, strict=True))
 
 
-def run_alone(dataset, folder, name, **options):
-    """Fill one of these caches by itself, with a backbone that computes its layer only."""
-    folder.mkdir(exist_ok=True, parents=True)
-    spec = SEVERAL[name]
-    load = functools.partial(backbones.load, "spp-mini", "embedded", layer=spec.layer)
-    options = {"load_backbone": load, "channels": channels_of(spec)} | options
-    return run(dataset, folder / f"{name}.h5", spec, **options)
+def counts(done):
+    """Added, changed, unchanged, removed and failed."""
+    return done.added, done.changed, done.unchanged, done.removed, len(done.failures)
+
+
+def forbidden(images):
+    """For `net`, where nothing may be computed."""
+    raise AssertionError("nothing is to be computed")
 
 
 class StopAfter(threading.Event):
@@ -147,8 +173,3 @@ class StopAfter(threading.Event):
     def is_set(self) -> bool:
         self._left -= 1
         return self._left < 0
-
-
-def forbidden():
-    """In place of a backbone where none may be loaded."""
-    raise AssertionError("the network must not be loaded")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from small_projects import values
+from small_projects import machine_in, values
 
 from spptransfer.config import parse_pipeline
-from spptransfer.experiment import Machine, prepare_grid
+from spptransfer.experiment import prepare_grid
 
 ROWS = [
     {"label": "conv4", "set": {"features.layer": "conv4", "features.levels": []}, "only": ["crop"]},
@@ -26,10 +26,6 @@ def write_grid(root: Path, rows=ROWS, columns=COLUMNS, **sections):
     given = values(root, **sections)
     given["features"].pop("levels")
     return parse_pipeline({**given, "grid": {"title": "Stripes", "rows": rows, "columns": columns}})
-
-
-def machine_in(work: Path) -> Machine:
-    return Machine(cache_dir=work / "cache", runs_dir=work / "runs", device="cpu", jobs=1)
 
 
 def grid_of(root: Path, work: Path, **given):

@@ -9,8 +9,13 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from spptransfer.cache.layout import blocks_of
+from spptransfer.cache.rows import OK, RowTable
+from spptransfer.cache.writer import CacheWriter
 from spptransfer.config import Pipeline, parse_pipeline
 from spptransfer.experiment import Experiment, Machine, prepare
+from spptransfer.ids import Ids
+from spptransfer.runtimes import ComputeOptions
 
 CLASSES = ("bee", "cat", "dog")
 PER_CLASS = 6
@@ -52,9 +57,35 @@ def pipeline(root: Path, **sections: dict[str, Any]) -> Pipeline:
     return parse_pipeline(values(root, **sections))
 
 
+def machine_in(work: Path, **given: Any) -> Machine:
+    given = {"compute": ComputeOptions(device="cpu", threads=2), **given}
+    return Machine(cache_dir=work / "cache", runs_dir=work / "runs", **given)
+
+
 def experiment(root: Path, work: Path, **sections: dict[str, Any]) -> Experiment:
-    machine = Machine(cache_dir=work / "cache", runs_dir=work / "runs", device="cpu", jobs=2)
-    return prepare("small", pipeline(root, **sections), machine)
+    return prepare("small", pipeline(root, **sections), machine_in(work))
+
+
+def begin_cache(of: Experiment) -> None:
+    """Leave the cache of an experiment as a kill after the first row does."""
+    path, spec = of.cache
+    channels = of.backbone.info.layer(spec.layer).channels
+    table = RowTable.empty([of.dataset.ids[0]])
+    table.status[:] = OK
+    width = {block: block.width for block in blocks_of(spec, channels)}
+    features = {block: np.ones((1, n), spec.storage) for block, n in width.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = CacheWriter(
+        path,
+        spec=spec,
+        channels=channels,
+        dataset=of.dataset.name,
+        ids=Ids.of(of.dataset.ids),
+        labels=None,
+    )
+    with writer:
+        writer.begin()
+        writer.put(np.array([0]), table, features, "torch 2.0")
 
 
 def write_pipeline(path: Path, root: Path, **sections: dict[str, Any]) -> Path:

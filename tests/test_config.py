@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -9,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from releases import needs
 
-from spptransfer.config import Pipeline, cell_pipeline, parse_pipeline, read_pipeline
+from spptransfer import datasets, protocols
+from spptransfer.config import (
+    DatasetSection,
+    Pipeline,
+    ProtocolSection,
+    cell_pipeline,
+    parse_pipeline,
+    read_pipeline,
+)
 from spptransfer.errors import ConfigError
 
 MINIMAL = {"dataset": {"name": "demo"}, "protocol": {"name": "folder"}}
@@ -34,7 +44,7 @@ def test_defaults_are_those_of_the_paper():
 def test_what_is_read_is_what_is_written(pipeline_file):
     pipeline = read_pipeline(pipeline_file)
     assert pipeline.dataset.name == "demo"
-    assert pipeline.protocol.settings() == {"splits": 3}
+    assert pipeline.protocol.settings()["splits"] == 3
 
 
 def test_one_scale_and_one_C_need_no_brackets():
@@ -101,6 +111,25 @@ def test_later_overrides_win(pipeline_file):
         ({**MINIMAL, "features": None}, "features: must be a mapping of keys"),
         ({"dataset": {}, "protocol": {"name": "folder"}}, "'dataset.name' is missing"),
         ({"dataset": {"name": "demo"}}, "'protocol' is missing"),
+        (with_section("dataset", name="caltech"), "dataset.name: 'caltech' is unknown; did you me"),
+        (with_section("dataset", sed=1), "unknown key 'dataset.sed'; did you mean 'seed'"),
+        (with_section("dataset", seed="1"), "dataset.seed: input should be a valid integer"),
+        (with_section("dataset", seed=-1), "dataset.seed: .*greater than or equal to 0, got -1"),
+        (with_section("dataset", root=3), "dataset.root: must be a string, got 3"),
+        (with_section("dataset", name="folder"), "'dataset.root' is missing: a folder that holds"),
+        (with_section("dataset", name="csv"), "'dataset.root' is missing: a CSV file with the he"),
+        (
+            with_section("dataset", name="csv", root="a.csv", separater="|"),
+            "unknown key 'dataset.separater'; did you mean 'separator'\\? allowed: name, root, sep",
+        ),
+        (
+            with_section("dataset", name="csv", root="a.csv", separator=""),
+            "dataset.separator: must not be empty",
+        ),
+        (with_section("protocol", name="foldr"), "protocol.name: 'foldr' is unknown; did you mean"),
+        (with_section("protocol", sed=1), "unknown key 'protocol.sed'; did you mean 'seed'"),
+        (with_section("protocol", splits=0), "protocol.splits: .*greater than or equal to 1"),
+        (with_section("protocol", choose_C="each"), "protocol.choose_C: .*'shared' or 'per class'"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key_and_what_is_allowed(values, message):
@@ -148,6 +177,67 @@ def test_an_override_that_is_no_assignment_is_refused(pipeline_file, override):
 def test_an_override_of_an_unknown_key_is_refused(pipeline_file):
     with pytest.raises(ConfigError, match=r"unknown key 'features.scale'; did you mean 'scales'"):
         read_pipeline(pipeline_file, ["features.scale=3"])
+
+
+def test_a_section_knows_its_options_and_settings_with_their_defaults():
+    pipeline = parse_pipeline(
+        {
+            "dataset": {"name": "csv", "root": "labels.csv"},
+            "protocol": {"name": "caltech101", "splits": 2},
+        }
+    )
+    assert isinstance(pipeline.dataset, DatasetSection)
+    assert pipeline.dataset.options() == {"separator": ";"}
+    assert isinstance(pipeline.protocol, ProtocolSection)
+    settings = pipeline.protocol.settings()
+    assert settings == protocols.get("caltech101").settings({"splits": 2})
+    assert parse_pipeline(pipeline.model_dump()) == pipeline
+    assert parse_pipeline(json.loads(pipeline.model_dump_json())) == pipeline
+
+
+def keys_in_schema(section):
+    schema = Pipeline.model_json_schema()
+    mapping = schema["properties"][section]["discriminator"]["mapping"]
+    return {
+        name: schema["$defs"][reference.rpartition("/")[2]]["properties"]
+        for name, reference in mapping.items()
+    }
+
+
+def test_the_json_schema_knows_every_key_of_every_dataset_and_protocol():
+    found = keys_in_schema("dataset")
+    assert tuple(found) == datasets.names()
+    assert list(found["csv"]) == ["name", "root", "separator"]
+    assert found["demo"]["seed"] | {"minimum": 0, "default": 0} == found["demo"]["seed"]
+    found = keys_in_schema("protocol")
+    for name, protocol in protocols.PROTOCOLS.items():
+        assert found[name].keys() == {"name", *protocol.defaults}
+        for key, default in protocol.defaults.items():
+            assert found[name][key]["default"] == default
+            assert found[name][key]["description"]
+
+
+def test_what_is_registered_later_is_known_from_then_on():
+    values = with_section("dataset", name="mine", shade="dark")
+    with pytest.raises(ConfigError, match=r"dataset.name: 'mine' is unknown"):
+        parse_pipeline(values)
+    datasets.register("mine", lambda place, shade="light": None)
+    try:
+        assert parse_pipeline(values).dataset.options() == {"shade": "dark"}
+        assert "shade" in keys_in_schema("dataset")["mine"]
+    finally:
+        datasets.unregister("mine")
+    with pytest.raises(ConfigError, match=r"dataset.name: 'mine' is unknown"):
+        parse_pipeline(values)
+    assert "mine" not in keys_in_schema("dataset")
+
+
+def test_the_schema_of_pipeline_files_needs_neither_torch_nor_scikit_learn():
+    code = (
+        "import sys, spptransfer.config;"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'sklearn', 'pooch')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # --- grids ------------------------------------------------------------------------------------
@@ -207,6 +297,15 @@ def test_a_cell_is_the_pipeline_with_what_its_row_and_its_column_set():
     assert conv4.dataset == pipeline.dataset
 
 
+def test_a_cell_may_have_another_dataset_and_protocol_than_the_rest():
+    pipeline = parse_pipeline(
+        rows_with(set={"dataset.name": "voc2007", "protocol.name": "voc2007"})
+    )
+    row, column = pipeline.grid.rows[-1], pipeline.grid.columns[0]
+    cell = cell_pipeline(pipeline, row, column)
+    assert (cell.dataset.name, cell.protocol.settings()["choose_C"]) == ("voc2007", "per class")
+
+
 def test_the_command_line_reaches_every_cell(tmp_path):
     import yaml
 
@@ -215,7 +314,7 @@ def test_the_command_line_reaches_every_cell(tmp_path):
     pipeline = read_pipeline(path, ["protocol.splits=2", "features.weights=mine.pth"])
     for row, column in pipeline.grid.cells():
         cell = cell_pipeline(pipeline, row, column)
-        assert cell.protocol.settings() == {"splits": 2}
+        assert cell.protocol.settings()["splits"] == 2
         assert cell.features.weights == "mine.pth"
 
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -157,21 +160,21 @@ def test_enormous_dimensions_are_refused_before_any_pixel_is_decoded(size):
         images.upright_size(png_header(*size))
 
 
-def test_what_is_no_readable_file_is_named(tmp_path):
-    (tmp_path / "empty.jpg").touch()
-    (tmp_path / "folder.jpg").mkdir()
-    os.mkfifo(tmp_path / "pipe.jpg")
-    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
-    for name, reason in (
-        ("empty.jpg", "the file is empty"),
-        ("folder.jpg", "a directory"),
-        ("pipe.jpg", "no regular file"),
-        ("absent.jpg", "No such file"),
-        ("loop.jpg", "symbolic link"),
-        ("nul\0.jpg", "null byte"),
-    ):
-        with pytest.raises(ImageError, match=reason):
-            images.read_bytes(tmp_path / name)
+@pytest.mark.parametrize(
+    ("name", "make", "reason"),
+    [
+        ("empty.jpg", lambda path: path.touch(), "the file is empty"),
+        ("folder.jpg", lambda path: path.mkdir(), "a directory"),
+        ("pipe.jpg", lambda path: os.mkfifo(path), "no regular file"),
+        ("absent.jpg", lambda path: None, "No such file"),
+        ("loop.jpg", lambda path: path.symlink_to(path), "symbolic link"),
+        ("nul\0.jpg", lambda path: None, "null byte"),
+    ],
+)
+def test_what_is_no_readable_file_is_named(tmp_path, name, make, reason):
+    make(tmp_path / name)
+    with pytest.raises(ImageError, match=reason):
+        images.read_bytes(tmp_path / name)
 
 
 def test_a_file_beyond_the_limit_is_not_read(tmp_path, monkeypatch):
@@ -329,6 +332,82 @@ def test_an_unknown_view_names_the_allowed_ones():
 
 
 def test_the_digest_is_the_files_sha256():
-    import hashlib
-
     assert images.content_digest(b"abc") == hashlib.sha256(b"abc").hexdigest()
+
+
+# ---- the resize ----
+
+
+def triangle_resize(samples: np.ndarray, size: int) -> np.ndarray:
+    """Antialiased bilinear resize of the first axis, by its definition in float64."""
+    ratio = len(samples) / size
+    support = max(ratio, 1.0)
+    out = np.empty((size, *samples.shape[1:]))
+    for i in range(size):
+        centre = (i + 0.5) * ratio
+        distance = np.abs(np.arange(len(samples)) + 0.5 - centre) / support
+        weights = np.clip(1 - distance, 0, None)
+        out[i] = np.tensordot(weights / weights.sum(), samples, axes=1)
+    return out
+
+
+@pytest.mark.parametrize(("size", "scale"), [((90, 61), 32), ((20, 33), 48), ((7, 90), 24)])
+def test_the_resize_is_antialiased_bilinear(size, scale):
+    image = picture(*size)
+    height, width = images.view_size(*size, scale)
+    columns = triangle_resize(np.asarray(image).astype(float).swapaxes(0, 1), width).swapaxes(0, 1)
+    expected = triangle_resize(columns, height)
+    difference = np.abs(images.render(image, scale).astype(float) - expected)
+    assert difference.max() <= 1.6  # two roundings to 8 bits
+
+
+SIZES = [(90, 61), (20, 33), (400, 3), (3, 400), (1, 1), (64, 64)]
+
+
+@pytest.mark.parametrize("size", [*SIZES, (2050, 2050)])
+@pytest.mark.parametrize("target", [(32, 48), (224, 224), (1, 9), (9, 1), (64, 64)])
+def test_images_of_any_size_are_resized_as_by_pillow_within_two_levels(size, target):
+    small = picture(min(size[0], 400), min(size[1], 400))
+    image = small.resize(size[::-1])
+    found = images.resize(image, *target)
+    assert found.shape == (*target, 3)
+    assert found.flags.c_contiguous
+    assert found.flags.writeable
+    expected = np.asarray(image.resize(target[::-1], Image.Resampling.BILINEAR))
+    assert np.abs(found.astype(int) - expected).max() <= 2
+
+
+_DIGEST = """
+import hashlib
+import numpy as np
+from PIL import Image
+from spptransfer.images import resize
+generator, digest = np.random.default_rng(0), hashlib.sha256()
+for size in ((75, 100), (100, 75), (3, 400), (400, 3), (1, 1), (31, 31), (600, 80)):
+    image = Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8))
+    for target in ((32, 43), (45, 32), (1, 50), (50, 1), (120, 161), (31, 31)):
+        digest.update(resize(image, *target).tobytes())
+print(digest.hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_processors_with_and_without_vector_instructions_make_the_same_bytes():
+    digests = set()
+    for capability in ("default", "avx2", "native"):
+        environment = dict(os.environ)
+        environment.pop("ATEN_CPU_CAPABILITY", None)
+        if capability != "native":
+            environment["ATEN_CPU_CAPABILITY"] = capability
+        command = [sys.executable, "-c", _DIGEST]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        digests.add(done.stdout)
+    assert len(digests) == 1
+
+
+@given(shorter=st.integers(1, 20_000), scale=st.integers(1, 1000))
+def test_a_reduced_image_keeps_three_times_the_scale_and_no_smaller_one_would(shorter, scale):
+    reduction = images.reduction_of(shorter, scale)
+    assert reduction in (1, 2, 4, 8)
+    assert reduction == 1 or shorter // reduction >= 3 * scale
+    assert reduction == 8 or shorter // (2 * reduction) < 3 * scale

@@ -275,12 +275,12 @@ def test_the_mean_is_nan_only_if_no_class_has_a_positive():
 
 
 def test_every_metric_goes_by_its_full_name():
-    assert metrics.MULTI_LABEL_METRICS == (
+    assert metrics.metrics_of(multi_label=True) == (
         "mean average precision (11-point)",
         "mean average precision (area)",
         "mean average precision (uninterpolated)",
     )
-    assert metrics.SINGLE_LABEL_METRICS == ("overall accuracy", "mean per-class accuracy")
+    assert metrics.metrics_of(multi_label=False) == ("overall accuracy", "mean per-class accuracy")
 
 
 # ------------------------------------------------------------------------ precision-recall curve
@@ -344,3 +344,36 @@ def test_without_images_accuracies_are_nan():
 def test_class_indices_out_of_range_or_shape_are_refused(y_true, y_pred):
     with pytest.raises(ValueError, match=r"class indices|differ in shape"):
         metrics.per_class_accuracy(y_true, y_pred, 3)
+
+
+@pytest.fixture
+def top2():
+    """A metric from outside the package."""
+
+    def in_first_two(targets, scores):
+        best = np.argsort(-scores, axis=1)[:, :2]
+        return float((best == targets[:, None]).any(axis=1).mean())
+
+    metrics.METRICS["top-2 accuracy"] = metrics.Metric(in_first_two, "single-label")
+    yield "top-2 accuracy"
+    del metrics.METRICS["top-2 accuracy"]
+
+
+def test_a_metric_from_outside_is_measured_and_can_choose_c(top2):
+    from spptransfer.protocols.evaluate import measure
+    from spptransfer.protocols.training import Training, fit_classifier
+
+    rng = np.random.default_rng(0)
+    targets = np.arange(60) % 3
+    X = (np.eye(3)[targets] + rng.normal(size=(60, 3))).astype(np.float32)
+    folds = [np.arange(0, 60, 2), np.arange(1, 60, 2)]
+    training = Training(C=(0.1, 10.0), chosen_by=top2)
+    model = fit_classifier(X, targets, n_classes=3, training=training, folds=folds)
+    values, _ = measure(targets, model.decision_function(X))
+    assert set(values) == {*metrics.metrics_of(multi_label=False)}
+    assert values["overall accuracy"] <= values[top2] <= 1
+
+
+def test_a_metric_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match="unknown metric 'overall acuracy'; did you mean"):
+        metrics.metric_named("overall acuracy")

@@ -4,38 +4,34 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 
-from spptransfer.cache.layout import Extent
-from spptransfer.cache.unfinished import draft_files, noted_rows, open_draft, parts_folder
-from spptransfer.errors import CacheError
+
+def unfinished_files(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.name}.*.partial"))
+
+
+def unfinished_file(path: Path) -> Path:
+    (file,) = unfinished_files(path)
+    return file
 
 
 def drafted_rows(path: Path) -> list[int]:
     """Rows of an unfinished cache that lie where they will stay."""
     rows = []
-    for draft in draft_files(parts_folder(path)):
-        try:
-            rows += np.concatenate(list(noted_rows(open_draft(draft)))).tolist()
-        except CacheError:  # its note is not there yet
-            continue
+    for file in unfinished_files(path):
+        with h5py.File(file, "r", locking=False) as opened:
+            rows += np.flatnonzero(opened["rows/status"][:]).tolist()
     return rows
 
 
-def draft_of(path: Path) -> Path:
-    (draft,) = draft_files(parts_folder(path))
-    return draft
-
-
-def place_of(extent: Extent, row: int) -> tuple[int, int]:
-    """First byte of a row in a dataset, and how many they are."""
-    size = extent.nbytes // extent.shape[0]
-    return extent.offset + row * size, size
-
-
 def overwrite(path: Path, dataset: str, row: int, content: bytes = b"", at: int = 0) -> None:
-    """Write over bytes of a drafted row; by default with zeros, as if they never got there."""
-    start, size = place_of(open_draft(draft_of(path)).header.extents[dataset], row)
-    with open(draft_of(path), "r+b") as file:
+    """Write over bytes of an unfinished row; by default with zeros, as if they never got there."""
+    with h5py.File(unfinished_file(path), "r", locking=False) as opened:
+        node = opened[dataset]
+        size = node.id.get_storage_size() // node.shape[0]
+        start = node.id.get_offset() + row * size
+    with open(unfinished_file(path), "r+b") as file:
         file.seek(start + at)
         file.write(content or bytes(size))

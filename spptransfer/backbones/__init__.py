@@ -1,35 +1,44 @@
-"""Pretrained convolutional networks up to a chosen layer, frozen.
+"""Frozen networks that compute named layers: those of this package, and a user's own.
 
-Listing and describing them needs no torch; `load` and `network` import it when first used.
+Listing and describing them needs no torch; `network` and `from_module` import it when first used.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from spptransfer.backbones.catalogue import describe, names
-from spptransfer.backbones.info import BackboneInfo, LayerInfo, WeightsSource
+from spptransfer.backbones.catalogue import describe, names, register
+from spptransfer.backbones.info import Backbone, BackboneInfo, LayerInfo, WeightsSource
+from spptransfer.backbones.reference import BackboneRef, layers_within, load, map_side
 
 if TYPE_CHECKING:
-    from spptransfer.backbones.loading import Backbone, load, network
+    from spptransfer.backbones.base import ConvBackbone
+    from spptransfer.backbones.loading import network
+    from spptransfer.backbones.modules import from_module
 
 __all__ = [
     "Backbone",
     "BackboneInfo",
+    "BackboneRef",
+    "ConvBackbone",
     "LayerInfo",
     "WeightsSource",
     "describe",
+    "from_module",
+    "layers_within",
     "load",
+    "map_side",
     "names",
     "network",
+    "register",
 ]
 
-_NEEDS_TORCH = ("Backbone", "load", "network")
+_NEEDS_TORCH = {"ConvBackbone": "base", "from_module": "modules", "network": "loading"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _NEEDS_TORCH:
-        from spptransfer.backbones import loading
+        from importlib import import_module
 
-        return getattr(loading, name)
+        return getattr(import_module(f"{__name__}.{_NEEDS_TORCH[name]}"), name)
     raise AttributeError(f"module 'spptransfer.backbones' has no attribute '{name}'")

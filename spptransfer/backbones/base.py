@@ -1,15 +1,17 @@
-"""What all networks of this package have in common: they can be cut after any layer."""
+"""Networks that can be cut after any layer, their batch norms folded, and backbones of them."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 
+import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from spptransfer.backbones.info import LayerInfo
+from spptransfer.backbones.info import BackboneInfo, LayerInfo
 from spptransfer.pyramid import SpatialPyramidPooling
 
 
@@ -17,8 +19,8 @@ class Network(nn.Module):
     """A classification network that can be cut after any of its layers.
 
     The parts that `trunk` and `head` return share their modules with the network, so that
-    weights loaded into the network are the parts' weights. A batch normalisation is
-    registered right after the convolution that feeds it, which is how `folding` pairs them.
+    weights loaded into the network are the parts' weights. A batch normalisation is registered
+    right after the convolution that feeds it, which is how `fold_batch_norms` pairs them.
     """
 
     def trunk(self, layer: str) -> nn.Sequential:
@@ -31,7 +33,7 @@ class Network(nn.Module):
 
 
 def leading(parent: nn.Module, count: int) -> nn.Sequential:
-    """First children of a module, as a sequence that keeps their names."""
+    """Return the first children of a module as a sequence that keeps their names."""
     return nn.Sequential(OrderedDict(islice(parent.named_children(), count)))
 
 
@@ -42,10 +44,8 @@ def pyramid_head(levels: Sequence[int], modules: Iterable[nn.Module]) -> nn.Sequ
 
 
 def has_numbers(network: nn.Module) -> bool:
-    """Whether a network's weights are there to be drawn, and not their shapes alone.
-
-    Drawing weights that are not there imports torch's compiler, which takes a second.
-    """
+    """Tell whether a network's weights can be drawn: on the meta device there are only shapes."""
+    # Drawing weights that are not there imports torch's compiler, which takes a second.
     return not any(parameter.is_meta for parameter in network.parameters())
 
 
@@ -63,7 +63,7 @@ def initialize(network: nn.Module) -> None:
 
 
 def cut(network: Network, layer: LayerInfo) -> tuple[nn.Sequential, nn.Sequential | None]:
-    """Trunk and head that compute a layer; a map layer has no head."""
+    """Return the trunk and the head that compute a layer; a map layer has no head."""
     if layer.kind == "map":
         return network.trunk(layer.name), None
     return network.trunk("spp"), network.head(layer.name)
@@ -89,7 +89,7 @@ class Cut:
 
 
 def cut_at(network: Network, layers: Sequence[LayerInfo]) -> Cut:
-    """Trunk and head that compute several layers: each layer's own are prefixes of them."""
+    """Return the trunk and the head of several layers: each layer's own are prefixes of them."""
     parts = {layer.name: cut(network, layer) for layer in layers}
     heads = [head for _, head in parts.values() if head is not None]
     return Cut(
@@ -100,3 +100,149 @@ def cut_at(network: Network, layers: Sequence[LayerInfo]) -> Cut:
             for name, (trunk, head) in parts.items()
         },
     )
+
+
+def fold_batch_norms(network: nn.Module) -> None:
+    """Fold batch norms into the convolutions registered right before them, in place.
+
+    The folded parameters are computed in float64 and rounded once; each folded batch norm is
+    replaced by an identity. Only the statistics of evaluation are represented, so the network
+    cannot be trained any further. Subclasses, which may do more, are left as they are.
+
+    Parameters
+    ----------
+    network : Module
+        Network in which a batch norm that follows a convolution among its parent's children is
+        applied directly to that convolution's output.
+
+    Examples
+    --------
+    >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    >>> fold_batch_norms(network)
+    >>> network[1]
+    Identity()
+    """
+    for parent in list(network.modules()):
+        for (_, conv), (name, norm) in pairwise(list(parent.named_children())):
+            if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
+                _fold(conv, norm)
+                setattr(parent, name, nn.Identity())
+
+
+@torch.no_grad()
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    if norm.running_mean is None:
+        raise ValueError("a batch norm without running statistics cannot be folded")
+    dtype = conv.weight.dtype
+    folded = fuse_conv_bn_eval(conv.double().eval(), norm.double().eval()).to(dtype)
+    conv.weight, conv.bias = folded.weight, folded.bias
+
+
+class ConvBackbone(nn.Module):
+    """A frozen network of this package up to a layer, or to several.
+
+    Made by `load`: batch norms are folded into the convolutions, no parameter wants a gradient,
+    and nothing in it behaves differently in training. It is a `Backbone`.
+
+    Parameters
+    ----------
+    info : BackboneInfo
+        The network's entry in the catalogue.
+    weights_sha256 : str
+        Identity of the weights.
+    cut : Cut
+        Trunk and head, and where in them each layer ends.
+
+    Attributes
+    ----------
+    layers : tuple of str
+        Layers it computes, in the order of computation.
+    layer : str
+        The deepest of them.
+    trunk : Sequential
+        From the image to a map.
+    head : Sequential or None
+        From that map to a vector, with the pyramid it was trained on; None if all layers are
+        maps.
+    channels_last : bool
+        That weights and images may lie so in memory.
+    """
+
+    channels_last = True
+
+    def __init__(self, info: BackboneInfo, weights_sha256: str, cut: Cut) -> None:
+        super().__init__()
+        self.info = info
+        self.weights_sha256 = weights_sha256
+        self.trunk = cut.trunk
+        self.head = cut.head
+        self._ends = dict(cut.ends)
+        self.layers = tuple(sorted(self._ends, key=self._ends.__getitem__))
+        self.layer = self.layers[-1]
+        self.eval().requires_grad_(False)
+
+    def maps_of(self, images: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Compute the maps that some layers are made of, in one pass.
+
+        Parameters
+        ----------
+        images : Tensor of shape (N, 3, H, W)
+            RGB in [0, 1], normalised with ``info.mean`` and ``info.std``. H and W are at least
+            ``info.min_side``.
+        layers : sequence of str
+            Some of `layers`; what lies beyond the deepest one is not computed.
+
+        Returns
+        -------
+        dict of str to Tensor of shape (N, C, h, w)
+            By layer, activation included; for vector layers the last map.
+
+        Examples
+        --------
+        >>> from spptransfer import backbones
+        >>> backbone = backbones.load("squeezenet1_1", "random", layer=("fire4", "spp"))
+        >>> maps = backbone.maps_of(torch.zeros(1, 3, 65, 97), ("fire4", "spp"))
+        >>> {layer: tuple(map.shape[1:]) for layer, map in maps.items()}
+        {'fire4': (256, 8, 12), 'spp': (512, 4, 6)}
+        """
+        return _run(self.trunk, images, {layer: self._ends[layer][0] for layer in layers})
+
+    def vectors_of(
+        self, maps: Mapping[str, torch.Tensor], layers: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        """Compute vector layers from the last map, in one pass.
+
+        Parameters
+        ----------
+        maps : mapping of str to Tensor of shape (N, C, h, w)
+            By layer, as `maps_of` gives it.
+        layers : sequence of str
+            Some of `layers`, none of them a map.
+
+        Returns
+        -------
+        dict of str to Tensor of shape (N, D)
+            By layer.
+        """
+        if self.head is None or not layers:
+            return {}
+        last = maps[layers[0]]  # the same one for all of them
+        return _run(self.head, last, {layer: self._ends[layer][1] for layer in layers})
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Compute the deepest layer from N x 3 x H x W images: its maps, or its vectors."""
+        maps = self.maps_of(images, [self.layer])
+        return (self.vectors_of(maps, [self.layer]) or maps)[self.layer]
+
+
+def _run(
+    modules: nn.Sequential, values: torch.Tensor, ends: Mapping[str, int]
+) -> dict[str, torch.Tensor]:
+    """Apply modules one after the other and keep what is there after a number of them."""
+    # Nothing kept is changed later on: a layer includes its activation, and no module that
+    # follows one works in place.
+    kept: dict[str, torch.Tensor] = {}
+    for count, module in enumerate(islice(modules, max(ends.values())), start=1):
+        values = module(values)
+        kept |= {name: values for name, end in ends.items() if end == count}
+    return {name: kept[name] for name in ends}

@@ -1,32 +1,34 @@
-"""Every backbone by name. Listing them imports no torch.
+"""Every backbone by name: those of this package and those that a user registers.
 
-The numbers here are claims about the networks; the tests build each network and hold it to
-them.
+Listing those of this package imports no torch. The numbers here are claims about the networks; the
+tests build each network and hold it to them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 
-from spptransfer.backbones.info import BackboneInfo, LayerInfo, WeightsSource
+from spptransfer.backbones.info import Backbone, BackboneInfo, LayerInfo, WeightsSource
 from spptransfer.errors import ConfigError, suggestion
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Maps = Iterable[tuple[str, int, int]]
 
 
 def _layers(maps: Maps, vectors: Iterable[str] = (), length: int = 4096) -> tuple[LayerInfo, ...]:
-    """Layers from (name, channels, stride) of the maps and names of the vectors, all as long."""
+    """List layers from (name, channels, stride) of the maps and names of the vectors."""
     conv = [LayerInfo(name, "map", channels, stride) for name, channels, stride in maps]
     spp = LayerInfo("spp", "map", conv[-1].channels, conv[-1].stride)
     return (*conv, spp, *(LayerInfo(name, "vector", length, None) for name in vectors))
 
 
 def _official(filename: str) -> WeightsSource:
-    """Torchvision's file, whose name ends in the first digits of its SHA-256."""
+    """Describe torchvision's file, whose name ends in the first digits of its SHA-256."""
     prefix = filename.removesuffix(".pth").rpartition("-")[2]
     url = f"https://download.pytorch.org/models/{filename}"
     return WeightsSource(filename, prefix, "BSD-3-Clause", url)
@@ -43,14 +45,14 @@ def _torchvision(
     """Describe a network with torchvision's key names and preprocessing."""
     weights = {key: _official(filename) for key, filename in files.items()}
     return BackboneInfo(
-        name, family, layers, weights, _IMAGENET_MEAN, _IMAGENET_STD, min_side, levels
+        name, family, layers, weights, IMAGENET_MEAN, IMAGENET_STD, min_side, levels
     )
 
 
 _ALEXNET = (
     _torchvision(
         "alexnet",
-        "alexnet",
+        "plain",
         _layers(
             [
                 ("conv1", 64, 4),
@@ -85,7 +87,7 @@ def _vgg(name: str, filename: str) -> BackboneInfo:
         for i in range(1, depth + 1)
     ]
     layers = _layers(maps, vectors=("fc6", "fc7"))
-    return _torchvision(name, "vgg", layers, {"imagenet": filename}, min_side=16, levels=(7,))
+    return _torchvision(name, "plain", layers, {"imagenet": filename}, min_side=16, levels=(7,))
 
 
 _VGG = (
@@ -243,12 +245,102 @@ _SMALL_PAPER = (
     _MINI_NO_SPP,
 )
 
-BACKBONES = (*_ALEXNET, *_VGG, *_RESNET, *_SQUEEZENET, *_MOBILENET, *_PAPER, *_SMALL_PAPER)
-_BY_NAME = {info.name: info for info in BACKBONES}
+_CATALOGUE = {
+    info.name: info
+    for info in (*_ALEXNET, *_VGG, *_RESNET, *_SQUEEZENET, *_MOBILENET, *_PAPER, *_SMALL_PAPER)
+}
+
+Builder = Callable[[str | os.PathLike[str]], Backbone]
+_builders: dict[str, Builder] = {}
+# Of a registered backbone, by its name and weights and the state of the weights' file.
+_built: dict[tuple[object, ...], tuple[BackboneInfo, str]] = {}
+
+
+def register(name: str, build: Builder) -> None:
+    """Register a backbone, so that its name works wherever one of this package does.
+
+    That is in pipeline files, in `SPPFeatures` and in ``spptransfer backbones``. Commands know
+    what was registered by the time they run, for example by a module of one's own that calls
+    ``spptransfer.cli.main``.
+
+    Parameters
+    ----------
+    name : str
+        A name that no backbone of this package has. A name registered before means the new one.
+    build : callable
+        ``build(weights)`` returns a `Backbone` for whatever the user gives for ``weights``, a
+        word or a path; it is called again where the backbone is needed again. ``"random"`` is
+        what it gets where only the layers are asked for.
+
+    Raises
+    ------
+    ConfigError
+        If the name is taken by this package, or is no name.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spptransfer import backbones
+    >>> def build(weights):
+    ...     torch.manual_seed(0)
+    ...     module = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, stride=4), torch.nn.ReLU())
+    ...     if weights != "random":
+    ...         module.load_state_dict(torch.load(weights, weights_only=True))
+    ...     return backbones.from_module(module, "1", mean=[0.5] * 3, std=[0.5] * 3)
+    >>> backbones.register("my-net", build)
+    >>> backbones.describe("my-net").layers
+    (LayerInfo(name='1', kind='map', channels=8, stride=4),)
+    >>> backbones.load("my-net", "random", layer="1").layers
+    ('1',)
+    """
+    if not isinstance(name, str) or not name or name in _CATALOGUE:
+        raise ConfigError(f"backbone: {name!r} cannot be registered; take a name of your own")
+    if not callable(build):
+        raise ConfigError(f"backbone: what builds '{name}' must be a function of the weights")
+    _builders[name] = build
+    for key in [key for key in _built if key[0] == name]:
+        del _built[key]
+
+
+def builder(name: str) -> Builder | None:
+    """Return what builds a registered backbone; None for one of this package, or unknown."""
+    return _builders.get(name)
+
+
+def build(name: str, weights: str | os.PathLike[str]) -> Backbone:
+    """Build a registered backbone, and remember what it is."""
+    backbone = _builders[name](weights)
+    missing = [part for part in _PARTS if not hasattr(backbone, part)]
+    if missing:
+        raise ConfigError(f"backbone '{name}': what was built has no {', '.join(missing)}")
+    if backbone.info.name != name:  # the one under which it is asked for
+        backbone.info = replace(backbone.info, name=name)
+    _built[name, *_state(weights)] = backbone.info, backbone.weights_sha256
+    return backbone
+
+
+_PARTS = ("info", "weights_sha256", "layers", "maps_of", "vectors_of")
+
+
+def built(name: str, weights: str | os.PathLike[str]) -> tuple[BackboneInfo, str]:
+    """Return the description and the identity of a registered backbone, built if need be."""
+    key = (name, *_state(weights))
+    if key not in _built:
+        build(name, weights)
+    return _built[key]
+
+
+def _state(weights: str | os.PathLike[str]) -> tuple[object, ...]:
+    """Return what changes when weights do: of a file its size and time too."""
+    try:
+        status = Path(os.path.expanduser(os.fspath(weights))).stat()
+    except (OSError, ValueError):
+        return (os.fspath(weights),)
+    return os.fspath(weights), os.getcwd(), status.st_size, status.st_mtime_ns
 
 
 def names() -> tuple[str, ...]:
-    """Names of all backbones.
+    """Names of all backbones, registered ones last.
 
     Returns
     -------
@@ -260,16 +352,18 @@ def names() -> tuple[str, ...]:
     >>> [name for name in backbones.names() if name.startswith("squeezenet")]
     ['squeezenet1_0', 'squeezenet1_1']
     """
-    return tuple(_BY_NAME)
+    return (*_CATALOGUE, *_builders)
 
 
-def describe(name: str) -> BackboneInfo:
+def describe(name: str, weights: str | os.PathLike[str] | None = None) -> BackboneInfo:
     """Look a backbone up by its name.
 
     Parameters
     ----------
     name : str
         One of `names`.
+    weights : str or path, optional
+        Of a registered backbone, which is built to be described: which weights.
 
     Returns
     -------
@@ -290,8 +384,8 @@ def describe(name: str) -> BackboneInfo:
     ...
     spptransfer.errors.ConfigError: unknown backbone 'alexnt': did you mean 'alexnet'? allowed: ...
     """
-    try:
-        return _BY_NAME[name]
-    except (KeyError, TypeError):
-        hint = suggestion(name, _BY_NAME)
-        raise ConfigError(f"unknown backbone '{name}': {hint}") from None
+    if isinstance(name, str) and name in _CATALOGUE:
+        return _CATALOGUE[name]
+    if isinstance(name, str) and name in _builders:
+        return built(name, "random" if weights is None else weights)[0]
+    raise ConfigError(f"unknown backbone '{name}': {suggestion(name, names())}")

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import nn
 
 from spptransfer.backbones.base import Network, cut
 from spptransfer.backbones.info import BackboneInfo, LayerInfo
@@ -27,16 +26,7 @@ _OPTIONAL = "num_batches_tracked"
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a file of named tensors onto the CPU.
-
-    Parameters
-    ----------
-    path : Path
-        A ``.safetensors`` file, or a ``.pth`` file with a state dict.
-
-    Returns
-    -------
-    dict of str to Tensor
+    """Read a ``.safetensors`` file, or a ``.pth`` file with a state dict, onto the CPU.
 
     Raises
     ------
@@ -71,20 +61,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def trained_levels(path: Path, name: str) -> tuple[int, ...] | None:
-    """The pyramid that a weights file of `spptransfer pretrain` says it was trained with.
-
-    Parameters
-    ----------
-    path : Path
-        A weights file that `read_tensors` reads.
-    name : str
-        Name of the network that is to be built.
-
-    Returns
-    -------
-    tuple of int or None
-        None where the file does not say, or is another network's.
-    """
+    """Return the pyramid that a file of `spptransfer pretrain` says it was trained with, if any."""
     if path.suffix != ".safetensors":
         return None
     with safe_open(path, framework="pt") as file:
@@ -108,27 +85,14 @@ def _has_plain_numbers(tensor: torch.Tensor) -> bool:
 def load_into(
     network: Network, tensors: Tensors, info: BackboneInfo, layer: LayerInfo, origin: str
 ) -> None:
-    """Give a network the tensors that a layer needs.
-
-    Parameters
-    ----------
-    network : Network
-        Built on any device, the meta device included. What the layer does not need stays as it
-        is.
-    tensors : mapping of str to Tensor
-        Contents of a weights file, of any floating type; converted to float32.
-    info : BackboneInfo
-        The network's entry in the catalogue.
-    layer : LayerInfo
-        Layer up to which the weights must fit.
-    origin : str
-        What messages call the weights.
+    """Give a network, on any device, the tensors that a layer needs, in float32.
 
     Raises
     ------
     WeightsError
         If a tensor that the layer needs is missing or has another shape, or one has a name
-        that the whole network does not know. Says for which layers the weights suffice.
+        that the whole network does not know. Says for which layers the weights suffice; the
+        weights are called `origin`.
     """
     problems = _problems(network, tensors, layer)
     if problems:
@@ -172,21 +136,10 @@ def _shape(shape: Iterable[int]) -> str:
     return "x".join(str(side) for side in shape) or "a scalar"
 
 
-def digest(network: nn.Module) -> str:
-    """Hash a network's tensors: names, types, shapes and values.
-
-    Parameters
-    ----------
-    network : Module
-        On the CPU.
-
-    Returns
-    -------
-    str
-        SHA-256 in hexadecimal.
-    """
-    sha256 = hashlib.sha256()
-    for key, tensor in network.state_dict().items():
+def digest(tensors: Tensors, name: str = "") -> str:
+    """Hash named tensors of the CPU: names, types, shapes and values; in hexadecimal."""
+    sha256 = hashlib.sha256(name.encode())
+    for key, tensor in tensors.items():
         sha256.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        sha256.update(tensor.contiguous().numpy().tobytes())
+        sha256.update(tensor.detach().contiguous().numpy().tobytes())
     return sha256.hexdigest()

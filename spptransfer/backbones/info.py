@@ -1,24 +1,30 @@
-"""What is known of a backbone without building it: layers, preprocessing, official weights."""
+"""What is known of a backbone without building it, and what one can do once it is built."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from spptransfer.errors import ConfigError, suggestion
+
+if TYPE_CHECKING:
+    import torch
+
+# Assumed of a backbone that tells of vectors alone, for the size of batches.
+_NUMBERS_PER_PIXEL = 16.0
 
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """A layer that features can be taken from.
+    """A named output of a backbone.
 
     Parameters
     ----------
     name : str
         Name used in pipeline files.
     kind : {"map", "vector"}
-        A feature map of any size, or a vector of a fixed length.
+        N x C x h x w for an image of any size, or N x D.
     channels : int
         Channels of the map, or length of the vector.
     stride : int or None
@@ -55,17 +61,17 @@ class WeightsSource:
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """One backbone of the catalogue.
+    """Layers, preprocessing and traits of a backbone.
 
     Parameters
     ----------
     name : str
         Name used in pipeline files.
     family : str
-        Module of this package that builds the network.
+        Module of this package that builds the network; ``"module"`` for a user's own.
     layers : tuple of LayerInfo
-        In the order of computation. The last map is listed twice: under its own name and as
-        ``"spp"``, the map that the spatial pyramid pools.
+        In the order of computation. The last map of a network of this package is listed twice:
+        under its own name and as ``"spp"``, the map that the spatial pyramid pools.
     weights : mapping of str to WeightsSource
         Official weights by their name in the catalogue.
     mean, std : tuple of three floats
@@ -76,6 +82,16 @@ class BackboneInfo:
         Pyramid on which the fully connected layers were trained; empty if there are none.
     num_classes : int
         Classes of the classifier that the official weights come with.
+    multiple_of : int
+        What both sides of an input must be multiples of.
+    is_local : bool
+        Whether a cell sees a bounded part of the image only, so that strips of an image that
+        overlap give the maps of the whole.
+    resample : str
+        Filter with which images are resized.
+    map_numbers : float or None
+        Numbers of the largest map inside, for each pixel of the image, where that is not the
+        largest of the layers.
 
     Examples
     --------
@@ -83,8 +99,8 @@ class BackboneInfo:
     >>> info = backbones.describe("vgg16")
     >>> info.layer("conv5_3")
     LayerInfo(name='conv5_3', kind='map', channels=512, stride=16)
-    >>> info.min_side, info.levels, info.numbers_per_pixel
-    (16, (7,), 64.0)
+    >>> info.min_side, info.levels, info.stride, info.numbers_per_pixel
+    (16, (7,), 16, 64.0)
     """
 
     name: str
@@ -96,11 +112,26 @@ class BackboneInfo:
     min_side: int
     levels: tuple[int, ...] = ()
     num_classes: int = 1000
+    multiple_of: int = 1
+    is_local: bool = True
+    resample: str = "bilinear"
+    map_numbers: float | None = None
+
+    @property
+    def last_map(self) -> LayerInfo | None:
+        """The deepest map; None if all layers are vectors."""
+        return next((one for one in reversed(self.layers) if one.kind == "map"), None)
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the input between neighbouring cells of the last map; 1 without maps."""
+        return (self.last_map and self.last_map.stride) or 1
 
     @property
     def numbers_per_pixel(self) -> float:
-        """Numbers of the largest of the layers' maps, for each pixel of the image."""
-        return max(one.channels / one.stride**2 for one in self.layers if one.stride)
+        """Numbers of the largest map, for each pixel of the image."""
+        known = [one.channels / one.stride**2 for one in self.layers if one.stride]
+        return self.map_numbers or max(known, default=_NUMBERS_PER_PIXEL)
 
     def layer(self, name: str) -> LayerInfo:
         """Look a layer up by its name.
@@ -125,3 +156,63 @@ class BackboneInfo:
         except (KeyError, TypeError):
             hint = suggestion(name, by_name)
             raise ConfigError(f"unknown layer '{name}' of backbone '{self.name}': {hint}") from None
+
+
+class Backbone(Protocol):
+    """A frozen network that computes named layers: what features are taken from.
+
+    Made by `load` or `from_module`, or a class of one's own with these members, handed over as
+    it is or by `register`. It must be a `torch.nn.Module` that evaluates, with parameters that
+    want no gradient, since runtimes move it, cast it and copy it; any number of threads call it
+    at once.
+
+    Attributes
+    ----------
+    info : BackboneInfo
+        What is known of it.
+    weights_sha256 : str
+        Identity of its weights: backbones of one name and one identity compute the same.
+    layers : tuple of str
+        The layers that it computes, in the order of computation.
+    """
+
+    info: BackboneInfo
+    weights_sha256: str
+    layers: tuple[str, ...]
+
+    def maps_of(self, images: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Compute some layers from images in one pass.
+
+        Parameters
+        ----------
+        images : Tensor of shape (N, 3, H, W)
+            RGB in [0, 1], normalised with ``info.mean`` and ``info.std``. H and W are at least
+            ``info.min_side`` and multiples of ``info.multiple_of``.
+        layers : sequence of str
+            Some of `layers`.
+
+        Returns
+        -------
+        dict of str to Tensor
+            By layer: N x C x h x w maps; for a vector layer whatever `vectors_of` makes it of.
+        """
+        ...
+
+    def vectors_of(
+        self, maps: Mapping[str, torch.Tensor], layers: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        """Compute vector layers from what `maps_of` gave for them.
+
+        Parameters
+        ----------
+        maps : mapping of str to Tensor
+            By layer, as `maps_of` gave it, for these layers at least.
+        layers : sequence of str
+            Some of `layers`, none of them a map.
+
+        Returns
+        -------
+        dict of str to Tensor of shape (N, D)
+            By layer.
+        """
+        ...

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import logging
 import os
 import time
-import urllib.request
-from collections.abc import Iterator
-from http.client import HTTPException
 from pathlib import Path
 
-from tqdm import tqdm
-
-from spptransfer.backbones.catalogue import describe
+from spptransfer import files
+from spptransfer.backbones.catalogue import builder, describe
 from spptransfer.backbones.info import WeightsSource
-from spptransfer.errors import ConfigError, WeightsError, suggestion
+from spptransfer.errors import CacheError, ConfigError, WeightsError, suggestion
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".safetensors", ".pth")
-_MEMO = "weights-sha256.json"
-_CHUNK = 1 << 20
+_HASHES = "weights-sha256.json"
 _SEED_DIGITS = 18  # torch knows numbers of 64 bits
-_TIMEOUT_SECONDS = 30
 # Younger than this, a file can change once more without its time stamp showing it.
 _SETTLED_NANOSECONDS = 2 * 10**9
 
@@ -99,7 +91,7 @@ def path_of(name: str, weights: str | os.PathLike[str], weights_dir: Path | None
     'weights/alexnet-owt-7be5be79.pth'
     """
     text = os.fspath(weights)
-    sources = describe(name).weights
+    sources = {} if builder(name) else describe(name).weights
     if text in sources:
         if sources[text].url is None:
             return Path(__file__).parent / sources[text].filename
@@ -112,8 +104,10 @@ def path_of(name: str, weights: str | os.PathLike[str], weights_dir: Path | None
     )
 
 
-def locate(name: str, weights: str | os.PathLike[str], weights_dir: Path | None = None) -> Path:
-    """Path of an existing weights file, fetched first if it is official and absent.
+def ensure_downloaded(
+    name: str, weights: str | os.PathLike[str], weights_dir: Path | None = None
+) -> Path:
+    """Return the path of a weights file, fetched first if it is official and absent.
 
     Parameters
     ----------
@@ -129,57 +123,70 @@ def locate(name: str, weights: str | os.PathLike[str], weights_dir: Path | None 
     ConfigError
         If the weights have no file or are unknown.
     WeightsError
-        If the file is absent and cannot be fetched. Says which file to put where.
+        If a local file is absent, or the official one cannot be fetched.
     """
     if random_seed(weights) is not None:
         raise ConfigError(f"weights '{weights}' are drawn from a seed and have no file")
     path = path_of(name, weights, weights_dir)
-    if os.path.isfile(path):  # however long its name is
+    if _is_there(path):
         return path
-    source = describe(name).weights.get(os.fspath(weights))
+    source = None if builder(name) else describe(name).weights.get(os.fspath(weights))
     if source is None:
         raise WeightsError(f"no weights file at '{path}'")
     if source.url is None:
         raise WeightsError(f"'{path}' is missing from the installed package; install it again")
-    fetch(source, path)
+    _fetch(source, source.url, path)
     return path
 
 
-def identify(
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # some names no file can have
+        return False
+
+
+def _fetch(source: WeightsSource, url: str, path: Path) -> None:
+    try:
+        files.download([url], source.sha256, path, progress=logger.isEnabledFor(logging.INFO))
+    except OSError as error:
+        raise WeightsError(
+            f"cannot fetch {source.filename}: {error}; "
+            f"put {url} at '{path}' or pass features.weights=PATH"
+        ) from error
+
+
+def weights_sha256(
     name: str,
     weights: str | os.PathLike[str],
     weights_dir: Path | None = None,
     *,
-    memo_dir: Path | None = None,
+    hash_cache_dir: Path | None = None,
 ) -> str:
-    """Identity of weights by their content.
+    """Return the SHA-256 of a weights file, fetched first if it is official and absent.
+
+    See `spptransfer.backbones.BackboneRef.weights_sha256` for the identity of any weights.
 
     Parameters
     ----------
     name, weights, weights_dir
-        As in `path_of`; ``"random"`` and ``"random:SEED"`` too.
-    memo_dir : Path, optional
+        As in `path_of`.
+    hash_cache_dir : Path, optional
         As in `sha256_of`.
 
     Returns
     -------
     str
-        SHA-256 in hexadecimal: of the file's bytes, or of the tensors where weights are drawn
-        from a seed (which takes torch).
+        In hexadecimal.
 
     Raises
     ------
     ConfigError, WeightsError
-        As in `locate`; also if an official file is not what its publisher put out.
+        As in `ensure_downloaded`; also if an official file is not what its publisher put out.
     """
-    seed = random_seed(weights)
-    if seed is not None:
-        from spptransfer.backbones.loading import random_network
-
-        return random_network(name, seed)[1]
-    path = locate(name, weights, weights_dir)
-    sha256 = sha256_of(path, memo_dir)
-    source = describe(name).weights.get(os.fspath(weights))
+    path = ensure_downloaded(name, weights, weights_dir)
+    sha256 = sha256_of(path, hash_cache_dir)
+    source = None if builder(name) else describe(name).weights.get(os.fspath(weights))
     if source is not None and not sha256.startswith(source.sha256):
         raise WeightsError(
             f"'{path}' is damaged or not the official file: its SHA-256 starts with "
@@ -188,14 +195,14 @@ def identify(
     return sha256
 
 
-def sha256_of(path: Path, memo_dir: Path | None = None) -> str:
-    """SHA-256 of a file's bytes.
+def sha256_of(path: Path, hash_cache_dir: Path | None = None) -> str:
+    """Return the SHA-256 of a weights file's bytes.
 
     Parameters
     ----------
     path : Path
         The file.
-    memo_dir : Path, optional
+    hash_cache_dir : Path, optional
         Folder in which a small JSON file remembers the hash for the file's path, size and
         modification time, so that an unchanged file need not be read again.
 
@@ -212,101 +219,31 @@ def sha256_of(path: Path, memo_dir: Path | None = None) -> str:
     try:
         status = path.stat()
         state = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
-        known = _read_memo(memo_dir).get(state) if memo_dir else None
+        known = _read_hashes(hash_cache_dir).get(state) if hash_cache_dir else None
         if known:
             return known
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = files.sha256_of(path)
     except OSError as error:
         raise WeightsError(f"weights '{path}' cannot be read: {error.strerror}") from error
-    if memo_dir and time.time_ns() - status.st_mtime_ns > _SETTLED_NANOSECONDS:
-        _write_memo(memo_dir, state, sha256)
+    if hash_cache_dir and time.time_ns() - status.st_mtime_ns > _SETTLED_NANOSECONDS:
+        _remember(hash_cache_dir, state, sha256)
     return sha256
 
 
-def _read_memo(memo_dir: Path) -> dict[str, str]:
-    """Hashes by the state of their file; none if there is no memo or it is damaged."""
+def _read_hashes(folder: Path) -> dict[str, str]:
+    """Read the hashes by the state of their file; none where they are absent or damaged."""
     try:
-        memo = json.loads((memo_dir / _MEMO).read_text(encoding="utf-8"))
+        known = json.loads((folder / _HASHES).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return memo if isinstance(memo, dict) else {}
+    return known if isinstance(known, dict) else {}
 
 
-def _write_memo(memo_dir: Path, state: str, sha256: str) -> None:
-    """Add a hash to the memo; a folder that cannot be written to only costs time."""
+def _remember(folder: Path, state: str, sha256: str) -> None:
+    """Add a hash to those known; a folder that cannot be written to only costs time."""
     try:
-        memo_dir.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(_read_memo(memo_dir) | {state: sha256}, indent=1)
-        with _replacing(memo_dir / _MEMO) as part:
-            part.write_text(text, encoding="utf-8")
-    except OSError as error:
+        files.make_folder(folder)
+        known = _read_hashes(folder) | {state: sha256}
+        files.write_text(folder / _HASHES, json.dumps(known, indent=1))
+    except CacheError as error:
         logger.debug("hash of '%s' not remembered: %s", state, error)
-
-
-def fetch(source: WeightsSource, path: Path) -> None:
-    """Download official weights; the file appears under its name only when whole and checked.
-
-    Parameters
-    ----------
-    source : WeightsSource
-        What to fetch. Its ``url`` is not None.
-    path : Path
-        Where to put it. Missing folders are made.
-
-    Raises
-    ------
-    WeightsError
-        If the server cannot be reached, sends something else, or the file cannot be written.
-        Says what to put where by hand.
-    """
-    logger.info("fetching %s to '%s'", source.url, path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(path) as part:
-            sha256 = _download(source, part)
-            if not sha256.startswith(source.sha256):
-                raise WeightsError(
-                    f"what came from {source.url} is damaged or another file: its SHA-256 starts "
-                    f"with {sha256[: len(source.sha256)]} instead of {source.sha256}"
-                )
-    except (OSError, HTTPException) as error:
-        reason = str(getattr(error, "reason", error)) or type(error).__name__
-        raise WeightsError(
-            f"cannot fetch {source.filename} ({reason}); "
-            f"put {source.url} at '{path}' or pass features.weights=PATH"
-        ) from error
-
-
-def _download(source: WeightsSource, part: Path) -> str:
-    """Stream a URL into a file and hash it on the way."""
-    if source.url is None:
-        raise ValueError(f"{source.filename} has no address")
-    sha256 = hashlib.sha256()
-    with (
-        urllib.request.urlopen(source.url, timeout=_TIMEOUT_SECONDS) as response,
-        part.open("wb") as file,
-        tqdm(
-            desc=source.filename,
-            total=int(response.headers.get("Content-Length", 0)) or None,
-            unit="B",
-            unit_scale=True,
-            disable=None,
-        ) as progress,
-    ):
-        while chunk := response.read(_CHUNK):
-            file.write(chunk)
-            sha256.update(chunk)
-            progress.update(len(chunk))
-    return sha256.hexdigest()
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Temporary path beside the final one; renamed after success, removed after failure."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spptransfer.cache.files import appearing
 from spptransfer.cache.reading import FeatureCache
 from spptransfer.cache.selection import Column, Combine
 from spptransfer.cache.view import FeatureView
 from spptransfer.errors import CacheError, ConfigError
+from spptransfer.files import atomic_write
 
 FORMATS = (".npz", ".csv", ".parquet")
 
@@ -69,10 +69,10 @@ def export(
     view = cache.view(chosen, levels=levels, scales=scales, combine=combine)
     names = column_names(cache.columns(levels, scales, combine))
     labels = None if cache.targets is None else cache.labels(chosen)
-    features = _Features(view, chosen, names, labels, cache.classes)
+    table = _Table(view, chosen, names, labels, cache.classes)
     write = {".npz": _write_npz, ".csv": _write_csv, ".parquet": _write_parquet}[path.suffix]
-    with appearing(path, view.nbytes if path.suffix == ".npz" else 0) as temporary:
-        write(temporary, features)
+    with atomic_write(path, view.nbytes if path.suffix == ".npz" else 0) as temporary:
+        write(temporary, table)
     return len(chosen)
 
 
@@ -93,7 +93,7 @@ def column_names(columns: Iterable[Column]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Features:
+class _Table:
     """What is written: features by id, the names of their columns, and labels if there are any."""
 
     view: FeatureView
@@ -102,78 +102,73 @@ class _Features:
     labels: npt.NDArray[Any] | None
     classes: Sequence[str]
 
-    def label_columns(self) -> list[tuple[str, npt.NDArray[Any]]]:
-        """One column with the class, or one per class for several labels per image."""
-        if self.labels is None:
-            return []
-        if self.labels.ndim == 1:
-            return [("label", self.labels)]
-        return [(f"label_{name}", self.labels[:, i]) for i, name in enumerate(self.classes)]
+    def text_columns(self) -> dict[str, Sequence[Any]]:
+        """Return the ids, and one column with the class, or one per class for several labels."""
+        columns: dict[str, Sequence[Any]] = {"id": self.ids}
+        if self.labels is not None and self.labels.ndim == 1:
+            columns["label"] = self.labels.tolist()
+        elif self.labels is not None:
+            found = zip(self.classes, self.labels.T.tolist(), strict=True)
+            columns |= {f"label_{name}": column for name, column in found}
+        return columns
 
-    def blocks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-        """Some rows at a time, and the number of the first."""
+    def blocks(self) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
+        """Go through the features some rows at a time."""
         for start in range(0, len(self.view), _ROWS):
-            yield start, self.view[start : start + _ROWS]
+            run = slice(start, min(start + _ROWS, len(self.view)))
+            yield run, self.view[run]
 
 
-def _write_npz(path: Path, features: _Features) -> None:
+def _write_npz(path: Path, table: _Table) -> None:
     """Write what `numpy.load` reads, a few rows at a time."""
-    view = features.view
-    arrays = {"ids": np.array(features.ids), "columns": np.array(features.names)}
-    if features.labels is not None:
-        arrays |= {"labels": features.labels, "classes": np.array(features.classes)}
+    arrays = {"ids": np.array(table.ids), "columns": np.array(table.names)}
+    if table.labels is not None:
+        arrays |= {"labels": table.labels, "classes": np.array(table.classes)}
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
         with archive.open("features.npy", "w", force_zip64=True) as file:
+            view = table.view
             layout = {"descr": view.dtype.str, "fortran_order": False, "shape": view.shape}
             np.lib.format.write_array_header_2_0(file, layout)
-            for _, rows in features.blocks():
+            for _, rows in table.blocks():
                 file.write(np.ascontiguousarray(rows).data)
 
 
-def _write_csv(path: Path, features: _Features) -> None:
-    extra = features.label_columns()
+def _write_csv(path: Path, table: _Table) -> None:
+    texts = table.text_columns()
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", *(name for name, _ in extra), *features.names])
-        for start, rows in features.blocks():
-            for i, row in enumerate(rows, start):
+        writer.writerow([*texts, *table.names])
+        for run, rows in table.blocks():
+            parts = zip(*(column[run] for column in texts.values()), strict=True)
+            for part, row in zip(parts, rows, strict=True):
                 # Through str, which writes each float32 with the fewest digits that restore it.
-                writer.writerow(
-                    [features.ids[i], *(column[i] for _, column in extra), *map(str, row)]
-                )
+                writer.writerow([*part, *map(str, row)])
 
 
-def _write_parquet(path: Path, features: _Features) -> None:
+def _write_parquet(path: Path, table: _Table) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    extra = [(_escaped(name), column) for name, column in features.label_columns()]
+    texts = {_in_utf8(name): column for name, column in table.text_columns().items()}
     writer = None
     try:
-        for start, rows in features.blocks():
-            stop = start + len(rows)
-            columns = {"id": pa.array(_in_utf8(features.ids[start:stop]))}
-            columns |= {name: pa.array(_in_utf8(column[start:stop])) for name, column in extra}
-            columns |= {
-                name: pa.array(np.ascontiguousarray(rows[:, i]))
-                for i, name in enumerate(features.names)
-            }
-            table = pa.table(columns)
-            writer = writer or parquet.ParquetWriter(path, table.schema)
-            writer.write_table(table)
+        for run, rows in table.blocks():
+            columns = {name: pa.array(map(_in_utf8, c[run])) for name, c in texts.items()}
+            numbers = np.asfortranarray(rows).T
+            columns |= {name: pa.array(n) for name, n in zip(table.names, numbers, strict=True)}
+            block = pa.table(columns)
+            writer = writer or parquet.ParquetWriter(path, block.schema)
+            writer.write_table(block)
     finally:
         if writer is not None:
             writer.close()
 
 
-def _in_utf8(values: Any) -> Any:
-    """Texts as Parquet can hold them; numbers as they are."""
-    return [_escaped(v) for v in values] if isinstance(values[0], str) else values
-
-
-def _escaped(text: str) -> str:
-    """Text whose bytes that are no UTF-8 are written as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+def _in_utf8(value: Any) -> Any:
+    """Write bytes of a text that are no UTF-8 as escapes, as Parquet wants it."""
+    if not isinstance(value, str):
+        return value
+    return value.encode("utf-8", "backslashreplace").decode("utf-8")

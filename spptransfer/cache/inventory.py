@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from spptransfer.cache.files import bytes_held
-from spptransfer.cache.layout import ForeignFileError
-from spptransfer.cache.lock import Lock
+from spptransfer.cache.partial import PartialFile, cache_of, partial_files, unfinished_in
 from spptransfer.cache.reading import FeatureCache
-from spptransfer.cache.rows import OK
-from spptransfer.cache.unfinished import (
-    draft_files,
-    is_draft,
-    noted_rows,
-    open_draft,
-    part_files,
-    parts_folder,
-)
+from spptransfer.cache.rows import FAILED, OK
+from spptransfer.cache.seal import ForeignFileError
+from spptransfer.cache.stored import RowFile
+from spptransfer.cache.writer import writer_lock
 from spptransfer.errors import CacheError
+from spptransfer.files import bytes_held
 from spptransfer.spec import FeatureSpec
-
-_SUFFIX = ".h5"
-_PARTS = ".h5.parts"
 
 
 @dataclass(frozen=True)
@@ -40,12 +30,12 @@ class CacheInfo:
     path : Path
         The cache file.
     bytes : int
-        Size of the file and of its unfinished parts.
+        Room that the file and its unfinished ones take on the disk.
     complete : bool
-        Whether the file is there and no part of it is waiting to be brought in.
+        Whether the file is there and no unfinished one beside it.
     rows, failed : int
-        Rows with and without features; of the parts and drafts where there is no file yet, where
-        a row that was being copied from one to the other counts twice.
+        Rows with and without features; of the unfinished files where there is no finished one,
+        where a row that was being copied from one to the other counts twice.
     dataset : str
         Name of the dataset.
     spec : FeatureSpec or None
@@ -70,7 +60,7 @@ class CacheInfo:
     foreign: bool = False
 
     def describe(self) -> str:
-        """All that is known of it as text, one field per line."""
+        """Return all that is known of it as text, one field per line."""
         state = "complete" if self.complete else "unfinished"
         lines = [
             f"cache: {self.path}",
@@ -90,7 +80,7 @@ class CacheInfo:
 
 @dataclass(frozen=True)
 class Removal:
-    """A file or folder that can go, and why."""
+    """A file that can go, and why."""
 
     path: Path
     bytes: int
@@ -98,17 +88,26 @@ class Removal:
 
 
 def precision_note(path: Path) -> Path:
-    """File beside a cache that says why it has its precision."""
+    """Return the file beside a cache that says why it has its precision."""
     return path.with_suffix(".precision.json")
 
 
+def is_begun(path: Path) -> bool:
+    """Tell whether some rows of a cache wait for the others."""
+    for file in partial_files(path):
+        with contextlib.suppress(CacheError), contextlib.closing(PartialFile(file)) as partial:
+            if any(_count(partial)):
+                return True
+    return False
+
+
 def inspect(path: Path) -> CacheInfo:
-    """Find out about one cache without raising for whatever is wrong with it.
+    """Describe one cache without raising for whatever is wrong with it.
 
     Parameters
     ----------
     path : Path
-        The cache file; it may be unfinished, so that only its parts or a draft are there.
+        The cache file; it may be unfinished.
 
     Returns
     -------
@@ -117,43 +116,38 @@ def inspect(path: Path) -> CacheInfo:
     Raises
     ------
     CacheError
-        If neither the file nor a part of it is there.
+        If neither the file nor an unfinished one is there.
     """
-    parts = [*draft_files(parts_folder(path)), *part_files(parts_folder(path))]
-    if not path.exists() and not parts_folder(path).exists():
+    partials = partial_files(path)
+    if not path.exists() and not partials:
         raise CacheError(f"there is no cache '{path}'")
-    size = sum(bytes_held(file) for file in [path, *parts] if file.is_file())
-    rows, failed, first, error, foreign = 0, 0, None, "", False
-    runtimes: set[str] = set()
-    for file in [path] if path.exists() else parts:
+    size = sum(bytes_held(file) for file in [path, *partials] if file.is_file())
+    counts, opened, error, foreign = np.zeros(2, int), [], "", False
+    for file in [path] if path.exists() else partials:
+        kind = PartialFile if file in partials else FeatureCache
         try:
-            cache = open_draft(file) if is_draft(file) else FeatureCache(file)
-            here, lost = _count_draft(cache) if is_draft(file) else _count(cache)
+            with contextlib.closing(kind(file)) as found:
+                counts += _count(found)
+                opened.append(found)
         except CacheError as problem:
             error, foreign = str(problem), isinstance(problem, ForeignFileError)
-            continue
-        first = first or cache
-        runtimes.update(cache.computed_by)
-        rows, failed = rows + here, failed + lost
-    complete = path.exists() and not parts and not error and not is_draft(path)
-    if first is None:
+    complete = path.exists() and not partials and not error
+    if not opened:
         return CacheInfo(path, size, complete, error=error, foreign=foreign)
-    found = (first.dataset, first.spec, tuple(sorted(runtimes)))
-    return CacheInfo(path, size, complete, rows, failed, *found, error, foreign)
+    first, rows, failed = opened[0], int(counts[0]), int(counts[1])
+    computed_by = tuple(sorted({name for found in opened for name in found.computed_by}))
+    told = (first.dataset, first.spec, computed_by, error, foreign)
+    return CacheInfo(path, size, complete, rows, failed, *told)
 
 
-def _count(cache: FeatureCache) -> tuple[int, int]:
-    return len(cache), cache.count - len(cache)
-
-
-def _count_draft(draft: FeatureCache) -> tuple[int, int]:
-    status = [draft.file.rows("rows/status", positions) for positions in noted_rows(draft)]
-    good = sum(int(np.count_nonzero(some == OK)) for some in status)
-    return good, sum(map(len, status)) - good
+def _count(file: RowFile) -> tuple[int, int]:
+    """Count the rows with features and those without."""
+    status = file.column("status")
+    return int(np.count_nonzero(status == OK)), int(np.count_nonzero(status == FAILED))
 
 
 def list_caches(folder: Path) -> list[CacheInfo]:
-    """All caches in a folder, finished or not, by name.
+    """List the caches in a folder, finished or not, by name.
 
     Parameters
     ----------
@@ -165,10 +159,8 @@ def list_caches(folder: Path) -> list[CacheInfo]:
     list of CacheInfo
         Files that are no caches of ours are left out, damaged ones are in.
     """
-    if not folder.is_dir():
-        return []
-    finished = {path for path in folder.glob(f"*{_SUFFIX}") if path.is_file()}
-    unfinished = set(map(_cache_of, _workspaces(folder)))
+    finished = {path for path in folder.glob("*.h5") if path.is_file()}
+    unfinished = set(map(cache_of, unfinished_in(folder)))
     infos = [inspect(path) for path in sorted(finished | unfinished)]
     return [info for info in infos if not info.foreign]
 
@@ -176,18 +168,18 @@ def list_caches(folder: Path) -> list[CacheInfo]:
 def prune(
     folder: Path, keep: Collection[Path] = (), *, dry_run: bool = True, caches: bool = True
 ) -> list[Removal]:
-    """Remove unfinished parts and caches that nobody refers to.
+    """Remove unfinished files and caches that nobody refers to.
 
     Parameters
     ----------
     folder : Path
         Where caches lie.
     keep : collection of Path
-        Caches that pipeline files refer to; these and their parts stay.
+        Caches that pipeline files refer to; these and their unfinished files stay.
     dry_run : bool, default=True
         Only say what would go.
     caches : bool, default=True
-        Whether finished caches go too, and not unfinished parts alone.
+        Whether finished caches go too, and not unfinished files alone.
 
     Returns
     -------
@@ -195,63 +187,47 @@ def prune(
         What goes. What a running process is writing stays.
     """
     kept = {path.resolve() for path in keep}
-    removals = []
-    for parts in _workspaces(folder):
-        cache = _cache_of(parts)
-        if cache.resolve() not in kept and _is_idle(cache):
-            size = sum(bytes_held(file) for file in parts.iterdir() if file.is_file())
-            removals.append(Removal(parts, size, "unfinished parts"))
+    found = [
+        Removal(file, bytes_held(file), "an unfinished file") for file in unfinished_in(folder)
+    ]
     for info in list_caches(folder) if caches else []:
-        free = info.path.resolve() not in kept and _is_idle(info.path)
-        if free and info.path.exists():
+        if info.path.exists():
             size = info.path.stat().st_size
-            removals.append(Removal(info.path, size, "no pipeline file refers to it"))
-    return removals if dry_run else [removal for removal in removals if _remove(removal.path)]
-
-
-def _workspaces(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob(f"*{_PARTS}") if path.is_dir())
-
-
-def _cache_of(parts: Path) -> Path:
-    """The cache that a folder of parts belongs to."""
-    return parts.with_name(parts.name.removesuffix(".parts"))
-
-
-def _is_idle(cache: Path) -> bool:
-    """Whether nobody writes a cache right now."""
-    with _writer(cache) as idle:
-        return idle
+            found.append(Removal(info.path, size, "no pipeline file refers to it"))
+    removals = []
+    for removal in found:
+        cache = cache_of(removal.path)
+        if cache.resolve() in kept:
+            continue
+        with _writer(cache) as idle:
+            if idle:
+                removals.append(removal)
+                if not dry_run:
+                    _remove(removal.path)
+    for lock in [] if dry_run else folder.glob("*.h5.lock"):  # what a killed process left
+        with _writer(lock.with_suffix("")):
+            pass
+    return removals
 
 
 @contextlib.contextmanager
 def _writer(cache: Path) -> Iterator[bool]:
-    """Be the one who writes a cache, if nobody else is."""
-    file = parts_folder(cache) / "lock"
-    lock = Lock(file, cache)
-    try:
-        if file.exists():
-            lock.acquire()
-    except CacheError:
-        yield False
-        return
-    try:
+    """Acquire the writer lock; yield False if another process holds it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            if Path(f"{cache}.lock").exists():
+                stack.enter_context(writer_lock(cache))
+        except CacheError:
+            yield False
+            return
         yield True
-    finally:
-        lock.release()
 
 
-def _remove(path: Path) -> bool:
-    """Remove a file or a folder of parts, unless somebody has begun to write there."""
+def _remove(path: Path) -> None:
     try:
-        if not path.is_dir():
+        if cache_of(path) == path:
             precision_note(path).unlink(missing_ok=True)
-            path.unlink()
-            return True
-        with _writer(_cache_of(path)) as idle:
-            if idle:
-                shutil.rmtree(path)
-            return idle
+        path.unlink(missing_ok=True)
     except OSError as error:
         raise CacheError(f"cannot remove '{path}': {error.strerror}") from error
 

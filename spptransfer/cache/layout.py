@@ -1,48 +1,49 @@
-"""What lies in a cache file, and in which bytes: `docs/cache-format.md` tells it to readers.
+"""What lies in a cache file, and where: `docs/cache-format.md` tells it to readers.
 
-A file is an ordinary HDF5 file behind a *header*, an HDF5 user block that every HDF5 reader
-skips. The header repeats the attributes and says where each dataset's numbers lie, so this
-package never has HDF5's parser read a file that somebody else may have made: whatever a file
-claims is compared with its length first, and then mapped. A file is sealed with checksums once
-it is complete and never changed afterwards.
+A file is an ordinary HDF5 file behind a user block of one page. It is made with room for every
+row, so that nothing of HDF5's own changes afterwards. Its *head* is all of that, the labels, and
+the columns that vouch for rows or change with the file system; the rows come behind it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import math
-import os
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+import h5py
 import numpy as np
+import numpy.typing as npt
 
+from spptransfer._version import __version__
 from spptransfer.errors import CacheError
+from spptransfer.ids import Ids, encode
 from spptransfer.spec import FeatureSpec
 
 FORMAT = "spptransfer-features"
-FORMAT_VERSION = 2
-# In version 1 the header's hash covered the features too.
-READABLE_VERSIONS = (1, 2)
+FORMAT_VERSION = 3
 
-# How the names of datasets of features begin.
-FEATURES = "features/"
-
+CHECKSUM_BYTES = 16
+# HDF5's part begins behind so many bytes, and larger datasets on a page of their own.
+PAGE = 4096
 _RUN_BYTES = 1 << 22
-_PIECE_BYTES = 1 << 18
 _RUN_ROWS = 256
-_HEADER_LIMIT = 1 << 24
-WAY_OUT = "copy it anew if it is a copy, or remove it and extract again"
-_TITLE = re.compile(rb"spptransfer-features (\d{1,9}) (\d{1,9}) ([0-9a-f]{64})\n")
-_DTYPE = re.compile(r"\|u1|\|i1|<i4|<i8|<f2|<f4|\|S[1-9]\d{0,8}")
+_COMPUTED_BY = "S256"
 
-
-class ForeignFileError(CacheError):
-    """A file that does not begin as ours do."""
+Shape = tuple[int, ...]
+# The columns of the table of rows that lie behind the head, but for the ids.
+_COLUMNS = {
+    "digest": "|S64",
+    "height": "<i4",
+    "width": "<i4",
+    "error": "|S160",
+    "status": "|u1",
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Block:
     def name(self) -> str:
         """Name of the dataset in the file."""
         part = "vector" if self.level is None else f"level_{self.level}"
-        return f"{FEATURES}scale_{self.scale}/{part}"
+        return f"features/scale_{self.scale}/{part}"
 
     @property
     def width(self) -> int:
@@ -71,8 +72,19 @@ class Block:
         return self.channels * (1 if self.level is None else self.level**2)
 
 
+@dataclass(frozen=True)
+class Labels:
+    """Labels of a dataset, one per row.
+
+    `targets` holds class indices (n,) or an indicator (n, classes) in {1, 0 = ignored, -1}.
+    """
+
+    classes: Sequence[str]
+    targets: npt.NDArray[np.integer]
+
+
 def blocks_of(spec: FeatureSpec, channels: int) -> tuple[Block, ...]:
-    """Blocks that a file of this spec holds, in the order in which they are stored."""
+    """List the blocks that a file of this spec holds, in the order in which they are stored."""
     levels: tuple[int | None, ...] = spec.levels or (None,)
     return tuple(Block(scale, level, channels) for scale in spec.scales for level in levels)
 
@@ -90,157 +102,169 @@ def row_runs(count: int, row_bytes: int) -> Iterator[slice]:
         yield slice(start, min(start + step, count))
 
 
-@dataclass(frozen=True)
-class Extent:
-    """Where the numbers of a dataset lie: `shape` values of `dtype` from byte `offset` on."""
+def head_datasets(count: int) -> dict[str, tuple[Shape, str]]:
+    """Return shape and type of the datasets in the head, but for the labels."""
+    return {
+        "computed_by": ((), f"|{_COMPUTED_BY}"),
+        "rows/stamp": ((count, 3), "<i8"),
+        "rows/checksum": ((count, CHECKSUM_BYTES), "|u1"),
+    }
 
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
+
+def row_datasets(count: int, storage: str, blocks: Sequence[Block]) -> dict[str, tuple[Shape, str]]:
+    """Return shape and type of the datasets behind the head, but for the ids."""
+    return {
+        **{f"rows/{name}": ((count,), dtype) for name, dtype in _COLUMNS.items()},
+        **{block.name: ((count, block.width), np.dtype(storage).str) for block in blocks},
+    }
+
+
+def short_text(text: str, dtype: str = _COLUMNS["error"]) -> str:
+    """Cut a text to what its column holds, an ellipsis at the end.
+
+    Examples
+    --------
+    >>> short_text("too long", "S6")
+    'too...'
+    """
+    raw, room = text.encode("utf-8", "backslashreplace"), np.dtype(dtype).itemsize
+    cut = raw if len(raw) <= room else raw[: room - 3]
+    return cut.decode("utf-8", "ignore") + ("..." if cut is not raw else "")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All that is known of a file before its first row.
+
+    Parameters
+    ----------
+    spec : FeatureSpec
+        What determines the values.
+    channels : int
+        Channels of the spec's layer.
+    dataset : str
+        Name of the dataset.
+    ids : Ids
+        Ids of all rows, at least one, each different.
+    labels : Labels or None
+        Their labels.
+
+    Raises
+    ------
+    CacheError
+        If the labels are not what a file can hold for so many rows.
+    """
+
+    spec: FeatureSpec
+    channels: int
+    dataset: str
+    ids: Ids
+    labels: Labels | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.ids):
+            raise CacheError("a cache needs at least one row")
+        if self.labels is not None:
+            object.__setattr__(self, "labels", _storable(self.labels, len(self.ids)))
+
+    @cached_property
+    def encoded_ids(self) -> npt.NDArray[np.bytes_]:
+        """Ids as wide as the longest."""
+        return self.ids.narrow().encoded
 
     @property
-    def nbytes(self) -> int:
-        """Length in bytes."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+    def row_bytes(self) -> int:
+        """Bytes of a row behind the head, but for the id."""
+        blocks = blocks_of(self.spec, self.channels)
+        found = row_datasets(1, self.spec.storage, blocks).values()
+        return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in found)
+
+    @property
+    def needed(self) -> int:
+        """Bytes that the file will have, about."""
+        row = self.row_bytes + self.encoded_ids.itemsize + 3 * 8 + CHECKSUM_BYTES
+        return 3 * self._metadata_bytes + len(self.ids) * row
+
+    @property
+    def _metadata_bytes(self) -> int:
+        """Room for HDF5's own description of the file: it must not need a second piece."""
+        blocks = blocks_of(self.spec, self.channels)
+        estimate = (1 << 14) + 2 * len(json.dumps(self.spec.to_dict())) + 2048 * len(blocks)
+        return 1 << (estimate - 1).bit_length()
+
+    @property
+    def digest(self) -> str:
+        """Hash of it; where it is the same an unfinished file can be gone on with."""
+        hasher = hashlib.sha256(f"{self.spec.fingerprint} {self.channels}".encode())
+        hasher.update(json.dumps([self.dataset, self.ids.sha256()]).encode())
+        if self.labels is not None:
+            hasher.update(json.dumps(list(self.labels.classes)).encode())
+            hasher.update(np.ascontiguousarray(self.labels.targets).tobytes())
+        return hasher.hexdigest()
+
+    def attributes(self) -> Mapping[str, Any]:
+        """Return the attributes of the HDF5 root group."""
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "spec": json.dumps(self.spec.to_dict()),
+            "fingerprint": self.spec.fingerprint,
+            "channels": self.channels,
+            "dataset": self.dataset,
+            "written_by": f"spptransfer {__version__}",
+        }
+
+    def create(self, path: Path) -> None:
+        """Make a file with room for every row, which takes nothing on the disk yet."""
+        count, room = len(self.ids), _room()
+        options = {
+            "meta_block_size": self._metadata_bytes,
+            "alignment_threshold": PAGE,
+            "alignment_interval": PAGE,
+            "locking": False,
+        }
+        with h5py.File(path, "w", userblock_size=PAGE, **options) as file:
+            file.attrs.update(self.attributes())
+            if self.labels is not None:
+                file["labels/classes"] = encode(self.labels.classes)
+                file["labels/targets"] = self.labels.targets
+            file["computed_by"] = np.zeros((), _COMPUTED_BY)
+            for name, (shape, dtype) in head_datasets(count).items():
+                if shape:
+                    file.create_dataset(name, shape, dtype, dcpl=room)
+        # HDF5 puts small datasets into what is left of a block of small ones. Closing the file
+        # ends that block, so that from here on all rows come to lie behind the head.
+        with h5py.File(path, "r+", **options) as file:
+            blocks = blocks_of(self.spec, self.channels)
+            for block in blocks:
+                file.require_group(block.name.rpartition("/")[0])
+            file.create_dataset("rows/id", (count,), self.encoded_ids.dtype, dcpl=room)
+            for name, (shape, dtype) in row_datasets(count, self.spec.storage, blocks).items():
+                file.create_dataset(name, shape, dtype, dcpl=room)
+            for run in row_runs(count, self.encoded_ids.itemsize):
+                file["rows/id"][run] = self.encoded_ids[run]
 
 
-@dataclass(frozen=True)
-class Header:
-    """What a file says about itself before its HDF5 part begins.
-
-    Attributes
-    ----------
-    header_bytes, file_bytes : int
-        Length of the header and of the whole file.
-    sha256 : str
-        What `body_sha256` gives.
-    attributes : mapping of str to str or int
-        The attributes of the HDF5 root group.
-    extents : mapping of str to Extent
-        By the full name of every dataset.
-    version : int
-        Of the format.
-    """
-
-    header_bytes: int
-    file_bytes: int
-    sha256: str
-    attributes: Mapping[str, Any]
-    extents: Mapping[str, Extent]
-    version: int = FORMAT_VERSION
-
-    def body(self) -> bytes:
-        """The JSON, which `parse` reads; the version stands before it."""
-        fields = asdict(self)
-        del fields["version"]
-        return json.dumps(fields).encode()
-
-    def pack(self) -> bytes:
-        """Bytes of the header: a line with version, length and hash, then JSON, then zeros."""
-        body = self.body()
-        digest = hashlib.sha256(body).hexdigest()
-        packed = f"{FORMAT} {self.version} {len(body)} {digest}\n".encode() + body
-        if len(packed) > self.header_bytes:
-            raise ValueError(f"the header needs {len(packed)} bytes, not {self.header_bytes}")
-        return packed.ljust(self.header_bytes, b"\0")
-
-    @classmethod
-    def read(cls, file: IO[bytes], path: Path) -> Header:
-        """Read and check the header of an open file, without trusting anything it says.
-
-        Raises
-        ------
-        CacheError
-            If the file is foreign, of another version, unsealed, truncated or damaged.
-        """
-        file_bytes = os.fstat(file.fileno()).st_size
-        line = file.readline(128)
-        title = _TITLE.fullmatch(line)
-        if title is None:
-            raise ForeignFileError(f"'{path}' is no feature cache of spptransfer: {_guess(line)}")
-        version = int(title[1])
-        if version not in READABLE_VERSIONS:
-            known = " and ".join(map(str, READABLE_VERSIONS))
-            raise CacheError(f"'{path}' has format version {version}; this release reads {known}")
-        body = file.read(min(int(title[2]), _HEADER_LIMIT))
-        if hashlib.sha256(body).hexdigest().encode() != title[3]:
-            raise CacheError(f"'{path}' is damaged: its header is not what was written; {WAY_OUT}")
-        header = cls.parse(body, path, version)
-        if header.file_bytes != file_bytes:
-            raise CacheError(
-                f"'{path}' is truncated or was added to: "
-                f"{file_bytes:,} of {header.file_bytes:,} bytes; {WAY_OUT}"
-            )
-        padding = header.header_bytes - len(line) - len(body)
-        if not 0 <= padding <= _HEADER_LIMIT or file.read(padding).strip(b"\0"):
-            raise CacheError(f"'{path}' is damaged: its header is not what was written; {WAY_OUT}")
-        return header
-
-    @classmethod
-    def parse(cls, body: bytes, path: Path, version: int = FORMAT_VERSION) -> Header:
-        """Read the JSON of a header; every dataset must lie in the bytes that the file has.
-
-        Raises
-        ------
-        CacheError
-            If it is no header.
-        """
-        try:
-            fields = json.loads(body)
-            for name in ("header_bytes", "file_bytes"):
-                if type(fields[name]) is not int or fields[name] < 0:
-                    raise ValueError(f"{name} is {fields[name]!r}")
-            extents = {
-                name: _check_extent(Extent(**given), fields["file_bytes"])
-                for name, given in fields.pop("extents").items()
-            }
-            return cls(**fields, extents=extents, version=version)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise CacheError(f"'{path}' is damaged: {' '.join(str(error).split())}") from error
+def _room() -> h5py.h5p.PropDCID:
+    """Have a dataset take its place at once, and leave there what the disk has: zeros."""
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    return creation
 
 
-def _check_extent(extent: Extent, file_bytes: int) -> Extent:
-    """Accept an extent only if every byte of it lies in the file."""
-    numbers = (*extent.shape, extent.offset)
-    if not _DTYPE.fullmatch(extent.dtype) or len(extent.shape) > 2:
-        raise ValueError(f"{extent} is of an unknown type")
-    if any(type(number) is not int or number < 0 for number in numbers):
-        raise ValueError(f"{extent} is no extent")
-    if extent.offset + extent.nbytes > file_bytes:
-        raise ValueError(f"{extent} reaches beyond the {file_bytes:,} bytes of the file")
-    return Extent(extent.dtype, tuple(extent.shape), extent.offset)
-
-
-def _guess(line: bytes) -> str:
-    """What a foreign file probably is."""
-    if not line:
-        return "it is empty"
-    if not line.strip(b"\0"):
-        return "it is not finished yet; run the command that makes it again"
-    if line.startswith(b"\x89HDF"):
-        return "it is an HDF5 file of another program"
-    return "it is another kind of file"
-
-
-def body_sha256(
-    file: int, header_bytes: int, extents: Mapping[str, Extent], version: int = FORMAT_VERSION
-) -> str:
-    """SHA-256 of everything behind the header but the features, for which their rows vouch.
-
-    `file` is a descriptor: whoever replaces the file meanwhile does not change what is read.
-    """
-    left_out = sorted(
-        (extent.offset, extent.offset + extent.nbytes)
-        for name, extent in extents.items()
-        if name.startswith(FEATURES) and version > 1
+def _storable(labels: Labels, count: int) -> Labels | None:
+    """Return labels in the types that a file has for them; None where there are no classes."""
+    targets = labels.targets
+    if not len(labels.classes):
+        return None
+    with contextlib.suppress(ValueError):
+        encode(labels.classes)
+        if targets.dtype.kind in "iub" and targets.shape[:1] == (count,) and targets.ndim <= 2:
+            found = targets.astype("<i4" if targets.ndim == 1 else "|i1")
+            if np.array_equal(found, targets):
+                return Labels(tuple(labels.classes), found)
+    raise CacheError(
+        f"targets of {targets.dtype} {targets.shape} and {len(labels.classes)} classes "
+        f"do not fit {count} rows"
     )
-    hasher, position = hashlib.sha256(), header_bytes
-    for start, stop in [*left_out, (os.fstat(file).st_size, 0)]:
-        while position < start:
-            piece = os.pread(file, min(start - position, _PIECE_BYTES), position)
-            if not piece:
-                break
-            hasher.update(piece)
-            position += len(piece)
-        position = max(position, stop)
-    return hasher.hexdigest()

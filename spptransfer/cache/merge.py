@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain, groupby
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from spptransfer.cache.checked import checked_runs, read_checked
-from spptransfer.cache.files import behind_link, explained
-from spptransfer.cache.ids import id_runs, sort_ids
-from spptransfer.cache.outline import Labels
+from spptransfer.cache.layout import Labels, Layout
+from spptransfer.cache.partial import PartialFile
 from spptransfer.cache.reading import FeatureCache
-from spptransfer.cache.rows import OK, Chunk
-from spptransfer.cache.unfinished import held
-from spptransfer.cache.writing import write_cache
+from spptransfer.cache.rows import OK
+from spptransfer.cache.writer import writer_lock
 from spptransfer.errors import CacheError, SpecMismatchError
+from spptransfer.files import (
+    atomic_write,
+    os_errors_as_cache_error,
+    remove_leftovers,
+    resolve_symlink,
+)
+from spptransfer.ids import Ids
 
 
 def merge(path: Path, sources: Sequence[Path]) -> FeatureCache:
-    """Bring the rows of caches or parts, made here or elsewhere, into one cache.
+    """Merge the rows of several caches, made here or elsewhere, into one.
 
     Parameters
     ----------
     path : Path
         The cache to write; it may be one of the sources.
     sources : sequence of Path
-        Caches or parts with one fingerprint. Rows come in the order of the sources; where an id
-        has features in several, they must be equal bit for bit.
+        Caches with one fingerprint. Rows come in the order of the sources; where an id has
+        features in several, they must be equal bit for bit.
 
     Returns
     -------
@@ -47,18 +49,25 @@ def merge(path: Path, sources: Sequence[Path]) -> FeatureCache:
     """
     if not sources:
         raise CacheError("merge: at least one cache is needed")
-    path = behind_link(path)
-    with explained(path):
+    path = resolve_symlink(path)
+    with os_errors_as_cache_error(path):
         path.parent.stat()
-    with held(path):
-        _merge(path, sources)
+    with writer_lock(path):
+        remove_leftovers(path.parent)
+        if path.exists() and not any(s.exists() and s.samefile(path) for s in sources):
+            raise CacheError(
+                f"'{path}' is there already: name it among the caches too, or delete it"
+            )
+        caches = [FeatureCache.open(source) for source in sources]
+        try:
+            _merge(path, caches)
+        finally:
+            for cache in caches:
+                cache.close()
     return FeatureCache.open(path)
 
 
-def _merge(path: Path, sources: Sequence[Path]) -> None:
-    if path.exists() and not any(source.exists() and source.samefile(path) for source in sources):
-        raise CacheError(f"'{path}' is there already: name it among the caches too, or delete it")
-    caches = [FeatureCache.open(source) for source in sources]
+def _merge(path: Path, caches: Sequence[FeatureCache]) -> None:
     first = caches[0]
     for cache in caches[1:]:
         if (cache.spec, cache.channels) != (first.spec, first.channels):
@@ -66,61 +75,60 @@ def _merge(path: Path, sources: Sequence[Path]) -> None:
             raise SpecMismatchError(
                 f"'{first.path}' and '{cache.path}' have different specs: {differences}"
             )
-    chosen = _choose_rows(caches, path.parent)
-    write_cache(
-        path,
-        spec=first.spec,
-        channels=first.channels,
-        dataset=first.dataset,
-        count=sum(int(np.count_nonzero(rows)) for rows in chosen),
-        id_width=max(cache.column("id").itemsize for cache in caches),
-        chunks=_copy(caches, chosen),
-        labels=_labels(caches, chosen),
-        computed_by=chain.from_iterable(cache.computed_by for cache in caches),
+    chosen = _choose_rows(caches)
+    ids = np.concatenate(
+        [cache.column("id")[rows] for cache, rows in zip(caches, chosen, strict=True)]
     )
+    labels = _labels(caches, chosen)
+    layout = Layout(first.spec, first.channels, first.dataset, Ids.from_encoded(ids), labels)
+    with atomic_write(path, layout.needed) as temporary:
+        layout.create(temporary)
+        merged, start = PartialFile(temporary, writable=True), 0
+        try:
+            for cache, rows in _runs(caches, chosen):
+                table, features, recorded = cache.checked(rows)
+                positions = np.arange(start, start + len(rows))
+                merged.put(positions, table, features, known=recorded, durable=False)
+                start += len(rows)
+            merged.finish({name for cache in caches for name in cache.computed_by})
+        finally:
+            merged.close()
+        for cache in caches:  # Windows replaces no file that is open
+            cache.close()
 
 
-def _choose_rows(caches: Sequence[FeatureCache], folder: Path) -> list[npt.NDArray[np.bool_]]:
-    """Rows to take from each cache: the first with features of every id, else the first."""
+def _choose_rows(caches: Sequence[FeatureCache]) -> list[npt.NDArray[np.bool_]]:
+    """Choose rows of each cache: the first with features of every id, else the first."""
     good = np.concatenate([cache.column("status") == OK for cache in caches])
-    taken = np.zeros(len(good), dtype=bool)
+    ids = np.concatenate([cache.column("id") for cache in caches])
+    # Equal ids side by side, those with features first and otherwise in the order of the sources.
+    order = np.lexsort((~good, ids))
+    again = np.flatnonzero(ids[order[1:]] == ids[order[:-1]]) + 1
+    taken = np.ones(len(good), dtype=bool)
+    taken[order[again]] = False
     starts = np.cumsum([0, *(cache.count for cache in caches)])
-    runs = (cache.file.rows("rows/id", run) for cache in caches for run in id_runs(cache.count))
-    for id, entries in groupby(sort_ids(runs, folder), key=itemgetter(0)):
-        positions = [position for _, position in entries]
-        with_features = [position for position in positions if good[position]]
-        taken[(with_features or positions)[0]] = True
-        if len(with_features) > 1:
-            _check_agreement(caches, starts, id, with_features)
+    for one, other in zip(order[again - 1], order[again], strict=True):
+        if good[other] and _checksum(caches, starts, one) != _checksum(caches, starts, other):
+            name = ids[one].decode("utf-8", "surrogateescape")
+            raise CacheError(
+                f"the caches disagree about the row '{name}': extract it anew in one of them"
+            )
     return np.split(taken, starts[1:-1])
 
 
-def _check_agreement(
-    caches: Sequence[FeatureCache],
-    starts: npt.NDArray[np.intp],
-    id: bytes,
-    positions: Sequence[int],
-) -> None:
-    """Rows of one id that hold features must have the same checksum."""
-    recorded = set()
-    for position in positions:
-        number = int(np.searchsorted(starts, position, side="right")) - 1
-        row = position - int(starts[number])
-        recorded.add(caches[number].file.rows("rows/checksum", slice(row, row + 1)).tobytes())
-    if len(recorded) > 1:
-        name = id.decode("utf-8", "surrogateescape")
-        raise CacheError(
-            f"the caches disagree about the row '{name}': extract it anew in one of them"
-        )
+def _checksum(caches: Sequence[FeatureCache], starts: npt.NDArray[np.intp], row: int) -> bytes:
+    number = int(np.searchsorted(starts, row, side="right")) - 1
+    return caches[number].column("checksum")[row - int(starts[number])].tobytes()
 
 
-def _copy(
+def _runs(
     caches: Sequence[FeatureCache], chosen: Sequence[npt.NDArray[np.bool_]]
-) -> Iterator[Chunk]:
+) -> Iterator[tuple[FeatureCache, npt.NDArray[np.intp]]]:
     for cache, taken in zip(caches, chosen, strict=True):
-        for run in checked_runs(cache, cache.count):
-            if taken[run].any():
-                yield read_checked(cache, run.start + np.flatnonzero(taken[run]))
+        for run in cache.checked_runs(cache.count):
+            rows = run.start + np.flatnonzero(taken[run])
+            if len(rows):
+                yield cache, rows
 
 
 def _labels(

@@ -6,40 +6,31 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from spptransfer.cache.layout import CHECKSUM_BYTES, Block, row_datasets, short_text
+from spptransfer.ids import encode
 from spptransfer.system import count_processors
-from spptransfer.cache.ids import encode
-from spptransfer.cache.layout import Block
 
-OK, FAILED = 0, 1
-CHECKSUM_BYTES = 16
+# A row whose status is 0 was never written: room in a file reads as zeros.
+PENDING, OK, FAILED = 0, 1, 2
+
 # What a row of the table takes in memory while it is copied, about, as Python's strings mostly.
 TABLE_BYTES = 1024
-
-COLUMNS = {
-    "digest": "S64",
-    "height": "<i4",
-    "width": "<i4",
-    "status": "|u1",
-    "size": "<i8",
-    "modified": "<i8",
-    "changed": "<i8",
-}
-# A row's checksum covers these and its id; the rest only says when a file need not be read.
-_CHECKED = ("digest", "height", "width", "status")
-
 # Bytes from which on several threads take checksums.
-WORTH_THREADS = 1 << 22
+_WORTH_THREADS = 1 << 22
+# A row's checksum covers these, its id and its features.
+CHECKED = ("digest", "height", "width", "status", "error")
+STAMP = ("size", "modified", "changed")
 
 FeatureRows = Mapping[Block, npt.NDArray[Any]]
 
 
 @dataclass(repr=False)
-class Rows:
+class RowTable:
     """Columns of equal length about images.
 
     `digest` is the SHA-256 of the image file, `height` and `width` are the upright image's.
@@ -58,67 +49,87 @@ class Rows:
     error: list[str]
 
     @classmethod
-    def empty(cls, ids: Sequence[str]) -> Rows:
-        """Rows that have failed until something is known about them."""
+    def empty(cls, ids: Sequence[str]) -> RowTable:
+        """Make rows that have failed until something is known about them."""
         count = len(ids)
-        columns = {name: np.zeros(count, dtype) for name, dtype in COLUMNS.items()}
-        columns["status"][:] = FAILED
-        return cls(ids=list(ids), error=[""] * count, **columns)
+        return cls(
+            ids=list(ids),
+            digest=np.zeros(count, "S64"),
+            height=np.zeros(count, np.int32),
+            width=np.zeros(count, np.int32),
+            status=np.full(count, FAILED, np.uint8),
+            size=np.zeros(count, np.int64),
+            modified=np.zeros(count, np.int64),
+            changed=np.zeros(count, np.int64),
+            error=[""] * count,
+        )
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __repr__(self) -> str:
         failed = int(np.count_nonzero(self.status != OK))
-        return f"<Rows: {len(self)} images" + (f", {failed} failed>" if failed else ">")
+        return f"<RowTable: {len(self)} images" + (f", {failed} failed>" if failed else ">")
 
-    def take(self, positions: npt.NDArray[np.intp]) -> Rows:
-        """Some of the rows."""
-        columns = {name: getattr(self, name)[positions] for name in COLUMNS}
-        ids, error = ([texts[i] for i in positions] for texts in (self.ids, self.error))
-        return Rows(ids=ids, error=error, **columns)
+    def take(self, positions: npt.NDArray[np.intp]) -> RowTable:
+        """Return some of the rows."""
+        columns: dict[str, Any] = {
+            name: [value[i] for i in positions] if isinstance(value, list) else value[positions]
+            for name, value in vars(self).items()
+        }
+        return RowTable(**columns)
 
-    def put(self, positions: npt.NDArray[np.intp], other: Rows) -> None:
-        """Take over rows of another table, in its order, at some positions."""
-        for name in COLUMNS:
-            getattr(self, name)[positions] = getattr(other, name)
-        for position, id, error in zip(positions, other.ids, other.error, strict=True):
-            self.ids[position], self.error[position] = id, error
-
-
-class Chunk(NamedTuple):
-    """Some rows with their features, and their checksums where they were checked already."""
-
-    rows: Rows
-    features: FeatureRows
-    checksums: npt.NDArray[np.uint8] | None = None
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the columns as they are stored, ids and stamps included."""
+        found = {"id": encode(self.ids), "error": encode(map(short_text, self.error))}
+        found |= {name: getattr(self, name) for name in CHECKED if name != "error"}
+        types = {name: dtype for name, (_, dtype) in row_datasets(1, "f4", ()).items()}
+        stamp = np.stack([getattr(self, name) for name in STAMP], axis=1).astype("<i8")
+        return {
+            **{name: v.astype(types.get(f"rows/{name}", v.dtype)) for name, v in found.items()},
+            "stamp": stamp,
+        }
 
 
-def checksums(rows: Rows, features: FeatureRows, blocks: Sequence[Block]) -> npt.NDArray[np.uint8]:
-    """BLAKE2b-128 over the id, the checked columns and the features of every row.
+def checksums(
+    columns: Mapping[str, npt.NDArray[Any]], features: FeatureRows, blocks: Sequence[Block]
+) -> npt.NDArray[np.uint8]:
+    """Compute BLAKE2b-128 over the id, the checked columns and the features of every row.
+
+    Parameters
+    ----------
+    columns : mapping of str to ndarray
+        As `RowTable.columns` gives them.
+    features : mapping of Block to ndarray
+        The features.
+    blocks : sequence of Block
+        The order of the features.
 
     Returns
     -------
     ndarray of uint8, shape (n_rows, 16)
     """
-    ids = encode(rows.ids).tolist()
-    parts = [np.ascontiguousarray(getattr(rows, name)) for name in _CHECKED]
-    parts += [np.ascontiguousarray(features[block]) for block in blocks]
-    count = max(1, len(rows))
-    raw = [part.view(np.uint8).reshape(len(rows), part.nbytes // count) for part in parts]
+    ids = columns["id"].tolist()
+    table = [_bytes(columns[name]) for name in CHECKED]
+    parts = [np.concatenate(table, axis=1), *(_bytes(features[block]) for block in blocks)]
 
     def digests(run: range) -> bytes:
         found = bytearray()
         for position in run:
             hasher = hashlib.blake2b(ids[position] + b"\0", digest_size=CHECKSUM_BYTES)
-            for part in raw:
+            for part in parts:
                 hasher.update(part[position])
             found += hasher.digest()
         return bytes(found)
 
-    n_threads = count_processors() if sum(p.nbytes for p in parts) > WORTH_THREADS else 1
-    step = max(1, -(-len(rows) // n_threads))
-    runs = [range(at, min(at + step, len(rows))) for at in range(0, len(rows), step)]
-    with ThreadPoolExecutor(n_threads) as pool:
-        joined = b"".join(map(digests, runs) if n_threads == 1 else pool.map(digests, runs))
+    threads = count_processors() if sum(p.nbytes for p in parts) > _WORTH_THREADS else 1
+    step = max(1, -(-len(ids) // threads))
+    runs = [range(at, min(at + step, len(ids))) for at in range(0, len(ids), step)]
+    with ThreadPoolExecutor(threads) as pool:
+        joined = b"".join(map(digests, runs) if threads == 1 else pool.map(digests, runs))
     return np.frombuffer(joined, np.uint8).reshape(-1, CHECKSUM_BYTES)
+
+
+def _bytes(column: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    raw = np.ascontiguousarray(column)
+    return raw.reshape(-1).view(np.uint8).reshape(len(raw), -1) if len(raw) else raw.view(np.uint8)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from spptransfer.cache.selection import Selection
 
-if TYPE_CHECKING:
-    from spptransfer.cache.reading import FeatureCache
+
+class SelectedRows(Protocol):
+    """What a view reads from: an open cache."""
+
+    def read_selected(
+        self, positions: npt.NDArray[np.intp], selection: Selection, dtype: np.dtype[Any]
+    ) -> npt.NDArray[Any]:
+        """Read chosen columns of rows by position."""
 
 
 class FeatureView:
@@ -40,7 +46,7 @@ class FeatureView:
 
     def __init__(
         self,
-        cache: FeatureCache,
+        cache: SelectedRows,
         positions: npt.NDArray[np.intp],
         selection: Selection,
         dtype: np.dtype[Any],

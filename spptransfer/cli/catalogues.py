@@ -1,91 +1,89 @@
-"""Commands that list what there is: backbones and datasets."""
+"""Commands that list what there is: backbones and datasets, registered ones among them."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spptransfer.cli.options import DataRoot, Json, Quiet, WeightsDir
+from spptransfer.cli.options import DataRoot, WeightsDir, add_command
 from spptransfer.cli.output import Output, printable, short_path, table
 from spptransfer.errors import ConfigError
 from spptransfer.text import plural
 
 if TYPE_CHECKING:
-    from spptransfer.backbones.info import BackboneInfo
+    from spptransfer.backbones import BackboneInfo
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(short_help="List backbones, their layers and weights.")(backbones)
-    app.command(short_help="List datasets, or fetch one.")(datasets)
+    add_command(app, backbones, "List backbones, their layers and weights.")
+    add_command(app, datasets, "List datasets, or fetch one.")
 
 
 def backbones(
+    output: Output,
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="Show this one with all its layers.")
     ] = None,
     weights_dir: WeightsDir = None,
-    quiet: Quiet = False,
-    json: Json = False,
 ) -> int:
     """List backbones: layers, channels, stride, weights and whether those are present.
 
     Channels and stride are those of the last map, which the layer 'spp' pools.
     """
     from spptransfer import backbones as catalogue
-
-    output = Output(quiet, json)
-    infos = [catalogue.describe(known) for known in ([name] if name else catalogue.names())]
-    if name:
-        output.say(_one_backbone(infos[0], weights_dir))
-    else:
-        rows = [_row(info, weights_dir) for info in infos]
-        output.say(table(rows, ["backbone", "channels", "stride", "weights", "layers"]))
-    output.finish(status="ok", backbones=[_as_json(info, weights_dir) for info in infos])
-    return 0
-
-
-def _row(info: BackboneInfo, weights_dir: Path | None) -> list[Any]:
-    weights = _weights(info, weights_dir)
-    shown = ", ".join(f"{source}{'' if here else ' (absent)'}" for source, here in weights.items())
-    last = info.layer("spp")
-    layers = ", ".join(layer.name for layer in info.layers)
-    return [info.name, last.channels, last.stride, shown or "none: use your own file", layers]
-
-
-def _one_backbone(info: BackboneInfo, weights_dir: Path | None) -> str:
     from spptransfer.backbones.weights import path_of
 
+    infos = [catalogue.describe(known) for known in ([name] if name else catalogue.names())]
+    places = {
+        info.name: {source: path_of(info.name, source, weights_dir) for source in info.weights}
+        for info in infos
+    }
+    if name:
+        output.say(_one_backbone(infos[0], places[infos[0].name]))
+    else:
+        rows = [_row(info, places[info.name]) for info in infos]
+        output.say(table(rows, ["backbone", "channels", "stride", "weights", "layers"]))
+    return output.finish(backbones=[_as_json(info, places[info.name]) for info in infos])
+
+
+def _row(info: BackboneInfo, places: dict[str, Path]) -> list[Any]:
+    shown = ", ".join(s if path.exists() else f"{s} (absent)" for s, path in places.items())
+    last = [layer for layer in info.layers if layer.kind == "map"][-1:]
+    channels, stride = (last[0].channels, last[0].stride) if last else (None, None)
+    layers = ", ".join(layer.name for layer in info.layers)
+    return [info.name, channels, stride, shown or "none: use your own file", layers]
+
+
+def _one_backbone(info: BackboneInfo, places: dict[str, Path]) -> str:
     layers = [[layer.name, layer.kind, layer.channels, layer.stride] for layer in info.layers]
     lines = [
         table(layers, ["layer", "kind", "channels", "stride"]),
         "",
         f"smallest side: {plural(info.min_side, 'pixel')}",
     ]
-    for source, entry in info.weights.items():
-        path = path_of(info.name, source, weights_dir)
+    for source, path in places.items():
         here = "present" if path.exists() else "fetched on first use"
-        lines.append(f"weights '{source}' ({entry.licence}): {here}, {short_path(path)}")
+        licence = info.weights[source].licence
+        lines.append(f"weights '{source}' ({licence}): {here}, {short_path(path)}")
     lines.append("weights of your own: features.weights: FILE.safetensors or FILE.pth")
     return "\n".join(lines)
 
 
-def _as_json(info: BackboneInfo, weights_dir: Path | None) -> dict[str, Any]:
-    layers = [
-        {"name": x.name, "kind": x.kind, "channels": x.channels, "stride": x.stride}
-        for x in info.layers
-    ]
+def _as_json(info: BackboneInfo, places: dict[str, Path]) -> dict[str, Any]:
     return {
         "name": info.name,
-        "layers": layers,
+        "layers": [dataclasses.asdict(layer) for layer in info.layers],
         "min_side": info.min_side,
-        "weights": _weights(info, weights_dir),
+        "weights": {source: path.exists() for source, path in places.items()},
     }
 
 
 def datasets(
+    output: Output,
     data_root: DataRoot = None,
     fetch: Annotated[
         str | None, typer.Option(metavar="NAME", help="Fetch a dataset's official archives.")
@@ -99,21 +97,18 @@ def datasets(
             show_default=False,
         ),
     ] = None,
-    quiet: Quiet = False,
-    json: Json = False,
 ) -> int:
     """Say which datasets are here and how to get the others, or fetch one."""
     from spptransfer.datasets import status
 
-    output = Output(quiet, json)
     if archives and fetch is None:
         raise ConfigError("--from needs --fetch NAME: which dataset are the archives of?")
     if fetch is not None:
         from spptransfer.datasets.fetch import fetch as fetch_dataset
 
-        where = fetch_dataset(fetch, data_root, from_file=archives, progress=not quiet)
-        output.say(f"{fetch}: {short_path(where)}")
-        output.say()
+        shown = not output.quiet
+        where = fetch_dataset(fetch, data_root, from_file=archives, progress=shown)
+        output.say(f"{fetch}: {short_path(where)}\n")
     found = status(data_root)
     rows = [
         [s.name, s.images if s.present else None, s.where if s.present else None] for s in found
@@ -122,12 +117,4 @@ def datasets(
     output.say("\nhow to get the others:")
     for absent in (s for s in found if not s.present):
         output.say(f"  {absent.name}: {printable(absent.how)}")
-    output.finish(status="ok", datasets=[s._asdict() for s in found])
-    return 0
-
-
-def _weights(info: BackboneInfo, weights_dir: Path | None) -> dict[str, bool]:
-    """Whether each of the catalogue's weights is on this machine."""
-    from spptransfer.backbones.weights import path_of
-
-    return {source: path_of(info.name, source, weights_dir).exists() for source in info.weights}
+    return output.finish(datasets=[s._asdict() for s in found])

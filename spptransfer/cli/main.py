@@ -10,13 +10,12 @@ import typer
 from typer.core import TyperGroup
 
 from spptransfer._version import __version__
-from spptransfer.cli import caches, catalogues, evaluation, pipelines, pretraining, scoring
-from spptransfer.cli.output import Output, on_one_line, warnings_shown
-from spptransfer.cli.signals import terminable
-from spptransfer.cli.streams import checked_streams
+from spptransfer.cli import caches, catalogues, pipelines, pretraining, scoring
+from spptransfer.cli.output import DONE, INCOMPLETE, Output, on_one_line, warnings_shown
+from spptransfer.cli.process import checked_streams, terminable
 from spptransfer.errors import ConfigError, OutputError, SPPTransferError, suggestion
 
-DONE, INCOMPLETE, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+WRONG_INPUT, INTERRUPTED = 2, 130
 
 
 class Commands(TyperGroup):
@@ -40,11 +39,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Spatial-pyramid features from frozen networks, cached once; exact linear SVMs on top.",
 )
-pipelines.register(app)
-scoring.register(app)
-catalogues.register(app)
-pretraining.register(app)
-evaluation.register(app)
+for module in (pipelines, scoring, catalogues, pretraining):
+    module.register(app)
 app.add_typer(
     caches.app,
     name="cache",
@@ -124,8 +120,8 @@ def _invoke(arguments: list[str]) -> int:
 
 def _status_of(error: SPPTransferError) -> int:
     # An extraction that was never imported cannot have been interrupted.
-    engine = sys.modules.get("spptransfer.extraction.engine")
-    interrupted = engine is not None and isinstance(error, engine.Interrupted)
+    extraction = sys.modules.get("spptransfer.extraction")
+    interrupted = extraction is not None and isinstance(error, extraction.Interrupted)
     return INTERRUPTED if interrupted else WRONG_INPUT
 
 
@@ -133,7 +129,6 @@ def _refuse(arguments: Sequence[str], message: str, status: int, **facts: Any) -
     line = on_one_line(message)
     print(f"spptransfer: {line}", file=sys.stderr)
     if "--json" in arguments:
-        Output(quiet=False, json=True).finish(
-            status="interrupted" if status == INTERRUPTED else "error", message=line, **facts
-        )
+        word = "interrupted" if status == INTERRUPTED else "error"
+        Output(json=True).finish(status=word, message=line, **facts)
     return status

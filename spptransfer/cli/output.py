@@ -6,43 +6,29 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
-from spptransfer.text import plural
+import typer
 
-if TYPE_CHECKING:
-    from spptransfer.extraction import Extraction
-
+DONE, INCOMPLETE = 0, 1
 _KEYS = ("status", "headline", "metrics", "rows", "run", "cache", "report", "model")
 
 
 @dataclass(frozen=True)
 class Output:
-    """Where a command's words go.
+    """Where a command's words go."""
 
-    Parameters
-    ----------
-    quiet : bool
-        Print nothing but errors (and the line of JSON).
-    json : bool
-        End with one machine-readable line.
-    """
-
-    quiet: bool
-    json: bool
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False
+    json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False
 
     def say(self, text: str = "") -> None:
         """Print a line for people; next to JSON they read it on the error stream."""
         if not self.quiet:
             print(text, file=sys.stderr if self.json else sys.stdout, flush=True)
-
-    def tell(self, text: str) -> None:
-        """Say what the library tells of its progress, whatever names are in it."""
-        self.say(printable(text))
 
     def complain(self, text: str) -> None:
         """Print a line about something that failed, which `quiet` does not silence."""
@@ -55,10 +41,67 @@ class Output:
         """Print a line of JSON before the last one."""
         print(json.dumps(values, default=str), flush=True)
 
-    def finish(self, **values: Any) -> None:
-        """Print the last line of JSON, if it was asked for."""
+    def finish(self, incomplete: bool = False, **values: Any) -> int:
+        """Print the last line of JSON, if it was asked for, and return the exit status."""
         if self.json:
-            self.emit({**dict.fromkeys(_KEYS), **values})
+            known = {"status": "incomplete" if incomplete else "ok"}
+            self.emit({**dict.fromkeys(_KEYS), **known, **values})
+        return INCOMPLETE if incomplete else DONE
+
+    @contextlib.contextmanager
+    def steps(self) -> Iterator[None]:
+        """Say what the library logs of the steps that it takes."""
+        from spptransfer.experiment.preparation import STEPS
+
+        logger = logging.getLogger(STEPS)
+        level = logger.level
+        logger.setLevel(logging.INFO)
+        try:
+            with _handled(logger, _Lines(self.say)):
+                yield
+        finally:
+            logger.setLevel(level)
+
+    def tell_failures(
+        self,
+        failures: Mapping[str, str],
+        shown: int = 10,
+        hint: str = "; `spptransfer cache info` lists all",
+    ) -> None:
+        """List the first images that failed, and count the others."""
+        for id, error in islice(failures.items(), shown):
+            self.complain(f"  failed: {printable(id)}: {printable(error)}")
+        if len(failures) > shown:
+            self.complain(f"  ... and {len(failures) - shown:,} more{hint}")
+
+
+class _Lines(logging.Handler):
+    """Hands every record on as one line."""
+
+    def __init__(self, say: Callable[[str], object], level: int = logging.NOTSET) -> None:
+        super().__init__(level)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._say(printable(record.getMessage()))
+
+
+@contextlib.contextmanager
+def _handled(logger: logging.Logger, handler: logging.Handler) -> Iterator[None]:
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def warnings_shown() -> contextlib.AbstractContextManager[None]:
+    """Show the library's warnings on the error stream, one line each."""
+
+    def say(line: str) -> None:
+        print(f"spptransfer: {on_one_line(line)}", file=sys.stderr, flush=True)
+
+    return _handled(logging.getLogger("spptransfer"), _Lines(say, logging.WARNING))
 
 
 def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
@@ -99,25 +142,21 @@ def _cell(value: Any) -> str:
 
 
 def printable(name: Any) -> str:
-    r"""Text as a terminal can show it on one line, whatever a file is called.
+    r"""Write text as a terminal can show it on one line, whatever a file is called.
 
     Examples
     --------
     >>> printable("two\nlines"), printable("caf\xe9"), printable("\udcff")
     ('two\\nlines', 'café', '\\udcff')
     """
-    text = str(name)
-    return text if text.isprintable() else "".join(map(_printable_character, text))
-
-
-def _printable_character(character: str) -> str:
-    if character.isprintable():
-        return character
-    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for c in str(name)
+    )
 
 
 def on_one_line(message: str) -> str:
-    r"""Message without line breaks, with nothing that a terminal would obey.
+    r"""Write a message without line breaks, with nothing that a terminal would obey.
 
     Examples
     --------
@@ -128,56 +167,6 @@ def on_one_line(message: str) -> str:
 
 
 def short_path(path: Path) -> str:
-    """Path as short as it can be told from here."""
+    """Write a path as short as it can be told from here."""
     path, here = path.resolve(), Path.cwd()
     return printable(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
-def counts(total: int, extraction: Extraction) -> str:
-    """Say how many images went in, and what became of them."""
-    return (
-        f"{plural(total, 'image')}: {extraction.added:,} added, {extraction.changed:,} changed, "
-        f"{extraction.unchanged:,} unchanged, {extraction.removed:,} removed, "
-        f"{len(extraction.failures):,} failed"
-    )
-
-
-def effort(extraction: Extraction) -> str:
-    """Say where the time went, and how many batches were as large as they may be."""
-    spent = ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in extraction.seconds.items())
-    share = extraction.full_batches / extraction.batches if extraction.batches else 0.0
-    return (
-        f"{spent}; {extraction.batches:,} batches of images of one size, {share:.0%} of them full"
-    )
-
-
-def tell_failures(
-    failures: Mapping[str, str],
-    output: Output,
-    shown: int = 10,
-    hint: str = "; `spptransfer cache info` lists all",
-) -> None:
-    """List the first images that failed, and count the others."""
-    for id, error in islice(failures.items(), shown):
-        output.complain(f"  failed: {printable(id)}: {printable(error)}")
-    if len(failures) > shown:
-        output.complain(f"  ... and {len(failures) - shown:,} more{hint}")
-
-
-@contextlib.contextmanager
-def warnings_shown() -> Iterator[None]:
-    """Show the library's warnings on the error stream, one line each."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_OneLine())
-    handler.setLevel(logging.WARNING)
-    logger = logging.getLogger("spptransfer")
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-
-
-class _OneLine(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return f"spptransfer: {on_one_line(record.getMessage())}"

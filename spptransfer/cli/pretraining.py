@@ -1,4 +1,4 @@
-"""The command that trains a network of the paper from random weights."""
+"""Commands on whole networks: one trains one, one measures its errors."""
 
 from __future__ import annotations
 
@@ -13,28 +13,38 @@ import typer
 
 from spptransfer.cli.options import (
     RUNS_DIR,
+    Compute,
     DataRoot,
     Device,
-    Json,
     PipelineFile,
-    Quiet,
     TrainingOverrides,
     WeightsDir,
+    add_command,
+    numbers,
 )
-from spptransfer.cli.output import Output, short_path
-from spptransfer.cli.signals import stopping_training
+from spptransfer.cli.output import Output, short_path, table
+from spptransfer.cli.process import stopping_training
+from spptransfer.text import plural
 
 if TYPE_CHECKING:
+    from spptransfer.pretraining.evaluation import Classifier, Evaluation, SchemeErrors
+    from spptransfer.pretraining.evaluation_data import LabelledFiles
     from spptransfer.pretraining.run import Outcome
+    from spptransfer.pretraining.views import Scheme
+
+_VIEWS = "center_crop,full,10-crops,10-maps"
+_HEADER = ["views", "per image", "top-1 error %", "top-5 error %", "images", "seconds"]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(short_help="Train a network of the paper from random weights.")(pretrain)
+    """Add the commands."""
+    add_command(app, pretrain, "Train a network of the paper from random weights.")
+    add_command(app, evaluate_backbone, "Measure a trained network's errors on labelled images.")
 
 
 def pretrain(
     pipeline: PipelineFile,
+    output: Output,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of the run.", show_default="runs/ and the pipeline file's name"),
@@ -55,8 +65,6 @@ def pretrain(
         ),
     ] = None,
     overrides: TrainingOverrides = None,
-    quiet: Quiet = False,
-    json: Json = False,
 ) -> int:
     """Train a network of the paper from random weights on a folder of class folders.
 
@@ -68,7 +76,8 @@ def pretrain(
     from spptransfer.pretraining.run import pretrain as run
 
     leads = team_of_environment().leads
-    output = Output(quiet or not leads, json and leads)
+    if not leads:
+        output = Output(quiet=True)
     settings = read_pipeline(pipeline, overrides or ())
     machine = Machine(
         folder=out or RUNS_DIR / pipeline.stem,
@@ -77,18 +86,18 @@ def pretrain(
         device=device,
         jobs=jobs,
         threads=threads,
-        progress=_bar(output.quiet),
+        progress=_training_bar(output.quiet),
         tell=output.say,
     )
     with stopping_training(machine.stop), contextlib.nullcontext() if leads else _silent():
         outcome = run(settings, machine)
     if not outcome.finished:
         raise KeyboardInterrupt
-    return _tell(outcome, output)
+    return _tell_outcome(outcome, output)
 
 
-def _bar(quiet: bool) -> Any:
-    """Progress bars on a terminal's error stream."""
+def _training_bar(quiet: bool) -> Any:
+    """Return what shows progress bars on a terminal's error stream."""
     from tqdm import tqdm
 
     def progress(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
@@ -110,16 +119,167 @@ def _silent() -> Iterator[None]:
         library.setLevel(level)
 
 
-def _tell(outcome: Outcome, output: Output) -> int:
+def _tell_outcome(outcome: Outcome, output: Output) -> int:
     last = outcome.history[-1]
     if outcome.weights is not None:
         output.say(f"weights: {short_path(outcome.weights)}")
-    names = ("loss", "val_top1", "val_top5")
-    output.finish(
-        status="ok",
+    return output.finish(
         headline={"metric": "val_top1", "value": last["val_top1"], "std": None},
-        metrics={name: last[name] for name in names},
+        metrics={name: last[name] for name in ("loss", "val_top1", "val_top5")},
         run=str(outcome.folder.resolve()),
         model=str(outcome.weights.resolve()) if outcome.weights else None,
     )
-    return 0
+
+
+def evaluate_backbone(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A backbone's name.")],
+    weights: Annotated[
+        list[str],
+        typer.Option(
+            metavar="FILE",
+            help="Weights with all layers, a file or a catalogue name; of several the class "
+            "probabilities are averaged.",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[
+        str, typer.Option(metavar="PATH", help="Folder or .zip file of labelled images.")
+    ],
+    compute: Compute,
+    output: Output,
+    split: Annotated[
+        str, typer.Option(help="Folder in it that holds a folder per class; '' is all.")
+    ] = "val",
+    views: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,NAME,...",
+            help="center_crop, full, 10-crops, 10-maps, 96-maps, 98-maps.",
+        ),
+    ] = _VIEWS,
+    scales: Annotated[
+        str | None,
+        typer.Option(
+            metavar="S,S,...",
+            help="Smaller sides in 96-maps and 98-maps.",
+            show_default="224,256,300,360,448,560 in proportion to the size",
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Side of crops and windows, in pixels.", show_default="as trained, else 224"
+        ),
+    ] = None,
+    resize: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Smaller side of the image in all other views.",
+            show_default="as trained, else 256 in proportion to the size",
+        ),
+    ] = None,
+    levels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...", help="Pyramid.", show_default="as trained, else the network's"
+        ),
+    ] = None,
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    weights_dir: WeightsDir = None,
+) -> int:
+    """Measure a trained network's top-1 and top-5 errors, averaged over views of each image.
+
+    Crops go through the whole network; views on maps are cut from the map of the whole image.
+    """
+    from tqdm import tqdm
+
+    from spptransfer.backbones.weights import path_of
+    from spptransfer.pretraining.evaluation import evaluate, load_classifier
+    from spptransfer.pretraining.evaluation_data import LabelledFiles
+
+    pyramid = numbers("levels", levels, "6,3,2,1")
+    networks = [
+        load_classifier(name, file, levels=pyramid, weights_dir=weights_dir) for file in weights
+    ]
+    schemes = _schemes(views, networks[0], size, resize, numbers("scales", scales, "6,3,2,1"))
+    files = LabelledFiles.open(data, split)
+    output.say(
+        f"{name}: {plural(len(files), 'image')} of "
+        f"{plural(len(files.classes), 'class', 'classes')}, windows of {schemes[0].size} pixels"
+    )
+    if networks[0].about.classes is None:
+        output.say("the weights name no classes: taken to be the folders, sorted by name")
+    total, hidden = len(files) * len(schemes), output.quiet or not sys.stderr.isatty()
+    with tqdm(total=total, unit="image", disable=hidden, leave=False) as bar:
+        asked: dict[str, Any] = {"options": compute.options(), "precision": precision}
+        found = evaluate(networks, files, schemes, **asked, note=bar.update)
+    output.say(table([_row(errors) for errors in found.errors], _HEADER))
+    output.say(f"computed by: {', '.join(found.computed_by)}")
+    paths = [str(path_of(name, file, weights_dir).resolve()) for file in weights]
+    return _tell_errors(found, files, paths, output)
+
+
+def _schemes(
+    views: str,
+    network: Classifier,
+    size: int | None,
+    resize: int | None,
+    scales: tuple[int, ...] | None,
+) -> list[Scheme]:
+    """Lay out the views, by default at the sizes that the network was trained at."""
+    from spptransfer.pretraining.views import PAPER_SIZE, make_scheme
+
+    about = network.about
+    size = size or about.size or PAPER_SIZE
+    if size == about.size:
+        resize = resize or about.resize
+    names = list(dict.fromkeys(name.strip() for name in views.split(",")))
+    return [make_scheme(name, size=size, resize=resize, scales=scales) for name in names]
+
+
+def _row(errors: SchemeErrors) -> list[Any]:
+    wrong = [round(100 * error, 2) for error in (errors.top1_error, errors.top5_error)]
+    return [
+        errors.scheme.name,
+        errors.scheme.views,
+        *wrong,
+        errors.images,
+        round(errors.seconds, 1),
+    ]
+
+
+def _tell_errors(
+    found: Evaluation, files: LabelledFiles, weights: list[str], output: Output
+) -> int:
+    failures = {files.names[position]: reason for position, reason in found.failures.items()}
+    output.tell_failures(failures, shown=20, hint="")
+    metrics = {}
+    for errors in found.errors:
+        metrics[f"top-1 accuracy, {errors.scheme.name}"] = errors.top1_accuracy
+        metrics[f"top-5 accuracy, {errors.scheme.name}"] = errors.top5_accuracy
+    last = found.errors[-1]
+    headline = {"metric": f"top-1 accuracy, {last.scheme.name}", "value": last.top1_accuracy}
+    return output.finish(
+        bool(failures),
+        headline={**headline, "std": None},
+        metrics=metrics,
+        rows={"ok": len(files) - len(failures), "failed": len(failures), "reused": 0},
+        model=weights[0],
+        weights=weights,
+        computed_by=list(found.computed_by),
+        views=[_as_json(errors) for errors in found.errors],
+        failures=failures,
+    )
+
+
+def _as_json(errors: SchemeErrors) -> dict[str, Any]:
+    scheme = errors.scheme
+    names = ("top1_error", "top5_error", "top1_accuracy", "top5_accuracy", "images", "seconds")
+    return {
+        "name": scheme.name,
+        "views": scheme.views,
+        "size": scheme.size,
+        "scales": [at.scale for at in scheme.scales],
+        **{name: getattr(errors, name) for name in names},
+    }

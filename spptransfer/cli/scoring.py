@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spptransfer.cli.options import Device, Json, Quiet, Runtime, Threads, WeightsDir
+from spptransfer.cli.options import Compute, WeightsDir, add_command
 from spptransfer.cli.output import Output, printable, short_path
 from spptransfer.text import plural
 
@@ -21,8 +21,8 @@ _NAME_WIDTHS = (5, 60)
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(short_help="Score new images with a saved model.")(predict)
-    app.command(short_help="Write the HTML report of a run anew.")(report)
+    add_command(app, predict, "Score new images with a saved model.")
+    add_command(app, report, "Write the HTML report of a run anew.")
 
 
 def predict(
@@ -33,6 +33,8 @@ def predict(
         list[Path],
         typer.Argument(metavar="PATH", help="Images, and folders that are searched for some."),
     ],
+    compute: Compute,
+    output: Output,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -43,11 +45,6 @@ def predict(
     ] = None,
     weights_dir: WeightsDir = None,
     top: Annotated[int, typer.Option(min=1, help="Classes shown per image.")] = _SHOWN_CLASSES,
-    device: Device = "auto",
-    runtime: Runtime = "torch",
-    jobs: Threads = None,
-    quiet: Quiet = False,
-    json: Json = False,
 ) -> int:
     """Score new images with a saved model: the nearest classes with their decision values.
 
@@ -58,63 +55,49 @@ def predict(
     from spptransfer.datasets.folder import gather_images
     from spptransfer.models import TransferModel
 
-    output = Output(quiet, json)
     loaded = TransferModel.load(model)
     files = gather_images(paths)
     width = _name_width(files)
     scored = loaded.score(
-        files,
-        device=device,
-        runtime=runtime,
-        jobs=jobs,
-        weights=weights,
-        weights_dir=weights_dir,
+        files, options=compute.options(), weights=weights, weights_dir=weights_dir
     )
     failed = 0
     # A table on the screen is its own progress bar; one that goes into a file needs another.
-    silent = quiet or sys.stdout.isatty() or not sys.stderr.isatty()
+    silent = output.quiet or sys.stdout.isatty() or not sys.stderr.isatty()
     for number, scores in enumerate(tqdm(scored, total=len(files), unit="image", disable=silent)):
-        if not number and not json:
+        if not number and not output.json:
             output.say(f"{'image':{width}}  predicted (decision values)")
         failed += scores.values is None
-        if json:
+        if output.json:
             output.emit(_as_json(loaded, scores))
         else:
             _tell_scores(loaded, scores, top, width, output)
+    rows = {"ok": len(files) - failed, "failed": failed, "reused": 0}
     if failed:
-        images = plural(len(files), "image")
-        output.say(f"{images}: {len(files) - failed:,} scored, {failed:,} failed")
-    output.finish(
-        status="incomplete" if failed else "ok",
-        rows={"ok": len(files) - failed, "failed": failed, "reused": 0},
-        model=str(model.resolve()),
-    )
-    return 1 if failed else 0
+        output.say(f"{plural(len(files), 'image')}: {rows['ok']:,} scored, {failed:,} failed")
+    return output.finish(failed > 0, rows=rows, model=str(model.resolve()))
 
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    words: Output,
     output: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="File to write.", show_default="RUN/report.html"),
     ] = None,
-    quiet: Quiet = False,
-    json: Json = False,
 ) -> int:
     """Write the HTML report of a run, or of a table of runs, anew: one file without others."""
     from spptransfer.report import write_report
     from spptransfer.report.grid_page import is_grid, write_grid_page
 
-    words = Output(quiet, json)
     write = write_grid_page if is_grid(run) else write_report
     written = write(run, output=output)
     words.say(f"report: {short_path(written)}")
-    words.finish(status="ok", run=str(run.resolve()), report=str(written.resolve()))
-    return 0
+    return words.finish(run=str(run.resolve()), report=str(written.resolve()))
 
 
 def _name_width(files: list[Path]) -> int:
-    """Width of the column of names; a few long ones stand out of it."""
+    """Return the width of the column of names; a few long ones stand out of it."""
     shortest, longest = _NAME_WIDTHS
     return min(longest, max([shortest, *(len(printable(file)) for file in files)]))
 

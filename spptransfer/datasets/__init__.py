@@ -3,7 +3,27 @@
 from __future__ import annotations
 
 from spptransfer.datasets.base import Dataset
-from spptransfer.datasets.catalogue import DatasetStatus, names, open_dataset, status
 from spptransfer.datasets.folder import IMAGE_SUFFIXES
+from spptransfer.datasets.registry import (
+    DatasetSection,
+    DatasetStatus,
+    names,
+    open_dataset,
+    register,
+    sections,
+    status,
+    unregister,
+)
 
-__all__ = ["IMAGE_SUFFIXES", "Dataset", "DatasetStatus", "names", "open_dataset", "status"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Dataset",
+    "DatasetSection",
+    "DatasetStatus",
+    "names",
+    "open_dataset",
+    "register",
+    "sections",
+    "status",
+    "unregister",
+]

@@ -20,8 +20,8 @@ UNLABELLED = -1
 class Dataset:
     """Images by id, with their classes and the splits that come with them.
 
-    Everything about an image is found by its id, never by its position. Ids are kept as `Ids`:
-    packed text, so that a million of them are no burden.
+    Everything about an image is found by its id, never by its position. Ids are kept as
+    `spptransfer.ids.Ids`, so that a million of them are no burden.
 
     Parameters
     ----------
@@ -45,8 +45,8 @@ class Dataset:
     Raises
     ------
     DatasetError
-        If an id occurs twice, or `targets` are no whole numbers or fit neither `ids` nor
-        `classes`.
+        If an id occurs twice or is no text, or `targets` are no whole numbers or fit neither
+        `ids` nor `classes`.
 
     Examples
     --------
@@ -71,33 +71,38 @@ class Dataset:
     official_splits: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        splits = {name: Ids.of(ids) for name, ids in self.official_splits.items()}
-        object.__setattr__(self, "official_splits", splits)
-        ids = Ids.of(self.ids)
+        try:
+            ids = Ids.of(self.ids)
+            splits = {name: Ids.of(ids) for name, ids in self.official_splits.items()}
+        except ValueError as error:
+            raise DatasetError(f"dataset '{self.name}': the id {error}") from error
+        object.__setattr__(self, "root", Path(self.root))
+        object.__setattr__(self, "targets", np.asarray(self.targets))
         object.__setattr__(self, "ids", ids)
+        object.__setattr__(self, "official_splits", splits)
         repetition = ids.repetition()
         if repetition is not None:
             twice = ids[repetition[0]]
             raise DatasetError(f"dataset '{self.name}': the id '{twice}' occurs more than once")
-        expected = (len(self.ids), len(self.classes)) if self.multi_label else (len(self.ids),)
+        expected = (len(ids), len(self.classes)) if self.multi_label else (len(ids),)
         if self.targets.shape != expected:
             raise DatasetError(
                 f"dataset '{self.name}': targets of shape {self.targets.shape} do not fit "
-                f"{len(self.ids)} images and {len(self.classes)} classes"
+                f"{len(ids)} images and {len(self.classes)} classes"
             )
         object.__setattr__(self, "targets", self._whole_numbers())
-        self.targets.flags.writeable = False
 
     def _whole_numbers(self) -> npt.NDArray[np.int32] | npt.NDArray[np.int8]:
-        """The targets in the type that all readers of datasets and caches rely on."""
+        """Convert the targets to the type that all readers of datasets and caches rely on."""
         wanted = np.dtype(np.int8 if self.multi_label else np.int32)
         given = self.targets
         is_whole = given.dtype.kind in "iub"
-        found = given.astype(wanted, copy=False) if is_whole else given
+        found = given.astype(wanted, copy=False).view() if is_whole else given
         if not is_whole or not np.array_equal(found, given):
             raise DatasetError(
                 f"dataset '{self.name}': targets of type {given.dtype} are not {wanted} numbers"
             )
+        found.flags.writeable = False  # of our view: the caller's array stays as it was
         return found
 
     def __len__(self) -> int:
@@ -118,7 +123,7 @@ class Dataset:
         return bool(self.classes)
 
     def path(self, id: str) -> Path:
-        """Path of the image file of an id.
+        """Return the path of the image file of an id.
 
         Parameters
         ----------
@@ -139,36 +144,20 @@ class Dataset:
         return self._path_of(id)
 
     def paths(self) -> list[Path]:
-        """Paths of all images, in the order of `ids`."""
+        """Return the paths of all images, in the order of `ids`."""
         return list(self.iter_paths(range(len(self))))
 
     def iter_paths(self, positions: Iterable[int]) -> Iterator[Path]:
-        """Paths of some images by position, one at a time.
-
-        Parameters
-        ----------
-        positions : iterable of int, or ndarray of int
-            Positions in `ids`.
-
-        Yields
-        ------
-        Path
-            As `path` gives it.
-        """
+        """Yield the paths of some images by position; see `path`."""
         return map(self._path_of, Ids.of(self.ids).take(positions))
 
     def _path_of(self, id: str) -> Path:
         return self.root / self.path_template.format(id=id)
 
     def check_images(self) -> None:
-        """Refuse to go on where no image is there at all, as on a disk that is not mounted.
+        """Raise a `DatasetError` where no image is there at all, as on a disk that is not mounted.
 
         One that is there is enough, so that as a rule a single file is looked for.
-
-        Raises
-        ------
-        DatasetError
-            If none is there; the message names the first.
         """
         if len(self) and not any(map(os.path.isfile, self.iter_paths(range(len(self))))):
             raise DatasetError(
@@ -178,7 +167,7 @@ class Dataset:
             )
 
     def positions(self, ids: Iterable[str]) -> npt.NDArray[np.intp]:
-        """Row numbers in `targets` of some ids.
+        """Find the positions of some ids.
 
         Parameters
         ----------
@@ -204,7 +193,7 @@ class Dataset:
         return found
 
     def targets_of(self, ids: Iterable[str]) -> npt.NDArray[np.int32] | npt.NDArray[np.int8]:
-        """Targets of some ids, in the order of those ids.
+        """Return the targets of some ids, in the order of those ids.
 
         Parameters
         ----------
@@ -224,7 +213,7 @@ class Dataset:
         return self.targets[self.positions(ids)]
 
     def without_class(self, name: str) -> Dataset:
-        """Give the same dataset without one class and that class's images.
+        """Return the dataset without one class and that class's images.
 
         Parameters
         ----------
@@ -247,20 +236,44 @@ class Dataset:
                 f"{suggestion(name, self.classes)}"
             )
         dropped = self.classes.index(name)
-        kept = np.flatnonzero(self.targets != dropped)
-        targets = self.targets[kept]
+        kept = self.subset(np.flatnonzero(self.targets != dropped))
+        classes = tuple(other for other in self.classes if other != name)
+        targets = (kept.targets - (kept.targets > dropped)).astype(np.int32)
+        return replace(kept, classes=classes, targets=targets)
+
+    def subset(self, positions: Iterable[int]) -> Dataset:
+        """Return the dataset with some of its images only.
+
+        Parameters
+        ----------
+        positions : iterable of int, or ndarray of int
+            Positions in `ids`, each at most once.
+
+        Returns
+        -------
+        Dataset
+            With all classes, its images in the order of `positions`, and the official splits
+            without the other images.
+
+        Raises
+        ------
+        DatasetError
+            If a position occurs twice.
+
+        Examples
+        --------
+        >>> dataset = Dataset(
+        ...     "folder", Path("photos"), ("a.jpg", "b.jpg", "c.jpg"), ("cat", "dog"),
+        ...     np.array([0, 1, 0]), official_splits={"test": ("b.jpg", "c.jpg")},
+        ... )
+        >>> some = dataset.subset([2, 0])
+        >>> some.ids, some.targets, some.official_splits
+        (Ids(['c.jpg', 'a.jpg']), array([0, 0], dtype=int32), {'test': Ids(['c.jpg'])})
+        """
+        kept = np.fromiter(positions, np.intp)
         ids = Ids.of(self.ids).take(kept)
-        return replace(
-            self,
-            ids=ids,
-            classes=tuple(other for other in self.classes if other != name),
-            targets=(targets - (targets > dropped)).astype(np.int32),
-            official_splits=_restricted(self.official_splits, ids),
-        )
-
-
-def _restricted(splits: Mapping[str, Sequence[str]], kept: Ids) -> dict[str, Ids]:
-    """Reduce the splits to the ids that are kept."""
-    return {
-        name: Ids.of(ids).take(np.flatnonzero(kept.find(ids) >= 0)) for name, ids in splits.items()
-    }
+        splits = {
+            name: Ids.of(split).take(np.flatnonzero(ids.find(split) >= 0))
+            for name, split in self.official_splits.items()
+        }
+        return replace(self, ids=ids, targets=self.targets[kept], official_splits=splits)

@@ -8,16 +8,26 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, Field
 
 from spptransfer.datasets.base import Dataset
 from spptransfer.errors import DatasetError
 from spptransfer.ids import Ids
 
 _HEADERS = "path,label or path,labels, either with a further column split"
+
+
+class CsvOptions(BaseModel):
+    """Keys of the section of a ``csv`` dataset."""
+
+    root: str = Field(description="a CSV file with the header path,label (or labels) [,split]")
+    separator: Annotated[str, Field(min_length=1)] = Field(
+        ";", description="what separates several labels of an image"
+    )
 
 
 class _Header(NamedTuple):
@@ -30,16 +40,8 @@ class _Header(NamedTuple):
     multi_label: bool
 
 
-class _Row(NamedTuple):
-    """One line of the table."""
-
-    path: str
-    labels: tuple[str, ...]
-    split: str
-
-
 @dataclass
-class _Notes:
+class _Columns:
     """What is kept of all rows but their paths: numbers, not Python objects for each.
 
     `numbers` counts lines as a text editor does. `labels` of all rows stand one after another,
@@ -54,13 +56,11 @@ class _Notes:
     classes: dict[str, int] = field(default_factory=dict)
     names: dict[str, int] = field(default_factory=dict)
 
-    def add(self, number: int, row: _Row) -> None:
+    def add(self, number: int, labels: Sequence[str], split: str) -> None:
         self.numbers.append(number)
-        self.counts.append(len(row.labels))
-        for label in row.labels:
-            self.labels.append(self.classes.setdefault(label, len(self.classes)))
-        split = self.names.setdefault(row.split, len(self.names)) if row.split else -1
-        self.splits.append(split)
+        self.counts.append(len(labels))
+        self.labels.extend(self.classes.setdefault(label, len(self.classes)) for label in labels)
+        self.splits.append(self.names.setdefault(split, len(self.names)) if split else -1)
 
 
 def read_csv(table: str | os.PathLike[str], *, separator: str = ";") -> Dataset:
@@ -73,8 +73,11 @@ def read_csv(table: str | os.PathLike[str], *, separator: str = ";") -> Dataset:
     Parameters
     ----------
     table : path-like
-        The CSV file: UTF-8 (with or without a byte order mark), comma-separated. Relative
-        paths in it are relative to its folder; an image's id is its path as written.
+        The CSV file, or a folder with exactly one: UTF-8 (with or without a byte order mark),
+        comma-separated. Relative paths in it are relative to its folder. An image's id is its
+        path as written, but with forward slashes, so that a table written on Windows names the
+        same images everywhere; only where a file's name itself holds a backslash, which other
+        systems allow, is it kept.
     separator : str, default=";"
         What stands between several labels of an image in the column ``labels``.
 
@@ -108,48 +111,45 @@ def read_csv(table: str | os.PathLike[str], *, separator: str = ";") -> Dataset:
     >>> dataset.official_splits
     {'train': Ids(['a.jpg']), 'test': Ids(['b.jpg'])}
     """
-    table = Path(table)
-    notes = _Notes()
+    found = find_csv(Path(table))
+    if found is None:
+        raise DatasetError(f"cannot read {table}: neither a file nor a folder with one CSV file")
+    table, columns = found, _Columns()
     try:
         with table.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.reader(lines, strict=True)
             header = _read_header(table, next(reader, []))
-            ids = Ids(_read_rows(table, reader, header, separator, notes))
+            ids = Ids(_read_rows(table, reader, header, separator, columns))
     except OSError as error:
         raise DatasetError(f"cannot read {table}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DatasetError(f"{table} is not UTF-8 text: {error.reason}") from error
     except csv.Error as error:
         raise DatasetError(f"{table}, row {reader.line_num}: {error}") from error
+    except ValueError as error:
+        raise DatasetError(f"{table}: the path {error}") from error
     if not ids:
         raise DatasetError(f"{table} has a header but no rows")
-    _check_unique(table, ids, notes)
-    if not notes.classes:
+    _check_unique(table, ids, columns)
+    if not columns.classes:
         raise DatasetError(f"{table}: no row has a label")
-    classes = sorted(notes.classes)
+    classes = sorted(columns.classes)
+    splits = np.asarray(columns.splits)
     return Dataset(
         name="csv",
         root=table.parent,
         ids=ids,
         classes=tuple(classes),
-        targets=_targets(notes, classes, header.multi_label),
-        official_splits=_splits(ids, notes),
+        targets=_targets(columns, classes, header.multi_label),
+        official_splits={
+            name: ids.take(np.flatnonzero(splits == number))
+            for name, number in columns.names.items()
+        },
     )
 
 
 def find_csv(place: Path) -> Path | None:
-    """Find the table at a place: the file itself, or the only CSV file of a folder.
-
-    Parameters
-    ----------
-    place : Path
-        A file or a folder.
-
-    Returns
-    -------
-    Path or None
-        The CSV file.
-    """
+    """Find the table at a place: the file itself, or the only CSV file of a folder."""
     if place.is_file():
         return place
     tables = sorted(place.glob("*.csv")) if place.is_dir() else []
@@ -168,60 +168,51 @@ def _read_header(table: Path, cells: Sequence[str]) -> _Header:
 
 
 def _read_rows(
-    table: Path, lines: Iterator[list[str]], header: _Header, separator: str, notes: _Notes
+    table: Path, lines: Iterator[list[str]], header: _Header, separator: str, columns: _Columns
 ) -> Iterator[str]:
-    """Paths of all rows; what else they say is noted."""
+    """Yield the ids of all rows; what else they say is added to the columns."""
     for cells in lines:
-        if any(cell.strip() for cell in cells):
-            number: int = lines.line_num  # type: ignore[attr-defined]
-            row = _parse(table, number, header, cells, separator)
-            notes.add(number, row)
-            yield row.path
+        if not any(cell.strip() for cell in cells):
+            continue
+        number: int = lines.line_num  # type: ignore[attr-defined]
+        if len(cells) != header.width:
+            raise DatasetError(
+                f"{table}, row {number}: {len(cells)} columns where the header has {header.width}"
+            )
+        path, written = cells[header.path].strip(), cells[header.label].strip()
+        labels = [written]
+        if header.multi_label:
+            labels = [part.strip() for part in written.split(separator) if part.strip()]
+        if not path or "" in labels:
+            lacking = "label" if path else "path"
+            raise DatasetError(f"{table}, row {number}: the {lacking} is empty")
+        columns.add(number, labels, "" if header.split is None else cells[header.split].strip())
+        yield path if "\\" not in path or _is_name(table.parent, path) else path.replace("\\", "/")
 
 
-def _parse(table: Path, number: int, header: _Header, cells: Sequence[str], separator: str) -> _Row:
-    """One row of the table."""
-    if len(cells) != header.width:
-        raise DatasetError(
-            f"{table}, row {number}: {len(cells)} columns where the header has {header.width}"
-        )
-    path, written = cells[header.path].strip(), cells[header.label].strip()
-    labels = [written]
-    if header.multi_label:
-        labels = [part.strip() for part in written.split(separator) if part.strip()]
-    if not path or "" in labels:
-        lacking = "label" if path else "path"
-        raise DatasetError(f"{table}, row {number}: the {lacking} is empty")
-    split = "" if header.split is None else cells[header.split].strip()
-    return _Row(path, tuple(labels), split)
+def _is_name(folder: Path, path: str) -> bool:
+    """Whether a path's backslashes belong to a file's name, as they can outside Windows."""
+    return os.sep == "/" and os.path.lexists(folder / path)
 
 
-def _check_unique(table: Path, ids: Ids, notes: _Notes) -> None:
+def _check_unique(table: Path, ids: Ids, columns: _Columns) -> None:
     """Refuse images that are named twice."""
     repetition = ids.repetition()
     if repetition is not None:
-        first, again = (notes.numbers[position] for position in repetition)
+        first, again = (columns.numbers[position] for position in repetition)
         path = ids[repetition[0]]
         raise DatasetError(f"{table}, row {again}: '{path}' is already in row {first}")
 
 
 def _targets(
-    notes: _Notes, classes: Sequence[str], multi_label: bool
+    columns: _Columns, classes: Sequence[str], multi_label: bool
 ) -> npt.NDArray[np.int32] | npt.NDArray[np.int8]:
-    """Targets as a `Dataset` holds them."""
+    """Number the labels as a `Dataset` does."""
     index = {label: position for position, label in enumerate(classes)}
-    in_order = np.array([index[label] for label in notes.classes], dtype=np.int32)
-    labels = in_order[np.asarray(notes.labels)]
+    in_order = np.array([index[label] for label in columns.classes], dtype=np.int32)
+    labels = in_order[np.asarray(columns.labels)]
     if not multi_label:
         return labels
-    targets = np.full((len(notes.counts), len(classes)), -1, dtype=np.int8)
-    targets[np.repeat(np.arange(len(targets)), np.asarray(notes.counts)), labels] = 1
+    targets = np.full((len(columns.counts), len(classes)), -1, dtype=np.int8)
+    targets[np.repeat(np.arange(len(targets)), np.asarray(columns.counts)), labels] = 1
     return targets
-
-
-def _splits(ids: Ids, notes: _Notes) -> dict[str, Ids]:
-    """Ids of each split that the table names."""
-    splits = np.asarray(notes.splits)
-    return {
-        name: ids.take(np.flatnonzero(splits == number)) for name, number in notes.names.items()
-    }

@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
+import tarfile
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import IO
 
-from spptransfer.datasets.catalogue import DEFAULT_DATA_ROOT
-from spptransfer.datasets.unpacking import unpack
+from spptransfer.datasets.registry import DEFAULT_DATA_ROOT
 from spptransfer.errors import ConfigError, DatasetError, suggestion
+from spptransfer.files import download, sha256_of
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT_SECONDS = 60
+MAX_BYTES = 4 << 30
+MAX_FILES = 100_000
 
 
 @dataclass(frozen=True)
 class Archive:
     """An official archive, known by its content.
 
-    Parameters
-    ----------
-    filename : str
-        Name under which it is distributed.
-    sha256 : str
-        Hexadecimal digest.
-    size : int
-        In bytes.
-    marker : str
-        A path that exists below the dataset's folder once the archive is unpacked.
-    mirrors : tuple of str, default=()
-        Addresses to try, in this order; empty for one that is only accepted from a file.
-    inner : str, optional
-        Name of the tar archive inside, where the archive itself is a zip.
+    `marker` is a path that exists below the dataset's folder once the archive is unpacked;
+    `mirrors` are tried in order, and empty for an archive that is only accepted from a file;
+    `inner` is the name of the tar archive inside one that is a zip.
     """
 
     filename: str
@@ -50,7 +43,7 @@ class Archive:
 
 
 def _voc2007(filename: str, sha256: str, size: int, split: str) -> Archive:
-    """One of the two archives of VOC 2007 and its mirrors."""
+    """Describe one of the two archives of VOC 2007 and its mirrors."""
     hosts = (
         "http://host.robots.ox.ac.uk/pascal/VOC/voc2007",
         "https://thor.robots.ox.ac.uk/pascal/VOC/voc2007",
@@ -125,8 +118,6 @@ def fetch(
         Archives that were downloaded by other means, under any name; nothing is fetched then.
     progress : bool, default=True
         Whether to show a progress bar while downloading.
-    official : mapping, optional
-        The archives to know, by dataset.
 
     Returns
     -------
@@ -142,7 +133,9 @@ def fetch(
     """
     if name not in official:
         raise ConfigError(f"there is nothing to fetch for '{name}'; {suggestion(name, official)}")
-    root = _home(name, official[name], DEFAULT_DATA_ROOT if data_root is None else Path(data_root))
+    around = DEFAULT_DATA_ROOT if data_root is None else Path(data_root)
+    tops = {archive.marker.partition("/")[0] for archive in official[name]}
+    root = around if any((around / top).is_dir() for top in tops) else around / name
     if from_file is not None:
         files = [from_file] if isinstance(from_file, (str, os.PathLike)) else from_file
         known = {_recognised(Path(file), official[name]): Path(file) for file in files}
@@ -156,14 +149,8 @@ def fetch(
     return root
 
 
-def _home(name: str, archives: Iterable[Archive], around: Path) -> Path:
-    """The dataset's folder: the data root itself if a part of the dataset lies there."""
-    tops = {archive.marker.partition("/")[0] for archive in archives}
-    return around if any((around / top).is_dir() for top in tops) else around / name
-
-
 def _missing(archives: Iterable[Archive], root: Path) -> list[Archive]:
-    """Archives to fetch, one for each marker that is not there."""
+    """List the archives to fetch, one for each marker that is not there."""
     wanted = {archive.marker: archive for archive in archives if archive.mirrors}
     missing = [archive for marker, archive in wanted.items() if not (root / marker).exists()]
     if not missing:
@@ -173,41 +160,26 @@ def _missing(archives: Iterable[Archive], root: Path) -> list[Archive]:
 
 def _download(archive: Archive, folder: Path, progress: bool) -> Path:
     """Download from the first mirror that gives the file with its checksum."""
-    import pooch
-
-    pooch.get_logger().setLevel(logging.WARNING)
-    downloader = pooch.HTTPDownloader(progressbar=progress, timeout=TIMEOUT_SECONDS)
-    failures = []
-    for url in archive.mirrors:
-        logger.info("fetching %s (%d MB)", url, archive.size // 1_000_000)
-        try:
-            return Path(
-                pooch.retrieve(
-                    url,
-                    known_hash=f"sha256:{archive.sha256}",
-                    fname=archive.filename,
-                    path=folder,
-                    downloader=downloader,
-                )
-            )
-        # requests' errors are OSErrors; pooch raises ValueError on a wrong checksum.
-        except (OSError, ValueError) as error:
-            failures.append(f"{url} ({_reason(error)})")
-    for empty in (folder, folder.parent):
-        with suppress(OSError):
-            empty.rmdir()
-    raise DatasetError(
-        f"could not fetch {archive.filename}: {'; '.join(failures)}; "
-        f"download it by other means and pass the file with --from"
-    )
+    path = folder / archive.filename
+    if path.exists() and sha256_of(path) == archive.sha256:
+        return path  # from a run that was stopped while it unpacked
+    try:
+        download(archive.mirrors, archive.sha256, path, progress=progress)
+    except OSError as error:
+        for empty in (folder, folder.parent):
+            with suppress(OSError):
+                empty.rmdir()
+        raise DatasetError(
+            f"could not fetch {archive.filename}: {error}; "
+            f"download it by other means and pass the file with --from"
+        ) from error
+    return path
 
 
 def _recognised(file: Path, archives: Sequence[Archive]) -> Archive:
     """Tell by its content which archive a file is."""
     try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        size, digest = file.stat().st_size, sha256_of(file)
     except OSError as error:
         raise DatasetError(f"cannot read {file}: {error.strerror}") from error
     for archive in archives:
@@ -254,9 +226,79 @@ def _move(source: Path, target: Path, *, last: Path) -> None:
         file.replace(place)
 
 
-def _reason(error: Exception) -> str:
-    """Say in one short line why a download failed."""
-    # What requests wraps in its own errors is the readable part.
-    wrapped = error.args[0] if error.args else error
-    text = " ".join(str(getattr(wrapped, "reason", wrapped)).split())
-    return text if len(text) <= 200 else f"{text[:197]}..."
+def unpack(
+    archive: Path,
+    destination: Path,
+    *,
+    inner: str | None = None,
+    max_bytes: int = MAX_BYTES,
+    max_files: int = MAX_FILES,
+) -> int:
+    """Unpack a tar archive, or one inside a zip archive, and return its number of files.
+
+    It can neither write elsewhere nor fill the disk: only plain files and folders that stay below
+    `destination` are accepted, by the filter ``data`` of `tarfile`, up to the limits. What macOS
+    adds to archives is skipped; what was unpacked before an error stays there.
+    """
+    if not hasattr(tarfile, "data_filter"):
+        raise DatasetError(f"unpack {archive} yourself: only Python 3.11.4 or later does it safely")
+    n_files = 0
+    try:
+        with ExitStack() as stack:
+            stream: IO[bytes] = stack.enter_context(archive.open("rb"))
+            if inner is not None:
+                outer = zipfile.ZipFile(stream)
+                stream = stack.enter_context(outer.open(_name_of(inner, outer, archive)))
+            tar = stack.enter_context(tarfile.open(fileobj=stream, mode="r|*"))
+            for member in _within(tar, max_bytes, max_files):
+                tar.extract(member, destination, filter=_plain_and_inside)
+                n_files += member.isfile()
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise DatasetError(f"{archive} is damaged: {error}") from error
+    except OSError as error:
+        raise DatasetError(f"cannot unpack {archive} into {destination}: {error}") from error
+    return n_files
+
+
+def _name_of(inner: str, outer: zipfile.ZipFile, path: Path) -> str:
+    """Find the tar archive inside a zip archive."""
+    for name in outer.namelist():
+        if PurePosixPath(name).name == inner and not _is_clutter(name):
+            return name
+    raise DatasetError(f"{path} does not hold {inner}")
+
+
+def _within(tar: tarfile.TarFile, max_bytes: int, max_files: int) -> Iterator[tarfile.TarInfo]:
+    """Yield the members to unpack, each before it is unpacked, up to the limits."""
+    n_files = n_bytes = 0
+    for member in tar:
+        if _is_clutter(member.name):
+            continue
+        n_files, n_bytes = n_files + 1, n_bytes + member.size
+        if n_files > max_files or n_bytes > max_bytes:
+            raise DatasetError(
+                f"refused: the archive holds more than {max_files:,} files or {max_bytes:,} bytes"
+            )
+        yield member
+
+
+def _plain_and_inside(member: tarfile.TarInfo, destination: str) -> tarfile.TarInfo:
+    """Refuse links, devices, and paths that are absolute or climb out."""
+    if not (member.isfile() or member.isdir()):
+        raise DatasetError(f"refused: '{member.name}' in the archive is a link or a device")
+    outside = f"refused: '{member.name}' in the archive would lie outside its folder"
+    if ".." in PurePosixPath(member.name.replace("\\", "/")).parts:
+        raise DatasetError(outside)
+    try:
+        filtered = tarfile.data_filter(member, destination)
+    except tarfile.FilterError as error:
+        raise DatasetError(outside) from error
+    if filtered.name != member.name:  # the filter takes a leading slash away
+        raise DatasetError(outside)
+    return filtered
+
+
+def _is_clutter(name: str) -> bool:
+    """Whether macOS put it there."""
+    path = PurePosixPath(name)
+    return path.name.startswith("._") or path.name == ".DS_Store" or "__MACOSX" in path.parts

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, Field
 
 from spptransfer.datasets.base import UNLABELLED, Dataset
 from spptransfer.datasets.left_out import LeftOut
@@ -23,6 +24,12 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif"}
     | {".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 )
+
+
+class FolderOptions(BaseModel):
+    """Keys of the section of a ``folder`` dataset."""
+
+    root: str = Field(description="a folder that holds one folder of images per class")
 
 
 def read_folder(root: str | os.PathLike[str], *, name: str = "folder") -> Dataset:
@@ -72,7 +79,10 @@ def read_folder(root: str | os.PathLike[str], *, name: str = "folder") -> Datase
     if not root.is_dir():
         raise DatasetError(f"dataset '{name}': {root} is not a folder")
     left_out = LeftOut()
-    ids = Ids.sort(find_images(root, left_out))
+    try:
+        ids = Ids.sort(find_images(root, left_out))
+    except ValueError as error:  # as Windows allows
+        raise DatasetError(f"dataset '{name}': in {root}, the file name {error}") from error
     if not ids:
         skipped = f"; skipped {left_out.files()}" if left_out.files() else ""
         raise DatasetError(
@@ -112,7 +122,7 @@ def _looked_for() -> str:
 
 
 def _classes_of(ids: Ids) -> tuple[tuple[str, ...], npt.NDArray[np.int32]]:
-    """Names of the class folders, and the number of each image's."""
+    """Return the names of the class folders, and the number of each image's."""
     found: dict[str, int] = {}
     numbers = (found.setdefault(id.partition("/")[0], len(found)) for id in ids)
     seen = np.fromiter(numbers, np.int32, len(ids))
@@ -122,25 +132,10 @@ def _classes_of(ids: Ids) -> tuple[tuple[str, ...], npt.NDArray[np.int32]]:
 
 
 def find_images(root: Path, left_out: LeftOut | None = None) -> Iterator[str]:
-    """Find the images below a folder.
+    """Yield the images below a folder as paths relative to it, in no particular order.
 
-    Parameters
-    ----------
-    root : Path
-        Folder to search, at any depth.
-    left_out : LeftOut, optional
-        Gets what is found besides images.
-
-    Yields
-    ------
-    str
-        Path relative to `root` with forward slashes; in no particular order. Bytes of a name
-        that are no UTF-8 are lone surrogates, as everywhere in Python.
-
-    Raises
-    ------
-    DatasetError
-        If a folder cannot be listed.
+    Paths have forward slashes; bytes of a name that are no UTF-8 are lone surrogates, as
+    everywhere in Python. What is found besides is noted in `left_out`.
     """
     pending: list[tuple[str, str, frozenset[tuple[int, int]]]] = [(str(root), "", frozenset())]
     while pending:
@@ -187,24 +182,10 @@ def _is(kind: Callable[[], bool]) -> bool:
 
 
 def gather_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """Files as they are, and every image inside folders, sorted within each folder.
+    """Collect files as they are, and the images inside folders, sorted within each folder.
 
     A warning says which files of a folder are no images by their suffix, as for a dataset.
-
-    Parameters
-    ----------
-    paths : iterable of path-like
-        Files, whatever their names end with, and folders, searched like a dataset's.
-
-    Returns
-    -------
-    list of Path
-        Without repetition.
-
-    Raises
-    ------
-    DatasetError
-        If a path does not exist, or nothing is found.
+    A path that does not exist, and finding nothing, is a `DatasetError`.
     """
     given = [Path(path) for path in paths]
     found: dict[Path, None] = {}

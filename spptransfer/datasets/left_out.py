@@ -21,14 +21,6 @@ _COMPANION_FOLDERS = frozenset({"__MACOSX"})
 class LeftOut:
     """Files whose suffix is not an image's, and the folders that were looked into.
 
-    Attributes
-    ----------
-    suffixes : Counter of str
-        Number of files by their suffix in lower case, ``"none"`` among them; without notes and
-        other companions of images.
-    folders : list of str
-        Names of the folders directly below the root.
-
     Examples
     --------
     >>> left_out = LeftOut()

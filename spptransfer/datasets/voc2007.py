@@ -24,41 +24,17 @@ _Labels = dict[str, int]
 
 
 def find_voc2007(place: Path) -> Path | None:
-    """Find the folder ``VOC2007`` at or below a place.
-
-    Parameters
-    ----------
-    place : Path
-        The folder that holds ``VOCdevkit``, that folder itself, or ``VOC2007`` in it.
-
-    Returns
-    -------
-    Path or None
-        The folder that holds ``JPEGImages`` and ``ImageSets``.
-    """
+    """Find the folder ``VOC2007`` at or below a place, None where there is none."""
     candidates = (place / tree for tree in _TREES)
     return next((tree for tree in candidates if (tree / _MAIN).is_dir()), None)
 
 
 def read_voc2007(tree: Path) -> Dataset:
-    """Read every split that is there.
+    """Read every split that is there, from ``ImageSets/Main`` of the folder ``VOC2007``.
 
-    Parameters
-    ----------
-    tree : Path
-        The folder ``VOC2007``, with ``ImageSets/Main`` and ``JPEGImages``.
-
-    Returns
-    -------
-    Dataset
-        Several labels per image, ids such as ``000041``, and a split for each
-        ``<class>_<split>.txt`` with the ids in the devkit's order.
-
-    Raises
-    ------
-    DatasetError
-        If no label file is there, a class lacks one of the splits, a line is malformed, the
-        classes of a split list different images, or two splits give an image other labels.
+    Several labels per image, ids such as ``000041``, and a split for each
+    ``<class>_<split>.txt`` with the ids in the devkit's order. A class that lacks a split,
+    classes that list other images, and splits that contradict each other are refused.
     """
     files = _label_files(tree / _MAIN)
     classes = sorted({name for name, _ in files})
@@ -83,7 +59,7 @@ def read_voc2007(tree: Path) -> Dataset:
 
 
 def _label_files(folder: Path) -> dict[tuple[str, str], Path]:
-    """Label files by class and split.
+    """List the label files by class and split.
 
     A class may be called like a split: ``train.txt`` lists images, ``train_train.txt`` labels
     those with trains.
@@ -107,13 +83,13 @@ def _ordered(splits: Iterable[str]) -> list[str]:
 def _read_labels(
     files: Mapping[tuple[str, str], Path], tree: Path, name: str, split: str
 ) -> _Labels:
-    """Labels of one class in one split, by id, in the order of the file."""
+    """Read the labels of one class in one split, by id, in the order of the file."""
     path = files.get((name, split))
     if path is None:
         raise DatasetError(f"{tree / _MAIN}: class '{name}' lacks the split '{split}'")
     labels: _Labels = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"cannot read {path}: {error}") from error
     for number, line in enumerate(lines, start=1):
@@ -129,7 +105,7 @@ def _read_labels(
 
 
 def _common_ids(tree: Path, split: str, labels: Mapping[str, _Labels]) -> tuple[str, ...]:
-    """Ids of a split, which every class must list in the same order."""
+    """Return the ids of a split, which every class must list in the same order."""
     (first, reference), *others = ((name, tuple(labels[name])) for name in labels)
     for name, ids in others:
         if ids != reference:

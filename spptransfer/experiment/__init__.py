@@ -1,22 +1,32 @@
-"""One pipeline file becomes one run, or a table of them: dataset, cache, splits, results."""
+"""One pipeline file becomes one run, or a table of them: dataset, cache, splits, results.
+
+What an extraction does not need is imported on first use.
+"""
 
 from __future__ import annotations
 
-from spptransfer.experiment.grid import Grid, GridResult, extract_grid, prepare_grid, run_grid
-from spptransfer.experiment.prepare import Experiment, Machine, prepare
-from spptransfer.experiment.running import RunResult, extract_features, run, train
+import importlib
+from typing import Any
 
-__all__ = [
-    "Experiment",
-    "Grid",
-    "GridResult",
-    "Machine",
-    "RunResult",
-    "extract_features",
-    "extract_grid",
-    "prepare",
-    "prepare_grid",
-    "run",
-    "run_grid",
-    "train",
-]
+_HOMES = {
+    "Experiment": "preparation",
+    "Grid": "grid",
+    "Machine": "preparation",
+    "RunResult": "running",
+    "Shards": "features",
+    "extract_features": "features",
+    "prepare": "preparation",
+    "prepare_grid": "grid",
+    "run": "running",
+    "run_grid": "grid",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        found = getattr(importlib.import_module(f"spptransfer.experiment.{_HOMES[name]}"), name)
+        globals()[name] = found
+        return found
+    raise AttributeError(f"module 'spptransfer.experiment' has no attribute '{name}'")

@@ -5,50 +5,43 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from spptransfer import backbones
 from spptransfer._version import __version__
 from spptransfer.cache import FeatureCache
-from spptransfer.files import make_folder
-from spptransfer.cache.lock import Lock
 from spptransfer.config import GridSection, Pipeline, cell_pipeline
 from spptransfer.datasets import Dataset
 from spptransfer.errors import ConfigError
-from spptransfer.experiment.cached import use_cache
-from spptransfer.experiment.grid_results import describe_grid
-from spptransfer.experiment.precision import Tell, decide
-from spptransfer.experiment.prepare import Experiment, Machine, prepare
-from spptransfer.experiment.results import REPORT, RESULTS, write_text
-from spptransfer.experiment.running import check, extract_together_for, report_on, run_with
+from spptransfer.experiment.features import extract_features, use_cache
+from spptransfer.experiment.preparation import (
+    Experiment,
+    Machine,
+    plain_name,
+    prepare,
+    resolve_precision,
+    steps,
+)
+from spptransfer.experiment.results import REPORT, RESULTS, machine_facts, run_folder, versions
+from spptransfer.experiment.running import RunResult, check, finish_run, write_report_of
 from spptransfer.extraction import Extraction
-from spptransfer.extraction.joint import shared_part
-from spptransfer.protocols.splits import splits_checksum
-from spptransfer.text import plural
+from spptransfer.files import exclusive_lock, make_folder, write_text
+from spptransfer.protocols import splits_checksum
 
-logger = logging.getLogger(__name__)
+FORMAT = "spptransfer-grid"
+FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One experiment of a table.
-
-    Attributes
-    ----------
-    row, column : str
-        Labels.
-    experiment : Experiment
-        What it does.
-    missing : str
-        Why it cannot be done; empty if it can.
-    """
+    """One experiment of a table; `missing` says why it cannot be done, if so."""
 
     row: str
     column: str
@@ -63,19 +56,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """A checked table of experiments on this machine.
-
-    Attributes
-    ----------
-    name : str
-        Name of the pipeline, such as that of its file.
-    pipeline : Pipeline
-        As the user wrote it.
-    machine : Machine
-        Where it runs.
-    cells : tuple of Cell
-        Row by row.
-    """
+    """A checked table of experiments on this machine, row by row."""
 
     name: str
     pipeline: Pipeline
@@ -89,9 +70,9 @@ class Grid:
         return self.pipeline.grid
 
     @property
-    def possible(self) -> list[Cell]:
-        """Cells that can be computed."""
-        return [cell for cell in self.cells if not cell.missing]
+    def experiments(self) -> list[Experiment]:
+        """Those of the cells that can be computed."""
+        return [cell.experiment for cell in self.cells if not cell.missing]
 
     @cached_property
     def folder(self) -> Path:
@@ -99,44 +80,7 @@ class Grid:
         settings = [self.pipeline.model_dump_json()]
         settings += sorted({cell.experiment.wanted.weights_sha256 for cell in self.cells})
         digest = hashlib.sha256("\n".join(settings).encode("utf-8", "surrogateescape"))
-        return self.machine.runs_dir / f"{self.name}-{digest.hexdigest()[:8]}"
-
-    def passes(self) -> list[list[Experiment]]:
-        """Experiments by the pass over the images that serves them; one for every cache."""
-        groups: dict[Any, dict[Path, Experiment]] = {}
-        for cell in self.possible:
-            experiment = cell.experiment
-            path, spec = experiment.cache
-            section = experiment.pipeline
-            key = (
-                section.dataset.model_dump_json(),
-                section.features.weights,
-                json.dumps(shared_part(spec).to_dict()),
-            )
-            groups.setdefault(key, {}).setdefault(path, experiment)
-        return [list(group.values()) for group in groups.values()]
-
-
-@dataclass
-class GridResult:
-    """What a table of experiments left behind.
-
-    Attributes
-    ----------
-    folder : Path
-        The table's folder, with one run per cell in it.
-    results : dict
-        Contents of its ``results.json``.
-    report : Path
-        The HTML page.
-    extractions : list of Extraction
-        What was done for each cache.
-    """
-
-    folder: Path
-    results: dict[str, Any]
-    report: Path
-    extractions: list[Extraction] = field(default_factory=list)
+        return self.machine.runs_dir / plain_name(f"{self.name}-{digest.hexdigest()[:8]}")
 
 
 def prepare_grid(name: str, pipeline: Pipeline, machine: Machine) -> Grid:
@@ -181,68 +125,24 @@ def prepare_grid(name: str, pipeline: Pipeline, machine: Machine) -> Grid:
     return Grid(name, pipeline, machine, tuple(_mark_missing(cells)))
 
 
+def _slug(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "_", label).strip("_") or "cell"
+
+
 def _mark_missing(cells: Sequence[Cell]) -> list[Cell]:
     """Say of which cells the weights lack the layer; a cache that is there needs no weights."""
-    layers_within = cache(_layers_within)  # several cells ask for the same weights
-    marked = [replace(cell, missing=_missing(cell.experiment, layers_within)) for cell in cells]
+    layers_within = cache(backbones.layers_within)  # several cells ask for the same weights
+    marked = []
+    for cell in cells:
+        here, layer = cell.experiment.cache[0].exists(), cell.experiment.wanted.layer
+        is_missing = not here and layer not in layers_within(cell.experiment.backbone)
+        marked.append(replace(cell, missing=f"weights lack {layer}" if is_missing else ""))
     if all(cell.missing for cell in marked):
         raise ConfigError(f"no cell of the grid can be computed: {marked[0].missing}")
     return marked
 
 
-def _missing(experiment: Experiment, layers_within: Callable[..., tuple[str, ...]]) -> str:
-    if experiment.cache[0].exists():
-        return ""
-    section = experiment.pipeline.features
-    layers = layers_within(section.backbone, section.weights, experiment.machine.weights_dir)
-    return "" if section.layer in layers else f"weights lack {section.layer}"
-
-
-def extract_grid(grid: Grid, tell: Tell = lambda line: None) -> list[Extraction]:
-    """Fill the caches of all cells: every image is decoded once for the cells of one network.
-
-    Parameters
-    ----------
-    grid : Grid
-        From `prepare_grid`.
-    tell : callable
-        Is told what is about to happen, line by line.
-
-    Returns
-    -------
-    list of Extraction
-        One for each cache.
-    """
-    done = []
-    for experiments in _decided(grid, tell).passes():
-        layers = list(dict.fromkeys(each.wanted.layer for each in experiments))
-        views = sorted(
-            {
-                f"{each.wanted.view} {scale}"
-                for each in experiments
-                for scale in each.cache[1].scales
-            }
-        )
-        tell(
-            f"one pass of {experiments[0].wanted.backbone} for {', '.join(layers)} at "
-            f"{', '.join(views)}: {plural(len(experiments), 'cache')}"
-        )
-        done += extract_together_for(experiments)
-    return done
-
-
-def _decided(grid: Grid, tell: Tell) -> Grid:
-    """The same grid with a precision for every cell that can be computed."""
-    chosen = iter(decide([cell.experiment for cell in grid.possible], tell))
-    cells = (
-        cell if cell.missing else replace(cell, experiment=next(chosen)) for cell in grid.cells
-    )
-    return replace(grid, cells=tuple(cells))
-
-
-def run_grid(
-    grid: Grid, command: str, tell: Tell = lambda line: None, *, from_caches: bool = False
-) -> GridResult:
+def run_grid(grid: Grid, command: str, *, from_cache: bool = False) -> RunResult:
     """Extract what is missing, train every cell, write the table.
 
     A cell that was finished with the same settings, splits and features is not trained again.
@@ -253,14 +153,13 @@ def run_grid(
         From `prepare_grid`.
     command : str
         The command as the user gave it, for the record.
-    tell : callable
-        Is told of every step, line by line.
-    from_caches : bool, default=False
+    from_cache : bool, default=False
         Look at no image; all caches must be complete.
 
     Returns
     -------
-    GridResult
+    RunResult
+        The table's folder, with one run per cell in it.
 
     Raises
     ------
@@ -272,47 +171,67 @@ def run_grid(
     from spptransfer.report.grid_page import write_grid_page
 
     started = datetime.now(UTC)
-    with _held(grid):
-        if from_caches:
-            extractions = [use_cache(each) for group in grid.passes() for each in group]
+    make_folder(grid.folder)
+    with exclusive_lock(grid.folder / "lock", f"the table '{grid.folder}'"):
+        _remove_killed(grid)
+        if from_cache:
+            each_once = {each.cache[0]: each for each in grid.experiments}
+            extractions = [use_cache(each) for each in each_once.values()]
         else:
-            grid = _decided(grid, tell)
-            extractions = extract_grid(grid, tell)
+            grid = _decided(grid)
+            extractions = extract_features(grid.experiments)
         by_path = {extraction.path: extraction for extraction in extractions}
-        runs = {cell.name: _run_cell(grid, cell, by_path, command, tell) for cell in grid.possible}
+        runs = {
+            cell.name: _run_cell(grid, cell, by_path[cell.experiment.cache[0]], command)
+            for cell in grid.cells
+            if not cell.missing
+        }
         results = describe_grid(grid, runs, extractions, command, started)
         write_text(grid.folder / RESULTS, json.dumps(results, indent=1))
-        report = write_grid_page(grid.folder)
-    return GridResult(grid.folder, results, report, extractions)
+        write_grid_page(grid.folder)
+    return RunResult(grid.folder, results)
 
 
-def _run_cell(
-    grid: Grid, cell: Cell, extractions: Mapping[Path, Extraction], command: str, tell: Tell
-) -> Path:
-    """Folder of a cell's run: an earlier one with the same settings, or a new one."""
-    extraction = extractions[cell.experiment.cache[0]]
-    key = _key(cell.experiment, extraction.path)
-    found = _finished(grid.folder, cell.experiment.name, key)
-    if found is not None:
-        tell(f"{cell.name}: finished before")
-        if not (found / REPORT).exists():  # the disk was full
-            report_on(found)
-        return found
-    machine = replace(grid.machine, runs_dir=grid.folder)
-    done = run_with(
-        replace(cell.experiment, machine=machine),
-        command,
-        lambda experiment: extraction,
-        folder_name=cell.experiment.name,
-        notes={"cell": {"row": cell.row, "column": cell.column, "key": key}},
+def _remove_killed(grid: Grid) -> None:
+    """Remove the folders of runs that were killed; whoever calls this holds the lock."""
+    for cell in grid.cells:
+        for path in grid.folder.glob(f"{cell.experiment.name}*/"):
+            if not (path / RESULTS).exists():
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _decided(grid: Grid) -> Grid:
+    """Return the grid with a precision for every cell that can be computed."""
+    chosen = iter(resolve_precision(grid.experiments))
+    cells = (
+        cell if cell.missing else replace(cell, experiment=next(chosen)) for cell in grid.cells
     )
-    headline, seconds = done.results["headline"], done.results["timings"]["train"]
-    tell(f"{cell.name}: {100 * headline['value']:.2f} % {headline['metric']} ({seconds:.0f} s)")
-    return done.folder
+    return replace(grid, cells=tuple(cells))
+
+
+def _run_cell(grid: Grid, cell: Cell, extraction: Extraction, command: str) -> Path:
+    """Return the folder of a cell's run: an earlier one with the same settings, or a new one."""
+    experiment = cell.experiment
+    key = _key(experiment, extraction.path)
+    found = _finished(grid.folder, experiment.name, key)
+    if found is not None:
+        steps.info("%s: finished before", cell.name)
+        if not (found / REPORT).exists():  # the disk was full
+            write_report_of(found)
+        return found
+    there = replace(experiment, machine=replace(grid.machine, runs_dir=grid.folder))
+    notes = {"cell": {"row": cell.row, "column": cell.column, "key": key}}
+    started = datetime.now(UTC)
+    with run_folder(there, started, command, experiment.name) as folder:
+        results = finish_run(folder, there, extraction, command, started, notes).results
+    headline, seconds = results["headline"], results["timings"]["train"]
+    percent, metric = 100 * headline["value"], headline["metric"]
+    steps.info("%s: %.2f %% %s (%.0f s)", cell.name, percent, metric, seconds)
+    return folder
 
 
 def _key(experiment: Experiment, features: Path) -> str:
-    """Hash of all that a cell's numbers depend on."""
+    """Hash all that a cell's numbers depend on."""
     pipeline = experiment.pipeline
     everything = {
         "version": __version__,
@@ -321,13 +240,13 @@ def _key(experiment: Experiment, features: Path) -> str:
         "classifier": pipeline.classifier.model_dump(mode="json"),
         "protocol": [experiment.protocol.name, {k: str(v) for k, v in experiment.settings.items()}],
         "splits": splits_checksum(experiment.splits),
-        "cache": FeatureCache.open(features).header.sha256,
+        "cache": FeatureCache.open(features).sha256,
     }
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
 def _finished(folder: Path, name: str, key: str) -> Path | None:
-    """Folder of a run of a cell with a key."""
+    """Find the folder of a cell's run with a key."""
     for path in sorted(folder.glob(f"{name}*/{RESULTS}")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             if json.loads(path.read_text("utf-8"))["cell"]["key"] == key:
@@ -335,30 +254,74 @@ def _finished(folder: Path, name: str, key: str) -> Path | None:
     return None
 
 
-@contextlib.contextmanager
-def _held(grid: Grid) -> Iterator[None]:
-    """Keep the folder to ourselves, without the runs that were killed in it."""
-    folder = grid.folder
-    make_folder(folder)
-    lock = Lock(folder / "lock", folder)
-    lock.acquire()
-    try:
-        for cell in grid.cells:
-            for path in folder.glob(f"{cell.experiment.name}*/"):
-                if not (path / RESULTS).exists():
-                    shutil.rmtree(path, ignore_errors=True)
-        yield
-    finally:
-        lock.release()
-        with contextlib.suppress(OSError):
-            (folder / "lock").unlink(missing_ok=True)
+def describe_grid(
+    grid: Grid,
+    runs: Mapping[str, Path],
+    extractions: Sequence[Extraction],
+    command: str,
+    started: datetime,
+) -> dict[str, Any]:
+    """Return the contents of a table's ``results.json``: plain JSON values.
+
+    `runs` has the folder of every cell's run by the cell's name.
+    """
+    finished = datetime.now(UTC)
+    results = {
+        name: json.loads((folder / RESULTS).read_text("utf-8")) for name, folder in runs.items()
+    }
+    first = next(iter(results.values()))
+    failures = {id: error for done in extractions for id, error in done.failures.items()}
+    total = max(len(cell.experiment.dataset) for cell in grid.cells)
+    reused = min(extraction.reused for extraction in extractions)
+    specs = [run["features"]["spec"] for run in results.values()]
+    networks = dict.fromkeys((spec["backbone"], spec["weights_sha256"]) for spec in specs)
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "name": grid.name,
+        "title": grid.section.title,
+        "pipeline": grid.pipeline.model_dump(mode="json"),
+        "command": command,
+        "started": started.isoformat(timespec="seconds"),
+        "finished": finished.isoformat(timespec="seconds"),
+        "versions": versions(),
+        "machine": machine_facts(),
+        "metric": first["headline"]["metric"],
+        "protocol": first["protocol"]["description"],
+        "n_splits": len(first["splits"]),
+        "networks": [{"backbone": name, "weights_sha256": sha256} for name, sha256 in networks],
+        "rows": [row.label for row in grid.section.rows],
+        "columns": [
+            {"label": column.label, "paper": column.model_dump(mode="json")["paper"]}
+            for column in grid.section.columns
+        ],
+        "cells": [_describe_cell(cell, results.get(cell.name), runs) for cell in grid.cells],
+        "images": {
+            "total": total,
+            "reused": min(reused, total - len(failures)),
+            "failures": [{"id": id, "error": error} for id, error in failures.items()],
+        },
+        "timings": {
+            "train": round(sum(r["timings"]["train"] for r in results.values()), 3),
+            "total": round((finished - started).total_seconds(), 3),
+        },
+    }
 
 
-def _layers_within(backbone: str, weights: str, folder: Path | None) -> tuple[str, ...]:
-    from spptransfer.backbones.loading import layers_within
-
-    return layers_within(backbone, weights, folder)
-
-
-def _slug(label: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "_", label).strip("_") or "cell"
+def _describe_cell(
+    cell: Cell, run: Mapping[str, Any] | None, runs: Mapping[str, Path]
+) -> dict[str, Any]:
+    known = {"row": cell.row, "column": cell.column, "missing": cell.missing or None}
+    if run is None:
+        return {**known, "value": None, "std": None, "metrics": {}, "dimension": None, "run": None}
+    return {
+        **known,
+        "value": run["headline"]["value"],
+        "std": run["headline"]["std"],
+        "metrics": {
+            name: {"value": metric["value"], "std": metric["std"]}
+            for name, metric in run["metrics"].items()
+        },
+        "dimension": run["features"]["dimension"],
+        "run": runs[cell.name].name,
+    }

@@ -22,14 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from spptransfer._version import __version__
-from spptransfer.system import count_processors
 from spptransfer.cache import Column, FeatureCache
-from spptransfer.files import atomic_write, os_errors_as_cache_error, make_folder
-from spptransfer.experiment.cached import count_rows
-from spptransfer.experiment.prepare import Experiment
+from spptransfer.experiment.features import count_rows
+from spptransfer.experiment.preparation import Experiment, plain_name
 from spptransfer.extraction import Extraction
-from spptransfer.protocols.splits import shared_content, splits_checksum, write_splits
-from spptransfer.runtimes import describe_runtime
+from spptransfer.files import atomic_write, make_folder, os_errors_as_cache_error, write_text
+from spptransfer.protocols import shared_content, splits_checksum, write_splits
+from spptransfer.system import count_processors
 
 if TYPE_CHECKING:
     from spptransfer.models import TransferModel
@@ -44,12 +43,9 @@ _LIBRARIES = ("torch", "numpy", "scikit-learn", "h5py", "pillow")
 _SHOWN_PAIRS = 20
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunFacts:
-    """Everything that `write_run` puts on the record.
-
-    `device` is what the features were computed on, None where they all came from the cache.
-    """
+    """Everything that `write_run` puts on the record."""
 
     experiment: Experiment
     cache: FeatureCache
@@ -57,43 +53,24 @@ class RunFacts:
     evaluation: Evaluation
     columns: Sequence[Column]
     seconds: Mapping[str, float]
-    device: str | None
     command: str
     started: datetime
+    notes: Mapping[str, Any]
     finished: datetime = field(default_factory=lambda: datetime.now(UTC))
-    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
 def run_folder(
     experiment: Experiment, started: datetime, command: str, name: str | None = None
 ) -> Iterator[Path]:
-    """Make the folder of a run, with a log in it; it does not stay if it gets no results.
+    """Create the folder of a run, with a log in it; it does not stay if it gets no results.
 
-    Parameters
-    ----------
-    experiment : Experiment
-        What is run.
-    started : datetime
-        When.
-    command : str
-        First line of the log.
-    name : str, optional
-        What the folder is called; by default it is named after the pipeline and the time of its
-        start. A number is added where there is such a folder already.
-
-    Yields
-    ------
-    Path
-        The folder.
-
-    Raises
-    ------
-    CacheError
-        If it cannot be written.
+    By default it is named after the pipeline and the time; where there is such a folder already
+    a number is added.
     """
     stamp = started.strftime("%Y%m%d-%H%M%S")
-    folder = _new_folder(experiment.machine.runs_dir, name or f"{experiment.name}-{stamp}")
+    name = plain_name(name or f"{experiment.name}-{stamp}")
+    folder = _new_folder(experiment.machine.runs_dir, name)
     try:
         with _logging_to(folder / "log.txt", command):
             yield folder
@@ -154,27 +131,7 @@ def _logging_to(path: Path, first_line: str) -> Iterator[None]:
 
 
 def write_run(folder: Path, facts: RunFacts, model: TransferModel) -> dict[str, Any]:
-    """Write results, predictions, splits and model into the folder of a run.
-
-    Parameters
-    ----------
-    folder : Path
-        From `run_folder`.
-    facts : RunFacts
-        What happened.
-    model : TransferModel
-        The model to keep.
-
-    Returns
-    -------
-    dict
-        Contents of ``results.json``.
-
-    Raises
-    ------
-    CacheError
-        If a file cannot be written.
-    """
+    """Write model, splits, predictions and results into the folder of a run."""
     experiment = facts.experiment
     splits = [result.split for result in facts.evaluation.results]
     model.save(folder / MODEL)
@@ -183,27 +140,19 @@ def write_run(folder: Path, facts: RunFacts, model: TransferModel) -> dict[str, 
         write_splits(folder / "splits.json", splits, description=described)
     _write_predictions(folder / "predictions.npz", facts.evaluation.results)
     results = describe_run(facts)
+    # The last of them: a folder that has it is a complete run.
     write_text(folder / RESULTS, json.dumps(results, indent=1))
     return results
 
 
 def describe_run(facts: RunFacts) -> dict[str, Any]:
-    """Contents of ``results.json``: plain JSON values, metrics as fractions of 1.
-
-    Parameters
-    ----------
-    facts : RunFacts
-        What happened.
-
-    Returns
-    -------
-    dict
-    """
-    experiment, evaluation = facts.experiment, facts.evaluation
+    """Return the contents of ``results.json``: plain JSON values, metrics as fractions of 1."""
+    experiment, extraction, evaluation = facts.experiment, facts.extraction, facts.evaluation
     headline = experiment.protocol.headline(experiment.counted.multi_label)
     classes = experiment.counted.classes
     pipeline = experiment.pipeline
     total = (facts.finished - facts.started).total_seconds()
+    computing = {"device": extraction.device, "runtime": extraction.computed_by or None}
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -213,14 +162,14 @@ def describe_run(facts: RunFacts) -> dict[str, Any]:
         "started": facts.started.isoformat(timespec="seconds"),
         "finished": facts.finished.isoformat(timespec="seconds"),
         "versions": versions(),
-        "machine": {**machine_facts(), **_computing(facts)},
+        "machine": {**machine_facts(), **computing},
         "dataset": _dataset(experiment),
         "features": _features(facts),
         "rows": {
-            **count_rows(experiment, facts.extraction),
-            "failures": [{"id": i, "error": e} for i, e in facts.extraction.failures.items()],
+            **count_rows(len(experiment.dataset), extraction),
+            "failures": [{"id": i, "error": e} for i, e in extraction.failures.items()],
         },
-        "batches": {"all": facts.extraction.batches, "full": facts.extraction.full_batches},
+        "batches": {"all": extraction.batches, "full": extraction.full_batches},
         "classifier": pipeline.classifier.model_dump(mode="json"),
         "protocol": _protocol(facts, headline),
         "headline": {
@@ -250,17 +199,17 @@ def _dataset(experiment: Experiment) -> dict[str, Any]:
 
 
 def _features(facts: RunFacts) -> dict[str, Any]:
-    section = facts.experiment.pipeline.features
+    experiment = facts.experiment
+    section = experiment.pipeline.features
+    choice = experiment.precision_choice if section.precision == "auto" else None
     return {
-        "spec": facts.experiment.wanted.to_dict(),
-        "fingerprint": facts.experiment.wanted.fingerprint,
+        "spec": experiment.wanted.to_dict(),
+        "fingerprint": experiment.wanted.fingerprint,
         "weights": section.weights,
-        "levels": None if facts.experiment.levels is None else list(facts.experiment.levels),
+        "levels": None if experiment.levels is None else list(experiment.levels),
         "scales": list(section.scales),
         "combine": section.combine,
-        "precision_choice": facts.experiment.precision_choice
-        if section.precision == "auto"
-        else None,
+        "precision_choice": choice,
         "channels": facts.cache.channels,
         "dimension": facts.columns[-1].stop,
         "blocks": [
@@ -319,7 +268,7 @@ def _by_class(classes: Sequence[str], values: npt.NDArray[np.floating]) -> dict[
 
 
 def _number(value: float | None) -> float | None:
-    """Value as JSON has it, which knows no NaN."""
+    """Return a value as JSON has it, which knows no NaN."""
     return None if value is None or not math.isfinite(value) else float(value)
 
 
@@ -327,28 +276,19 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, os.PathLike) else value
 
 
-def _computing(facts: RunFacts) -> dict[str, str | None]:
-    """What the features were computed on and by, None where they all came from the cache."""
-    runtime = facts.experiment.machine.runtime
-    return {
-        "device": facts.device,
-        "runtime": None if facts.device is None else describe_runtime(runtime),
-    }
-
-
 def machine_facts() -> dict[str, Any]:
-    """What the numbers were computed on."""
+    """Return what the numbers were computed on."""
     return {"platform": platform.platform(), "processors": count_processors()}
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package and of what its numbers depend on."""
+    """Return the versions of this package and of what its numbers depend on."""
     libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     return {"spptransfer": __version__, "python": platform.python_version(), **libraries}
 
 
 def _write_predictions(path: Path, results: Sequence[SplitResult]) -> None:
-    """Decision values and targets of every test image, by split; readable without pickle."""
+    """Write decision values and targets of every test image, readable without pickle."""
     arrays: dict[str, npt.NDArray[Any]] = {}
     for number, result in enumerate(results):
         prefix = f"split{number:02d}"
@@ -357,12 +297,6 @@ def _write_predictions(path: Path, results: Sequence[SplitResult]) -> None:
         arrays[f"{prefix}/targets"] = result.targets
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def _new_folder(parent: Path, name: str) -> Path:

@@ -1,25 +1,27 @@
-"""Extract, train, and write a run folder."""
+"""Train and test on the features of an experiment, and write a run folder."""
 
 from __future__ import annotations
 
 import logging
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spptransfer.cache import FeatureCache
-from spptransfer.files import make_folder
 from spptransfer.errors import CacheError
-from spptransfer.experiment.cached import read_features, splits_with_features, use_cache
-from spptransfer.experiment.precision import Tell, decide
-from spptransfer.experiment.prepare import Experiment, weights_path
-from spptransfer.experiment.results import MODEL, RunFacts, run_folder, write_run
-from spptransfer.extraction import Destination, Extraction, Interrupted, extract_together
-from spptransfer.extraction.division import check_engine
+from spptransfer.experiment.features import (
+    extract_features,
+    read_features,
+    splits_with_features,
+    use_cache,
+)
+from spptransfer.experiment.preparation import Experiment, resolve_precision
+from spptransfer.experiment.results import MODEL, REPORT, RunFacts, run_folder, write_run
+from spptransfer.extraction import Extraction
 from spptransfer.protocols.training import Training, check_training
 
 if TYPE_CHECKING:
@@ -31,98 +33,33 @@ logger = logging.getLogger(__name__)
 DEFAULT_C = (0.01, 0.1, 1.0, 10.0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunResult:
-    """What a run left behind.
+    """What a run, or a table of runs, left behind.
 
     Attributes
     ----------
     folder : Path
-        The run's folder.
+        Its folder.
     results : dict
         Contents of its ``results.json``.
-    report : Path
-        The HTML report.
-    model : Path
-        The model of the first split.
     """
 
     folder: Path
     results: dict[str, Any]
-    report: Path
-    model: Path
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.folder / REPORT
+
+    @property
+    def model(self) -> Path:
+        """The model of the first split; a table has one in the folder of each run."""
+        return self.folder / MODEL
 
 
-def extract_features(experiment: Experiment, tell: Tell = lambda line: None) -> Extraction:
-    """Bring the experiment's cache up to date.
-
-    Parameters
-    ----------
-    experiment : Experiment
-        From `prepare`.
-    tell : callable
-        Is told which precision was chosen, where that is left to us.
-
-    Returns
-    -------
-    Extraction
-        What was added, changed, removed or failed.
-    """
-    (extraction,) = extract_together_for(decide([experiment], tell))
-    return extraction
-
-
-def extract_together_for(experiments: Sequence[Experiment]) -> list[Extraction]:
-    """Bring the caches of several experiments up to date, all from one pass over the images.
-
-    Parameters
-    ----------
-    experiments : sequence of Experiment
-        With caches of their own, of one dataset, whose features differ in nothing but layer,
-        levels, pooling, scales, view and storage.
-
-    Returns
-    -------
-    list of Extraction
-        One for each.
-
-    Raises
-    ------
-    Interrupted
-        If it was asked to stop, be it while the last part was made.
-    """
-    first = experiments[0]
-    # A cache that is there must not become one of failed rows because a disk is not mounted.
-    first.dataset.check_images()
-    machine = first.machine
-    layers = tuple(dict.fromkeys(experiment.wanted.layer for experiment in experiments))
-    make_folder(machine.cache_dir)
-    machine.stop.extracting = True
-    try:
-        extractions = extract_together(
-            first.dataset,
-            [Destination(*each.cache, each.channels) for each in experiments],
-            load_backbone=first.loader(layers),
-            device=machine.device,
-            runtime=machine.runtime,
-            jobs=machine.jobs,
-            engine=check_engine(machine.engine),
-            scheduler=machine.scheduler,
-            progress=machine.progress,
-            stop=machine.stop,
-        )
-    finally:
-        machine.stop.extracting = False
-    # Whoever asks to stop means the whole command, even where there was nothing left to extract.
-    if machine.stop.is_set():
-        raise Interrupted(
-            f"interrupted: the features in '{extractions[0].path}' are complete; "
-            "run the same command again to go on"
-        )
-    return extractions
-
-
-def run(experiment: Experiment, command: str, tell: Tell = lambda line: None) -> RunResult:
+def run(experiment: Experiment, command: str, *, from_cache: bool = False) -> RunResult:
     """Extract what is missing, train and test, write results, model and report.
 
     Parameters
@@ -131,8 +68,8 @@ def run(experiment: Experiment, command: str, tell: Tell = lambda line: None) ->
         From `prepare`.
     command : str
         The command as the user gave it, for the record.
-    tell : callable
-        As in `extract_features`.
+    from_cache : bool, default=False
+        Look at no image; the cache must be complete.
 
     Returns
     -------
@@ -141,91 +78,20 @@ def run(experiment: Experiment, command: str, tell: Tell = lambda line: None) ->
     Raises
     ------
     ConfigError, DatasetError
-        If the dataset or the classifier's settings do not fit the protocol; told before
-        anything is computed.
+        If the dataset or the classifier's settings do not fit the protocol, told before
+        anything is computed; or if too few images have features.
     CacheError
-        If the cache or the run's folder cannot be written.
+        If the cache or the run's folder cannot be written, or a cache is missing or damaged.
     Interrupted
         If it was asked to stop.
     """
     check(experiment)
-    (decided,) = decide([experiment], tell)
-    return run_with(decided, command, extract_features)
-
-
-def train(experiment: Experiment, command: str) -> RunResult:
-    """Train and test on a cache that is there already; no image is looked at.
-
-    Parameters
-    ----------
-    experiment, command
-        As in `run`.
-
-    Returns
-    -------
-    RunResult
-
-    Raises
-    ------
-    CacheError
-        If there is no such cache, or it lacks images of the dataset, or is damaged.
-    DatasetError
-        If too few images have features.
-    """
-    check(experiment)
-    return run_with(experiment, command, use_cache)
-
-
-def run_with(
-    experiment: Experiment,
-    command: str,
-    get_features: Callable[[Experiment], Extraction],
-    *,
-    folder_name: str | None = None,
-    notes: Mapping[str, Any] | None = None,
-) -> RunResult:
-    """Train and test on features from anywhere, write results, model and report.
-
-    Parameters
-    ----------
-    experiment, command
-        As in `run`; the experiment is one that `check` has passed.
-    get_features : callable
-        Brings the experiment's cache up to date.
-    folder_name : str, optional
-        Name of the run's folder, by default that of the pipeline and the time.
-    notes : mapping, optional
-        What else goes into ``results.json``.
-
-    Returns
-    -------
-    RunResult
-    """
+    if not from_cache:
+        (experiment,) = resolve_precision([experiment])
     started = datetime.now(UTC)
-    with run_folder(experiment, started, command, folder_name) as folder:
-        if experiment.precision_choice:
-            logger.info("precision: %(precision)s (%(reason)s)", experiment.precision_choice)
-        extraction = get_features(experiment)
-        _log_extraction(extraction)
-        facts = _train_on(experiment, extraction, command, started)
-        facts.notes = notes or {}
-        results = write_run(folder, facts, _model(experiment, facts.evaluation))
-        logger.info("%(metric)s: %(value)s (standard deviation %(std)s)", results["headline"])
-        report = report_on(folder)
-    return RunResult(folder, results, report, folder / MODEL)
-
-
-def report_on(folder: Path) -> Path:
-    """Write the page of a run that is complete without it, and say so where that fails."""
-    from spptransfer.report import write_report
-
-    try:
-        return write_report(folder)
-    except CacheError as error:
-        again = f"spptransfer report {shlex.quote(str(folder))}"
-        raise CacheError(
-            f"{error} (the run in '{folder}' is complete but for its report; `{again}` makes it)"
-        ) from error
+    with run_folder(experiment, started, command) as folder:
+        extraction = use_cache(experiment) if from_cache else extract_features([experiment])[0]
+        return finish_run(folder, experiment, extraction, command, started)
 
 
 def check(experiment: Experiment) -> None:
@@ -235,11 +101,18 @@ def check(experiment: Experiment) -> None:
     check_training(_training(experiment), multi_label=multi_label, has_folds=has_folds)
 
 
-def _train_on(
-    experiment: Experiment, extraction: Extraction, command: str, started: datetime
-) -> RunFacts:
+def finish_run(
+    folder: Path,
+    experiment: Experiment,
+    extraction: Extraction,
+    command: str,
+    started: datetime,
+    notes: Mapping[str, Any] | None = None,
+) -> RunResult:
+    """Train and test on features that are there, and fill the run's folder."""
     from spptransfer.protocols.evaluate import evaluate  # imports scikit-learn
 
+    _log_features(experiment, extraction)
     cache = FeatureCache.open(extraction.path)
     section = experiment.pipeline.features
     selection: dict[str, Any] = {
@@ -248,40 +121,42 @@ def _train_on(
         "combine": section.combine,
     }
     columns = cache.columns(**selection)
-    splits = splits_with_features(experiment, extraction, cache)
     begin = time.perf_counter()
     evaluation = evaluate(
         lambda ids: read_features(cache, ids, **selection),
         experiment.counted,
-        splits,
+        splits_with_features(experiment, extraction, cache),
         training=_training(experiment),
         normalize=experiment.pipeline.classifier.normalize,
         block_sizes=[column.stop - column.start for column in columns],
         progress=experiment.machine.progress,
     )
-    return RunFacts(
-        experiment=experiment,
-        cache=cache,
-        extraction=extraction,
-        evaluation=evaluation,
-        columns=columns,
-        seconds={**extraction.seconds, "train": time.perf_counter() - begin},
-        device=_device(experiment, extraction),
-        command=command,
-        started=started,
+    seconds = {**extraction.seconds, "train": time.perf_counter() - begin}
+    facts = RunFacts(
+        experiment, cache, extraction, evaluation, columns, seconds, command, started, notes or {}
     )
+    results = write_run(folder, facts, _model(experiment, evaluation))
+    logger.info("%(metric)s: %(value)s (standard deviation %(std)s)", results["headline"])
+    write_report_of(folder)
+    return RunResult(folder, results)
 
 
-def _device(experiment: Experiment, extraction: Extraction) -> str | None:
-    """What the features were computed on; torch is not asked where nothing was computed."""
-    if not extraction.added + extraction.changed:
-        return None
-    from spptransfer.extraction.compute import choose_device
+def write_report_of(folder: Path) -> None:
+    """Write the page of a run that is complete without it, and say so where that fails."""
+    from spptransfer.report import write_report
 
-    return str(choose_device(experiment.machine.device, experiment.machine.runtime))
+    try:
+        write_report(folder)
+    except CacheError as error:
+        again = f"spptransfer report {shlex.quote(str(folder))}"
+        raise CacheError(
+            f"{error} (the run in '{folder}' is complete but for its report; `{again}` makes it)"
+        ) from error
 
 
-def _log_extraction(extraction: Extraction) -> None:
+def _log_features(experiment: Experiment, extraction: Extraction) -> None:
+    if experiment.precision_choice:
+        logger.info("precision: %(precision)s (%(reason)s)", experiment.precision_choice)
     logger.info(
         "%s: %d images added, %d changed, %d unchanged, %d removed, %d failed",
         extraction.path,
@@ -312,15 +187,16 @@ def _training(experiment: Experiment) -> Training:
 
 
 def _model(experiment: Experiment, evaluation: Evaluation) -> TransferModel:
-    """The model of the first split, with the spec of just the levels and scales it needs."""
+    """Build the model of the first split, with the spec of just the levels and scales it needs."""
     from spptransfer.models import TransferModel
 
     first, section = evaluation.results[0], experiment.pipeline.features
     C = first.classifier.C
+    weights = experiment.backbone.path()
     return TransferModel(
         spec=experiment.wanted,
         weights=section.weights,
-        weights_path=weights_path(experiment),
+        weights_path=None if weights is None else weights.resolve(),
         levels=experiment.levels,
         scales=section.scales,
         combine=section.combine,

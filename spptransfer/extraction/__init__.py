@@ -1,14 +1,15 @@
-"""Images + backbone -> rows: grouping by size, batches, workers, parts."""
+"""Images + backbone -> rows of features: reading, batches of one size, threads, shards."""
 
 from __future__ import annotations
 
-from spptransfer.extraction.division import ENGINES
-from spptransfer.extraction.engine import (
-    Destination,
-    Extraction,
-    Interrupted,
-    extract,
-    extract_together,
-)
+from spptransfer.extraction.engine import Extraction, Interrupted, extract
+from spptransfer.extraction.shards import extract_shards, shard_of, shard_path
 
-__all__ = ["ENGINES", "Destination", "Extraction", "Interrupted", "extract", "extract_together"]
+__all__ = [
+    "Extraction",
+    "Interrupted",
+    "extract",
+    "extract_shards",
+    "shard_of",
+    "shard_path",
+]

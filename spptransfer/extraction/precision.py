@@ -6,24 +6,37 @@ that choose alike have the same fingerprint.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from spptransfer.backbones.loading import Backbone
-from spptransfer.extraction.batches import Probe, Rendering, Source, load, look, measure
-from spptransfer.extraction.compute import FeatureComputer, choose_device
-from spptransfer.processor import has_bfloat16, is_out_of_memory, one_thread
-from spptransfer.runtimes import precisions_of
+from spptransfer.backbones import Backbone, BackboneRef
+from spptransfer.extraction.compute import FeatureComputer
+from spptransfer.extraction.reading import (
+    ImageInfo,
+    Rendering,
+    Source,
+    Views,
+    decode_views,
+    read_header,
+    view_sizes,
+)
+from spptransfer.extraction.specs import layers_of
+from spptransfer.runtimes import ComputeOptions, precisions_of
+from spptransfer.runtimes.devices import (
+    choose_device,
+    has_bfloat16,
+    is_out_of_memory,
+    one_thread,
+)
 from spptransfer.spec import FeatureSpec
 
 logger = logging.getLogger(__name__)
@@ -38,8 +51,6 @@ WORTHWHILE = 64
 # Pixels of the largest view that is tried.
 LARGEST_VIEW = 1 << 21
 _TIMINGS = 3
-
-_Views = Mapping[Rendering, npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -70,31 +81,27 @@ class PrecisionChoice:
 
 
 def choose_precision(
-    load_backbone: Callable[[], Backbone],
+    backbone: Backbone | BackboneRef,
     specs: Sequence[FeatureSpec],
     sources: Iterable[Source],
+    options: ComputeOptions,
     *,
     count: int,
-    device: str = "cpu",
-    runtime: str = "torch",
 ) -> PrecisionChoice:
     """Choose between float32 and bfloat16 by the first images that can be read.
 
     Parameters
     ----------
-    load_backbone : callable
-        Returns the `Backbone` with the layers of all specs; called only if there is something
-        to try.
+    backbone : Backbone or BackboneRef
+        The network; loaded only if there is something to try.
     specs : sequence of FeatureSpec
         What is to be computed from one pass, in whichever precision.
     sources : iterable of Path or ndarray of uint8
         The images to be computed; only the first of them are read.
+    options : ComputeOptions
+        Where and by what they will be computed.
     count : int
         How many there are. Below `WORTHWHILE`, float32 is taken untried.
-    device : str, default="cpu"
-        A torch device.
-    runtime : {"torch", "openvino", "onnxruntime"}, default="torch"
-        Who will compute.
 
     Returns
     -------
@@ -102,24 +109,25 @@ def choose_precision(
 
     Examples
     --------
-    >>> choose_precision(lambda: None, [], [], count=3).reason
+    >>> from spptransfer.backbones import BackboneRef
+    >>> choose_precision(BackboneRef("alexnet", "random"), [], [], ComputeOptions(), count=3).reason
     'fewer than 64 images: bfloat16 is not tried'
     """
-    place = choose_device(device, runtime)
-    if "bfloat16" not in precisions_of(runtime):
-        return PrecisionChoice("float32", f"{runtime} has no arithmetic for bfloat16")
     if count < WORTHWHILE:
         return PrecisionChoice("float32", f"fewer than {WORTHWHILE} images: bfloat16 is not tried")
-    if not has_bfloat16(place):
-        return PrecisionChoice("float32", f"this {place.type} has no arithmetic for bfloat16")
+    if "bfloat16" not in precisions_of(options.runtime):
+        return PrecisionChoice("float32", f"{options.runtime} has no arithmetic for bfloat16")
+    device = choose_device(options.device, options.runtime)
+    if not has_bfloat16(device):
+        return PrecisionChoice("float32", f"this {device.type} has no arithmetic for bfloat16")
     renderings = _renderings(specs)
     views = list(itertools.islice(_readable(sources, renderings), TRIED))
     if not views:
         return PrecisionChoice("float32", "none of the first images can be read")
-    backbone = load_backbone()
+    loaded = backbone.load(layers_of(specs)) if isinstance(backbone, BackboneRef) else backbone
     try:
         with one_thread():  # its time does not depend on who else is at work
-            choice = _try(backbone, specs, views, device, runtime)
+            choice = _try(loaded, specs, views, dataclasses.replace(options, threads=1))
     except NotImplementedError as error:
         choice = PrecisionChoice("float32", f"torch lacks an operator in bfloat16: {error}")
     except (RuntimeError, MemoryError) as error:
@@ -150,21 +158,21 @@ def relative_error(found: Sequence[npt.ArrayLike], exact: Sequence[npt.ArrayLike
 def _try(
     backbone: Backbone,
     specs: Sequence[FeatureSpec],
-    views: Sequence[_Views],
-    device: str,
-    runtime: str,
+    views: Sequence[Views],
+    options: ComputeOptions,
 ) -> PrecisionChoice:
     """Measure gain and error; the views are those of the images tried."""
-    exact = _Trial(copy.deepcopy(backbone), specs, "float32", device, runtime)
-    low = _Trial(backbone, specs, "bfloat16", device, runtime)
-    gain = _gain(exact, low, views[0])
-    if gain < LEAST_GAIN:
-        return PrecisionChoice(
-            "float32", f"bfloat16 is only {gain:.2f} times as fast here", gain=gain
-        )
-    blocks = zip(low.blocks(views).values(), exact.blocks(views).values(), strict=True)
-    # Not the built-in `max`, which may pass over NaN.
-    error = float(np.max([relative_error(found, expected) for found, expected in blocks]))
+    with (
+        _Trial(backbone, specs, "float32", options) as exact,
+        _Trial(backbone, specs, "bfloat16", options) as low,
+    ):
+        gain = _gain(exact, low, views[0])
+        if gain < LEAST_GAIN:
+            reason = f"bfloat16 is only {gain:.2f} times as fast here"
+            return PrecisionChoice("float32", reason, gain=gain)
+        blocks = zip(low.blocks(views).values(), exact.blocks(views).values(), strict=True)
+        # Not the built-in `max`, which may pass over NaN.
+        error = float(np.max([relative_error(found, expected) for found, expected in blocks]))
     if not math.isfinite(error):
         return PrecisionChoice("float32", "bfloat16 gives numbers that are not finite", gain=gain)
     figures = f"on the first {len(views)} images its features are off by {100 * error:.2f} %"
@@ -182,38 +190,44 @@ class _Trial:
         backbone: Backbone,
         specs: Sequence[FeatureSpec],
         precision: Literal["float32", "bfloat16"],
-        device: str,
-        runtime: str,
+        options: ComputeOptions,
     ) -> None:
         self._specs = [dataclasses.replace(spec, precision=precision) for spec in specs]
-        self._computer = FeatureComputer(backbone, self._specs, device, runtime=runtime, threads=1)
+        self._computer = FeatureComputer(self._specs, backbone, options)
 
-    def blocks(self, views: Sequence[_Views]) -> dict[Any, list[npt.NDArray[np.float32]]]:
-        """Vectors of all images by spec, scale and level."""
+    def __enter__(self) -> _Trial:
+        self._computer.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._computer.__exit__(*error)
+
+    def blocks(self, views: Sequence[Views]) -> dict[Any, list[npt.NDArray[np.float32]]]:
+        """Compute the vectors of all images by spec, scale and level."""
         found: dict[Any, list[npt.NDArray[np.float32]]] = {}
         for of_image in views:
             for rendering, pixels in of_image.items():
                 wanted = self._wanted(rendering)
-                for number, vectors in zip(
-                    wanted, self._computer.compute(pixels[None], wanted), strict=True
-                ):
+                computed = self._computer.compute(pixels[None], wanted)
+                for number, vectors in zip(wanted, computed, strict=True):
                     for level, values in vectors.items():
                         found.setdefault((number, rendering, level), []).append(values)
         return found
 
-    def seconds(self, views: _Views) -> float:
-        """Time for one image: of our threads' processors, or on the clock for a device.
+    def seconds(self, views: Views) -> float:
+        """Measure the time for one image: of our threads' processors, or on a device's clock.
 
         On a device it is computed with as many of its like as in an extraction: alone it would
         take the time of the launches, whatever the arithmetic.
         """
-        on_cpu = self._computer.device.type == "cpu"
+        runtime = self._computer.runtime
+        on_cpu = runtime.device == "cpu"
         # A runtime may compute in a thread of its own.
-        of_all = time.thread_time if self._computer.runtime == "torch" else time.process_time
+        of_all = time.thread_time if runtime.name == "torch" else time.process_time
         clock, spent = of_all if on_cpu else time.perf_counter, 0.0
         for rendering, pixels in views.items():
             height, width, _ = pixels.shape
-            count = 1 if on_cpu else max(1, self._computer.batch_pixels // (height * width))
+            count = 1 if on_cpu else max(1, runtime.batch_pixels // (height * width))
             batch, wanted = np.repeat(pixels[None], count, axis=0), self._wanted(rendering)
             start = clock()
             self._computer.compute(batch, wanted)
@@ -221,12 +235,12 @@ class _Trial:
         return spent
 
     def _wanted(self, rendering: Rendering) -> list[int]:
-        """Numbers of the specs that want a rendering."""
+        """Return the numbers of the specs that want a rendering."""
         return [i for i, spec in enumerate(self._specs) if rendering in _renderings([spec])]
 
 
-def _gain(exact: _Trial, low: _Trial, views: _Views) -> float:
-    """How many times as fast the second one is, each at its best."""
+def _gain(exact: _Trial, low: _Trial, views: Views) -> float:
+    """Measure how many times as fast the second one is, each at its best."""
     seconds: dict[_Trial, list[float]] = {exact: [], low: []}
     for trial in (*seconds, *list(seconds) * _TIMINGS):  # the first round only warms up
         seconds[trial].append(trial.seconds(views))
@@ -238,18 +252,17 @@ def _renderings(specs: Iterable[FeatureSpec]) -> list[Rendering]:
     return list(dict.fromkeys(pairs))
 
 
-def _readable(sources: Iterable[Source], renderings: Sequence[Rendering]) -> Iterator[_Views]:
-    """Views of the images that can be read, among a few times as many as are tried."""
+def _readable(sources: Iterable[Source], renderings: Sequence[Rendering]) -> Iterator[Views]:
+    """Yield the views of images that can be read, of a few times as many as are tried."""
     for source in itertools.islice(sources, 8 * TRIED):
-        seen = look(source)
-        if not _are_small(seen, renderings):
-            continue
-        image = load(source, seen.digest, renderings, seen.data)
-        if not image.error:  # else it becomes a failed row when its turn comes
-            yield dict(zip(renderings, image.views, strict=True))
+        info = read_header(source)
+        if _is_small(info, renderings):
+            views = decode_views(source, info, renderings)
+            if not isinstance(views, str):  # else it becomes a failed row when its turn comes
+                yield views
 
 
-def _are_small(seen: Probe, renderings: Sequence[Rendering]) -> bool:
-    """Whether all views of an image are of common sizes: a trial with others would take long."""
-    sizes = (measure(seen, [scale], view).view_sizes for scale, view in renderings)
-    return all(size and math.prod(size[0]) <= LARGEST_VIEW for size in sizes)
+def _is_small(info: ImageInfo, renderings: Sequence[Rendering]) -> bool:
+    """Tell whether all views are of common sizes: a trial with others would take long."""
+    sizes = view_sizes(info, renderings)
+    return not isinstance(sizes, str) and all(h * w <= LARGEST_VIEW for h, w in sizes)

@@ -1,4 +1,4 @@
-"""How far an extraction is, where its time goes, and whether it shall stop."""
+"""How far an extraction is, and where its time goes."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ from tqdm import tqdm
 
 
 class Clock:
-    """Adds up what workers spend on reading, computing and writing, and counts their batches.
+    """Add up what threads spend on reading, computing and writing, and count their batches.
 
-    Parameters
+    Attributes
     ----------
-    readers, computers : int, default=1
-        How many of them read and compute side by side; wall-clock seconds are the sum of all
-        workers' divided by that.
+    threads : dict of str to int
+        How many read, compute and write side by side: wall-clock seconds are the sum of all
+        threads' divided by that.
+    batches, full_batches : int
+        How many there were, and how many of them were as large as they may be.
 
     Examples
     --------
-    >>> clock = Clock(readers=2)
+    >>> clock = Clock()
+    >>> clock.threads["read"] = 2
     >>> clock.add({"read": 3.0, "write": 0.5})
     >>> clock.seconds()
     {'read': 1.5, 'compute': 0.0, 'write': 0.5}
     """
 
-    def __init__(self, readers: int = 1, computers: int = 1) -> None:
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._spent = {"read": 0.0, "compute": 0.0, "write": 0.0}
-        self._share = {"read": readers, "compute": computers, "write": 1}
+        self.threads = dict.fromkeys(self._spent, 1)
         self._started = time.perf_counter()
         self.batches, self.full_batches = 0, 0
 
@@ -44,7 +47,7 @@ class Clock:
             self.add({kind: time.perf_counter() - start})
 
     def add(self, spent: Mapping[str, float]) -> None:
-        """Count seconds that a worker measured."""
+        """Count seconds that a thread measured."""
         with self._lock:
             for kind, seconds in spent.items():
                 self._spent[kind] += seconds
@@ -56,11 +59,11 @@ class Clock:
             self.full_batches += full
 
     def seconds(self) -> dict[str, float]:
-        """Wall-clock seconds by kind."""
-        return {kind: spent / self._share[kind] for kind, spent in self._spent.items()}
+        """Return wall-clock seconds by kind of work."""
+        return {kind: spent / self.threads[kind] for kind, spent in self._spent.items()}
 
     def share(self, kind: str) -> float:
-        """Share of the wall-clock time so far that went into one kind of work."""
+        """Return the share of the wall-clock time so far that went into one kind of work."""
         elapsed = time.perf_counter() - self._started
         return min(1.0, self.seconds()[kind] / max(elapsed, 1e-9))
 
@@ -77,24 +80,14 @@ class Progress:
         Images to do.
     clock : Clock
         Where the time goes.
-    stop : threading.Event
-        Set by whoever wants the extraction to end early.
     shown : bool, default=False
         Whether the bar is shown.
     label : str, default=""
         What is being computed.
     """
 
-    def __init__(
-        self,
-        total: int,
-        clock: Clock,
-        stop: threading.Event,
-        shown: bool = False,
-        label: str = "",
-    ) -> None:
+    def __init__(self, total: int, clock: Clock, shown: bool = False, label: str = "") -> None:
         self.clock = clock
-        self._stop = stop
         self._bar = tqdm(
             total=total, desc=label or None, unit="image", disable=not shown, smoothing=0.05
         )
@@ -110,8 +103,3 @@ class Progress:
         read, compute = self.clock.share("read"), self.clock.share("compute")
         self._bar.set_postfix_str(f"reading {read:.0%}, computing {compute:.0%}", refresh=False)
         self._bar.update(count)
-
-    @property
-    def stopped(self) -> bool:
-        """Whether no further part shall be begun."""
-        return self._stop.is_set()

@@ -1,55 +1,46 @@
-"""A view of any length in bounded memory: it goes through the network strip by strip."""
+"""A view of any length in bounded memory: it goes through the network strip by strip.
+
+Strips start at multiples of the network's total stride and overlap by its receptive field, so that
+every cell that is kept sees what it would see in the whole view. This holds for backbones that are
+local; what an attention sees ends nowhere.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
-from spptransfer.backbones.catalogue import describe
-from spptransfer.backbones.info import BackboneInfo
-from spptransfer.backbones.loading import hollow_trunk
+from spptransfer.backbones import Backbone
 
 _PROBE_CELLS = 256
 
 MapsOf = Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
 
 
-@dataclass(frozen=True)
 class Strips:
-    """How a long view is cut, such that its strips' maps side by side are the view's own.
-
-    Strips start at multiples of the network's total stride and overlap by its receptive field,
-    so that every kept cell sees what it would see in the whole view. Where they are cut depends
-    on the network alone, not on the layers that are asked for: a layer's numbers are the same
-    whichever others are computed with it.
+    """Cut long views such that the maps of the strips, side by side, are those of the view.
 
     Parameters
     ----------
-    info : BackboneInfo
-        The network.
+    backbone : Backbone
+        A local one.
+    layers : sequence of str
+        Map layers that will be asked for, or vector layers made of the last map.
     pixels : int
         A strip has about this many.
     """
 
-    info: BackboneInfo
-    pixels: int
-
-    @property
-    def stride(self) -> int:
-        """Pixels from one cell of the last map to the next: a multiple of every layer's."""
-        return self.info.layer("spp").stride or 1
-
-    @property
-    def margin(self) -> int:
-        """How many cells of the last map on each side of a pixel may see it."""
-        return margin_of(self.info.name)
+    def __init__(self, backbone: Backbone, layers: Sequence[str], pixels: int) -> None:
+        info = backbone.info
+        self.stride = info.stride
+        self.strides = {name: info.layer(name).stride or self.stride for name in layers}
+        self.pixels = pixels
+        self.margin = receptive_margin(backbone, layers)
 
     def join(self, pixels: torch.Tensor, maps_of: MapsOf) -> dict[str, torch.Tensor]:
-        """Maps of whole views, put together from those of their strips.
+        """Compute the maps of whole views from those of their strips.
 
         Parameters
         ----------
@@ -63,15 +54,16 @@ class Strips:
         dict of str to Tensor of shape (N, C, h, w)
             By layer.
         """
-        views = [self._join(list(self.cut(view[None], maps_of))) for view in pixels]
+        views = [list(self.cut(view[None], maps_of)) for view in pixels]
         upright = pixels.shape[2] >= pixels.shape[1]
-        return {
-            layer: torch.cat([view[layer] if upright else view[layer].mT for view in views])
-            for layer in views[0]
-        }
+        joined = {}
+        for layer in views[0][0]:
+            maps = [torch.cat([piece[layer] for piece in pieces], dim=3) for pieces in views]
+            joined[layer] = torch.cat([map if upright else map.mT for map in maps])
+        return joined
 
     def cut(self, pixels: torch.Tensor, maps_of: MapsOf) -> Iterator[dict[str, torch.Tensor]]:
-        """Consecutive pieces of one view's maps, with its longer side along the columns."""
+        """Compute consecutive pieces of one view's maps, its longer side along the columns."""
         _, height, width, _ = pixels.shape
         axis, length, side = (2, width, height) if width >= height else (1, height, width)
         stride, margin = self.stride, self.margin
@@ -83,7 +75,7 @@ class Strips:
             piece = pixels.narrow(axis, first * stride, (length if last else stop) - first * stride)
             kept = {}
             for layer, maps in maps_of(piece).items():
-                share = stride // (self.info.layer(layer).stride or stride)
+                share = stride // self.strides[layer]
                 start = (cell - first) * share
                 along = maps if axis == 2 else maps.mT
                 kept[layer] = along[..., start : None if last else start + core * share]
@@ -91,29 +83,27 @@ class Strips:
             if last:
                 return
 
-    @staticmethod
-    def _join(pieces: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        return {layer: torch.cat([piece[layer] for piece in pieces], dim=3) for layer in pieces[0]}
 
+def receptive_margin(backbone: Backbone, layers: Sequence[str]) -> int:
+    """Measure how many cells of the last map, on each side of a pixel, may see it.
 
-@cache
-def margin_of(name: str) -> int:
-    """How many cells of a network's last map, on each side of a pixel, may see it.
-
-    Measured on the network without its weights: a NaN in the image goes wherever it is seen.
-    Every layer before the last map sees less of the image.
+    A NaN in an image goes wherever it is seen.
 
     Examples
     --------
-    >>> margin_of("alexnet")
+    >>> from spptransfer import backbones
+    >>> receptive_margin(backbones.load("alexnet", "random"), ["spp"])
     8
     """
-    info = describe(name)
-    stride = info.layer("spp").stride or 1
+    info = backbone.info
     middle = _PROBE_CELLS // 2
-    probe = torch.zeros(1, 3, max(info.min_side, stride), _PROBE_CELLS * stride)
-    probe[..., middle * stride] = torch.nan
+    probe = torch.zeros(1, 3, max(info.min_side, info.stride), _PROBE_CELLS * info.stride)
+    probe[..., middle * info.stride] = torch.nan
     with torch.inference_mode():
-        maps = hollow_trunk(name)(probe.contiguous(memory_format=torch.channels_last))
-    seen = maps.isnan().any(dim=1).any(dim=1)[0].nonzero().flatten()
-    return int((seen - middle).abs().max()) + 2
+        maps = backbone.maps_of(probe, layers)
+    margin = 0
+    for name, map in maps.items():
+        share = info.stride // (info.layer(name).stride or info.stride)
+        seen = map.isnan().any(dim=1).any(dim=1)[0].nonzero().flatten()
+        margin = max(margin, -(-int((seen - middle * share).abs().max()) // share))
+    return margin + 2

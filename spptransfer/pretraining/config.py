@@ -6,23 +6,20 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from spptransfer.backbones.catalogue import describe, names
-from spptransfer.config import PositiveFloat, PositiveInt
+from spptransfer.config import PositiveFloat
 from spptransfer.errors import ConfigError, suggestion
-from spptransfer.yaml_files import explain, read_mapping
+from spptransfer.sections import PositiveInt, Section, check
+from spptransfer.yaml_files import read_mapping
 
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Levels = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DatasetSection(_Section):
+class DatasetSection(Section):
     """Which images: a folder of class folders or a ZIP of one, which is never unpacked."""
 
     root: str = Field(description="folder or .zip file")
@@ -32,7 +29,7 @@ class DatasetSection(_Section):
     licence: str | None = Field(None, description="the images' terms, for the model card")
 
 
-class NetworkSection(_Section):
+class NetworkSection(Section):
     """Which network: one of the paper's, with its pyramid or another one."""
 
     name: str = Field("zf5", description="zf5, convnet-star-5, overfeat-5, ..., or -no-spp")
@@ -47,7 +44,7 @@ class NetworkSection(_Section):
         return self
 
 
-class ImagesSection(_Section):
+class ImagesSection(Section):
     """What the network is shown."""
 
     resize: PositiveInt = Field(256, description="smaller side of the whole image, in pixels")
@@ -76,7 +73,7 @@ class ImagesSection(_Section):
         return self
 
 
-class TrainingSection(_Section):
+class TrainingSection(Section):
     """How the weights are found: stochastic gradient descent with momentum."""
 
     epochs: PositiveInt = 70
@@ -111,7 +108,7 @@ class TrainingSection(_Section):
         return self
 
 
-class DistillSection(_Section):
+class DistillSection(Section):
     """A teacher whose pooled features the network also learns to predict from its last map."""
 
     backbone: str = Field(description="a name that `spptransfer backbones` lists")
@@ -139,7 +136,7 @@ class DistillSection(_Section):
         return self
 
 
-class PretrainingPipeline(_Section):
+class PretrainingPipeline(Section):
     """One pre-training: images, network, what it is shown, and how it learns.
 
     Examples
@@ -208,7 +205,4 @@ def parse_pipeline(values: Mapping[str, Any]) -> PretrainingPipeline:
         ...
     spptransfer.errors.ConfigError: unknown key 'training.epoch'; did you mean 'epochs'? ...
     """
-    try:
-        return PretrainingPipeline.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(explain(error, PretrainingPipeline)) from error
+    return check(PretrainingPipeline, values)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from spptransfer.protocols.presets import PROTOCOLS, get
-from spptransfer.protocols.protocol import Protocol
+from spptransfer.protocols.presets import PROTOCOLS, get, sections
+from spptransfer.protocols.protocol import Protocol, ProtocolSection
 from spptransfer.protocols.splits import (
     Split,
     check_splits,
@@ -16,10 +16,12 @@ from spptransfer.protocols.splits import (
 __all__ = [
     "PROTOCOLS",
     "Protocol",
+    "ProtocolSection",
     "Split",
     "check_splits",
     "get",
     "read_splits",
+    "sections",
     "shared_content",
     "splits_checksum",
     "write_splits",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -223,23 +223,12 @@ def measure(
     >>> values["overall accuracy"]
     1.0
     """
-    if targets.ndim == 2:
-        return _measure_multi_label(targets, scores)
-    predicted = scores.argmax(axis=1)
-    recalls = metrics.per_class_accuracy(targets, predicted, scores.shape[1])
-    values: dict[str, Any] = {
-        metrics.OVERALL_ACCURACY: metrics.overall_accuracy(targets, predicted),
-        metrics.MEAN_PER_CLASS_ACCURACY: metrics.mean_per_class_accuracy(
-            targets, predicted, scores.shape[1]
-        ),
-    }
-    return values, {metrics.MEAN_PER_CLASS_ACCURACY: recalls}
-
-
-def _measure_multi_label(
-    targets: npt.NDArray[np.integer], scores: npt.NDArray[np.floating]
-) -> tuple[dict[str, float], dict[str, npt.NDArray[np.float64]]]:
-    values, per_class = {}, {}
-    for method, name in metrics.MEAN_AVERAGE_PRECISION.items():
-        values[name], per_class[name] = metrics.mean_average_precision(targets, scores, method)
+    values: dict[str, float] = {}
+    per_class: dict[str, npt.NDArray[np.float64]] = {}
+    for name in metrics.metrics_of(multi_label=targets.ndim == 2):
+        metric = metrics.METRICS[name]
+        found = metric.compute(targets, scores)
+        values[name] = found[0] if metric.per_class else found
+        if metric.per_class:
+            per_class[name] = found[1]
     return values, per_class

@@ -18,7 +18,7 @@ from spptransfer.protocols.drawing import (
     table_validation_split,
     validation_split,
 )
-from spptransfer.protocols.protocol import Protocol, Settings
+from spptransfer.protocols.protocol import Protocol, ProtocolSection, Settings
 
 
 def _cross_validation(settings: Settings) -> str:
@@ -182,6 +182,11 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
     )
 }
+
+
+def sections() -> dict[str, type[ProtocolSection]]:
+    """Return the schema of the ``protocol`` section for each name."""
+    return {name: protocol.section for name, protocol in PROTOCOLS.items()}
 
 
 def get(name: str) -> Protocol:

@@ -2,30 +2,83 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
 
 from spptransfer.datasets.base import Dataset
-from spptransfer.errors import ConfigError, DatasetError, suggestion
-from spptransfer.metrics import MULTI_LABEL_METRICS, SINGLE_LABEL_METRICS
+from spptransfer.errors import ConfigError, DatasetError
+from spptransfer.metrics import metrics_of
 from spptransfer.protocols.splits import Split, check_splits, read_splits, stratified_folds
+from spptransfer.sections import (
+    CountFromZero,
+    PathText,
+    PositiveInt,
+    Section,
+    check,
+    named_section,
+)
 
 Settings = Mapping[str, Any]
 
 COMMON_DEFAULTS: Settings = {"seed": 0, "folds": 3, "choose_C": "shared", "split_file": None}
 
-# Where a default is None, its type cannot be read off.
-_OPTIONAL: Mapping[str, tuple[type, ...]] = {
-    "split_file": (str, os.PathLike),
-    "validation": (str,),
-    "train_per_class": (int,),
-    "test_per_class": (int,),
-    "test_fraction": (float, int),
+
+def _not_one(folds: int) -> int:
+    if folds == 1:
+        raise ValueError("must be 0 (no choice of C) or at least 2")
+    return folds
+
+
+# Type and meaning of every setting of the presets. Where its default is None, it may be None.
+_SETTINGS: Mapping[str, tuple[Any, str]] = {
+    "seed": (CountFromZero, "of drawn splits and folds"),
+    "folds": (
+        Annotated[CountFromZero, AfterValidator(_not_one)],
+        "folds of the training part on which C is chosen; 0: C is given",
+    ),
+    "choose_C": (
+        Literal["shared", "per class"],
+        "one C for all classes or, with several labels per image, one each",
+    ),
+    "split_file": (PathText, "split lists to use instead, such as a run's splits.json"),
+    "splits": (PositiveInt, "number of drawn splits"),
+    "train_per_class": (PositiveInt, "training images of each class; none: all others"),
+    "test_per_class": (PositiveInt, "test images of each class at most; none: all others"),
+    "test_fraction": (
+        Annotated[float, Field(gt=0, lt=1, strict=True, allow_inf_nan=False)],
+        "share of test images where neither number is given, 0.25 by default",
+    ),
+    "include_background": (
+        Annotated[bool, Field(strict=True)],
+        "102 categories, or 101 without BACKGROUND_Google",
+    ),
+    "train": (str, "official split to train on"),
+    "test": (str, "official split to test on"),
+    "validation": (str, "official split that C is chosen on; none: the usual one, or folds"),
 }
-_SMALLEST = {"train_per_class": 1, "test_per_class": 1, "splits": 1, "seed": 0, "folds": 0}
-_ALLOWED = {"choose_C": ("shared", "per class")}
+
+
+class ProtocolSection(Section):
+    """What makes the number comparable: a protocol and its settings."""
+
+    name: str
+
+    def settings(self) -> dict[str, Any]:
+        """Return every setting of the protocol, those not given with their defaults."""
+        return {key: getattr(self, key) for key in type(self).model_fields if key != "name"}
+
+
+def _section_of(name: str, defaults: Settings) -> type[ProtocolSection]:
+    """Make the schema of the ``protocol`` section of one protocol."""
+    fields: dict[str, Any] = {}
+    for key, default in defaults.items():
+        unknown = Any if default is None else type(default)
+        kind, about = _SETTINGS.get(key, (unknown, None))
+        fields[key] = (kind | None if default is None else kind, Field(default, description=about))
+    return named_section(ProtocolSection, name, fields=fields)
 
 
 @dataclass(frozen=True)
@@ -54,6 +107,11 @@ class Protocol:
         Weight of C for targets 1 and -1 of the one-versus-rest problems; equal by default.
     C : tuple of float, optional
         Values to choose from where the pipeline file gives none.
+
+    Attributes
+    ----------
+    section : type
+        The schema of the ``protocol`` section, a `ProtocolSection`.
     """
 
     name: str
@@ -67,9 +125,11 @@ class Protocol:
     difficult_in_training: Literal["ignore", "negative"] = "ignore"
     class_weight: Mapping[int, float] | None = None
     C: tuple[float, ...] | None = None
+    section: type[ProtocolSection] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "defaults", {**COMMON_DEFAULTS, **self.defaults})
+        object.__setattr__(self, "section", _section_of(self.name, self.defaults))
 
     def settings(self, given: Settings | None = None) -> dict[str, Any]:
         """Complete and check what a pipeline file gives.
@@ -97,15 +157,9 @@ class Protocol:
         >>> protocols.get("caltech101").settings({"split": 2})
         Traceback (most recent call last):
         ...
-        spptransfer.errors.ConfigError: protocol.split is unknown; did you mean 'splits'? ...
+        spptransfer.errors.ConfigError: unknown key 'protocol.split'; did you mean 'splits'? ...
         """
-        given = {key: value for key, value in (given or {}).items() if key != "name"}
-        for key, value in given.items():
-            if key not in self.defaults:
-                hint = suggestion(key, sorted(self.defaults))
-                raise ConfigError(f"protocol.{key} is unknown; {hint}")
-            _check_setting(key, value, self.defaults[key])
-        return {**self.defaults, **given}
+        return check(self.section, {**(given or {}), "name": self.name}, "protocol").settings()
 
     def restrict(self, dataset: Dataset, settings: Settings) -> Dataset:
         """Give the dataset with only the classes that the protocol counts.
@@ -241,7 +295,7 @@ class Protocol:
 
     def metrics(self, multi_label: bool) -> tuple[str, ...]:
         """Full names of all metrics that a result gives, whichever is the headline."""
-        return MULTI_LABEL_METRICS if multi_label else SINGLE_LABEL_METRICS
+        return metrics_of(multi_label)
 
     def choose_C_by(self, multi_label: bool) -> str:
         """Full name of the metric that decides C on validation images."""
@@ -258,23 +312,3 @@ def _with_folds(split: Split, dataset: Dataset, settings: Settings) -> Split:
         dataset, split.train, settings["folds"], seed=settings["seed"], split=split.name
     )
     return replace(split, folds=folds)
-
-
-def _check_setting(key: str, value: Any, default: Any) -> None:
-    """Refuse a value of the wrong type or out of range."""
-    if value is None and default is None:
-        return
-    allowed = _OPTIONAL.get(key, (type(default),))
-    wrong_type = not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)
-    if wrong_type:
-        kinds = " or ".join(kind.__name__ for kind in allowed)
-        raise ConfigError(f"protocol.{key} must be of type {kinds}, not {value!r}")
-    if key in _SMALLEST and value < _SMALLEST[key]:
-        raise ConfigError(f"protocol.{key} must be at least {_SMALLEST[key]}, not {value}")
-    if key == "folds" and value == 1:
-        raise ConfigError("protocol.folds must be 0 (no choice of C) or at least 2, not 1")
-    if key == "test_fraction" and not 0 < value < 1:
-        raise ConfigError(f"protocol.test_fraction must lie between 0 and 1, not {value}")
-    if key in _ALLOWED and value not in _ALLOWED[key]:
-        hint = suggestion(value, _ALLOWED[key])
-        raise ConfigError(f"protocol.{key} is '{value}'; {hint}")

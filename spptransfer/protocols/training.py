@@ -373,19 +373,34 @@ def _validation(values: Sequence[float], scores: npt.ArrayLike) -> list[dict[str
     ]
 
 
-def _scorer(metric: str) -> Any:
-    """Scikit-learn scorer of a metric by its full name."""
-    if metric == metrics.OVERALL_ACCURACY:
-        return "accuracy"
-    if metric == metrics.MEAN_PER_CLASS_ACCURACY:
-        return "balanced_accuracy"
+# Scorers that LinearSVMCV and scikit-learn have, by the metric that they compute.
+_SCORERS = {
+    metrics.OVERALL_ACCURACY: "accuracy",
+    metrics.MEAN_PER_CLASS_ACCURACY: "balanced_accuracy",
+}
+
+
+def _scorer(name: str) -> Any:
+    """Return a scikit-learn scorer of a metric by its full name."""
+    metric = metrics.metric_named(name)
+    if name in _SCORERS:
+        return _SCORERS[name]
+    if metric.kind == "single-label":
+        return partial(_score_classes, metric)
     from sklearn.metrics import make_scorer
 
-    method = next(key for key, name in metrics.MEAN_AVERAGE_PRECISION.items() if name == metric)
-    return make_scorer(
-        partial(_average_precision, method=method), response_method="decision_function"
-    )
+    return make_scorer(partial(_score_one_class, metric=metric), response_method=_RESPONSE)
 
 
-def _average_precision(y_true: Any, scores: Any, *, method: metrics.Method) -> float:
-    return metrics.average_precision(np.where(y_true > 0, 1, -1), scores, method)
+_RESPONSE = "decision_function"
+
+
+def _score_classes(metric: metrics.Metric, model: Any, X: Any, y: Any) -> float:
+    scores = model.decision_function(X)
+    scores = np.stack([-scores, scores], axis=1) if scores.ndim == 1 else scores
+    return metric.value(np.searchsorted(model.classes_, y), scores)
+
+
+def _score_one_class(y_true: Any, scores: Any, *, metric: metrics.Metric) -> float:
+    targets = np.where(np.asarray(y_true) > 0, 1, -1)
+    return metric.value(targets[:, None], np.asarray(scores)[:, None])

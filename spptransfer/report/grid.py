@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spptransfer.metrics import SINGLE_LABEL_METRICS
+from spptransfer.metrics import metrics_of
 from spptransfer.report.formatting import NOTHING, clean, plus_minus
 from spptransfer.text import plural
 
@@ -48,9 +48,10 @@ def shown_metrics(results: Mapping[str, Any]) -> list[str]:
         Full names.
     """
     headline = str(results["metric"])
-    if headline not in SINGLE_LABEL_METRICS:
+    others = metrics_of(multi_label=False)
+    if headline not in others:
         return [headline]
-    return [headline, *(metric for metric in SINGLE_LABEL_METRICS if metric != headline)]
+    return [headline, *(metric for metric in others if metric != headline)]
 
 
 def grid_columns(results: Mapping[str, Any], metric: str) -> list[Column]:

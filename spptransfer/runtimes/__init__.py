@@ -1,108 +1,182 @@
-"""Who computes a backbone's maps: torch, OpenVINO or ONNX Runtime, behind one interface.
+"""Runtimes: who computes a backbone's maps, on which device, with how many threads.
 
-Naming and checking a runtime imports none of them; `open_network` does.
+This is the only room that knows devices, runtimes and threads. `ComputeOptions` come down from the
+command untouched; `open_runtime` makes them a `Runtime`. Naming and checking imports no runtime.
+
+How ``runtime: auto`` chooses: on a GPU, torch. On a CPU, the first of `PREFERENCE` for the
+precision that is installed, whose operators express the backbone, and that agrees with torch on
+noisy images; torch, which comes last, expresses all of them. What is passed over, and why, is
+logged. A runtime that is asked for by name is taken or refused. Which one computed is recorded with
+the features and never part of their fingerprint.
+
+Numbers that are not finite come out of every runtime as such, so that the row fails: ONNX Runtime's
+operators keep them as torch's do, while OpenVINO's ReLU and max pooling make NaN a plain number.
+They only come about where finite weights overflow, so a backbone whose numbers, on noise, come
+within twelve orders of magnitude of that is computed by torch alone.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import logging
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING
 
-from spptransfer.affinity import are_one_each
+from spptransfer.backbones import Backbone
 from spptransfer.errors import ConfigError, suggestion
+from spptransfer.system import count_processors
 
 if TYPE_CHECKING:
-    from spptransfer.backbones.loading import Backbone
-    from spptransfer.runtimes.network import FrozenNetwork, Normalization
+    import torch
 
-Runtime = Literal["torch", "openvino", "onnxruntime"]
-RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
+    from spptransfer.runtimes.compiled import CompiledNetwork
+    from spptransfer.runtimes.runtime import Runtime
 
-# Arithmetic that each offers, and the packages that it needs besides torch.
-_PRECISIONS = {
-    "torch": ("float32", "bfloat16", "float16"),
-    "openvino": ("float32", "bfloat16"),
-    "onnxruntime": ("float32",),
+__all__ = [
+    "PREFERENCE",
+    "RUNTIMES",
+    "ComputeOptions",
+    "candidates",
+    "check_options",
+    "describe_runtime",
+    "open_runtime",
+    "precisions_of",
+]
+
+logger = logging.getLogger(__name__)
+
+# On a CPU, the fastest first, as measured over four networks; see docs/performance.md.
+PREFERENCE = {
+    "float32": ("onnxruntime", "openvino", "torch"),
+    "bfloat16": ("openvino", "torch"),
+    "float16": ("torch",),
 }
-# Those that compute in threads of their own, for which those that ask wait.
-_HAVE_THREADS = ("openvino",)
-_PACKAGES = {"torch": (), "openvino": ("openvino",), "onnxruntime": ("onnxruntime", "onnx")}
+RUNTIMES = ("torch", "onnxruntime", "openvino")
+_PACKAGES = {"torch": ("torch",), "onnxruntime": ("onnxruntime", "onnx"), "openvino": ("openvino",)}
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:(0|[1-9][0-9]*))?")
 
 
-def check_runtime(name: str) -> Runtime:
-    """Validate the name of a runtime and find its packages, without importing them.
+@dataclass(frozen=True)
+class ComputeOptions:
+    """Where and by whom features are computed; none of it changes what they are.
+
+    Parameters
+    ----------
+    device : str, default="auto"
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``; "auto" is a CUDA device if
+        there is one, else the CPU.
+    runtime : str, default="auto"
+        ``"auto"``, ``"torch"``, ``"onnxruntime"`` or ``"openvino"``, see the module.
+    threads : int, optional
+        Threads that compute, by default one per processor.
+    read_processes : int, default=0
+        Processes that decode images for a GPU; 0 means threads of this process.
+    """
+
+    device: str = "auto"
+    runtime: str = "auto"
+    threads: int | None = None
+    read_processes: int = 0
+
+    def shared_by(self, processes: int) -> ComputeOptions:
+        """Return what each of several processes takes, that share this machine's processors.
+
+        Examples
+        --------
+        >>> ComputeOptions(threads=8).shared_by(3).threads
+        2
+        """
+        threads = self.threads or count_processors()
+        return replace(self, threads=max(1, threads // processes))
+
+
+def check_options(options: ComputeOptions, precision: str | None = None) -> None:
+    """Validate options, by their names alone; torch is not imported.
+
+    Parameters
+    ----------
+    options : ComputeOptions
+        As a user gave them.
+    precision : str, optional
+        Arithmetic that the runtime must offer.
 
     Raises
     ------
     ConfigError
-        If there is no such runtime or it is not installed.
+        If a name is unknown, the runtime is not installed, or it offers neither the precision
+        nor the device.
 
     Examples
     --------
-    >>> check_runtime("torch")
-    'torch'
+    >>> check_options(ComputeOptions(runtime="torch", device="cuda"), "float16")
+    >>> check_options(ComputeOptions(device="gpu"))
+    Traceback (most recent call last):
+    ...
+    spptransfer.errors.ConfigError: device: 'gpu' is unknown; allowed: auto, cpu, cuda, cuda:N, mps
     """
-    for known in RUNTIMES:
-        if name == known:
-            break
-    else:
-        raise ConfigError(f"runtime: {name!r} is unknown; {suggestion(str(name), RUNTIMES)}")
-    if any(importlib.util.find_spec(package) is None for package in _PACKAGES[known]):
-        raise ConfigError(f"runtime '{known}' is not installed: pip install 'spptransfer[{known}]'")
-    return known
-
-
-def check_precision(runtime: str, precision: str) -> None:
-    """Refuse arithmetic that a runtime does not offer.
-
-    Raises
-    ------
-    ConfigError
-        With what it offers.
-
-    Examples
-    --------
-    >>> check_precision("openvino", "bfloat16")
-    """
-    offered = precisions_of(runtime)
-    if precision not in offered:
+    device, runtime = options.device, options.runtime
+    if not isinstance(device, str) or not _DEVICE.fullmatch(device):
+        raise ConfigError(f"device: '{device}' is unknown; allowed: auto, cpu, cuda, cuda:N, mps")
+    if runtime not in ("auto", *RUNTIMES):
+        hint = suggestion(str(runtime), ["auto", *RUNTIMES])
+        raise ConfigError(f"runtime: {runtime!r} is unknown; {hint}")
+    if runtime not in ("auto", "torch") and device not in ("auto", "cpu"):
+        raise ConfigError(f"device: '{device}' is not for runtime '{runtime}'; allowed: auto, cpu")
+    if runtime != "auto" and not _is_installed(runtime):
+        raise ConfigError(
+            f"runtime '{runtime}' is not installed: pip install 'spptransfer[{runtime}]'"
+        )
+    if precision is not None and precision not in precisions_of(runtime):
         raise ConfigError(
             f"precision: '{precision}' is not offered by runtime '{runtime}'; "
-            f"allowed: {', '.join(offered)}"
+            f"allowed: {', '.join(precisions_of(runtime))}"
         )
+    for key, least in (("threads", 1), ("read_processes", 0)):
+        value = getattr(options, key)
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        if not is_count and not (key == "threads" and value is None):
+            raise ConfigError(f"{key}: {value!r} must be a whole number of at least {least}")
 
 
-def check_device(runtime: str, device: str) -> None:
-    """Refuse a GPU by name for a runtime that computes on the CPU only.
-
-    Raises
-    ------
-    ConfigError
-        With the devices that it may have.
+def candidates(options: ComputeOptions, precision: str, *, on_cpu: bool = True) -> tuple[str, ...]:
+    """List the runtimes that may compute, in the order in which they are tried.
 
     Examples
     --------
-    >>> check_device("openvino", "auto")
+    >>> candidates(ComputeOptions(runtime="openvino"), "float32")
+    ('openvino',)
+    >>> candidates(ComputeOptions(), "bfloat16", on_cpu=False)
+    ('torch',)
     """
-    if runtime != "torch" and device.startswith("cuda"):
-        raise ConfigError(f"device: '{device}' is not for runtime '{runtime}'; allowed: auto, cpu")
+    if options.runtime != "auto":
+        return (options.runtime,)
+    return PREFERENCE[precision] if on_cpu else ("torch",)
+
+
+def _is_installed(runtime: str) -> bool:
+    return all(importlib.util.find_spec(package) is not None for package in _PACKAGES[runtime])
 
 
 def precisions_of(runtime: str) -> tuple[str, ...]:
-    """Arithmetic that a runtime offers.
+    """List the arithmetic that a runtime offers.
 
     Examples
     --------
-    >>> precisions_of("onnxruntime")
-    ('float32',)
+    >>> precisions_of("onnxruntime"), precisions_of("openvino")
+    (('float32',), ('float32', 'bfloat16'))
     """
-    return _PRECISIONS[runtime]
+    return tuple(
+        precision
+        for precision, runtimes in PREFERENCE.items()
+        if runtime in runtimes or runtime == "auto"
+    )
 
 
 def describe_runtime(name: str) -> str:
-    """Name and version, for the record.
+    """Return name and version, for the record.
 
     Examples
     --------
@@ -115,77 +189,111 @@ def describe_runtime(name: str) -> str:
         return name
 
 
-def count_callers(runtime: str, threads: int) -> int:
-    """How many threads keep so many computing ones busy.
-
-    Where a runtime's own threads have all processors, one caller more reads what comes next
-    while the others wait.
-
-    Examples
-    --------
-    >>> count_callers("torch", 2)
-    2
-    """
-    return threads + (has_threads(runtime) and are_one_each(threads))
-
-
-def has_threads(runtime: str) -> bool:
-    """Whether a runtime computes in threads of its own.
-
-    Examples
-    --------
-    >>> has_threads("onnxruntime")
-    False
-    """
-    return runtime in _HAVE_THREADS
-
-
-def open_network(
-    runtime: str,
-    backbone: Backbone,
-    layers: Sequence[str],
-    normalization: Normalization,
-    *,
-    precision: str = "float32",
-    threads: int = 1,
-) -> FrozenNetwork:
-    """Make a backbone's trunk ready to be run.
+def open_runtime(
+    backbone: Backbone, layers: Sequence[str], *, precision: str, options: ComputeOptions
+) -> Runtime:
+    """Make a backbone ready to be run.
 
     Parameters
     ----------
-    runtime : {"torch", "openvino", "onnxruntime"}
-        Who runs it.
     backbone : Backbone
-        For torch on its device and in `precision`; for the others on the CPU in float32.
+        On the CPU, in float32. It is not changed.
     layers : sequence of str
-        What will be asked for.
-    normalization : Normalization
-        Of the pixels.
-    precision : str, default="float32"
+        What will be asked for: some of the backbone's layers.
+    precision : {"float32", "bfloat16", "float16"}
         Arithmetic.
-    threads : int, default=1
-        How many threads will ask at once.
+    options : ComputeOptions
+        Where and by whom.
 
     Returns
     -------
-    FrozenNetwork
+    Runtime
 
     Raises
     ------
     ConfigError
-        If there is no such runtime, it is not installed or does not offer the precision, it
-        lacks an operator, or its maps are not torch's.
+        If an option is wrong, there is no such device or layer, or the runtime that is named
+        lacks an operator or does not agree with torch.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from spptransfer import backbones
+    >>> mini = backbones.load("spp-mini", "embedded", layer="fc6")
+    >>> options = ComputeOptions(device="cpu", runtime="torch")
+    >>> with open_runtime(mini, ["fc6"], precision="float32", options=options) as runtime:
+    ...     with runtime.session():
+    ...         maps = runtime.maps(runtime.upload(np.zeros((2, 64, 96, 3), np.uint8)), ["fc6"])
+    ...         vectors = runtime.vectors(maps, ["fc6"])
+    ...         runtime.download([vectors])[0]["fc6"].shape
+    (2, 128)
     """
-    check_precision(check_runtime(runtime), precision)
-    if runtime == "torch":
-        from spptransfer.runtimes.torch import TorchNetwork
+    check_options(options, precision)
+    for layer in layers:
+        if backbone.info.layer(layer).name not in backbone.layers:
+            raise ConfigError(
+                f"layer '{layer}' is not one that this backbone was loaded for: "
+                f"{', '.join(backbone.layers)}"
+            )
+    from spptransfer.runtimes.devices import choose_device
 
-        return TorchNetwork(backbone, normalization)
-    asked: dict[str, Any] = {"precision": precision, "threads": threads}
-    if runtime == "openvino":
-        from spptransfer.runtimes.openvino import OpenVINONetwork
+    device = choose_device(options.device, options.runtime)
+    *preferred, last = candidates(options, precision, on_cpu=device.type == "cpu")
+    for name in preferred:
+        if not _is_installed(name):
+            logger.info("runtime '%s' is passed over: it is not installed", name)
+            continue
+        try:
+            return _open(name, backbone, layers, device, precision, options)
+        except ConfigError as error:
+            logger.info("runtime '%s' is passed over: %s", name, error)
+    return _open(last, backbone, layers, device, precision, options)
 
-        return OpenVINONetwork(backbone, layers, normalization, **asked)
-    from spptransfer.runtimes.onnxruntime import ONNXRuntimeNetwork
 
-    return ONNXRuntimeNetwork(backbone, layers, normalization, **asked)
+def _open(
+    name: str,
+    backbone: Backbone,
+    layers: Sequence[str],
+    device: torch.device,
+    precision: str,
+    options: ComputeOptions,
+) -> Runtime:
+    import torch
+
+    from spptransfer.runtimes.runtime import MapsNetwork, Runtime, TorchNetwork, place
+
+    dtype, threads = getattr(torch, precision), options.threads or count_processors()
+    network: MapsNetwork
+    if name == "torch":
+        placed = place(backbone, backbone, device, dtype)
+        network = TorchNetwork(placed)
+    else:
+        exact = place(backbone, backbone, device, torch.float32)
+        network = _compiler(name)(exact, layers, precision=precision, threads=threads)
+        # Vectors stay torch's; without them the trunk need not be there twice.
+        vectors = any(exact.info.layer(layer).kind == "vector" for layer in exact.layers)
+        head = getattr(exact, "head", exact if vectors else None)
+        placed = exact if head is None else place(exact, head, device, dtype)
+    return Runtime(
+        name,
+        describe_runtime(name),
+        backbone,
+        placed,
+        network,
+        precision=precision,
+        device=device,
+        threads=threads,
+        read_processes=options.read_processes,
+    )
+
+
+def _compiler(name: str) -> type[CompiledNetwork]:
+    try:
+        if name == "openvino":
+            from spptransfer.runtimes.openvino import OpenVINONetwork
+
+            return OpenVINONetwork
+        from spptransfer.runtimes.onnxruntime import ONNXRuntimeNetwork
+    except (ImportError, OSError) as error:
+        raise ConfigError(f"runtime '{name}' cannot be imported: {error}") from error
+    return ONNXRuntimeNetwork

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -11,17 +10,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import fx
 
-from spptransfer.backbones.loading import Backbone
+from spptransfer.backbones import Backbone
 from spptransfer.errors import ConfigError
-from spptransfer.processor import one_thread
-from spptransfer.runtimes.network import Normalization
-from spptransfer.runtimes.torch import TorchNetwork
+from spptransfer.runtimes.devices import one_thread
+from spptransfer.runtimes.graph import follow, largest_number
+from spptransfer.runtimes.runtime import TorchNetwork, place
 
 # Relative l2 distance from torch's maps up to which a runtime is trusted.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 3e-2}
 # Where torch's own bfloat16 is further from float32 than that: a multiple of its distance.
 _AS_GOOD = 1.5
+# Runtimes differ in what they make of numbers that are not finite. Where none on noise is above
+# this, none on any image overflows.
+_LARGEST = 1e25
 _PROBE_SIDE = 64
 # What runtimes say where memory does not suffice; each has exceptions of its own.
 _OUT_OF_MEMORY = ("bad_alloc", "failed to allocate", "could not allocate", "not enough memory")
@@ -39,8 +42,6 @@ class CompiledNetwork(ABC):
         In float32, on the CPU.
     layers : sequence of str
         What will be asked for; other sets of layers are compiled when they are.
-    normalization : Normalization
-        Of the pixels.
     precision : {"float32", "bfloat16"}, default="float32"
         Arithmetic.
     threads : int, default=1
@@ -58,13 +59,11 @@ class CompiledNetwork(ABC):
         self,
         backbone: Backbone,
         layers: Sequence[str],
-        normalization: Normalization,
         *,
         precision: str = "float32",
         threads: int = 1,
     ) -> None:
         self.backbone = backbone
-        self.normalization = normalization
         self.precision = precision
         self.threads = threads
         self._compiled: dict[tuple[str, ...], Run] = {}
@@ -74,11 +73,11 @@ class CompiledNetwork(ABC):
         self._run_of(layers)
 
     @abstractmethod
-    def compile(self, layers: Sequence[str]) -> Run:
+    def compile(self, traced: fx.GraphModule, layers: Sequence[str]) -> Run:
         """Make the graph of some layers ready to be run from several threads."""
 
-    def maps(self, pixels: torch.Tensor, layers: Sequence[str]) -> Mapping[str, torch.Tensor]:
-        """Compute the maps that some layers are made of, all from one pass.
+    def maps(self, pixels: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Compute the maps that some layers are made of, in one pass.
 
         Raises
         ------
@@ -98,23 +97,49 @@ class CompiledNetwork(ABC):
         wanted = tuple(layers)
         with self._lock:
             if wanted not in self._compiled:
-                run = self.compile(wanted)
-                self._check(run, wanted)
+                traced = follow(self.backbone, wanted, self.runtime)
+                self._check_range(traced)
+                run = self.compile(traced, wanted)
+                for pixels in self._probes():
+                    self._check(run, wanted, pixels)
                 self._compiled[wanted] = run
             return self._compiled[wanted]
 
-    def _check(self, run: Run, layers: Sequence[str]) -> None:
-        """Compare with torch on a noisy image."""
+    def _probes(self) -> list[npt.NDArray[np.uint8]]:
+        """Draw noise of two sizes, neither of them a round number."""
         side = max(_PROBE_SIDE, self.backbone.info.min_side)
-        drawn = np.random.default_rng(0).integers(0, 256, (1, side + 3, side + 14, 3), np.uint8)
+        shapes, step = (
+            ((1, side + 3, side + 14), (2, side, side + 1)),
+            self.backbone.info.multiple_of,
+        )
+        drawn = np.random.default_rng(0)
+        return [
+            drawn.integers(0, 256, (n, -(-h // step) * step, -(-w // step) * step, 3), np.uint8)
+            for n, h, w in shapes
+        ]
+
+    def _check_range(self, traced: fx.GraphModule) -> None:
+        """Refuse a backbone whose numbers may overflow."""
+        pixels = torch.from_numpy(self._probes()[0])
+        with one_thread(), torch.inference_mode():
+            largest = largest_number(traced, TorchNetwork(self.backbone).normalize(pixels))
+        if not largest <= _LARGEST:
+            raise ConfigError(
+                f"runtime '{self.runtime}' is not for '{self.backbone.info.name}' with these "
+                f"weights, whose numbers are too large or not finite ({largest:.1g} on a noisy "
+                "image); use runtime 'torch'"
+            )
+
+    def _check(self, run: Run, layers: Sequence[str], drawn: npt.NDArray[np.uint8]) -> None:
+        """Compare with torch on a noisy image."""
         pixels = torch.from_numpy(drawn)
         found = dict(zip(layers, map(torch.from_numpy, run(drawn)), strict=True))
         with one_thread(), torch.inference_mode():
-            exact = TorchNetwork(self.backbone, self.normalization).maps(pixels, layers)
+            exact = TorchNetwork(self.backbone).maps(pixels, layers)
             error, allowed = _distance(found, exact), TOLERANCES[self.precision]
             if self.precision == "bfloat16" and error > allowed:
-                backbone = copy.deepcopy(self.backbone).bfloat16()
-                rounded = TorchNetwork(backbone, self.normalization).maps(pixels, layers)
+                backbone = place(self.backbone, self.backbone, pixels.device, torch.bfloat16)
+                rounded = TorchNetwork(backbone).maps(pixels, layers)
                 allowed = max(allowed, _AS_GOOD * _distance(rounded, exact))
         if not error <= allowed < float("inf"):
             raise ConfigError(
@@ -125,7 +150,7 @@ class CompiledNetwork(ABC):
 
 
 def _distance(found: Mapping[str, torch.Tensor], exact: Mapping[str, torch.Tensor]) -> float:
-    """Largest relative l2 distance of all layers; infinite where numbers are not finite."""
+    """Return the largest relative l2 distance of all layers; infinite if some are not finite."""
     largest = 0.0
     for layer, expected in exact.items():
         maps = found[layer]

@@ -1,4 +1,4 @@
-"""A backbone's trunk, operator by operator, in the words of any runtime.
+"""Translate a backbone's trunk into a runtime's graph, operator by operator.
 
 Torch's own exporters need further packages, are deprecated or report their use over the network.
 The networks of this package are made of a dozen operators, so they are followed here.
@@ -6,6 +6,8 @@ The networks of this package are made of a dozen operators, so they are followed
 
 from __future__ import annotations
 
+import copy
+import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.proxy import GraphAppendingTracer
+from torch.nn import functional
 
-from spptransfer.backbones.loading import Backbone
-from spptransfer.backbones.tracing import trace
+from spptransfer.backbones import Backbone
 from spptransfer.errors import ConfigError
-from spptransfer.runtimes.network import Normalization
 
 # What a runtime's graph is made of.
 Value = Any
@@ -30,8 +32,8 @@ class Operators(ABC):
     runtime: str
 
     @abstractmethod
-    def normalized(self, normalization: Normalization) -> Value:
-        """The network's input: N x H x W x 3 bytes, normalised, as N x 3 x H x W maps."""
+    def normalized(self, shift: Sequence[float], span: Sequence[float]) -> Value:
+        """Turn the input, N x H x W x 3 bytes, into N x 3 x H x W: (bytes - shift) / span."""
 
     @abstractmethod
     def convolution(self, maps: Value, module: nn.Conv2d, padding: Pair) -> Value:
@@ -62,24 +64,27 @@ class Operators(ABC):
         """``add``, ``multiply`` or ``power``, number by number."""
 
 
-def build(
-    backbone: Backbone,
-    layers: Sequence[str],
-    normalization: Normalization,
-    operators: Operators,
-) -> tuple[list[Value], list[int]]:
-    """Say a backbone's trunk in a runtime's operators.
+def follow(backbone: Backbone, layers: Sequence[str], runtime: str) -> fx.GraphModule:
+    """Trace a float32 backbone from images to the maps of some layers.
 
-    Parameters
-    ----------
-    backbone : Backbone
-        In float32, batch norms folded.
-    layers : sequence of str
-        Some of the backbone's layers.
-    normalization : Normalization
-        Of the pixels.
-    operators : Operators
-        The runtime's.
+    Raises
+    ------
+    ConfigError
+        If what it does is no graph.
+    """
+    try:
+        return trace(_Trunk(backbone, layers))
+    except Exception as error:  # whatever a user's classes say to values that are no tensors
+        raise ConfigError(
+            f"runtime '{runtime}' cannot follow backbone '{backbone.info.name}' "
+            f"({type(error).__name__}); use runtime 'torch'"
+        ) from error
+
+
+def build(
+    traced: fx.GraphModule, backbone: Backbone, layers: Sequence[str], operators: Operators
+) -> tuple[list[Value], list[int]]:
+    """Translate a traced trunk.
 
     Returns
     -------
@@ -93,12 +98,32 @@ def build(
     ConfigError
         If the trunk has an operator that is not known here.
     """
-    traced = trace(_Trunk(backbone, layers))
-    follow = _Follower(traced, operators)
-    follow.extra_traceback = False  # its messages are for the user
-    found: dict[str, Value] = follow.run(operators.normalized(normalization))
+    translator = _Translator(traced, operators)
+    translator.extra_traceback = False  # its messages are for the user
+    shift, span = (
+        [255.0 * v for v in values] for values in (backbone.info.mean, backbone.info.std)
+    )
+    found: dict[str, Value] = translator.run(operators.normalized(shift, span))
     numbers = {value: number for number, value in enumerate(dict.fromkeys(found.values()))}
     return list(numbers), [numbers[found[layer]] for layer in layers]
+
+
+def largest_number(traced: fx.GraphModule, images: torch.Tensor) -> float:
+    """Return the largest absolute number, inside as well, that images give; NaN if there is one."""
+    measure = _Measure(traced)
+    measure.run(images)
+    return measure.largest
+
+
+class _Measure(fx.Interpreter):
+    largest = 0.0
+
+    def run_node(self, n: fx.Node) -> Any:
+        found = super().run_node(n)
+        if isinstance(found, torch.Tensor) and not math.isnan(self.largest):
+            here = float(found.abs().max())
+            self.largest = here if math.isnan(here) else max(self.largest, here)
+        return found
 
 
 class _Trunk(nn.Module):
@@ -113,7 +138,7 @@ class _Trunk(nn.Module):
         return self.backbone.maps_of(images, self.layers)
 
 
-class _Follower(fx.Interpreter):
+class _Translator(fx.Interpreter):
     """Runs a traced trunk on a runtime's values instead of tensors.
 
     What works in place is taken for what gives a new value. That is the same wherever nobody
@@ -125,11 +150,11 @@ class _Follower(fx.Interpreter):
         self._operators = operators
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
-        """Say one of torch's modules."""
+        """Translate one of torch's modules."""
         module, (maps,) = self.fetch_attr(target), args
         to = self._operators
         match module:
-            case nn.Identity():
+            case nn.Identity() | nn.Dropout():
                 return maps
             case nn.Conv2d() if module.padding_mode == "zeros" and module.padding != "same":
                 padding = 0 if isinstance(module.padding, str) else module.padding
@@ -150,21 +175,25 @@ class _Follower(fx.Interpreter):
         raise self._unknown(type(module).__name__)
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
-        """Say a function of tensors."""
+        """Translate a function of tensors."""
         to = self._operators
         if target is torch.cat and len({*kwargs, "dim"}) == 1:
             axis = kwargs["dim"] if kwargs else args[1]
             return to.concatenate(args[0], axis)
+        if target in (torch.relu, functional.relu):
+            return to.clip(args[0], 0.0, None)
         if target in _ARITHMETIC and not kwargs:
             left, right = args if not isinstance(args[0], (int, float)) else reversed(args)
             return to.combine(_ARITHMETIC[target], left, right)
         raise self._unknown(getattr(target, "__name__", str(target)))
 
     def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
-        """Say a method of tensors."""
+        """Translate a method of tensors."""
         to, name = self._operators, str(target).removesuffix("_")
         if name == "relu":
             return to.clip(args[0], 0.0, None)
+        if name in ("clone", "contiguous"):
+            return args[0]
         if name == "square":
             return to.combine("multiply", args[0], args[0])
         if name in _METHODS and not kwargs:
@@ -207,3 +236,71 @@ def _fits(padding: Pair, kernel: Pair) -> bool:
 
 def _pair(value: int | tuple[int, ...]) -> Pair:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def trace(module: nn.Module) -> fx.GraphModule:
+    """Follow a module's `forward` down to the modules that are torch's own.
+
+    `torch.fx.symbolic_trace` replaces methods of every module in the process as long as it runs:
+    what another thread computes at that moment fails. Here the module's own `forward` runs on a
+    likeness of it that writes down its calls; the module is not changed.
+
+    Raises
+    ------
+    TraceError
+        If what is done depends on numbers.
+    NotImplementedError
+        If tensors of the module's own take part.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> traced = trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
+    >>> [(node.op, node.target) for node in traced.graph.nodes][1:3]
+    [('call_module', '0'), ('call_module', '1')]
+    """
+    graph = fx.Graph()
+    tracer = _Tracer(graph)
+    likeness = _likeness(module, "", {}, tracer)
+    found = likeness(fx.Proxy(graph.placeholder("maps"), tracer))
+    graph.output(tracer.create_arg(found))
+    return fx.GraphModule(module, graph)
+
+
+class _Tracer(GraphAppendingTracer):
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, torch.Tensor):
+            raise NotImplementedError("a module's own tensors cannot be followed")
+        return super().create_arg(a)
+
+
+class _Call(nn.Module):
+    """In place of one of torch's modules: its calls are written down."""
+
+    def __init__(self, module: nn.Module, name: str, tracer: _Tracer) -> None:
+        super().__init__()
+        self._forward_hooks = module._forward_hooks  # a user's layer is found by its hook
+        self._name_of_it = name
+        self._tracer = tracer
+
+    def forward(self, *args: Any, **kwargs: Any) -> fx.Proxy:
+        return self._tracer.create_proxy("call_module", self._name_of_it, args, kwargs)
+
+
+def _likeness(
+    module: nn.Module, name: str, known: dict[nn.Module, nn.Module], tracer: _Tracer
+) -> nn.Module:
+    """The same module of likenesses; one that has two names is known by the first."""
+    if module not in known and name and _is_torchs(module):
+        known[module] = _Call(module, name, tracer)
+    elif module not in known:
+        known[module] = likeness = copy.copy(module)
+        likeness._modules = {
+            key: child and _likeness(child, f"{name}.{key}".lstrip("."), known, tracer)
+            for key, child in module._modules.items()
+        }
+    return known[module]
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)

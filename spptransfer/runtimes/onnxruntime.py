@@ -10,11 +10,10 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper
-from torch import nn
+from torch import fx, nn
 
 from spptransfer.runtimes.compiled import CompiledNetwork, Run
 from spptransfer.runtimes.graph import Operators, Pair, Value, build
-from spptransfer.runtimes.network import Normalization
 
 _OPSET, _FORMAT = 17, 8
 _ERRORS_ONLY = 3
@@ -23,15 +22,15 @@ _ERRORS_ONLY = 3
 class ONNXRuntimeNetwork(CompiledNetwork):
     """A backbone's trunk as an ONNX graph, in one session that all threads share.
 
-    See `spptransfer.runtimes.open_network`.
+    See `spptransfer.runtimes.open_runtime`.
     """
 
     runtime = "onnxruntime"
 
-    def compile(self, layers: Sequence[str]) -> Run:
+    def compile(self, traced: fx.GraphModule, layers: Sequence[str]) -> Run:
         """Open a session that computes each batch in the thread that asks."""
         ways = _ONNX()
-        maps, places = build(self.backbone, layers, self.normalization, ways)
+        maps, places = build(traced, self.backbone, layers, ways)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = _ERRORS_ONLY
@@ -78,11 +77,11 @@ class _ONNX(Operators):
         options.add_external_initializers(list(self._constants), values)
         return values
 
-    def normalized(self, normalization: Normalization) -> Value:
+    def normalized(self, shift: Sequence[float], span: Sequence[float]) -> Value:
         # Bytes are turned around, since there is less of them than of numbers.
         maps = self._node("Transpose", self.PIXELS, perm=[0, 3, 1, 2])
         maps = self._node("Cast", maps, to=TensorProto.FLOAT)
-        for kind, values in (("Sub", normalization.shift), ("Div", normalization.span)):
+        for kind, values in (("Sub", shift), ("Div", span)):
             maps = self._node(kind, maps, self._constant(np.reshape(values, (1, 3, 1, 1))))
         return maps
 

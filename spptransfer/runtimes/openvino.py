@@ -15,12 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import openvino
 from openvino import opset14 as operators
-from torch import nn
+from torch import fx, nn
 
-from spptransfer.affinity import are_one_each
 from spptransfer.runtimes.compiled import CompiledNetwork, Run
 from spptransfer.runtimes.graph import Operators, Pair, Value, build
-from spptransfer.runtimes.network import Normalization
+from spptransfer.system import count_processors
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
@@ -28,15 +27,15 @@ _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 class OpenVINONetwork(CompiledNetwork):
     """A backbone's trunk as OpenVINO's graph.
 
-    See `spptransfer.runtimes.open_network`.
+    See `spptransfer.runtimes.open_runtime`.
     """
 
     runtime = "openvino"
 
-    def compile(self, layers: Sequence[str]) -> Run:
+    def compile(self, traced: fx.GraphModule, layers: Sequence[str]) -> Run:
         """Compile the graph with a stream for every thread that asks."""
         ways = _OpenVINO()
-        maps, places = build(self.backbone, layers, self.normalization, ways)
+        maps, places = build(traced, self.backbone, layers, ways)
         self.lent += ways.constants
         model = openvino.Model([operators.result(value) for value in maps], [ways.pixels])
         settings = {
@@ -44,7 +43,7 @@ class OpenVINONetwork(CompiledNetwork):
             "NUM_STREAMS": str(self.threads),
             "INFERENCE_NUM_THREADS": str(self.threads),
             # Fewer would be pinned to the same processors as those of our other processes.
-            "ENABLE_CPU_PINNING": are_one_each(self.threads),
+            "ENABLE_CPU_PINNING": self.threads == count_processors() > 1,
         }
         compiled = _core().compile_model(model, "CPU", settings)
         mine = threading.local()  # a request computes one batch at a time
@@ -78,16 +77,14 @@ class _OpenVINO(Operators):
         self.constants: list[npt.NDArray[np.float32]] = []
         self.pixels = operators.parameter([-1, -1, -1, 3], np.uint8, name="pixels")
 
-    def normalized(self, normalization: Normalization) -> Value:
-        shift, span = (
-            np.array(values, np.float32) for values in (normalization.shift, normalization.span)
-        )
+    def normalized(self, shift: Sequence[float], span: Sequence[float]) -> Value:
         numbers = operators.convert(self.pixels, "f32")
-        normal = operators.divide(operators.subtract(numbers, shift), span)
+        centred = operators.subtract(numbers, np.array(shift, np.float32))
+        normal = operators.divide(centred, np.array(span, np.float32))
         return operators.transpose(normal, np.array([0, 3, 1, 2]))
 
     def convolution(self, maps: Value, module: nn.Conv2d, padding: Pair) -> Value:
-        weight = module.weight.numpy()
+        weight = module.weight.detach().numpy()
         geometry: tuple[Any, ...] = (module.stride, padding, padding, module.dilation)
         if module.groups == 1:
             filtered = operators.convolution(maps, self._constant(weight), *geometry)
@@ -96,7 +93,9 @@ class _OpenVINO(Operators):
             filtered = operators.group_convolution(maps, self._constant(grouped), *geometry)
         if module.bias is None:
             return filtered
-        return operators.add(filtered, self._constant(module.bias.numpy().reshape(1, -1, 1, 1)))
+        return operators.add(
+            filtered, self._constant(module.bias.detach().numpy().reshape(1, -1, 1, 1))
+        )
 
     def clip(self, maps: Value, low: float, high: float | None) -> Value:
         return operators.relu(maps) if high is None else operators.clamp(maps, low, high)

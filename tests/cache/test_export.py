@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from cache_files import make_cache, make_spec
 
-from spptransfer.cache import FeatureCache
+from spptransfer.cache import FeatureCache, Labels
 from spptransfer.cache.export import export
-from spptransfer.cache.outline import Labels
 from spptransfer.errors import CacheError, ConfigError
 
 

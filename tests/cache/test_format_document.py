@@ -16,7 +16,7 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "cache-format.md").read_t
 
 def test_the_checksum_code_of_the_page_gives_the_stored_checksums(tmp_path):
     make_cache(tmp_path / "a.h5", 6, make_spec(scales=(48, 64), levels=(4, 3)), failed=[2])
-    (code,) = re.findall(r"```python\n(def row_checksum.*?)```", PAGE, re.DOTALL)
+    (code,) = re.findall(r"(def row_checksum.*?)\n\n\ndef", PAGE, re.DOTALL)
     names = {"hashlib": hashlib}
     exec(code, names)
     blocks = [f"features/scale_{s}/level_{n}" for s in (48, 64) for n in (4, 3)]
@@ -52,18 +52,25 @@ def test_the_fingerprint_is_made_as_the_page_says(tmp_path):
     assert hashlib.sha256(canonical.encode()).hexdigest() == fingerprint
 
 
-def test_the_header_is_made_as_the_page_says(tmp_path):
+def test_the_seal_is_made_as_the_page_says(tmp_path):
     make_cache(tmp_path / "a.h5")
     content = (tmp_path / "a.h5").read_bytes()
-    line, _, rest = content.partition(b"\n")
-    _, version, length, digest = line.split()
-    body = rest[: int(length)]
-    fields = json.loads(body)
-    assert version == b"2"
-    assert hashlib.sha256(body).hexdigest().encode() == digest
-    (code,) = re.findall(r"```python\n(def file_hash.*?)```", PAGE, re.DOTALL)
+    (code,) = re.findall(r"(def is_whole.*?)```", PAGE, re.DOTALL)
     names = {"hashlib": hashlib}
     exec(code, names)
-    assert names["file_hash"](content, fields) == fields["sha256"]
-    assert len(content) == fields["file_bytes"]
-    assert fields["header_bytes"].bit_count() == 1
+    assert names["is_whole"](content)
+    for damaged in (content[:-1], content[:5000] + b"!" + content[5001:]):
+        assert not names["is_whole"](damaged)
+
+
+def test_the_code_of_the_page_reads_a_cache(tmp_path, monkeypatch):
+    rows, features = make_cache(
+        tmp_path / "cache" / "caltech101.h5", 6, make_spec(scales=(224,), levels=(6,)), failed=[2]
+    )
+    (code,) = re.findall(r"```python\n(import h5py.*?)```", PAGE, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    assert names["ids"] == rows.ids
+    assert names["ok"].tolist() == [i != 2 for i in range(6)]
+    np.testing.assert_array_equal(names["X"], next(iter(features.values())))

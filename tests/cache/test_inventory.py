@@ -1,25 +1,29 @@
 from __future__ import annotations
 
-import dataclasses
-
-import drafted_caches
+import numpy as np
 import pytest
 from cache_files import CHANNELS, make_cache, make_ids, make_rows, make_spec
+from unfinished_caches import unfinished_file
 
 from spptransfer.cache import FeatureCache
-from spptransfer.cache.inventory import inspect, list_caches, precision_note, prune
-from spptransfer.cache.unfinished import draft_files, parts_folder, write_part
-from spptransfer.cache.workspace import Workspace
+from spptransfer.cache.inventory import inspect, is_begun, list_caches, precision_note, prune
+from spptransfer.cache.writer import CacheWriter
 from spptransfer.errors import CacheError
+from spptransfer.ids import Ids
 
 SPEC = make_spec()
 
 
-def begin(path, ids):
+def writer(path, ids):
+    return CacheWriter(
+        path, spec=SPEC, channels=CHANNELS, dataset="made up", ids=Ids(ids), labels=None
+    )
+
+
+def begin(path, ids, count=4):
     """Leave an unfinished cache behind."""
-    with Workspace(path, spec=SPEC, channels=CHANNELS, dataset="made up", ids=ids) as space:
-        rows, features = make_rows(ids[:4], SPEC)
-        write_part(space.folder, 0, rows, features, spec=SPEC, channels=CHANNELS, dataset="made up")
+    with writer(path, ids) as space:
+        space.put(np.arange(count), *make_rows(ids[:count], SPEC), "torch 2")
 
 
 @pytest.fixture
@@ -28,10 +32,11 @@ def folder(tmp_path):
     begin(tmp_path / "begun.h5", make_ids(9))
     make_cache(tmp_path / "damaged.h5")
     content = bytearray((tmp_path / "damaged.h5").read_bytes())
-    content[60] = ord("1" if content[60] == ord("0") else "0")  # within the header's hash
+    content[5000] ^= 1
     (tmp_path / "damaged.h5").write_bytes(content)
     (tmp_path / "foreign.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     (tmp_path / "notes.txt").touch()
+    (tmp_path / "my.partial").touch()
     return tmp_path
 
 
@@ -41,15 +46,28 @@ def test_caches_are_listed_with_what_they_hold(folder):
     done, begun, damaged = infos["done.h5"], infos["begun.h5"], infos["damaged.h5"]
     assert (done.rows, done.failed, done.complete, done.dataset) == (9, 1, True, "made up")
     assert done.spec == SPEC
-    assert done.bytes == done.path.stat().st_size
     assert (begun.rows, begun.complete, begun.spec) == (4, False, SPEC)
+    assert begun.computed_by == ("torch 2",)
+    assert is_begun(folder / "begun.h5")
+    assert not is_begun(folder / "done.h5")
     assert not damaged.complete
     assert "damaged" in damaged.error
 
 
-def test_a_damaged_cache_is_listed_whatever_its_folder_is_called(folder, tmp_path_factory):
-    moved = folder.rename(tmp_path_factory.mktemp("all") / "no feature cache")
-    assert "damaged.h5" in [info.path.name for info in list_caches(moved)]
+def test_an_unfinished_cache_is_listed_with_the_space_that_it_takes(tmp_path):
+    path, ids = tmp_path / "a.h5", make_ids(30_000)
+    with writer(path, ids) as space:
+        space.put(np.arange(5), *make_rows(ids[:5], SPEC), "torch 2")
+        assert unfinished_file(path).stat().st_size > 10_000_000
+        info = inspect(path)
+    assert (info.rows, info.failed, info.complete) == (5, 0, False)
+    assert 0 < info.bytes < 3_000_000
+
+
+def test_an_unfinished_file_is_no_cache_whoever_asks_for_it_by_name(tmp_path):
+    begin(tmp_path / "a.h5", make_ids(9))
+    with pytest.raises(CacheError, match="it is not finished yet; run the command"):
+        FeatureCache.open(unfinished_file(tmp_path / "a.h5"))
 
 
 def test_a_folder_that_is_not_there_holds_no_caches(tmp_path):
@@ -61,7 +79,7 @@ def test_a_description_reads_line_by_line(folder):
     assert f"fingerprint: {SPEC.fingerprint}" in text
     assert "rows: 9 with features, 1 failed" in text
     assert "levels: [4]" in text
-    assert "backbone: squeezenet1_1" in text
+    assert "state: unfinished" in inspect(folder / "begun.h5").describe()
 
 
 def test_a_cache_that_is_not_there_is_one_clear_line(tmp_path):
@@ -70,31 +88,23 @@ def test_a_cache_that_is_not_there_is_one_clear_line(tmp_path):
 
 
 def names(removals):
-    return [removal.path.name for removal in removals]
+    return [removal.path.name.partition(".h5")[0] for removal in removals]
 
 
 def test_pruning_only_says_what_would_go_unless_told_otherwise(folder):
     before = sorted(folder.rglob("*"))
     removals = prune(folder)
-    assert names(removals) == ["begun.h5.parts", "damaged.h5", "done.h5"]
+    assert names(removals) == ["begun", "damaged", "done"]
     assert all(removal.bytes > 0 for removal in removals)
     assert sorted(folder.rglob("*")) == before
 
 
 def test_pruning_keeps_what_pipelines_refer_to(folder):
-    prune(folder, keep=[folder / "done.h5"], dry_run=False)
-    assert sorted(path.name for path in folder.iterdir()) == ["done.h5", "foreign.h5", "notes.txt"]
+    (folder / "killed.h5.lock").touch()
     assert names(prune(folder, keep=[folder / "begun.h5"], caches=False)) == []
-
-
-def test_a_draft_is_unfinished_whoever_asks_for_it_by_name(tmp_path):
-    drafted_caches.begin(tmp_path / "a.h5", range(8))
-    (draft,) = draft_files(parts_folder(tmp_path / "a.h5"))
-    info = inspect(draft)
-    assert (info.complete, info.rows) == (False, 8)
-    assert "state: unfinished" in info.describe()
-    with pytest.raises(CacheError, match="it is not finished yet"):
-        FeatureCache.open(draft)
+    prune(folder, keep=[folder / "done.h5"], dry_run=False)
+    left = sorted(path.name for path in folder.iterdir())
+    assert left == ["done.h5", "foreign.h5", "my.partial", "notes.txt"]
 
 
 def test_the_note_of_a_pruned_cache_goes_with_it_and_no_file_of_the_users(folder):
@@ -109,13 +119,6 @@ def test_the_note_of_a_pruned_cache_goes_with_it_and_no_file_of_the_users(folder
 
 
 def test_pruning_leaves_alone_what_is_being_written(folder):
-    with Workspace(
-        folder / "done.h5", spec=SPEC, channels=CHANNELS, dataset="made up", ids=make_ids(10)
-    ):
-        assert names(prune(folder)) == ["begun.h5.parts", "damaged.h5"]
-    assert parts_folder(folder / "begun.h5").exists()
-
-
-def test_an_info_is_a_value(folder):
-    info = inspect(folder / "done.h5")
-    assert dataclasses.replace(info) == info
+    with writer(folder / "done.h5", make_ids(10)), writer(folder / "begun.h5", make_ids(9)):
+        assert names(prune(folder, dry_run=False)) == ["damaged"]
+    assert is_begun(folder / "begun.h5")

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cache_files import make_cache, make_ids, make_spec
+from cache_files import make_cache, make_ids, make_spec, write_cache
+from damaged_caches import flip, position_of
 
+from spptransfer.cache import Labels
 from spptransfer.cache.merge import merge
-from spptransfer.cache.outline import Labels
 from spptransfer.cache.verify import verify
 from spptransfer.errors import CacheError, SpecMismatchError
 
@@ -89,13 +90,7 @@ def test_other_specs_are_refused_by_field(tmp_path):
 
 def test_a_damaged_row_is_not_carried_over(tmp_path):
     make_cache(tmp_path / "a.h5")
-    content = bytearray((tmp_path / "a.h5").read_bytes())
-    content[-1] ^= 1
-    from spptransfer.cache import FeatureCache
-
-    extent = FeatureCache.open(tmp_path / "a.h5").header.extents["features/scale_64/level_4"]
-    content[extent.offset] ^= 1
-    (tmp_path / "a.h5").write_bytes(content)
+    flip(tmp_path / "a.h5", position_of(tmp_path / "a.h5", "features/scale_64/level_4", 2))
     with pytest.raises(CacheError, match="is not what was written"):
         merge(tmp_path / "c.h5", [tmp_path / "a.h5"])
 
@@ -103,3 +98,23 @@ def test_a_damaged_row_is_not_carried_over(tmp_path):
 def test_nothing_to_merge_is_an_error(tmp_path):
     with pytest.raises(CacheError, match="at least one"):
         merge(tmp_path / "c.h5", [])
+
+
+def test_nothing_is_merged_over_a_cache_that_is_no_source(tmp_path):
+    make_cache(tmp_path / "a.h5", 4)
+    make_cache(tmp_path / "c.h5", 4, make_spec(weights_sha256="ff"))
+    before = (tmp_path / "c.h5").read_bytes()
+    with pytest.raises(CacheError, match=r"c\.h5' is there already"):
+        merge(tmp_path / "c.h5", [tmp_path / "a.h5"])
+    assert (tmp_path / "c.h5").read_bytes() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.h5", "c.h5"]
+
+
+def test_shards_merged_in_order_are_the_cache_of_the_whole(tmp_path):
+    rows, features = make_cache(tmp_path / "whole.h5", 40, failed=[7], labels=None)
+    for number in range(4):
+        part = np.arange(number * 10, number * 10 + 10)
+        some = {block: values[part] for block, values in features.items()}
+        write_cache(tmp_path / f"{number}.h5", rows.take(part), some, make_spec())
+    merged = merge(tmp_path / "m.h5", [tmp_path / f"{number}.h5" for number in range(4)])
+    assert merged.path.read_bytes() == (tmp_path / "whole.h5").read_bytes()

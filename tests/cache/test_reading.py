@@ -10,9 +10,8 @@ from cache_files import CHANNELS, make_cache, make_ids, make_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spptransfer.cache import FeatureCache
+from spptransfer.cache import FeatureCache, Labels
 from spptransfer.cache.layout import Block
-from spptransfer.cache.outline import Labels
 from spptransfer.errors import CacheError, ConfigError, SpecMismatchError
 
 SPEC = make_spec(levels=(6, 4), scales=(48, 64))
@@ -124,7 +123,7 @@ def test_digests_are_those_of_rows_with_features(stored):
 
 def test_the_table_of_rows_comes_back_whole(stored):
     path, rows, _ = stored
-    found = FeatureCache.open(path).rows
+    found = FeatureCache.open(path).rows_at(slice(None))
     for name, column in vars(rows).items():
         assert list(getattr(found, name)) == list(column)
 
@@ -247,10 +246,44 @@ def test_repr_says_which_levels_follow_from_the_stored_ones(tmp_path, changes, s
     assert shown in repr(FeatureCache.open(tmp_path / "a.h5"))
 
 
-@pytest.mark.parametrize("name", ["two words.h5", "naïve 图像.h5", "line\nbreak.h5", "n" * 240])
+@pytest.mark.parametrize("name", ["two words.h5", "naïve 图像.h5", "line\nbreak.h5", "n" * 200])
 def test_a_cache_may_have_any_name(tmp_path, name):
     make_cache(tmp_path / name)
     assert len(FeatureCache.open(tmp_path / name)) == 10
+
+
+def test_rows_in_any_order_are_those_of_the_matrix(tmp_path):
+    _, features = make_cache(tmp_path / "a.h5", 900, make_spec(levels=(20,)))  # wide rows
+    cache, (values,) = FeatureCache.open(tmp_path / "a.h5"), features.values()
+    for seed, count in enumerate((900, 40, 2)):
+        positions = np.random.default_rng(seed).permutation(900)[:count]
+        np.testing.assert_array_equal(cache.read(cache.blocks[0], positions), values[positions])
+        np.testing.assert_array_equal(cache.view()[positions], values[positions])
+        assert cache.ids_at(positions) == [make_ids(900)[i] for i in positions]
+        assert cache.rows_at(positions).size.tolist() == positions.tolist()
+
+
+def test_one_of_two_readers_may_be_closed(tmp_path):
+    make_cache(tmp_path / "a.h5")
+    one, other = FeatureCache.open(tmp_path / "a.h5"), FeatureCache.open(tmp_path / "a.h5")
+    expected = one.matrix()
+    other.close()
+    np.testing.assert_array_equal(one.matrix(), expected)
+
+
+def test_the_hash_of_a_cache_tells_its_content(tmp_path):
+    hashes = []
+    for seed in (0, 0, 1):
+        make_cache(tmp_path / "a.h5", seed=seed)
+        hashes.append(FeatureCache.open(tmp_path / "a.h5").sha256)
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_a_cache_needs_no_python_object_per_row_to_find_one(tmp_path):
+    make_cache(tmp_path / "a.h5", 30)
+    cache = FeatureCache.open(tmp_path / "a.h5")
+    wanted = [*reversed(make_ids(30)), "none", "a\0", "x" * 500, "\ud800"]
+    assert cache.find(wanted).tolist() == [*range(29, -1, -1), -1, -1, -1, -1]
 
 
 def test_ids_may_be_of_any_kind(tmp_path):

@@ -1,18 +1,40 @@
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
-from damaged_caches import flip, make, position_of, rewrite
-from extraction_cases import open_folder
+from cache_files import make_cache, make_rows, make_spec, write_cache
+from damaged_caches import flip, position_of, rewrite
 from image_files import encode, picture
+from unfinished_caches import drafted_rows
 
-from spptransfer.cache.verify import Problem, verify
+from spptransfer import images
+from spptransfer.cache import FeatureCache
+from spptransfer.cache.verify import Problem, rescue, verify
+from spptransfer.datasets import Dataset
 from spptransfer.errors import CacheError
+
+IDS = [f"{i:04d}.png" for i in range(8)]
+
+
+def open_folder(root, ids):
+    return Dataset("folder", root, tuple(ids), (), np.full(len(ids), -1, np.int32))
 
 
 @pytest.fixture
 def made(tmp_path):
-    return make(tmp_path)
+    """A folder of images, the last one broken, and its cache."""
+    (tmp_path / "images").mkdir()
+    for i, id in enumerate(IDS):
+        content = encode(picture(20, 30, i)) if i < 7 else b"text"
+        (tmp_path / "images" / id).write_bytes(content)
+    dataset = open_folder(tmp_path / "images", IDS)
+    rows, features = make_rows(IDS, make_spec(), failed=[7])
+    contents = [images.read_bytes(dataset.path(id)) for id in IDS]
+    rows.digest[:] = [images.content_digest(content).encode() for content in contents]
+    write_cache(tmp_path / "a.h5", rows, features, make_spec(), labels="default")
+    return dataset, tmp_path / "a.h5"
 
 
 def test_a_sound_cache_has_no_problems(made):
@@ -21,24 +43,32 @@ def test_a_sound_cache_has_no_problems(made):
     assert verify(path, dataset) == []
 
 
-@pytest.mark.parametrize("name", ["features/scale_48/level_3", "rows/digest", "rows/checksum"])
+@pytest.mark.parametrize(
+    "name", ["features/scale_64/level_4", "rows/digest", "rows/width", "rows/status", "rows/error"]
+)
 def test_a_flipped_byte_is_found_in_its_row(made, name):
-    dataset, path = made
-    flip(path, position_of(path, name, 6))
-    problems = verify(path, dataset)
-    assert Problem("0006.png", "the row is not what was written (checksum)") in problems
-    # A row vouches for its features, the file's hash for all the rest.
-    wrong = {"0006.png"} if name.startswith("features/") else {"0006.png", None}
-    assert {problem.id for problem in problems} == wrong
-
-
-def test_every_flipped_byte_of_the_file_is_found(made):
     _, path = made
-    content = path.read_bytes()
-    generator = np.random.default_rng(0)
-    for position in generator.integers(0, len(content), 60):
+    flip(path, position_of(path, name, 3) - (3 if name == "rows/status" else 0))
+    assert verify(path) == [Problem(IDS[3], "the row is not what was written (checksum)")]
+
+
+@pytest.mark.parametrize("name", ["rows/checksum", "rows/stamp", "labels/targets"])
+def test_a_flipped_byte_of_the_head_is_found_before_the_file_is_read(made, name):
+    _, path = made
+    flip(path, position_of(path, name, 3))
+    with pytest.raises(CacheError, match="its head is not what was written; copy it anew"):
+        FeatureCache.open(path)
+
+
+def test_every_flipped_byte_of_the_file_is_found(tmp_path):
+    path = tmp_path / "a.h5"
+    make_cache(path, 40, make_spec(levels=(3, 2), scales=(48, 64)), failed=[3])
+    content, extents = path.read_bytes(), FeatureCache.open(path).extents.values()
+    edges = {at + step for pair in extents for at in pair for step in (-1, 0)}
+    sample = np.random.default_rng(0).integers(0, len(content), 150).tolist()
+    for position in sorted({*edges, *sample, 0, 60, 4095, 4096} - {len(content)}):
         path.write_bytes(content)
-        flip(path, int(position))
+        flip(path, position)
         try:
             problems = verify(path)
         except CacheError:
@@ -48,14 +78,14 @@ def test_every_flipped_byte_of_the_file_is_found(made):
 
 def test_images_that_changed_vanished_or_came_are_named(made):
     dataset, path = made
-    (dataset.root / "0001.png").write_bytes(encode(picture(9, 9)))
-    (dataset.root / "0002.png").unlink()
-    ids = [id for id in dataset.ids if id != "0003.png"]
+    (dataset.root / IDS[1]).write_bytes(encode(picture(9, 9)))
+    (dataset.root / IDS[2]).unlink()
+    ids = [id for id in IDS if id != IDS[3]]
     problems = {p.id: p.what for p in verify(path, open_folder(dataset.root, [*ids, "new.png"]))}
     assert problems == {
-        "0001.png": "the image has changed since",
-        "0002.png": "cannot read the image: No such file or directory",
-        "0003.png": "the dataset has no such image",
+        IDS[1]: "the image has changed since",
+        IDS[2]: "cannot read the image: No such file or directory",
+        IDS[3]: "the dataset has no such image",
         "new.png": "the image has no row",
     }
 
@@ -63,20 +93,19 @@ def test_images_that_changed_vanished_or_came_are_named(made):
 def test_numbers_that_are_not_finite_are_found(made):
     _, path = made
     rewrite(path, lambda rows, values: values.__setitem__((4, 7), np.inf))
-    assert [problem.id for problem in verify(path)] == ["0004.png"]
+    assert [problem.id for problem in verify(path)] == [IDS[4]]
 
 
 def test_an_id_that_occurs_twice_is_found(made):
     _, path = made
-    rewrite(path, lambda rows, values: rows.ids.__setitem__(5, "0004.png"))
-    assert Problem("0004.png", "the id occurs more than once") in verify(path)
+    rewrite(path, lambda rows, values: rows.ids.__setitem__(5, IDS[4]))
+    assert Problem(IDS[4], "the id occurs more than once") in verify(path)
 
 
-def test_damage_that_leaves_no_rows_to_read_is_told_with_a_way_out(made):
+def test_a_row_that_was_never_written_is_found(made):
     _, path = made
-    flip(path, position_of(path, "failures/row", 0))
-    with pytest.raises(CacheError, match="'failures/row' points beyond its rows; copy it anew"):
-        verify(path)
+    rewrite(path, lambda rows, values: rows.status.__setitem__(2, 0))
+    assert [problem.id for problem in verify(path)] == [IDS[2]]
 
 
 def test_a_file_that_is_no_cache_gives_one_line(tmp_path):
@@ -87,3 +116,13 @@ def test_a_file_that_is_no_cache_gives_one_line(tmp_path):
 
 def test_a_problem_reads_as_a_line():
     assert str(Problem(None, "broken")) == "broken"
+
+
+def test_the_good_rows_of_a_damaged_file_are_what_the_next_run_goes_on_from(made):
+    _, path = made
+    flip(path, position_of(path, "features/scale_64/level_4", 3))
+    lost = rescue(path, {problem.id for problem in verify(path)} | {IDS[0]})
+    assert lost.spec == make_spec()
+    assert not path.exists()
+    assert drafted_rows(path) == [1, 2, 4, 5, 6]
+    assert os.listdir(path.parent).count("a.h5.lock") == 0

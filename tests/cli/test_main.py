@@ -153,7 +153,7 @@ def test_an_interrupt_is_told_with_its_status(cli, monkeypatch):
     assert done.json["status"] == "interrupted"
 
 
-@pytest.mark.parametrize("module", ["spptransfer.cli", "typer", "spptransfer.cli.streams"])
+@pytest.mark.parametrize("module", ["spptransfer.cli", "typer", "spptransfer.cli.process"])
 def test_an_interrupt_during_the_first_imports_is_one_line_with_its_status(module):
     code = f"""
 import os, signal, sys

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spptransfer.cli.output import Output, counts, on_one_line, printable, short_path, table
+from spptransfer.cli.output import Output, on_one_line, printable, short_path, table
+from spptransfer.cli.pipelines import counts
 from spptransfer.extraction import Extraction
 
 
@@ -25,8 +26,8 @@ def test_a_table_without_rows_is_its_header():
 
 
 def test_one_image_is_no_plural():
-    assert counts(1, Extraction(Path("a"), added=1)).startswith("1 image: 1 added")
-    assert counts(1200, Extraction(Path("a"), added=1)).startswith("1,200 images: 1 added")
+    assert counts(Extraction(Path("a"), added=1)).startswith("1 image: 1 added")
+    assert counts(Extraction(Path("a"), added=1, unchanged=1199)).startswith("1,200 images: 1 a")
 
 
 def test_truth_is_yes_or_no():
@@ -61,7 +62,8 @@ def test_words_and_json_never_share_a_stream(quiet, as_json, capsys):
     output = Output(quiet, as_json)
     output.say("words")
     output.complain("trouble")
-    output.finish(status="ok", rows={"ok": 1})
+    assert output.finish(rows={"ok": 1}) == 0
+    assert Output(quiet=True).finish(incomplete=True) == 1
     out, err = capsys.readouterr()
     assert ("words" in out + err) is not quiet
     assert "trouble" in out + err

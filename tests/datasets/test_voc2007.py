@@ -108,6 +108,13 @@ def test_a_malformed_line_is_shown_with_its_number(tmp_path, line):
         read_voc2007(tree)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_id(tmp_path):
+    tree = make_voc2007(tmp_path)
+    for path in (tree / "ImageSets" / "Main").glob("*_val.txt"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_voc2007(tree).official_splits["val"] == ("000005", "000007")
+
+
 def test_an_image_listed_twice_is_refused(tmp_path):
     tree = make_voc2007(tmp_path)
     rewrite(tree, "bird_val.txt", "000005 1\n000005 1\n")

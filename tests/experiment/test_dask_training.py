@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from small_projects import draw_folder, experiment
 
-from spptransfer.experiment import extract_features, train
+from spptransfer.experiment import extract_features, run
 
 distributed = pytest.importorskip("distributed", reason="dask[distributed] is not installed")
 
@@ -14,12 +14,13 @@ SETTINGS = {"C": [0.1, 1.0]}
 
 def trained(images, work, **classifier):
     settings = {"classifier": SETTINGS | classifier, "protocol": {"splits": 2, "folds": 2}}
-    return train(experiment(images, work, **settings), "spptransfer train small.yaml").results
+    trained = experiment(images, work, **settings)
+    return run(trained, "spptransfer train small.yaml", from_cache=True).results
 
 
 def test_a_pipeline_trains_on_a_cluster_and_finds_the_same(tmp_path):
     images = draw_folder(tmp_path / "photos")
-    extract_features(experiment(images, tmp_path))
+    extract_features([experiment(images, tmp_path)])
     alone = trained(images, tmp_path)
     with distributed.LocalCluster(
         n_workers=2,

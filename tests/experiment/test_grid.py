@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_grids import COLUMNS, ROWS, grid_of, machine_in
-from small_projects import draw_folder, draw_image, values
+from small_grids import COLUMNS, ROWS, grid_of
+from small_projects import draw_folder, draw_image, machine_in, values
 
 from spptransfer import backbones, images
 from spptransfer.cache import FeatureCache
 from spptransfer.config import parse_pipeline
 from spptransfer.errors import CacheError, ConfigError, DatasetError
-from spptransfer.experiment import extract_grid, prepare, run, run_grid
-from spptransfer.experiment import grid as grid_module
+from spptransfer.experiment import extract_features, prepare, run, run_grid
+from spptransfer.experiment.preparation import STEPS
 from spptransfer.extraction import Interrupted
+from spptransfer.files import exclusive_lock
 
 COMMAND = "spptransfer run grid.yaml"
 CELLS = 10
@@ -34,29 +35,32 @@ def photos(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def finished(photos, tmp_path_factory):
     work = tmp_path_factory.mktemp("work")
-    said: list[str] = []
-    return run_grid(grid_of(photos, work, protocol={"splits": 2}), COMMAND, said.append), said, work
+    return run_grid(grid_of(photos, work, protocol={"splits": 2}), COMMAND), work
 
 
 @pytest.fixture
-def trained(monkeypatch):
-    """Names of the cells that are trained."""
-    seen = []
-    run_with = grid_module.run_with
+def told(caplog):
+    """The lines that were told of steps since this was last called."""
+    caplog.set_level(logging.INFO, STEPS)
 
-    def watched(experiment, *arguments, **options):
-        seen.append(experiment.name)
-        return run_with(experiment, *arguments, **options)
+    def lines() -> list[str]:
+        found = [r.getMessage() for r in caplog.records if r.name == STEPS]
+        caplog.clear()
+        return found
 
-    monkeypatch.setattr(grid_module, "run_with", watched)
-    return seen
+    return lines
+
+
+def trained(lines: list[str]) -> int:
+    """Count the cells that were trained."""
+    return sum("% overall accuracy" in line for line in lines)
 
 
 # --- what it leaves ---------------------------------------------------------------------------
 
 
 def test_every_cell_has_the_numbers_of_a_run_of_its_own(finished, photos, tmp_path):
-    result, _, _ = finished
+    result, _ = finished
     cells = {(c["row"], c["column"]): c for c in result.results["cells"]}
     assert len(cells) == CELLS
     for (row, column), cell in cells.items():
@@ -74,7 +78,7 @@ def test_every_cell_has_the_numbers_of_a_run_of_its_own(finished, photos, tmp_pa
 
 
 def test_every_cell_is_a_run_folder_and_the_table_knows_it(finished):
-    result, _, _ = finished
+    result, _ = finished
     for cell in result.results["cells"]:
         folder = result.folder / cell["run"]
         run_results = json.loads((folder / "results.json").read_text())
@@ -87,11 +91,10 @@ def test_every_cell_is_a_run_folder_and_the_table_knows_it(finished):
         assert {"results.json", "model.safetensors", "predictions.npz", "report.html"} <= names
     assert json.loads((result.folder / "results.json").read_text()) == result.results
     assert result.report == result.folder / "report.html"
-    assert not (result.folder / "lock").exists()
 
 
 def test_the_results_say_what_was_done(finished):
-    result, _, _ = finished
+    result, _ = finished
     results = result.results
     assert (results["format"], results["format_version"]) == ("spptransfer-grid", 1)
     assert results["title"] == "Stripes"
@@ -106,32 +109,7 @@ def test_the_results_say_what_was_done(finished):
     json.dumps(results, allow_nan=False)
 
 
-def test_steps_are_told(finished):
-    _, said, _ = finished
-    precision, *said = said
-    assert precision.startswith("precision: float32 (fewer than 64 images")
-    assert said[0] == (
-        "one pass of spp-mini for conv4, spp, fc6 at center_crop 64, full 64, full 72: 10 caches"
-    )
-    assert len(said) == 1 + CELLS
-    assert all("% overall accuracy" in line for line in said[1:])
-
-
 # --- one pass ---------------------------------------------------------------------------------
-
-
-def test_an_image_is_decoded_once_for_the_whole_table(photos, tmp_path, monkeypatch):
-    decoded = []
-    decode = images._decode
-    monkeypatch.setattr(
-        images, "_decode", lambda data, *how: decoded.append(data) or decode(data, *how)
-    )
-    grid = grid_of(photos, tmp_path)
-    (together,) = grid.passes()
-    assert len(together) == 10
-    extract_grid(grid)
-    assert len(decoded) == 18
-    assert len(list((tmp_path / "cache").glob("*.h5"))) == 10
 
 
 def test_levels_that_follow_from_others_need_no_cache_of_their_own(photos, tmp_path):
@@ -140,12 +118,12 @@ def test_levels_that_follow_from_others_need_no_cache_of_their_own(photos, tmp_p
         {"label": "50 bins", "set": {"features.levels": [6, 3, 2, 1]}},
     ]
     grid = grid_of(photos, tmp_path, rows=rows, columns=[{"label": "full"}])
-    extract_grid(grid)
+    extract_features(grid.experiments)
     (cache,) = (tmp_path / "cache").glob("*.h5")
     assert [cell.experiment.cache[0] for cell in grid.cells] == [cache, cache]
 
 
-def test_networks_and_datasets_are_passes_of_their_own(photos, tmp_path):
+def test_networks_and_datasets_are_passes_of_their_own(photos, tmp_path, told):
     other = draw_folder(tmp_path / "other", per_class=4)
     columns = [
         {"label": "here"},
@@ -153,90 +131,89 @@ def test_networks_and_datasets_are_passes_of_their_own(photos, tmp_path):
         {"label": "there", "set": {"dataset.root": str(other)}},
     ]
     grid = grid_of(photos, tmp_path, columns=columns, rows=ROWS[1:3])
-    assert [len(together) for together in grid.passes()] == [2, 2, 2]
     assert len(run_grid(grid, COMMAND).results["networks"]) == 2
+    passes = [line for line in told() if line.startswith("one pass of spp-mini")]
+    assert [line.rpartition(": ")[2] for line in passes] == ["2 caches"] * 3
 
 
-def test_caches_that_are_there_are_used_and_only_new_images_are_read(photos, tmp_path, monkeypatch):
-    root = tmp_path / "photos"
-    shutil.copytree(photos, root)
-    run_grid(grid_of(root, tmp_path), COMMAND)
-    draw_image(root / "bee" / "new.png", 0, 77)
-    decoded = []
-    views = images.views
-    monkeypatch.setattr(
-        images, "views", lambda data, *how: decoded.append(data) or views(data, *how)
+def test_steps_are_told_and_one_pass_serves_all(photos, tmp_path, told):
+    run_grid(grid_of(photos, tmp_path), COMMAND)
+    precision, one_pass, computed_by, *cells = told()
+    assert precision.startswith("precision: float32 (fewer than 64 images")
+    assert one_pass == (
+        "one pass of spp-mini for conv4, spp, fc6 at center_crop 64, full 64, full 72: 10 caches"
     )
-    result = run_grid(grid_of(root, tmp_path), COMMAND)
-    assert {(e.added, e.unchanged) for e in result.extractions} == {(1, 18)}
-    assert decoded[0] == (root / "bee" / "new.png").read_bytes()
+    assert computed_by.startswith("computed by: ")
+    assert computed_by.endswith(" on cpu")
+    assert trained(cells) == len(cells) == CELLS
+    assert len(list((tmp_path / "cache").glob("*.h5"))) == 10
 
 
 # --- going on ---------------------------------------------------------------------------------
 
 
-def test_a_cell_that_is_finished_is_not_trained_again(photos, tmp_path, trained):
+def test_a_cell_that_is_finished_is_not_trained_again(photos, tmp_path, told):
     first = run_grid(grid_of(photos, tmp_path), COMMAND)
-    assert len(trained) == CELLS
-    trained.clear()
-    said: list[str] = []
-    again = run_grid(grid_of(photos, tmp_path), COMMAND, said.append)
-    assert trained == []
-    assert sum(line.endswith(": finished before") for line in said) == CELLS
+    page = next(first.folder.glob("*/report.html"))
+    page.unlink()  # as where the disk was full
+    told()
+    again = run_grid(grid_of(photos, tmp_path), COMMAND)
+    lines = told()
+    assert sum(line.endswith(": finished before") for line in lines) == CELLS
+    assert trained(lines) == 0
     assert again.folder == first.folder
     assert again.results["cells"] == first.results["cells"]
+    assert page.exists()
 
 
-def test_a_table_goes_on_where_it_was_stopped(photos, tmp_path, trained, monkeypatch):
-    from spptransfer.protocols import evaluate as evaluating
-
-    evaluate, calls = evaluating.evaluate, []
-
-    def stopping(*arguments, **options):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return evaluate(*arguments, **options)
-
-    monkeypatch.setattr(evaluating, "evaluate", stopping)
-    grid = grid_of(photos, tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        run_grid(grid, COMMAND)
-    assert len(trained) == 4
-    assert len(list(grid.folder.glob("*/results.json"))) == 3
-    killed = grid.folder / trained[3]
-    killed.mkdir()
-    (killed / "log.txt").write_text("what a kill leaves")
-    mine = grid.folder / "my notes"
+def test_a_table_goes_on_where_it_was_killed(photos, tmp_path, told):
+    folder = run_grid(grid_of(photos, tmp_path), COMMAND).folder
+    killed = sorted(path.parent for path in folder.glob("*/results.json"))[:3]
+    for path in killed:
+        (path / "results.json").unlink()
+    mine = folder / "my notes"
     mine.mkdir()
-    trained.clear()
+    told()
     result = run_grid(grid_of(photos, tmp_path), COMMAND)
-    assert len(trained) == CELLS - 3
+    assert trained(told()) == 3
     assert all(cell["value"] is not None for cell in result.results["cells"])
-    assert all((path / "results.json").exists() for path in result.folder.iterdir()
-               if path.is_dir() and path != mine)  # fmt: skip
+    assert all((path / "results.json").exists() for path in killed)
     assert mine.exists()
 
 
-def test_a_finished_cell_whose_report_found_no_room_gets_it_later(photos, tmp_path, trained):
-    result = run_grid(grid_of(photos, tmp_path), COMMAND)
-    page = next(result.folder.glob("*/report.html"))
-    page.unlink()
-    trained.clear()
-    run_grid(grid_of(photos, tmp_path), COMMAND)
-    assert page.exists()
-    assert trained == []
-
-
 def test_a_table_that_is_asked_to_stop_with_nothing_left_to_extract_trains_nothing(
-    photos, tmp_path, trained
+    photos, tmp_path, told
 ):
-    extract_grid(grid_of(photos, tmp_path))
+    extract_features(grid_of(photos, tmp_path).experiments)
     stopped = grid_of(photos, tmp_path)
     stopped.machine.stop.set()
     with pytest.raises(Interrupted, match="run the same command again"):
         run_grid(stopped, COMMAND)
-    assert trained == []
+    assert trained(told()) == 0
+
+
+def test_only_a_new_or_changed_image_is_computed_and_trains_the_cells_anew(photos, tmp_path, told):
+    root = shutil.copytree(photos, tmp_path / "photos")
+    rows, columns = ROWS[1:3], [{"label": "full"}]
+    run_grid(grid_of(root, tmp_path, rows=rows, columns=columns), COMMAND)
+    draw_image(root / "bee" / "new.png", 0, 77)
+    draw_image(root / "bee" / "000.png", 2, 99)
+    told()
+    grid = grid_of(root, tmp_path, rows=rows, columns=columns)
+    done = extract_features(grid.experiments)
+    assert {(each.added, each.changed, each.unchanged) for each in done} == {(1, 1, 17)}
+    run_grid(grid, COMMAND)
+    assert trained(told()) == 2
+
+
+def test_a_second_run_of_one_table_is_told_who_is_at_it(photos, tmp_path):
+    grid = grid_of(photos, tmp_path)
+    grid.folder.mkdir(parents=True)
+    with (
+        exclusive_lock(grid.folder / "lock", "it"),
+        pytest.raises(CacheError, match=r"the table '.*' is being written by process"),
+    ):
+        run_grid(grid, COMMAND)
 
 
 @pytest.mark.parametrize(
@@ -258,44 +235,16 @@ def test_other_settings_are_another_table(photos, tmp_path, changes):
     assert (first.folder / "results.json").exists()
 
 
-def test_a_changed_image_trains_the_cells_anew(photos, tmp_path, trained):
-    root = tmp_path / "photos"
-    shutil.copytree(photos, root)
-    rows, columns = ROWS[1:3], [{"label": "full"}]
-    run_grid(grid_of(root, tmp_path, rows=rows, columns=columns), COMMAND)
-    trained.clear()
-    draw_image(root / "bee" / "000.png", 2, 99)
-    run_grid(grid_of(root, tmp_path, rows=rows, columns=columns), COMMAND)
-    assert len(trained) == 2
-
-
-def test_from_caches_no_image_is_looked_at(photos, tmp_path, monkeypatch):
+def test_from_caches_no_image_is_looked_at(photos, tmp_path):
     root = tmp_path / "photos"
     shutil.copytree(photos, root)
     with pytest.raises(CacheError, match="make it with `spptransfer extract`"):
-        run_grid(grid_of(root, tmp_path), COMMAND, from_caches=True)
-    extract_grid(grid_of(root, tmp_path))
-    monkeypatch.setattr(images, "read_bytes", None)
-    result = run_grid(grid_of(root, tmp_path), COMMAND, from_caches=True)
+        run_grid(grid_of(root, tmp_path), COMMAND, from_cache=True)
+    extract_features(grid_of(root, tmp_path).experiments)
+    for path in root.rglob("*.png"):
+        path.write_bytes(b"gone")
+    result = run_grid(grid_of(root, tmp_path), COMMAND, from_cache=True)
     assert all(cell["value"] is not None for cell in result.results["cells"])
-
-
-def test_a_second_run_of_one_table_is_told_who_is_at_it(photos, tmp_path, monkeypatch):
-    grid = grid_of(photos, tmp_path)
-    refused = []
-
-    def meanwhile(*_, **__):
-        with pytest.raises(CacheError, match="is being written by process") as caught:
-            run_grid(grid, COMMAND)
-        refused.append(str(caught.value))
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(grid_module, "extract_together_for", meanwhile)
-        with pytest.raises(KeyboardInterrupt):
-            run_grid(grid, COMMAND)
-    assert len(refused) == 1
-    assert not (grid.folder / "lock").exists()
 
 
 # --- what is missing --------------------------------------------------------------------------
@@ -303,11 +252,8 @@ def test_a_second_run_of_one_table_is_told_who_is_at_it(photos, tmp_path, monkey
 
 @pytest.fixture
 def trunk_only(tmp_path) -> Path:
-    whole = backbones.load("spp-mini", "random", layer="fc6")
     network = backbones.network("spp-mini", num_classes=48)
     tensors = {k: v.contiguous() for k, v in network.state_dict().items() if "fc" not in k}
-    assert whole.head is not None
-    assert not any(torch.isnan(v).any() for v in tensors.values() if v.is_floating_point())
     save_file(tensors, tmp_path / "trunk.safetensors")
     return tmp_path / "trunk.safetensors"
 
@@ -336,7 +282,7 @@ def test_a_broken_image_is_a_failed_row_of_the_table(photos, tmp_path):
     (root / "cat" / "000.png").write_bytes(b"broken")
     result = run_grid(grid_of(root, tmp_path), COMMAND)
     assert [row["id"] for row in result.results["images"]["failures"]] == ["cat/000.png"]
-    assert {len(e.failures) for e in result.extractions} == {1}
+    assert result.results["images"]["total"] == 18
 
 
 @pytest.mark.parametrize(
@@ -351,13 +297,10 @@ def test_a_broken_image_is_a_failed_row_of_the_table(photos, tmp_path):
             "grid cell 'conv9' x 'crop': unknown layer 'conv9'",
         ),
         ({"classifier": {"C": [1, 2]}}, "grid cell 'conv4' x 'crop': classifier.C: .* a choice"),
-        ({"protocol": {"test_fractoin": 1}}, "protocol.test_fractoin is unknown"),
+        ({"protocol": {"test_fractoin": 1}}, "protocol.test_fractoin'"),
     ],
 )
-def test_a_mistake_in_any_cell_is_told_before_an_image_is_opened(
-    photos, tmp_path, given, message, monkeypatch
-):
-    monkeypatch.setattr(images, "read_bytes", None)
+def test_a_mistake_in_any_cell_is_told_before_an_image_is_opened(photos, tmp_path, given, message):
     with pytest.raises(ConfigError, match=message) as caught:
         grid_of(photos, tmp_path, **given)
     assert "\n" not in str(caught.value)
@@ -370,7 +313,7 @@ def test_a_missing_dataset_is_told_as_ever(tmp_path):
 
 
 def test_the_whole_maps_cell_is_trained_on_the_map(finished, photos):
-    result, _, work = finished
+    result, work = finished
     grid = grid_of(photos, work, protocol={"splits": 2})
     path, spec = grid.cells[0].experiment.cache
     cache = FeatureCache.open(path)
@@ -379,10 +322,9 @@ def test_the_whole_maps_cell_is_trained_on_the_map(finished, photos):
     backbone = backbones.load("spp-mini", "embedded", layer="conv4")
     id = cache.ids[4]
     pixels = images.render(images.decode((photos / id).read_bytes()), 64, "center_crop") / 255
-    normal = 255 * pixels - 128
-    expected = backbone.maps(torch.from_numpy(normal.transpose(2, 0, 1)[None]).float()).numpy()
+    batch = torch.from_numpy((255 * pixels - 128).transpose(2, 0, 1)[None]).float()
+    expected = backbone.maps_of(batch, ["conv4"])["conv4"].numpy()
     assert expected.shape == (1, 256, side, side)
     np.testing.assert_allclose(cache.matrix([id])[0], expected.ravel(), atol=1e-5 * expected.max())
     first = result.results["cells"][0]
     assert first["dimension"] == expected.size
-    assert dataclasses.replace(spec, levels=(1,)).levels == (1,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import logging
 import os
@@ -26,7 +27,7 @@ def images(tmp_path_factory) -> Path:
 
 
 def refuse_to(monkeypatch, module, name: str, about: str, number: int) -> None:
-    """Let a function fail for paths that end in some way."""
+    """Let a function of the system fail for paths that end in some way."""
     original = getattr(module, name)
 
     def refusing(*paths, **options):
@@ -35,25 +36,6 @@ def refuse_to(monkeypatch, module, name: str, about: str, number: int) -> None:
         return original(*paths, **options)
 
     monkeypatch.setattr(module, name, refusing)
-
-
-@needs_full
-def test_a_log_whose_first_line_finds_no_room_ends_the_run_before_anything_is_computed(
-    images, tmp_path, monkeypatch, capfd
-):
-    make = results._new_folder
-
-    def on_a_full_disk(parent, name):
-        folder = make(parent, name)
-        (folder / "log.txt").symlink_to(FULL)
-        return folder
-
-    monkeypatch.setattr(results, "_new_folder", on_a_full_disk)
-    monkeypatch.setattr("spptransfer.experiment.running.extract_together", None)
-    with pytest.raises(CacheError, match=r"the disk is full while writing '.*log\.txt'"):
-        run(experiment(images, tmp_path), COMMAND)
-    assert list((tmp_path / "runs").iterdir()) == []
-    assert capfd.readouterr().err == ""
 
 
 @needs_full
@@ -79,26 +61,30 @@ def test_a_file_that_finds_no_room_leaves_no_folder_of_a_run(images, tmp_path, m
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-def test_splits_that_find_no_room_leave_no_folder_of_a_run(images, tmp_path, monkeypatch):
-    refuse_to(monkeypatch, Path, "write_text", "", errno.ENOSPC)
-    with pytest.raises(CacheError, match=r"the disk is full while writing '.*splits\.json'"):
-        run(experiment(images, tmp_path), COMMAND)
-    assert list((tmp_path / "runs").iterdir()) == []
-
-
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
 def test_a_folder_of_runs_that_takes_no_other_folder_is_told(images, tmp_path, monkeypatch, number):
     (tmp_path / "runs").mkdir()
+    make = Path.mkdir
 
     def refusing(folder, *arguments, **options):
         if folder.parent.name == "runs":
             raise OSError(number, os.strerror(number))
         return make(folder, *arguments, **options)
 
-    make = Path.mkdir
     monkeypatch.setattr(Path, "mkdir", refusing)
-    with pytest.raises(CacheError, match=r"writ(e|ing) '.*runs/small-"):
+    with pytest.raises(CacheError, match=r"writ(e|ing) '.*small-"):
         run(experiment(images, tmp_path), COMMAND)
+
+
+@pytest.mark.parametrize("name", ["con", "a: b?", "nul.txt", "ends in a dot."])
+def test_a_runs_folder_has_a_name_that_every_system_takes(images, tmp_path, name):
+    named = dataclasses.replace(experiment(images, tmp_path), name=name)
+    for given in (None, name):
+        with results.run_folder(named, datetime.now(UTC), COMMAND, given) as folder:
+            (folder / "results.json").write_text("{}")
+        assert not set(folder.name) & set('<>:"/\\|?*')
+        assert folder.name.rstrip(". ") == folder.name
+        assert folder.name.partition(".")[0].lower() not in ("con", "nul")
 
 
 def test_a_report_that_finds_no_room_leaves_a_run_that_is_told_to_lack_it(

@@ -9,7 +9,7 @@ import pytest
 from small_projects import draw_folder, draw_image, experiment
 
 from spptransfer.errors import DatasetError
-from spptransfer.experiment import Experiment, extract_features, run, train
+from spptransfer.experiment import Experiment, extract_features, run
 from spptransfer.models import TransferModel
 
 COMMAND = "spptransfer run small.yaml"
@@ -59,9 +59,11 @@ def test_a_missing_image_of_a_table_is_a_failed_row(table, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("begin", [lambda each: run(each, COMMAND), extract_features])
+@pytest.mark.parametrize(
+    "begin", [lambda each: run(each, COMMAND), lambda each: extract_features([each])]
+)
 def test_a_table_none_of_whose_images_is_there_costs_no_cache(table, tmp_path, begin):
-    extracted = extract_features(on_table(table, tmp_path)).path
+    extracted = extract_features([on_table(table, tmp_path)])[0].path
     before = extracted.read_bytes()
     for path in table.parent.rglob("*.png"):
         path.unlink()
@@ -69,7 +71,7 @@ def test_a_table_none_of_whose_images_is_there_costs_no_cache(table, tmp_path, b
         with pytest.raises(DatasetError, match=r"none of its 18 images .*bee/000\.png"):
             begin(on_table(table, work))
     assert extracted.read_bytes() == before
-    assert train(on_table(table, tmp_path), COMMAND).results["rows"]["ok"] == 18
+    assert run(on_table(table, tmp_path), COMMAND, from_cache=True).results["rows"]["ok"] == 18
 
 
 def test_awkward_file_names_go_all_the_way(tmp_path):
@@ -92,6 +94,6 @@ def test_file_names_that_are_no_utf8_go_all_the_way(tmp_path):
     assert [row["id"] for row in result.results["rows"]["failures"]] == ["bee/\udcfe.png"]
     assert result.results["dataset"]["classes"] == ["bee", "d\udce9g"]
     lists = {"protocol": {"split_file": str(result.folder / "splits.json")}}
-    again = train(experiment(root, tmp_path, **lists), COMMAND)
+    again = run(experiment(root, tmp_path, **lists), COMMAND, from_cache=True)
     assert again.results["headline"] == result.results["headline"]
     assert TransferModel.load(result.model).classes == ("bee", "d\udce9g")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graph_cases import OFTEN, World
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -16,15 +15,12 @@ def one_thread_per_operator():
 
 
 @pytest.fixture
-def soon(monkeypatch):
-    """Shapes become graphs after a few batches."""
-    from spptransfer.extraction import graphs
+def read(monkeypatch):
+    """Names of all image files whose content is read."""
+    from spptransfer import images
 
-    monkeypatch.setattr(graphs, "OFTEN", OFTEN)
-    monkeypatch.setattr(graphs, "OFTEN_AGAIN", 4 * OFTEN)
-
-
-@pytest.fixture
-def world():
-    """What captures graphs on a CPU."""
-    return World()
+    seen, read_bytes = [], images.read_bytes
+    monkeypatch.setattr(
+        images, "read_bytes", lambda path: seen.append(path.name) or read_bytes(path)
+    )
+    return seen

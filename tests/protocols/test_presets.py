@@ -8,7 +8,7 @@ from spptransfer import protocols
 from spptransfer.datasets import Dataset, open_dataset
 from spptransfer.datasets.caltech101 import BACKGROUND
 from spptransfer.errors import ConfigError, DatasetError
-from spptransfer.metrics import MULTI_LABEL_METRICS, SINGLE_LABEL_METRICS
+from spptransfer.metrics import metrics_of
 from spptransfer.protocols.splits import images_per_class
 
 
@@ -170,7 +170,10 @@ def test_a_protocol_says_what_it_does(name):
 @every
 def test_the_headline_is_among_the_metrics_that_are_always_given(name):
     protocol = protocols.get(name)
-    for multi_label, metrics in ((False, SINGLE_LABEL_METRICS), (True, MULTI_LABEL_METRICS)):
+    for multi_label, metrics in (
+        (False, metrics_of(multi_label=False)),
+        (True, metrics_of(multi_label=True)),
+    ):
         assert protocol.metrics(multi_label) == metrics
         known = protocol.multi_label_headline if multi_label else protocol.single_label_headline
         if known is None:

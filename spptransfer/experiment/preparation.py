@@ -1,0 +1,339 @@
+"""Check a pipeline against this machine: all that can go wrong before an image is opened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from spptransfer import protocols
+from spptransfer.backbones import BackboneRef
+from spptransfer.cache import FeatureCache
+from spptransfer.cache.inventory import is_begun, precision_note
+from spptransfer.config import Pipeline
+from spptransfer.datasets import Dataset, open_dataset
+from spptransfer.datasets.csv_file import find_csv
+from spptransfer.errors import CacheError, ConfigError
+from spptransfer.extraction.specs import shared_part
+from spptransfer.files import make_folder, write_text
+from spptransfer.runtimes import ComputeOptions, check_options
+from spptransfer.spec import FeatureSpec, Precision
+from spptransfer.specify import feature_spec
+
+# What a command does next or has found out, in lines for people.
+STEPS = "spptransfer.steps"
+steps = logging.getLogger(STEPS)
+
+# Datasets whose images are the same wherever they lie; the caches of all others are told apart
+# by their place.
+_PUBLISHED = ("caltech101", "voc2007")
+# What `precision: auto` may become, in the order in which caches that are there are preferred.
+_CANDIDATES: tuple[Precision, ...] = ("float32", "bfloat16")
+# Names that Windows keeps for its devices, whatever their suffix.
+_RESERVED = {"con", "prn", "aux", "nul"} | {
+    f"{kind}{i}" for kind in ("com", "lpt") for i in range(10)
+}
+
+
+class StopRequest(threading.Event):
+    """A wish to stop; `extracting` says whether somebody is there to finish a part first."""
+
+    extracting = False
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run uses here; nothing of it changes a number.
+
+    Parameters
+    ----------
+    data_root : Path or None
+        Folder in which datasets are looked for.
+    cache_dir, runs_dir : Path
+        Where feature caches and runs land.
+    weights_dir : Path or None
+        Folder of official weights; None for the user's.
+    compute : ComputeOptions
+        Device, runtime and threads; handed to the extraction as they are.
+    progress : bool
+        Show progress bars.
+    stop : StopRequest
+        Set it to stop an extraction after the rows in work.
+    """
+
+    data_root: Path | None = None
+    cache_dir: Path = Path("cache")
+    runs_dir: Path = Path("runs")
+    weights_dir: Path | None = None
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
+    progress: bool = False
+    stop: StopRequest = field(default_factory=StopRequest)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A checked pipeline on this machine; `wanted` are the features that it asks for.
+
+    Where `undecided`, their precision is still to be chosen by `resolve_precision`.
+    """
+
+    name: str
+    pipeline: Pipeline
+    machine: Machine
+    dataset: Dataset
+    backbone: BackboneRef
+    wanted: FeatureSpec
+    undecided: bool = False
+
+    @cached_property
+    def protocol(self) -> protocols.Protocol:
+        """The protocol by name."""
+        return protocols.get(self.pipeline.protocol.name)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All settings of the protocol."""
+        return dict(self.protocol.settings(self.pipeline.protocol.settings()))
+
+    @cached_property
+    def counted(self) -> Dataset:
+        """The dataset with only the classes that the protocol counts."""
+        return self.protocol.restrict(self.dataset, self.settings)
+
+    @cached_property
+    def splits(self) -> list[protocols.Split]:
+        """Splits of the protocol, over all images whether they can be read or not."""
+        return self.protocol.make_splits(self.dataset, self.settings)
+
+    @property
+    def levels(self) -> tuple[int, ...] | None:
+        """Levels in the order of the columns; None for layers that are vectors.
+
+        The whole map is the level whose bins are its cells.
+        """
+        if not self.wanted.levels:
+            return None
+        return self.pipeline.features.levels or self.wanted.levels
+
+    @cached_property
+    def cache(self) -> tuple[Path, FeatureSpec]:
+        """Where the features lie or will lie, and the spec of that file.
+
+        A cache of finer levels or more scales is used where there is one already: what is
+        wanted follows from it exactly.
+        """
+        folder, prefix = self.machine.cache_dir, self._cache_prefix()
+        exact = folder / f"{prefix}-{self.wanted.fingerprint[:12]}.h5"
+        if exact.exists():
+            return exact, self.wanted
+        whole = re.compile(re.escape(prefix) + r"-[0-9a-f]{12}\.h5")  # a shard's name says more
+        for candidate in sorted(folder.glob(f"{prefix}-*.h5")):
+            if whole.fullmatch(candidate.name):
+                try:
+                    return candidate, FeatureCache.open(candidate, self.wanted).spec
+                except CacheError:
+                    continue
+        return exact, self.wanted
+
+    @property
+    def precision_choice(self) -> dict[str, Any] | None:
+        """Why the cache has its precision; None where nothing was measured to choose it."""
+        try:
+            found = json.loads(precision_note(self.cache[0]).read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def _cache_prefix(self) -> str:
+        parts = [self.dataset.name]
+        if self.dataset.name not in _PUBLISHED:
+            place = self._place()
+            digest = hashlib.sha256(str(place).encode("utf-8", "surrogateescape"))
+            parts += [place.name, digest.hexdigest()[:8]]
+        return "-".join(map(_slug, [*parts, self.wanted.backbone, self.wanted.layer]))
+
+    def _place(self) -> Path:
+        """Folder or table of the user's own images; one folder can hold several tables."""
+        root = self.dataset.root.resolve()
+        named = root / Path(self.pipeline.dataset.root or "").name
+        if named.is_file():
+            return named
+        return find_csv(root) or root if self.dataset.name == "csv" else root
+
+
+def prepare(
+    name: str, pipeline: Pipeline, machine: Machine, *, dataset: Dataset | None = None
+) -> Experiment:
+    """Open the dataset and check everything that a pipeline's features ask for.
+
+    Where the precision is left to us, that of a cache that is there already is taken; if there
+    is none, it stays undecided.
+
+    Parameters
+    ----------
+    name : str
+        Name of the pipeline.
+    pipeline : Pipeline
+        A checked pipeline file.
+    machine : Machine
+        Where it runs.
+    dataset : Dataset, optional
+        The pipeline's dataset where it is open already.
+
+    Returns
+    -------
+    Experiment
+
+    Raises
+    ------
+    ConfigError
+        If a name or value is not allowed.
+    DatasetError
+        If the dataset is not found or does not fit.
+    WeightsError
+        If the weights are not found and cannot be fetched.
+    """
+    section = pipeline.features
+    is_open = section.precision == "auto"
+    check_options(machine.compute, None if is_open else section.precision)
+    if dataset is None:
+        dataset = open_dataset(
+            pipeline.dataset.name,
+            pipeline.dataset.root,
+            data_root=machine.data_root,
+            **pipeline.dataset.options(),
+        )
+    backbone = BackboneRef(
+        section.backbone, section.weights, machine.weights_dir, machine.cache_dir
+    )
+    wanted = feature_spec(
+        backbone=backbone,
+        layer=section.layer,
+        levels=section.levels,
+        pooling=section.pooling,
+        scales=section.scales,
+        view=section.view,
+        flip=section.flip,
+        precision=section.precision,
+        storage=section.storage,
+    )
+    experiment = Experiment(name, pipeline, machine, dataset, backbone, wanted, is_open)
+    return _settle(experiment) if is_open else experiment
+
+
+def resolve_precision(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """Choose the precision of experiments that leave it to us, and put down why.
+
+    The choice is part of the feature spec, hence of the cache's name. The figures behind it
+    depend on the machine; they lie in a small file beside the cache.
+
+    Parameters
+    ----------
+    experiments : sequence of Experiment
+        Those of one network and one dataset get one precision, so that one pass can serve
+        them; it is that of the first one that has a cache already, if there is one.
+
+    Returns
+    -------
+    list of Experiment
+        In their order, all decided.
+    """
+    settled = [_settle(each) if each.undecided else each for each in experiments]
+    groups: dict[str, list[Experiment]] = {}
+    for each in settled:
+        groups.setdefault(_group_of(each), []).append(each)
+    chosen = {key: _choose(group) for key, group in groups.items()}
+    return [_in(each, chosen[_group_of(each)]) if each.undecided else each for each in settled]
+
+
+def alternatives(experiment: Experiment) -> list[Experiment]:
+    """Return all that an experiment can become whose precision is left to us."""
+    found = []
+    for precision in _CANDIDATES:
+        try:
+            check_options(experiment.machine.compute, precision)
+        except ConfigError:
+            continue
+        found.append(_in(experiment, precision))
+    return found
+
+
+def pass_key(experiment: Experiment, spec: FeatureSpec) -> str:
+    """Return what is equal for experiments that one pass over the images can serve."""
+    section = experiment.pipeline
+    shared = shared_part(spec).to_dict()
+    return json.dumps([section.dataset.model_dump_json(), section.features.weights, shared])
+
+
+def plain_name(text: str) -> str:
+    """Turn a text into a file name that every system takes.
+
+    Examples
+    --------
+    >>> plain_name("con"), plain_name("a: b? "), plain_name("crop 224")
+    ('_con', 'a_ b_', 'crop 224')
+    """
+    name = re.sub(r'[<>:"/\\|?*\x00-\x1f]+', "_", text).rstrip(". ") or "_"
+    return f"_{name}" if name.partition(".")[0].rstrip().lower() in _RESERVED else name
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.]+", "_", text).strip(".")[:40] or "images"
+
+
+def _in(experiment: Experiment, precision: Precision) -> Experiment:
+    wanted = replace(experiment.wanted, precision=precision)
+    return replace(experiment, wanted=wanted, undecided=False)
+
+
+def _settle(experiment: Experiment) -> Experiment:
+    """Take the precision of a cache: a finished one first, then a begun one, then a choice."""
+    candidates = alternatives(experiment)
+    for is_there in (Path.exists, is_begun, lambda path: precision_note(path).exists()):
+        for candidate in candidates:
+            if is_there(candidate.cache[0]):
+                return candidate
+    return experiment
+
+
+def _group_of(experiment: Experiment) -> str:
+    return pass_key(experiment, replace(experiment.wanted, precision="float32"))
+
+
+def _choose(group: Sequence[Experiment]) -> Precision:
+    """Choose the precision of those of a group that are undecided."""
+    undecided = [experiment for experiment in group if experiment.undecided]
+    for experiment in group:
+        if experiment.pipeline.features.precision == "auto" and not experiment.undecided:
+            return experiment.wanted.precision
+    if not undecided:
+        return group[0].wanted.precision
+    from spptransfer.extraction.precision import choose_precision  # imports torch
+
+    first = undecided[0]
+    first.dataset.check_images()  # before a network is loaded to be tried on some
+    choice = choose_precision(
+        first.backbone,
+        [each.wanted for each in undecided],
+        first.dataset.iter_paths(range(len(first.dataset))),
+        count=len(first.dataset),
+        options=first.machine.compute,
+    )
+    # Shards that are begun side by side in one folder must not choose differently.
+    for other in map(_settle, undecided):
+        if not other.undecided:
+            return other.wanted.precision
+    steps.info("precision: %s (%s)", choice.precision, choice.reason)
+    if choice.gain is not None:  # otherwise nothing was tried
+        make_folder(first.machine.cache_dir)
+        for each in undecided:
+            note = precision_note(_in(each, choice.precision).cache[0])
+            write_text(note, json.dumps(choice.to_dict(), indent=1))
+    return choice.precision

@@ -1,0 +1,153 @@
+"""Feature maps of one image, from which any window in it can be pooled."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from spptransfer.backbones import Backbone
+from spptransfer.errors import ConfigError, ImageError, suggestion
+from spptransfer.extraction.reading import Rendering, decode_views, read_header
+from spptransfer.pyramid.windows import cells_of_boxes, centres, pool_windows
+from spptransfer.runtimes import ComputeOptions, open_runtime
+
+Pair = tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureMaps:
+    """The maps of one image at one scale.
+
+    Attributes
+    ----------
+    maps : mapping of str to Tensor of shape (C, h, w)
+        By layer, of float32.
+    stride, offset : mapping of str to (float, float)
+        Along rows and columns, in pixels of the image as it is, not resized: from one cell's
+        centre to the next, and of the first from the edge.
+    scale : int
+        Length of the smaller side that the network saw, in pixels.
+    """
+
+    maps: Mapping[str, torch.Tensor]
+    stride: Mapping[str, Pair]
+    offset: Mapping[str, Pair]
+    scale: int
+
+    def pool(
+        self,
+        boxes: npt.ArrayLike,
+        levels: Sequence[int] = (6, 3, 2, 1),
+        layer: str | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """Max-pool windows of the image by a pyramid.
+
+        Parameters
+        ----------
+        boxes : array-like of shape (n_windows, 4)
+            ``x0, y0, x1, y1`` in pixels of the image; ``0, 0, width, height`` is all of it.
+        levels : sequence of int, default=(6, 3, 2, 1)
+            The pyramid.
+        layer : str, optional
+            Which of the maps, if there are several.
+
+        Returns
+        -------
+        ndarray of float32, shape (n_windows, C * bins)
+            Level by level in the order given, each channel-major. A window has the cells whose
+            centres lie in it, at least one; the window that covers the image has all of them,
+            and its features are those of the image.
+
+        Raises
+        ------
+        ConfigError
+            If a box has no extent, the levels are not valid, or the layer is not there.
+        """
+        name = str(layer) if layer is not None or len(self.maps) > 1 else next(iter(self.maps))
+        if name not in self.maps:
+            raise ConfigError(f"layer: {layer!r}; {suggestion(name, self.maps)}")
+        map = self.maps[name]
+        cells = (map.shape[1], map.shape[2])
+        windows = cells_of_boxes(boxes, cells, self.stride[name], self.offset[name])
+        pooled: npt.NDArray[np.float32] = pool_windows(map, windows, levels).numpy()
+        return pooled
+
+
+def feature_maps(
+    image: str | os.PathLike[str] | npt.NDArray[np.uint8],
+    backbone: Backbone,
+    layers: str | Sequence[str] = "spp",
+    scale: int = 224,
+    *,
+    options: ComputeOptions = ComputeOptions(runtime="torch"),
+) -> FeatureMaps:
+    """Compute the maps of a whole image.
+
+    Parameters
+    ----------
+    image : path-like or ndarray of uint8
+        A file, or an array of shape (H, W), (H, W, 3) or (H, W, 4).
+    backbone : Backbone
+        Such as `backbones.load` or `backbones.from_module` gives it.
+    layers : str or sequence of str, default="spp"
+        Map layers that the backbone was loaded for.
+    scale : int, default=224
+        Length of the smaller side that the network sees, in pixels.
+    options : ComputeOptions, optional
+        Where and by what to compute, by default by torch on the CPU or a GPU that is there.
+
+    Returns
+    -------
+    FeatureMaps
+
+    Raises
+    ------
+    ImageError
+        If the image cannot be read.
+    ConfigError
+        If a layer is not a map, or was not loaded.
+
+    Examples
+    --------
+    >>> from spptransfer import backbones
+    >>> backbone = backbones.load("squeezenet1_1", "random")
+    >>> found = feature_maps(np.zeros((80, 120, 3), np.uint8), backbone, scale=64)
+    >>> found.maps["spp"].shape, found.pool([[0, 0, 120, 80], [20, 10, 60, 50]], [2, 1]).shape
+    (torch.Size([512, 3, 5]), (2, 2560))
+    """
+    names = (layers,) if isinstance(layers, str) else tuple(layers)
+    for name in names:
+        if backbone.info.layer(name).kind != "map":
+            raise ConfigError(f"layer '{name}' is a vector, which has no windows")
+        if name not in backbone.layers:
+            raise ConfigError(
+                f"layer: '{name}' was not loaded; {suggestion(name, backbone.layers)}"
+            )
+    source = image if isinstance(image, np.ndarray) else Path(image)
+    rendering = Rendering(scale, "full")
+    info = read_header(source)
+    views = info.error or decode_views(source, info, [rendering])
+    if isinstance(views, str):
+        raise ImageError(views if isinstance(source, np.ndarray) else f"'{source}': {views}")
+    with (
+        open_runtime(backbone, names, precision="float32", options=options) as runtime,
+        runtime.session(),
+    ):
+        found = runtime.maps(runtime.upload(views[rendering][None]), names)
+        maps = runtime.download([{name: found[name].float() for name in names}])[0]
+    sides = {
+        name: [centres(info.height, map.shape[2]), centres(info.width, map.shape[3])]
+        for name, map in maps.items()
+    }
+    return FeatureMaps(
+        {name: torch.from_numpy(map[0]) for name, map in maps.items()},
+        {name: (rows[0], columns[0]) for name, (rows, columns) in sides.items()},
+        {name: (rows[1], columns[1]) for name, (rows, columns) in sides.items()},
+        scale,
+    )

@@ -1,0 +1,494 @@
+from __future__ import annotations
+
+import dataclasses
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+
+import numpy as np
+import pytest
+from cache_files import CHANNELS, default_labels, make_cache, make_ids, make_rows, make_spec
+from damaged_caches import flip, position_of
+from unfinished_caches import drafted_rows, overwrite, unfinished_file, unfinished_files
+
+from spptransfer.cache import FeatureCache, Labels
+from spptransfer.cache.inventory import is_begun
+from spptransfer.cache.merge import merge
+from spptransfer.cache.rows import FAILED
+from spptransfer.cache.verify import rescue, verify
+from spptransfer.cache.writer import CacheWriter
+from spptransfer.errors import CacheError, SpecMismatchError
+from spptransfer.ids import Ids
+
+SPEC = make_spec()
+IDS = make_ids(12)
+
+
+def writer(path, spec=SPEC, ids=IDS, labels=None):
+    return CacheWriter(
+        path, spec=spec, channels=CHANNELS, dataset="made up", ids=Ids(ids), labels=labels
+    )
+
+
+def put(space, positions, seed=0, failed=(), computed_by="torch 2", spec=SPEC):
+    rows, features = make_rows(IDS, spec, failed=failed, seed=seed)
+    positions = np.array(positions, np.intp)
+    some = {block: values[positions] for block, values in features.items()}
+    space.put(positions, rows.take(positions), some, computed_by)
+
+
+def begin(path, positions, **given):
+    with writer(path) as space:
+        put(space, positions, **given)
+
+
+def go_on(path, labels=None):
+    """What is known; then the rest is put, and the file finished."""
+    with writer(path, labels=labels) as space:
+        known = np.flatnonzero(space.known).tolist()
+        for position in sorted(set(range(12)) - set(known)):
+            put(space, [position])
+        space.finish()
+    return known
+
+
+def matrix(path, ids=None):
+    return FeatureCache.open(path).matrix(ids)
+
+
+def files_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def assert_finished(path):
+    make_cache(path.with_name("at once.h5"), 12, SPEC, labels=None)
+    assert path.read_bytes() == path.with_name("at once.h5").read_bytes()
+    assert files_in(path.parent) == ["a.h5", "at once.h5"]
+    assert verify(path) == []
+
+
+def test_rows_put_in_any_order_are_the_file_written_at_once(tmp_path):
+    with writer(tmp_path / "a.h5") as space:
+        for positions in ([7, 8], [0], [9, 11], [1, 2, 3, 5, 6], [10], [4]):
+            put(space, positions)
+        space.finish()
+        assert space.failures() == {}
+    assert_finished(tmp_path / "a.h5")
+
+
+def test_threads_put_side_by_side(tmp_path):
+    with writer(tmp_path / "a.h5") as space:
+        threads = [threading.Thread(target=put, args=(space, [i, i + 6])) for i in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        space.finish()
+    assert_finished(tmp_path / "a.h5")
+
+
+def test_rows_outlive_their_writer_and_are_taken_over(tmp_path):
+    begin(tmp_path / "a.h5", range(8))
+    assert not (tmp_path / "a.h5").exists()
+    assert is_begun(tmp_path / "a.h5")
+    assert go_on(tmp_path / "a.h5") == list(range(8))
+    assert_finished(tmp_path / "a.h5")
+
+
+def test_what_is_known_of_rows_is_told_in_runs(tmp_path):
+    path = tmp_path / "a.h5"
+    begin(path, [0, 1, 2, 5], failed=[2])
+    with writer(path) as space:
+        found = {}
+        for positions, table in space.known_rows():
+            found |= dict(zip(positions.tolist(), table.ids, strict=True))
+            assert table.size.tolist() == positions.tolist()
+        assert found == {i: IDS[i] for i in (0, 1, 2, 5)}
+        assert space.failures() == {IDS[2]: "reason 2"}
+
+
+def test_a_row_put_again_takes_the_place_of_the_former_one(tmp_path):
+    path = tmp_path / "a.h5"
+    begin(path, range(12), seed=9, failed=[3])
+    with writer(path) as space:
+        put(space, range(12))
+        space.finish()
+    assert_finished(path)
+
+
+@pytest.mark.parametrize("dataset", ["rows/status", "rows/checksum", "features/scale_64/level_4"])
+def test_a_row_of_which_something_never_got_to_the_disk_is_made_again(tmp_path, dataset):
+    begin(tmp_path / "a.h5", range(8))
+    overwrite(tmp_path / "a.h5", dataset, 3)
+    assert go_on(tmp_path / "a.h5") == [0, 1, 2, 4, 5, 6, 7]
+    assert_finished(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "another's"])
+def test_a_damaged_unfinished_file_is_made_again_with_a_warning(tmp_path, caplog, damage):
+    path = tmp_path / "a.h5"
+    begin(path, range(8))
+    file = unfinished_file(path)
+    if damage == "another's":
+        with writer(tmp_path / "b.h5", ids=IDS[::-1]) as other:
+            other.begin()
+            shutil.copy(unfinished_file(tmp_path / "b.h5"), file)
+    else:
+        content = file.read_bytes()
+        file.write_bytes({"cut": content[:-9000], "empty": b"", "text": b"no file " * 999}[damage])
+    with caplog.at_level(logging.WARNING):
+        assert go_on(path) == []
+    assert "made again" in caplog.text
+    assert_finished(path)
+
+
+def test_an_error_before_rows_are_looked_at_loses_none(tmp_path, monkeypatch):
+    path = tmp_path / "a.h5"
+    begin(path, range(12))
+
+    def interrupt(*given, **named):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("hashlib.blake2b", interrupt)
+        with pytest.raises(KeyboardInterrupt), writer(path):
+            pass
+    assert go_on(path) == list(range(12))
+
+
+def test_a_file_begun_in_another_version_is_neither_used_nor_lost(tmp_path):
+    import h5py
+
+    path = tmp_path / "a.h5"
+    begin(path, range(8))
+    for version in (4, 3):
+        with h5py.File(unfinished_file(path), "r+", locking=False) as file:
+            file.attrs.modify("format_version", version)
+        if version == 4:
+            with pytest.raises(CacheError, match="begun in format version 4; this release writes"):
+                go_on(path)
+    assert go_on(path) == list(range(8))
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_rows_of_another_spec_are_neither_used_nor_lost(tmp_path, finished):
+    path = tmp_path / "a.h5"
+    begin(path, range(12))
+    if finished:
+        go_on(path)
+    other = dataclasses.replace(SPEC, view="warp")
+    with pytest.raises(SpecMismatchError, match="view: full is not warp"), writer(path, other):
+        pass
+    assert go_on(path) == list(range(12))
+
+
+# --- updates ------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_up_to_date_is_not_written_again(tmp_path):
+    make_cache(tmp_path / "a.h5", 12, SPEC)
+    before = (tmp_path / "a.h5").stat().st_ino
+    assert go_on(tmp_path / "a.h5", default_labels(12)) == list(range(12))
+    assert (tmp_path / "a.h5").stat().st_ino == before
+    assert files_in(tmp_path) == ["a.h5"]
+
+
+def test_a_newer_row_replaces_that_of_the_finished_file(tmp_path):
+    path = tmp_path / "a.h5"
+    make_cache(path, 12, SPEC)
+    before = matrix(path)
+    with writer(path) as space:
+        put(space, [3, 4], seed=9)
+        space.finish()
+    assert (matrix(path) == before).all(axis=1).tolist() == [i not in (3, 4) for i in range(12)]
+
+
+def test_removed_ids_disappear_and_the_order_follows_the_dataset(tmp_path):
+    path, kept = tmp_path / "a.h5", IDS[8:2:-1]
+    make_cache(path, 12, SPEC)
+    expected = matrix(path, kept)
+    with writer(path, ids=kept) as space:
+        assert space.count_removed() == 6
+        assert space.known.all()
+        space.finish()
+    assert FeatureCache.open(path).ids == kept
+    np.testing.assert_array_equal(matrix(path), expected)
+
+
+def test_a_file_in_a_wholly_other_order_is_brought_into_the_right_one(tmp_path):
+    path, ids = tmp_path / "a.h5", make_ids(900)
+    make_cache(path, ids=ids, spec=SPEC, labels=None, failed=(5, 800))
+    before = path.read_bytes()
+    with writer(path, ids=[ids[i] for i in np.random.default_rng(0).permutation(900)]) as space:
+        assert space.failures() == {ids[5]: "reason 5", ids[800]: "reason 800"}
+        space.finish()
+    assert verify(path) == []
+    with writer(path, ids=ids) as space:
+        space.finish()
+    assert path.read_bytes() == before
+
+
+def test_other_labels_alone_are_written_without_other_features(tmp_path):
+    path = tmp_path / "a.h5"
+    make_cache(path, 12, SPEC)
+    before = matrix(path)
+    labels = Labels(("x", "y"), np.arange(12, dtype=">i2") % 2)
+    assert go_on(path, labels) == list(range(12))
+    assert FeatureCache.open(path).labels(IDS[1:3]).tolist() == ["y", "x"]
+    np.testing.assert_array_equal(matrix(path), before)
+
+
+@pytest.mark.parametrize("targets", [np.linspace(0, 1, 12), np.full(12, 1 << 40), np.zeros(11, int)])
+def test_labels_that_no_file_can_hold_are_refused_before_any_work(tmp_path, targets):
+    with pytest.raises(CacheError, match="do not fit 12 rows"):
+        writer(tmp_path / "a.h5", labels=Labels(("ant", "bee"), targets))
+
+
+def test_several_labels_per_image_are_an_indicator_and_none_are_none(tmp_path):
+    targets = np.array([[1, -1], [0, 1]] * 6)
+    go_on(tmp_path / "a.h5", Labels(("a", "b"), targets))
+    labels = FeatureCache.open(tmp_path / "a.h5").labels()
+    np.testing.assert_array_equal(labels, targets)
+    assert labels.dtype == np.int8
+    go_on(tmp_path / "a.h5")
+    with pytest.raises(CacheError, match="holds no labels"):
+        FeatureCache.open(tmp_path / "a.h5").labels()
+
+
+def test_a_wider_file_keeps_its_spec(tmp_path):
+    wide = make_spec(scales=(48, 64))
+    make_cache(tmp_path / "a.h5", 12, wide, labels=None)
+    with writer(tmp_path / "a.h5", ids=IDS[:11]) as space:
+        assert space.spec == wide
+        put(space, [4], seed=3, spec=wide)
+        space.finish()
+    assert FeatureCache.open(tmp_path / "a.h5").spec == wide
+
+
+def test_rows_of_a_killed_run_are_used_when_the_images_are_others_by_then(tmp_path):
+    path, others = tmp_path / "a.h5", [*IDS[3:], "new.jpg"]
+    begin(path, range(8))
+    with writer(path, ids=others) as space:
+        assert np.flatnonzero(space.known).tolist() == list(range(5))
+    with writer(path, ids=others) as space:
+        rows, features = make_rows(others, SPEC)
+        new = np.flatnonzero(~space.known)
+        space.put(new, rows.take(new), {b: v[new] for b, v in features.items()}, "torch 2")
+    assert len(unfinished_files(path)) == 2
+    with writer(path, ids=others) as space:
+        space.finish()
+    make_cache(tmp_path / "b.h5", 12, SPEC)
+    np.testing.assert_array_equal(matrix(path, IDS[3:8]), matrix(tmp_path / "b.h5", IDS[3:8]))
+    assert files_in(tmp_path) == ["a.h5", "b.h5"]
+
+
+def test_a_run_for_other_images_that_wrote_nothing_leaves_the_rows_of_a_killed_one(tmp_path):
+    begin(tmp_path / "a.h5", range(8))
+    with writer(tmp_path / "a.h5", ids=["typo/" + id for id in IDS]) as space:
+        space.begin()
+    assert go_on(tmp_path / "a.h5") == list(range(8))
+    assert_finished(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("finished_is_older", [True, False])
+def test_of_several_files_that_have_a_row_the_one_written_last_counts(tmp_path, finished_is_older):
+    path = tmp_path / "a.h5"
+    make_cache(path, 12, SPEC, labels=None)
+    expected = matrix(path)
+    begin(path, range(12), seed=7)
+    for file, age in ((path, 1), (unfinished_file(path), 2 if finished_is_older else 0)):
+        os.utime(file, (age, age))
+    go_on(path)
+    assert np.array_equal(matrix(path), expected) != finished_is_older
+
+
+def test_damaged_rows_are_never_carried_into_a_new_file(tmp_path):
+    path = tmp_path / "a.h5"
+    make_cache(path, 12, SPEC, labels=None)
+    flip(path, position_of(path, "features/scale_64/level_4", 6))
+    before = path.read_bytes()
+    with writer(path, ids=IDS[1:]) as space, pytest.raises(CacheError, match="not what was written"):
+        space.finish()
+    assert path.read_bytes() == before
+
+
+def test_a_file_is_not_finished_before_every_image_has_a_row(tmp_path):
+    with writer(tmp_path / "a.h5") as space:
+        put(space, range(6))
+        with pytest.raises(CacheError, match="not every image has a row"):
+            space.finish()
+    assert drafted_rows(tmp_path / "a.h5") == list(range(6))
+
+
+def test_nothing_is_left_where_no_row_was_written(tmp_path):
+    with writer(tmp_path / "a.h5") as space:
+        assert space.begin() > 0
+        assert len(unfinished_files(tmp_path / "a.h5")) == 1
+    assert files_in(tmp_path) == []
+
+
+def test_who_puts_after_the_end_or_other_rows_is_told(tmp_path):
+    with writer(tmp_path / "a.h5") as space:
+        rows, features = make_rows(IDS[::-1], SPEC)
+        with pytest.raises(ValueError, match="are not those of the file"):
+            space.put(np.arange(12), rows, features, "torch 2")
+        put(space, range(12))
+        space.finish()
+    with pytest.raises(CacheError, match="no longer being written"):
+        put(space, [3], seed=1)
+    assert_finished(tmp_path / "a.h5")
+
+
+def test_who_computed_is_remembered_over_a_kill_unless_none_of_it_is_left(tmp_path):
+    path = tmp_path / "a.h5"
+    begin(path, [0], computed_by="openvino 3")
+    go_on(path)
+    assert FeatureCache.open(path).computed_by == ("openvino 3", "torch 2")
+    path.unlink()
+    begin(path, [3], computed_by="openvino 3")
+    overwrite(path, "rows/status", 3)
+    go_on(path)
+    assert FeatureCache.open(path).computed_by == ("torch 2",)
+
+
+def test_a_long_reason_of_a_failure_is_cut_between_characters(tmp_path):
+    rows, features = make_rows(IDS[:1], SPEC, failed=[0])
+    rows.error[0] = "x" + "ü" * 300
+    with writer(tmp_path / "a.h5", ids=IDS[:1]) as space:
+        space.put(np.arange(1), rows, features, "torch 2")
+        space.finish()
+    assert FeatureCache.open(tmp_path / "a.h5").failures == {IDS[0]: "x" + "ü" * 78 + "..."}
+    assert FeatureCache.open(tmp_path / "a.h5").rows_at(slice(None)).status.tolist() == [FAILED]
+
+
+# --- other writers ------------------------------------------------------------------------------
+
+
+def test_a_second_writer_is_told_who_writes_and_since_when(tmp_path):
+    path, link = tmp_path / "a.h5", tmp_path / "link.h5"
+    make_cache(path, 12, SPEC)
+    link.symlink_to(path)
+    told = pytest.raises(CacheError, match=rf"written by process {os.getpid()} on .* since 20")
+    with writer(path):
+        with told, writer(link):
+            pass
+        with told:
+            merge(path, [path, link])
+        with told:
+            rescue(path, {IDS[0]})
+    with writer(link) as space:
+        put(space, [1], seed=4)
+        space.finish()
+    assert link.is_symlink()
+
+
+def _hold_until_killed(path, ready):
+    with writer(path):
+        ready.set()
+        time.sleep(60)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_killed_writer_holds_nothing(tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    process = context.Process(target=_hold_until_killed, args=(tmp_path / "a.h5", ready))
+    process.start()
+    assert ready.wait(30)
+    with pytest.raises(CacheError, match=f"process {process.pid} "), writer(tmp_path / "a.h5"):
+        pass
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with writer(tmp_path / "a.h5"):
+        pass
+    assert files_in(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match="cannot write"), writer(tmp_path / "file" / "a.h5"):
+        pass
+
+
+# --- disks that are full, or only to be read ----------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def fill(disk, free):
+    ballast = disk / "ballast"
+    ballast.write_bytes(bytes(shutil.disk_usage(disk).free - free))
+    return ballast
+
+
+LARGE = make_spec(levels=(40,))  # 19 kB a row
+
+
+def test_a_disk_too_small_for_all_rows_is_refused_before_any_is_computed(small_disk):
+    ballast = fill(small_disk, 200_000)
+    with (
+        writer(small_disk / "a.h5", LARGE) as space,
+        pytest.raises(CacheError, match=r"disk is full .*\(.* kB are needed\).*free some space"),
+    ):
+        space.begin()
+    assert files_in(small_disk) == ["ballast"]
+    ballast.unlink()
+    with writer(small_disk / "a.h5", LARGE) as space:
+        assert 230_000 < space.begin() < 400_000
+        put(space, range(10), spec=LARGE)
+    fill(small_disk, 150_000)
+    with writer(small_disk / "a.h5", LARGE) as space:
+        assert space.begin() < 150_000  # what is there already needs no room any more
+
+
+@pytest.mark.parametrize("free", [3, 20_000, 100_000])
+def test_a_disk_that_fills_up_meanwhile_keeps_what_is_finished(tmp_path, small_disk, free):
+    path = small_disk / "a.h5"
+    with writer(path, LARGE) as space:
+        put(space, [0, 1], spec=LARGE)
+        ballast = fill(small_disk, free)
+        with pytest.raises(CacheError, match=r"disk is full while writing .*a\.h5.*is kept"):
+            for position in range(2, 12):
+                put(space, [position], spec=LARGE)
+    assert not path.exists()
+    ballast.unlink()
+    with writer(path, LARGE) as space:
+        known = int(space.known.sum())
+        assert known == (2 + free // 19_200 if free == 3 else known) < 12
+        assert space.known[:known].all()
+        put(space, range(known, 12), spec=LARGE)
+        space.finish()
+    make_cache(tmp_path / "b.h5", 12, LARGE, labels=None)
+    assert path.read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+def test_a_cache_that_lacks_nothing_is_used_where_nothing_can_be_written(small_disk):
+    path = small_disk / "a.h5"
+    make_cache(path, 12, SPEC, labels=None)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert go_on(path) == list(range(12))
+    with pytest.raises(CacheError, match=r"'.*': Read-only file system"), writer(path) as space:
+        put(space, [3])
+    with pytest.raises(CacheError, match="Read-only"), writer(path, ids=IDS[1:]) as space:
+        space.finish()
+    with pytest.raises(CacheError, match="Read-only"), writer(small_disk / "b.h5"):
+        pass

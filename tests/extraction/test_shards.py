@@ -1,0 +1,195 @@
+"""Shards are ordinary caches: made by other processes or by hand, and merged in the end."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from extraction_cases import (
+    MINI,
+    MINI_SPEC,
+    SEVERAL,
+    TORCH,
+    altered,
+    broken_images,
+    forbidden,
+    make_dataset,
+    many_images,
+    net,
+    run,
+)
+
+from spptransfer.backbones import BackboneRef
+from spptransfer.cache import FeatureCache
+from spptransfer.cache.merge import merge
+from spptransfer.errors import CacheError, ConfigError
+from spptransfer.extraction import Interrupted, extract_shards, shard_of, shard_path
+
+SPECS = [MINI_SPEC, altered(MINI_SPEC, view="warp", storage="float16")]
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return make_dataset(tmp_path / "images", many_images(40) | broken_images())
+
+
+def run_shards(dataset, folder, backbone=MINI, options=TORCH, **given):
+    folder.mkdir(exist_ok=True)
+    paths = [folder / "a.h5", folder / "b.h5"]
+    return extract_shards(dataset, SPECS, paths, backbone, options, **given)
+
+
+def assert_same_rows(found: Path, expected: Path):
+    """Merged of shards, whose batches are others: equal up to rounding."""
+    a, b = FeatureCache.open(found), FeatureCache.open(expected)
+    assert (a.ids, a.failures, a.digests()) == (b.ids, b.failures, b.digests())
+    assert a.labels().tolist() == b.labels().tolist()
+    assert a.dataset == b.dataset
+    good = [id for id in a.ids if id not in a.failures]
+    tolerance = 1e-3 if a.spec.storage == "float16" else 1e-5
+    expected_matrix = b.matrix(good)
+    np.testing.assert_allclose(
+        a.matrix(good), expected_matrix, rtol=0, atol=tolerance * np.abs(expected_matrix).max()
+    )
+
+
+def test_processes_make_what_one_makes_and_leave_nothing_else(dataset, tmp_path):
+    done = run_shards(dataset, tmp_path / "shards", shards=2)
+    assert [each.added for each in done] == [len(dataset)] * 2
+    assert all(set(each.failures) == set(broken_images()) for each in done)
+    assert all(each.computed_by.startswith("torch ") and each.device == "cpu" for each in done)
+    assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == ["a.h5", "b.h5"]
+    for name, spec in zip(("a.h5", "b.h5"), SPECS, strict=True):
+        run(dataset, tmp_path / name, spec, MINI)
+        assert_same_rows(tmp_path / "shards" / name, tmp_path / name)
+
+
+def test_a_cache_that_is_there_is_brought_up_to_date_by_this_process(dataset, tmp_path):
+    (tmp_path / "shards").mkdir()
+    run(dataset, tmp_path / "shards" / "a.h5", MINI_SPEC, MINI)
+    done = run_shards(dataset, tmp_path / "shards", shards=2)
+    assert [(each.added, each.unchanged) for each in done] == [(0, 44), (44, 0)]
+
+
+class SuicidalRef(BackboneRef):
+    """Loads the backbone, but kills the first process that comes here."""
+
+    def load(self, layers):
+        marker = self.weights_dir / "marker"
+        try:
+            marker.touch(exist_ok=False)
+        except FileExistsError:
+            return super().load(layers)
+        os.kill(os.getpid(), 9)
+
+    def __reduce__(self):
+        return SuicidalRef, (self.name, self.weights, self.weights_dir)
+
+
+@pytest.mark.slow
+def test_the_shard_of_a_killed_worker_is_made_by_another(dataset, tmp_path):
+    backbone = SuicidalRef(MINI.name, MINI.weights, tmp_path)
+    done = run_shards(dataset, tmp_path / "shards", backbone, shards=2)
+    assert (tmp_path / "marker").exists()
+    assert [len(each.failures) for each in done] == [4, 4]
+    run(dataset, tmp_path / "a.h5", MINI_SPEC, MINI)
+    assert_same_rows(tmp_path / "shards" / "a.h5", tmp_path / "a.h5")
+
+
+class SuicidalAlways(BackboneRef):
+    def load(self, layers):
+        os.kill(os.getpid(), 9)
+
+    def __reduce__(self):
+        return SuicidalAlways, (self.name, self.weights, self.weights_dir)
+
+
+@pytest.mark.slow
+def test_workers_that_die_again_and_again_are_one_clear_line_and_a_later_run_goes_on(
+    dataset, tmp_path
+):
+    backbone = SuicidalAlways(MINI.name, MINI.weights)
+    with pytest.raises(CacheError, match="died again and again .* everything finished is kept"):
+        run_shards(dataset, tmp_path / "shards", backbone, shards=2)
+    assert [each.added for each in run_shards(dataset, tmp_path / "shards", shards=2)] == [44] * 2
+
+
+def test_a_stopped_run_keeps_the_shards_that_are_finished(dataset, tmp_path):
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Interrupted, match="what is finished of the shards is kept"):
+        run_shards(dataset, tmp_path / "shards", shards=2, stop=stop)
+    assert not (tmp_path / "shards" / "a.h5").exists()
+    done = run_shards(dataset, tmp_path / "shards", shards=2)
+    assert [each.added + each.unchanged for each in done] == [44] * 2
+
+
+@pytest.mark.slow
+def test_the_workers_of_a_dask_cluster_make_the_same(dataset, tmp_path):
+    distributed = pytest.importorskip("distributed", reason="dask[distributed] is not installed")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
+        scheduler = cluster.scheduler_address
+        run_shards(dataset, tmp_path / "dask", shards=3, scheduler=scheduler)
+    run_shards(dataset, tmp_path / "loky", shards=3)
+    for name in ("a.h5", "b.h5"):
+        dask, loky = ((tmp_path / where / name).read_bytes() for where in ("dask", "loky"))
+        assert dask == loky
+
+
+# ---- by hand ----
+
+
+def test_shards_made_by_hand_and_merged_are_the_whole(dataset, tmp_path):
+    path = tmp_path / "a.h5"
+    pieces = [shard_path(path, index, 3) for index in (1, 2, 3)]
+    assert [piece.name for piece in pieces] == [f"a.shard-{i}-of-3.h5" for i in (1, 2, 3)]
+    for index, piece in enumerate(pieces, start=1):
+        run(shard_of(dataset, index, 3), piece, SEVERAL["low"])
+    merge(path, pieces)
+    run(dataset, tmp_path / "b.h5", SEVERAL["low"])
+    assert_same_rows(path, tmp_path / "b.h5")
+    done = run(dataset, path, SEVERAL["low"], net(forbidden))
+    assert (done.unchanged, done.added) == (44, 0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 44])
+def test_shards_part_the_images_evenly_in_their_order(dataset, count):
+    shards = [shard_of(dataset, index, count) for index in range(1, count + 1)]
+    assert [id for shard in shards for id in shard.ids] == list(dataset.ids)
+    sizes = [len(shard) for shard in shards]
+    assert max(sizes) - min(sizes) <= 1
+    for shard in shards:
+        assert shard.path(shard.ids[0]) == dataset.path(shard.ids[0])
+        assert shard.targets.tolist() == dataset.targets_of(list(shard.ids)).tolist()
+        assert shard.classes == dataset.classes
+
+
+@pytest.mark.parametrize(
+    ("index", "count", "message"),
+    [
+        (0, 3, "shard: 0 of 3; allowed: 1 to 3"),
+        (4, 3, "shard: 4 of 3; allowed: 1 to 3"),
+        (1, 0, "shards: 0 of 44 images"),
+        (1, 45, "shards: 45 of 44 images"),
+    ],
+)
+def test_shards_that_there_are_not_are_refused(dataset, index, count, message):
+    with pytest.raises(ConfigError, match=message):
+        shard_of(dataset, index, count)
+
+
+def test_a_scheduler_that_does_not_answer_is_refused(dataset, tmp_path):
+    distributed = pytest.importorskip("distributed", reason="dask[distributed] is not installed")
+    import dask
+
+    assert distributed
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "200ms"}),
+        pytest.raises(ConfigError, match="no Dask scheduler answers at 'tcp://127.0.0.1:9'"),
+    ):
+        run_shards(dataset, tmp_path, shards=2, scheduler="tcp://127.0.0.1:9")
