@@ -57,7 +57,7 @@ def _to_bytes(text: str) -> bytes:
         raise ValueError(f"{text!r} is no text in UTF-8") from None
     if raw.endswith(b"\0"):
         raise ValueError(f"{text!r} ends in a NUL, which fixed-width text cannot hold")
-    if len(raw) != len(text) and raw.decode("utf-8", "surrogateescape") != text:
+    if not text.isascii() and raw.decode("utf-8", "surrogateescape") != text:
         raise ValueError(f"{text!r} is no text in UTF-8")
     return raw
 
