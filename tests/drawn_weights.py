@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from spptransfer.backbones.folding import fold_batch_norms
+from spptransfer.backbones.base import fold_batch_norms
 
 
 def draw_weights(trunk: nn.Sequential) -> None:

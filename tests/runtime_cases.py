@@ -10,19 +10,14 @@ import torch
 from drawn_weights import draw_weights
 
 from spptransfer import backbones
+from spptransfer.backbones import ConvBackbone
 from spptransfer.backbones.base import cut_at
-from spptransfer.backbones.loading import Backbone
-from spptransfer.runtimes import open_network
-from spptransfer.runtimes.network import Normalization
-from spptransfer.runtimes.torch import TorchNetwork
+from spptransfer.runtimes import ComputeOptions, open_runtime
 
 FAMILIES = [
     "alexnet",
-    "vgg11",
-    "resnet18",
     "resnet50",
     "squeezenet1_0",
-    "squeezenet1_1",
     "mobilenet_v2",
     "zf5",
     "convnet-star-5",
@@ -39,36 +34,36 @@ def need(runtime: str) -> None:
 
 
 @functools.cache
-def drawn(name: str) -> Backbone:
+def drawn(name: str) -> ConvBackbone:
     """A trunk with all its map layers and weights that keep the size of the numbers."""
     info = backbones.describe(name)
     with torch.device("meta"):
         network = backbones.network(name)
     part = cut_at(network, [layer for layer in info.layers if layer.kind == "map"])
     draw_weights(part.trunk)
-    return Backbone(info, "00", part)
+    return ConvBackbone(info, "00", part)
 
 
-def normalization(backbone: Backbone) -> Normalization:
-    return Normalization.of({"mean": backbone.info.mean, "std": backbone.info.std})
-
-
-def opened(runtime: str, backbone: Backbone, layers=None, **options):
+def opened(runtime: str, backbone, layers=None, precision="float32", **options):
+    """The backbone as a runtime computes it on the CPU."""
+    options = ComputeOptions("cpu", runtime, **{"threads": 1, **options})
     layers = backbone.layers if layers is None else layers
-    return open_network(runtime, backbone, layers, normalization(backbone), **options)
+    return open_runtime(backbone, layers, precision=precision, options=options)
 
 
-def exact(backbone: Backbone, pixels: torch.Tensor, layers) -> dict[str, torch.Tensor]:
+def exact(backbone, pixels: torch.Tensor, layers) -> dict[str, torch.Tensor]:
     """What plain torch makes of them."""
+    mean, std = torch.tensor([backbone.info.mean, backbone.info.std])[:, :, None, None]
+    images = ((pixels.permute(0, 3, 1, 2) / 255 - mean) / std).contiguous()
     with torch.inference_mode():
-        return dict(TorchNetwork(backbone, normalization(backbone)).maps(pixels, layers))
+        return backbone.maps_of(images, layers)
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8))
 
 
-def awkward_sizes(backbone: Backbone) -> list[tuple[int, int, int]]:
+def awkward_sizes(backbone) -> list[tuple[int, int, int]]:
     """The smallest side, a pixel more, and extreme shapes; batches of one and of three."""
     side = backbone.info.min_side
     return [
@@ -80,7 +75,7 @@ def awkward_sizes(backbone: Backbone) -> list[tuple[int, int, int]]:
     ]
 
 
-def worst_error(network, backbone: Backbone, sizes, layers=None) -> float:
+def worst_error(network, backbone, sizes, layers=None) -> float:
     """Largest relative l2 distance from torch's maps, of all layers and sizes."""
     layers = backbone.layers if layers is None else layers
     errors = []
@@ -90,7 +85,7 @@ def worst_error(network, backbone: Backbone, sizes, layers=None) -> float:
         assert list(found) == list(layers)
         for layer in layers:
             assert found[layer].shape == expected[layer].shape
-            assert found[layer].dtype == torch.float32
+            assert found[layer].dtype in (torch.float32, torch.bfloat16)
             errors.append(relative_error(found[layer], expected[layer]))
     return float(np.max(errors))
 

@@ -182,20 +182,9 @@ class ConvBackbone(nn.Module):
         self.eval().requires_grad_(False)
 
     def maps_of(self, images: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Compute the maps that some layers are made of, in one pass.
+        """Compute the maps that some layers are made of, activation included; see `Backbone`.
 
-        Parameters
-        ----------
-        images : Tensor of shape (N, 3, H, W)
-            RGB in [0, 1], normalised with ``info.mean`` and ``info.std``. H and W are at least
-            ``info.min_side``.
-        layers : sequence of str
-            Some of `layers`; what lies beyond the deepest one is not computed.
-
-        Returns
-        -------
-        dict of str to Tensor of shape (N, C, h, w)
-            By layer, activation included; for vector layers the last map.
+        What lies beyond the deepest layer is not computed; vector layers have the last map.
 
         Examples
         --------
@@ -210,20 +199,7 @@ class ConvBackbone(nn.Module):
     def vectors_of(
         self, maps: Mapping[str, torch.Tensor], layers: Sequence[str]
     ) -> dict[str, torch.Tensor]:
-        """Compute vector layers from the last map, in one pass.
-
-        Parameters
-        ----------
-        maps : mapping of str to Tensor of shape (N, C, h, w)
-            By layer, as `maps_of` gives it.
-        layers : sequence of str
-            Some of `layers`, none of them a map.
-
-        Returns
-        -------
-        dict of str to Tensor of shape (N, D)
-            By layer.
-        """
+        """Compute vector layers from the last map, in one pass; see `Backbone`."""
         if self.head is None or not layers:
             return {}
         last = maps[layers[0]]  # the same one for all of them

@@ -53,19 +53,7 @@ class _Hook:
 
 
 class ModuleBackbone(nn.Module):
-    """A frozen copy of a user's module; made by `from_module`. It is a `Backbone`.
-
-    Parameters
-    ----------
-    module : Module
-        With a hook on every layer.
-    info : BackboneInfo
-        Layers and preprocessing.
-    weights_sha256 : str
-        Identity of the weights.
-    channels_last : bool
-        Whether the module takes images that lie so in memory.
-    """
+    """A frozen copy of a user's module, with a hook on every layer; made by `from_module`."""
 
     def __init__(
         self, module: nn.Module, info: BackboneInfo, weights_sha256: str, channels_last: bool
@@ -79,6 +67,7 @@ class ModuleBackbone(nn.Module):
 
     def maps_of(self, images: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
         """Compute some layers from N x 3 x H x W images; what lies beyond them is not computed."""
+        images = images if self.channels_last else images.contiguous()
         return _captured(self.module, images, layers)
 
     def vectors_of(

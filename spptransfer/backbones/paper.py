@@ -38,21 +38,7 @@ from spptransfer.pyramid import SpatialPyramidPooling
 
 
 def network(name: str, num_classes: int, levels: tuple[int, ...] | None = None) -> Network:
-    """Build one of the paper's networks with random weights.
-
-    Parameters
-    ----------
-    name : str
-        Name in the catalogue, such as ``"zf5"`` or ``"zf5-no-spp"``.
-    num_classes : int
-        Length of the last layer.
-    levels : tuple of int, optional
-        Pyramid to train with instead of the catalogue's.
-
-    Returns
-    -------
-    Network
-    """
+    """Build one of the paper's networks with random weights, and the pyramid of one's choice."""
     info = describe(name)
     modules = _CONVOLUTIONS[name.removesuffix("-no-spp")](info)
     length = info.layers[-1].channels
@@ -192,19 +178,7 @@ _CONVOLUTIONS: dict[str, Callable[[BackboneInfo], dict[str, nn.Module]]] = {
 
 
 class PaperNet(Network):
-    """A network of the paper: one flat sequence whose keys are the layers' names.
-
-    Parameters
-    ----------
-    convolutional : dict of str to Module
-        Modules up to the last map, ``convK`` and its ``reluK`` among them.
-    levels : tuple of int
-        Pyramid in front of the fully connected layers.
-    num_classes : int
-        Length of the last layer.
-    length : int, default=4096
-        Length of the other two fully connected layers.
-    """
+    """A network of the paper: one flat sequence whose keys are the layers' names."""
 
     def __init__(
         self,

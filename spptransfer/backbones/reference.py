@@ -63,23 +63,11 @@ class BackboneRef:
 
     @property
     def info(self) -> BackboneInfo:
-        """What is known of the backbone; a registered one is built for that.
-
-        Raises
-        ------
-        ConfigError
-            If there is no such backbone.
-        """
+        """What is known of the backbone; a registered one is built for that."""
         return catalogue.describe(self.name, self.weights)
 
     def path(self) -> Path | None:
-        """Where the weights' file lies, or would lie once fetched; None where there is none.
-
-        Raises
-        ------
-        ConfigError
-            If there is no such backbone or weights' name.
-        """
+        """Return where the weights' file lies, or would once fetched; None where there is none."""
         if catalogue.builder(self.name):
             return Path(self.weights) if os.path.isfile(self.weights) else None
         if weights.random_seed(self.weights) is not None:
@@ -99,8 +87,6 @@ class BackboneRef:
 
         Raises
         ------
-        ConfigError
-            If there is no such backbone or weights' name.
         WeightsError
             If the weights are absent and cannot be fetched, or an official file is not what its
             publisher put out.
@@ -117,25 +103,7 @@ class BackboneRef:
         )
 
     def load(self, layers: Sequence[str]) -> Backbone:
-        """Load the backbone for some layers.
-
-        Parameters
-        ----------
-        layers : sequence of str
-            Some of the backbone's layers.
-
-        Returns
-        -------
-        Backbone
-            On the CPU, in float32, evaluating.
-
-        Raises
-        ------
-        ConfigError
-            If there is no such backbone, layer or weights' name.
-        WeightsError
-            If the weights are absent and cannot be fetched, are damaged, or do not fit.
-        """
+        """Load the backbone for some of its layers; errors are those of `load`."""
         if catalogue.builder(self.name):
             backbone = catalogue.build(self.name, self.weights)
             for layer in layers:
@@ -205,22 +173,10 @@ def load(
 
 
 def layers_within(reference: BackboneRef) -> tuple[str, ...]:
-    """List the layers of a backbone that weights suffice for.
-
-    Parameters
-    ----------
-    reference : BackboneRef
-        Backbone and weights.
-
-    Returns
-    -------
-    tuple of str
-        In the order of computation.
+    """List the layers of a backbone that weights suffice for, in the order of computation.
 
     Raises
     ------
-    ConfigError
-        If there is no such backbone or weights' name.
     WeightsError
         If the weights are absent and cannot be fetched, are damaged, or fit no layer.
 
@@ -229,35 +185,20 @@ def layers_within(reference: BackboneRef) -> tuple[str, ...]:
     >>> layers_within(BackboneRef("spp-mini", "embedded"))[-2:]
     ('fc6', 'fc7')
     """
-    info, seed = reference.info, None
-    if not catalogue.builder(reference.name):
-        seed = weights.random_seed(reference.weights)
-        if seed is None:
-            from spptransfer.backbones.loading import layers_fitting
+    info = reference.info
+    if catalogue.builder(info.name) or weights.random_seed(reference.weights) is not None:
+        return tuple(layer.name for layer in info.layers)
+    from spptransfer.backbones.loading import layers_fitting
 
-            path = weights.ensure_downloaded(info.name, reference.weights, reference.weights_dir)
-            return layers_fitting(info, path)
-    return tuple(layer.name for layer in info.layers)
+    path = weights.ensure_downloaded(info.name, reference.weights, reference.weights_dir)
+    return layers_fitting(info, path)
 
 
 def map_side(backbone: Backbone | BackboneRef, layer: str, side: int) -> int:
-    """Return the side, in cells, of the map that a square image becomes.
+    """Return the side, in cells, of the map that a square image of `side` pixels becomes.
 
-    Parameters
-    ----------
-    backbone : Backbone or BackboneRef
-        A network of this package is not loaded for that.
-    layer : str
-        One of its map layers.
-    side : int
-        Side of the image in pixels, at least ``min_side``.
+    A network of this package is not loaded for that.
 
-    Returns
-    -------
-    int
-
-    Examples
-    --------
     >>> map_side(BackboneRef("alexnet", "imagenet"), "conv5", 224)
     13
     """

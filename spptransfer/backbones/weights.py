@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -23,13 +24,7 @@ _SETTLED_NANOSECONDS = 2 * 10**9
 
 
 def default_dir() -> Path:
-    """Folder of official weights: ``SPPTRANSFER_WEIGHTS``, else one in the user's cache.
-
-    Returns
-    -------
-    Path
-        Need not exist yet.
-    """
+    """Return the folder of official weights: ``SPPTRANSFER_WEIGHTS``, else in the user's cache."""
     chosen = os.environ.get("SPPTRANSFER_WEIGHTS")
     if chosen:
         return Path(os.path.expanduser(chosen))
@@ -39,15 +34,8 @@ def default_dir() -> Path:
 
 
 def random_seed(weights: str | os.PathLike[str]) -> int | None:
-    """Seed of ``"random"`` (0) or ``"random:SEED"``; None for weights that have a file.
+    """Return the seed of ``"random"`` (0) or ``"random:SEED"``; None for weights with a file.
 
-    Raises
-    ------
-    ConfigError
-        If the seed is not a whole number of at least 0, or larger than torch takes.
-
-    Examples
-    --------
     >>> random_seed("random"), random_seed("random:7"), random_seed("imagenet")
     (0, 7, None)
     """
@@ -65,28 +53,8 @@ def random_seed(weights: str | os.PathLike[str]) -> int | None:
 
 
 def path_of(name: str, weights: str | os.PathLike[str], weights_dir: Path | None = None) -> Path:
-    """Where a weights file lies, or would lie once fetched.
+    """Return where a weights file, of the catalogue or local, lies or would lie once fetched.
 
-    Parameters
-    ----------
-    name : str
-        A backbone's name.
-    weights : str or path
-        Name in the backbone's catalogue entry, or path of a local file.
-    weights_dir : Path, optional
-        Folder of official weights, by default `default_dir`.
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    ConfigError
-        If the weights are neither in the catalogue nor a path with a known suffix.
-
-    Examples
-    --------
     >>> path_of("alexnet", "imagenet", Path("weights")).as_posix()
     'weights/alexnet-owt-7be5be79.pth'
     """
@@ -107,24 +75,7 @@ def path_of(name: str, weights: str | os.PathLike[str], weights_dir: Path | None
 def ensure_downloaded(
     name: str, weights: str | os.PathLike[str], weights_dir: Path | None = None
 ) -> Path:
-    """Return the path of a weights file, fetched first if it is official and absent.
-
-    Parameters
-    ----------
-    name, weights, weights_dir
-        As in `path_of`.
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    ConfigError
-        If the weights have no file or are unknown.
-    WeightsError
-        If a local file is absent, or the official one cannot be fetched.
-    """
+    """Return the path of a weights file, fetched first if it is official and absent."""
     if random_seed(weights) is not None:
         raise ConfigError(f"weights '{weights}' are drawn from a seed and have no file")
     path = path_of(name, weights, weights_dir)
@@ -135,7 +86,7 @@ def ensure_downloaded(
         raise WeightsError(f"no weights file at '{path}'")
     if source.url is None:
         raise WeightsError(f"'{path}' is missing from the installed package; install it again")
-    _fetch(source, source.url, path)
+    fetch(source, path)
     return path
 
 
@@ -146,13 +97,15 @@ def _is_there(path: Path) -> bool:
         return False
 
 
-def _fetch(source: WeightsSource, url: str, path: Path) -> None:
+def fetch(source: WeightsSource, path: Path) -> None:
+    """Download official weights; the file appears under its name only when whole and checked."""
+    watched = sys.stderr is not None and sys.stderr.isatty()
     try:
-        files.download([url], source.sha256, path, progress=logger.isEnabledFor(logging.INFO))
+        files.download([str(source.url)], source.sha256, path, progress=watched)
     except OSError as error:
         raise WeightsError(
             f"cannot fetch {source.filename}: {error}; "
-            f"put {url} at '{path}' or pass features.weights=PATH"
+            f"put {source.url} at '{path}' or pass features.weights=PATH"
         ) from error
 
 
@@ -163,27 +116,7 @@ def weights_sha256(
     *,
     hash_cache_dir: Path | None = None,
 ) -> str:
-    """Return the SHA-256 of a weights file, fetched first if it is official and absent.
-
-    See `spptransfer.backbones.BackboneRef.weights_sha256` for the identity of any weights.
-
-    Parameters
-    ----------
-    name, weights, weights_dir
-        As in `path_of`.
-    hash_cache_dir : Path, optional
-        As in `sha256_of`.
-
-    Returns
-    -------
-    str
-        In hexadecimal.
-
-    Raises
-    ------
-    ConfigError, WeightsError
-        As in `ensure_downloaded`; also if an official file is not what its publisher put out.
-    """
+    """Return the SHA-256 of a weights file; refuse an official one that is damaged."""
     path = ensure_downloaded(name, weights, weights_dir)
     sha256 = sha256_of(path, hash_cache_dir)
     source = None if builder(name) else describe(name).weights.get(os.fspath(weights))
@@ -196,25 +129,10 @@ def weights_sha256(
 
 
 def sha256_of(path: Path, hash_cache_dir: Path | None = None) -> str:
-    """Return the SHA-256 of a weights file's bytes.
+    """Return the SHA-256 of a weights file.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    hash_cache_dir : Path, optional
-        Folder in which a small JSON file remembers the hash for the file's path, size and
-        modification time, so that an unchanged file need not be read again.
-
-    Returns
-    -------
-    str
-        In hexadecimal.
-
-    Raises
-    ------
-    WeightsError
-        If the file cannot be read.
+    A small file in `hash_cache_dir` remembers it for the file's path, size and modification time,
+    so that an unchanged file need not be read again.
     """
     try:
         status = path.stat()

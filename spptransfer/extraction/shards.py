@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,23 +147,23 @@ def _run(
     from joblib.externals.loky.process_executor import TerminatedWorkerError
     from tqdm import tqdm
 
-    backend = "loky" if scheduler is None else "dask"
     with (
-        _connected(scheduler) as _,
+        _connected(scheduler),
+        joblib.parallel_config("loky" if scheduler is None else "dask"),
         tqdm(total=len(tasks), unit="shard", disable=not progress) as bar,
     ):
         for left in reversed(range(_TRIES)):
             found: dict[int, list[Extraction]] = {}
-            parallel = joblib.Parallel(
-                n_jobs=len(tasks), backend=backend, batch_size=1, return_as="generator_unordered"
+            parallel = joblib.Parallel(len(tasks), batch_size=1, return_as="generator_unordered")
+            made = parallel(
+                joblib.delayed(_extract_shard)(index, *task) for index, task in enumerate(tasks)
             )
             try:
-                for index, extractions in parallel(
-                    joblib.delayed(_extract_shard)(index, *task) for index, task in enumerate(tasks)
-                ):
+                for index, extractions in made:
                     found[index] = extractions
                     bar.update(len(found) - bar.n)
                     if stop is not None and stop.is_set() and len(found) < len(tasks):
+                        _cancel(made)
                         raise Interrupted("interrupted: what is finished of the shards is kept")
                 return [found[index] for index in range(len(tasks))]
             except TerminatedWorkerError as error:
@@ -173,6 +174,13 @@ def _run(
                     ) from error
                 logger.warning("a worker process died; its shard goes to another one")
     raise AssertionError("not reached")
+
+
+def _cancel(made: Generator[Any]) -> None:
+    """Give up what is still to come, without joblib's warning that it was in vain."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made.close()
 
 
 def _extract_shard(index: int, *task: Any) -> tuple[int, list[Extraction]]:

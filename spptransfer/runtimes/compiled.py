@@ -36,21 +36,8 @@ Run = Callable[[npt.NDArray[np.uint8]], Sequence[npt.NDArray[np.float32]]]
 class CompiledNetwork(ABC):
     """A trunk that a runtime compiles as a graph, once for each set of layers asked for.
 
-    Parameters
-    ----------
-    backbone : Backbone
-        In float32, on the CPU.
-    layers : sequence of str
-        What will be asked for; other sets of layers are compiled when they are.
-    precision : {"float32", "bfloat16"}, default="float32"
-        Arithmetic.
-    threads : int, default=1
-        How many threads will ask at once.
-
-    Raises
-    ------
-    ConfigError
-        If the runtime lacks an operator, or its maps are not torch's.
+    The backbone is in float32 and on the CPU; `threads` will ask at once. What the runtime lacks,
+    or computes in another way than torch, is a `ConfigError`.
     """
 
     runtime: str

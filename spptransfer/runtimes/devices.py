@@ -89,13 +89,7 @@ def batch_pixels(device: torch.device, info: BackboneInfo, dtype: torch.dtype) -
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Tell whether a device multiplies bfloat16 numbers without converting them.
-
-    Examples
-    --------
-    >>> has_bfloat16(torch.device("cpu")) in (True, False)
-    True
-    """
+    """Tell whether a device multiplies bfloat16 numbers without converting them."""
     if device.type == "cuda":
         # Not `torch.cuda.is_bf16_supported`, which asks the current device.
         by_amd = torch.version.hip is not None
@@ -135,14 +129,7 @@ def full_float32(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Have a GPU's float32 convolutions keep all digits as long as anybody is inside.
 
     By default cuDNN rounds what it multiplies to TF32, which has the digits of float16. Its
-    switches are the process's: the last one out leaves them as the first one found them. On other
-    devices, or with other types, nothing is done.
-
-    Examples
-    --------
-    >>> with full_float32(torch.device("cuda"), torch.float32):
-    ...     torch.backends.cudnn.allow_tf32
-    False
+    switches are the process's: the last one out leaves them as the first one found them.
     """
     global _exact, _as_the_user_wants
     if device.type != "cuda" or dtype != torch.float32:
@@ -183,13 +170,7 @@ def _set_tf32_switches(common: bool, newer: Sequence[str]) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether memory did not suffice, on a device or on the CPU (a plain RuntimeError there).
-
-    Examples
-    --------
-    >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("wrong shape"))
-    (True, False)
-    """
+    """Tell whether memory did not suffice, on a device or on the CPU (a RuntimeError there)."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     messages = (*_OUT_OF_MEMORY, _NO_ENGINE)
@@ -197,11 +178,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def may_be_unsupported(error: BaseException) -> bool:
-    """Tell whether what `is_out_of_memory` takes for that is also how cuDNN says it cannot.
-
-    Examples
-    --------
-    >>> may_be_unsupported(MemoryError())
-    False
-    """
+    """Tell whether what `is_out_of_memory` takes for that is also how cuDNN says it cannot."""
     return _NO_ENGINE in str(error)

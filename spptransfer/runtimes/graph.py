@@ -65,13 +65,7 @@ class Operators(ABC):
 
 
 def follow(backbone: Backbone, layers: Sequence[str], runtime: str) -> fx.GraphModule:
-    """Trace a float32 backbone from images to the maps of some layers.
-
-    Raises
-    ------
-    ConfigError
-        If what it does is no graph.
-    """
+    """Trace a float32 backbone to the maps of some layers; a `ConfigError` if that is no graph."""
     try:
         return trace(_Trunk(backbone, layers))
     except Exception as error:  # whatever a user's classes say to values that are no tensors
@@ -84,19 +78,10 @@ def follow(backbone: Backbone, layers: Sequence[str], runtime: str) -> fx.GraphM
 def build(
     traced: fx.GraphModule, backbone: Backbone, layers: Sequence[str], operators: Operators
 ) -> tuple[list[Value], list[int]]:
-    """Translate a traced trunk.
+    """Translate a traced trunk into a runtime's operators; an unknown one is a `ConfigError`.
 
-    Returns
-    -------
-    maps : list of value
-        All that the layers are made of, each once: a layer may have two names.
-    places : list of int
-        Which of them each layer is made of.
-
-    Raises
-    ------
-    ConfigError
-        If the trunk has an operator that is not known here.
+    Returns all values that the layers are made of, each once, since a layer may have two names;
+    and for each layer which of them it is.
     """
     translator = _Translator(traced, operators)
     translator.extra_traceback = False  # its messages are for the user
@@ -245,16 +230,6 @@ def trace(module: nn.Module) -> fx.GraphModule:
     what another thread computes at that moment fails. Here the module's own `forward` runs on a
     likeness of it that writes down its calls; the module is not changed.
 
-    Raises
-    ------
-    TraceError
-        If what is done depends on numbers.
-    NotImplementedError
-        If tensors of the module's own take part.
-
-    Examples
-    --------
-    >>> from torch import nn
     >>> traced = trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
     >>> [(node.op, node.target) for node in traced.graph.nodes][1:3]
     [('call_module', '0'), ('call_module', '1')]

@@ -20,10 +20,7 @@ _ERRORS_ONLY = 3
 
 
 class ONNXRuntimeNetwork(CompiledNetwork):
-    """A backbone's trunk as an ONNX graph, in one session that all threads share.
-
-    See `spptransfer.runtimes.open_runtime`.
-    """
+    """A backbone's trunk as an ONNX graph, in one session that all threads share."""
 
     runtime = "onnxruntime"
 

@@ -25,10 +25,7 @@ _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
 class OpenVINONetwork(CompiledNetwork):
-    """A backbone's trunk as OpenVINO's graph.
-
-    See `spptransfer.runtimes.open_runtime`.
-    """
+    """A backbone's trunk as OpenVINO's graph."""
 
     runtime = "openvino"
 

@@ -202,15 +202,19 @@ def _sent_home(value: torch.Tensor) -> torch.Tensor:
     return home.copy_(value, non_blocking=True)
 
 
-def place(backbone: Backbone, part: Any, device: torch.device, dtype: torch.dtype) -> Backbone:
-    """Move and cast a part of a backbone, in a copy that shares all numbers that stay as they are.
-
-    Convolutions lie channels-last where the backbone can take that.
-    """
+def place(
+    backbone: Backbone,
+    part: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    channels_last: bool = False,
+) -> Backbone:
+    """Move and cast a part of a backbone, in a copy that shares all numbers that stay the same."""
     module = cast(nn.Module, backbone)
     kept: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
-    last = getattr(backbone, "channels_last", False)
-    convolved = {id(m.weight) for m in module.modules() if isinstance(m, nn.Conv2d)} if last else ()
+    filters = (m.weight for m in module.modules() if isinstance(m, nn.Conv2d) and channels_last)
+    convolved = {id(weight) for weight in filters}
     for tensor in (*part.parameters(), *part.buffers()):
         cast_to = dtype if tensor.is_floating_point() else tensor.dtype
         moved = tensor.detach().to(device=device, dtype=cast_to)

@@ -56,6 +56,7 @@ def test_listing_and_locating_import_no_torch():
         "from spptransfer.backbones import weights\n"
         "infos = [backbones.describe(name) for name in backbones.names()]\n"
         "weights.path_of('vgg16', 'imagenet'), weights.random_seed('random')\n"
+        "assert len(backbones.BackboneRef('spp-mini', 'embedded').weights_sha256()) == 64\n"
         "assert len(infos) > 20\n"
         "assert not {'torch', 'sklearn'} & set(sys.modules), 'heavy import'\n"
     )
@@ -106,21 +107,20 @@ def test_vectors_come_with_a_pyramid_and_nothing_else_does(name):
 def test_channels_and_strides_are_those_of_the_network(name, on_meta):
     # One more stride of pixels is exactly one more cell, whichever way poolings round.
     network = on_meta(name)
-    for side in (97, 150):
-        shapes = map_shapes(network, name, side)
-        for stride in {layer.stride for layer in maps_of(name)}:
-            grown = map_shapes(network, name, side + stride)
-            for layer in maps_of(name)[:-1]:
-                assert shapes[layer.name][0] == layer.channels
-                if layer.stride == stride:
-                    assert grown[layer.name][1] == shapes[layer.name][1] + 1
+    shapes = map_shapes(network, name, 97)
+    for stride in {layer.stride for layer in maps_of(name)}:
+        grown = map_shapes(network, name, 97 + stride)
+        for layer in maps_of(name)[:-1]:
+            assert shapes[layer.name][0] == layer.channels
+            if layer.stride == stride:
+                assert grown[layer.name][1] == shapes[layer.name][1] + 1
 
 
 @pytest.mark.parametrize("name", backbones.names())
 def test_the_smallest_side_is_the_smallest_that_gives_every_layer_a_cell(name, on_meta):
     smallest = backbones.describe(name).min_side
     layers = len(maps_of(name)) - 1
-    for side in (smallest, smallest + 1, smallest + 2, smallest + 5):
+    for side in (smallest, smallest + 1, smallest + 5):
         shapes = map_shapes(on_meta(name), name, side)
         assert len(shapes) == layers
         assert all(min(shape[1:]) >= 1 for shape in shapes.values())

@@ -98,15 +98,6 @@ def test_a_truncated_file_is_one_clear_line(suffix, kept, tmp_path):
     refusal(path)
 
 
-def test_of_what_torch_says_of_a_damaged_file_the_first_sentence_is_told(monkeypatch):
-    def failing(*args, **options):
-        raise RuntimeError("no central directory. This is an internal error. Save it anew.")
-
-    monkeypatch.setattr(torch, "load", failing)
-    with pytest.raises(WeightsError, match=r"'a\.pth' cannot be read: no central directory$"):
-        read_tensors(Path("a.pth"))
-
-
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>Not found</html>", b"\x00" * 64, b"PK"])
 def test_a_file_of_something_else_is_one_clear_line(suffix, content, tmp_path):
@@ -203,24 +194,19 @@ def test_any_floating_type_becomes_float32(dtype, trained):
 
 
 def test_a_digest_depends_on_values_names_types_and_shapes():
-    def module(**tensors):
-        holder = torch.nn.Module()
-        for name, tensor in tensors.items():
-            holder.register_buffer(name, tensor)
-        return holder
-
     base = torch.zeros(2, 3)
     variants = [
-        module(a=base),
-        module(b=base),
-        module(a=base.reshape(3, 2)),
-        module(a=base.double()),
-        module(a=base.double().to(torch.int32)),
-        module(a=base + 1),
-        module(a=base, b=torch.zeros(0)),
+        {"a": base},
+        {"b": base},
+        {"a": base.reshape(3, 2)},
+        {"a": base.double()},
+        {"a": base.double().to(torch.int32)},
+        {"a": base + 1},
+        {"a": base, "b": torch.zeros(0)},
     ]
-    assert len({digest(variant) for variant in variants}) == len(variants)
-    assert digest(module(a=torch.zeros(3, 2).T)) == digest(module(a=base))
+    digests = [digest(variant) for variant in variants]
+    assert len({*digests, digest(variants[0], "name")}) == len(variants) + 1
+    assert digest({"a": torch.zeros(3, 2).T}) == digests[0]
 
 
 @pytest.mark.parametrize("file", ["squeezenet1_1.pth", "alexnet_trunk.pth"])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from spptransfer import backbones
-from spptransfer.backbones.folding import fold_batch_norms
+from spptransfer.backbones.base import fold_batch_norms
 
 
 def seasoned_norm(channels, generator):
@@ -50,6 +50,25 @@ def test_a_batch_norm_that_follows_no_convolution_is_left_alone():
     kinds = [type(module) for module in network]
     fold_batch_norms(network)
     assert [type(module) for module in network] == kinds
+
+
+def test_what_only_resembles_a_batch_norm_or_a_convolution_is_left_alone():
+    class WithActivation(nn.BatchNorm2d):
+        def forward(self, maps):
+            return super().forward(maps).relu()
+
+    class Padded(nn.Conv2d):
+        def forward(self, maps):
+            return super().forward(maps).abs()
+
+    generator = torch.Generator().manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 1), WithActivation(4), Padded(4, 4, 1), seasoned_norm(4, generator)
+    ).eval()
+    maps = torch.randn(2, 3, 5, 5, generator=generator)
+    expected = network(maps)
+    fold_batch_norms(network)
+    assert network(maps).equal(expected)
 
 
 def test_a_batch_norm_without_statistics_is_refused():

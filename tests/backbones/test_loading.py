@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from spptransfer import backbones
-from spptransfer.backbones import loading, weights
+from spptransfer.backbones import BackboneRef, loading
 from spptransfer.errors import ConfigError, WeightsError
 from spptransfer.pyramid import SpatialPyramidPooling
 
@@ -54,7 +55,7 @@ def test_a_loaded_backbone_equals_the_network_it_was_cut_from(layer, resnet_file
     network = backbones.network("resnet18", num_classes=10)
     network.load_state_dict(trained("resnet18"))
     expected = network.eval().trunk(layer)(images())
-    found = backbones.load("resnet18", resnet_file, layer=layer).maps(images())
+    found = backbones.load("resnet18", resnet_file, layer=layer)(images())
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
@@ -78,9 +79,9 @@ def test_only_the_modules_up_to_the_layer_exist():
 @pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v2", "resnet18"])
 def test_the_channels_last_layout_changes_no_values(name):
     backbone = backbones.load(name, "random")
-    expected = backbone.maps(images())
+    expected = backbone(images())
     backbone.to(memory_format=torch.channels_last)
-    found = backbone.maps(images().contiguous(memory_format=torch.channels_last))
+    found = backbone(images().contiguous(memory_format=torch.channels_last))
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
@@ -88,21 +89,21 @@ def test_the_channels_last_layout_changes_no_values(name):
 def test_the_smallest_image_is_enough(name):
     backbone = backbones.load(name, "random")
     side = backbone.info.min_side
-    assert backbone.maps(images(side, side)).shape[2:] == (1, 1)
-    assert backbone.maps(images(side, side + 200)).isfinite().all()
+    assert backbone(images(side, side)).shape[2:] == (1, 1)
+    assert backbone(images(side, side + 200)).isfinite().all()
 
 
 def test_an_image_is_left_as_it_was():
     batch = images()
     before = batch.clone()
-    backbones.load("squeezenet1_1", "random").maps(batch)
+    backbones.load("squeezenet1_1", "random")(batch)
     assert batch.equal(before)
 
 
 def test_a_backbone_survives_pickling_for_other_processes():
     backbone = backbones.load("squeezenet1_1", "random", layer="fire2")
     copy = pickle.loads(pickle.dumps(backbone))
-    assert copy.maps(images()).equal(backbone.maps(images()))
+    assert copy(images()).equal(backbone(images()))
 
 
 def test_a_vector_layer_is_computed_on_the_pyramid_it_was_trained_with(trained, tmp_path):
@@ -110,8 +111,8 @@ def test_a_vector_layer_is_computed_on_the_pyramid_it_was_trained_with(trained, 
     torch.save(tensors, tmp_path / "alexnet.pth")
     backbone = backbones.load("alexnet", tmp_path / "alexnet.pth", layer="fc6")
     trunk = backbones.load("alexnet", tmp_path / "alexnet.pth", layer="conv5")
-    maps = trunk.maps(images(100, 131))
-    assert backbone.maps(images(100, 131)).equal(maps)
+    maps = trunk(images(100, 131))
+    assert backbone.maps_of(images(100, 131), ["fc6"])["fc6"].equal(maps)
     pooled = SpatialPyramidPooling([6])(maps)
     expected = (pooled @ tensors["classifier.1.weight"].T + tensors["classifier.1.bias"]).relu()
     assert torch.allclose(backbone(images(100, 131)), expected, rtol=1e-4, atol=1e-4)
@@ -138,7 +139,7 @@ def test_a_trained_network_of_the_paper_is_cut_into_trunk_and_head(tmp_path):
 def test_a_seed_gives_the_same_weights_again():
     one, other = (backbones.load("squeezenet1_1", "random:5") for _ in range(2))
     assert one.weights_sha256 == other.weights_sha256
-    assert one.maps(images()).equal(other.maps(images()))
+    assert one(images()).equal(other(images()))
 
 
 def test_another_seed_gives_other_weights():
@@ -154,7 +155,7 @@ def test_the_identity_of_random_weights_does_not_depend_on_the_layer():
         backbones.load("squeezenet1_1", "random:5", layer=name) for name in ("conv1", "spp")
     )
     assert one.weights_sha256 == other.weights_sha256
-    assert weights.identify("squeezenet1_1", "random:5") == one.weights_sha256
+    assert BackboneRef("squeezenet1_1", "random:5").weights_sha256() == one.weights_sha256
 
 
 def test_drawing_weights_leaves_the_global_generator_alone():
@@ -181,10 +182,11 @@ def test_weights_of_another_network_are_named(resnet_file):
     assert str(resnet_file) in str(caught.value)
 
 
-def test_the_memo_is_used_by_load_too(resnet_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "_SETTLED_NANOSECONDS", -1)
-    backbones.load("resnet18", resnet_file, layer="conv1", memo_dir=tmp_path / "memo")
-    assert (tmp_path / "memo" / "weights-sha256.json").exists()
+def test_the_hash_is_remembered_by_load_too(resnet_file, tmp_path):
+    os.utime(resnet_file, (1e9, 1e9))
+    folder = tmp_path / "hashes"
+    backbones.load("resnet18", resnet_file, layer="conv1", hash_cache_dir=folder)
+    assert (folder / "weights-sha256.json").exists()
 
 
 # --- real weights -----------------------------------------------------------------------------
@@ -199,7 +201,7 @@ def test_alexnet_reproduces_activations_recorded_elsewhere(alexnet_weights):
     if not folder.exists():
         pytest.skip("recorded activations are not on this machine")
     backbone = backbones.load("alexnet", alexnet_weights)
-    maps = backbone.maps(recorded(folder, "input", (1, 3, 227, 227)))
+    maps = backbone(recorded(folder, "input", (1, 3, 227, 227)))
     assert (maps - recorded(folder, "relu5", (1, 256, 13, 13))).abs().max() < 1e-4
     pooled = SpatialPyramidPooling([6])(maps).reshape(1, 256, 6, 6)
     assert (pooled - recorded(folder, "pool5", (1, 256, 6, 6))).abs().max() < 1e-4
@@ -223,7 +225,7 @@ def test_real_files_tell_categories_apart(name, file, alexnet_weights, caltech10
     def vector(path):
         image = np.array(Image.open(path).convert("RGB").resize((128, 128)), dtype=np.float32)
         pixels = torch.from_numpy(image).permute(2, 0, 1) / 255
-        maps = backbone.maps(((pixels - mean) / std)[None])
+        maps = backbone(((pixels - mean) / std)[None])
         return nn.functional.normalize(maps.mean((2, 3))[0], dim=0)
 
     def vectors(category):
@@ -250,7 +252,7 @@ def test_maps_alone_need_no_head_and_nothing_beyond_the_deepest():
     backbone = backbones.load("alexnet", "random", layer=("conv1", "conv3"))
     assert backbone.head is None
     assert len(backbone.trunk) == 8
-    assert backbone.vectors_of(torch.zeros(1, 384, 3, 3), []) == {}
+    assert backbone.vectors_of({}, []) == {}
 
 
 def test_weights_need_to_suffice_for_the_deepest_layer_only(trained, tmp_path):
@@ -276,11 +278,11 @@ def test_the_layers_that_weights_suffice_for_are_known_without_loading_them(trai
     ):
         some = dict(list(tensors.items())[:count])
         torch.save(some, tmp_path / "some.pth")
-        assert loading.layers_within("alexnet", tmp_path / "some.pth") == expected
-    assert loading.layers_within("alexnet", "random") == (*maps, "fc6", "fc7")
+        assert backbones.layers_within(BackboneRef("alexnet", tmp_path / "some.pth")) == expected
+    assert backbones.layers_within(BackboneRef("alexnet", "random")) == (*maps, "fc6", "fc7")
     torch.save({"features.0.weight": torch.zeros(2)}, tmp_path / "some.pth")
     with pytest.raises(WeightsError, match="they suffice for no layer"):
-        loading.layers_within("alexnet", tmp_path / "some.pth")
+        backbones.layers_within(BackboneRef("alexnet", tmp_path / "some.pth"))
 
 
 @pytest.mark.parametrize("name", ["alexnet", "squeezenet1_1", "resnet18", "zf5", "spp-mini"])
@@ -289,7 +291,9 @@ def test_the_side_of_a_map_is_known_without_weights(name):
     for layer in backbone.layers:
         for side in (64, 97):
             maps = backbone.maps_of(torch.zeros(1, 3, side, side), [layer])[layer]
-            assert maps.shape[2:] == (loading.map_side(name, layer, side),) * 2
+            reference = BackboneRef(name, "random")
+            assert maps.shape[2:] == (backbones.map_side(reference, layer, side),) * 2
+            assert maps.shape[2:] == (backbones.map_side(backbone, layer, side),) * 2
 
 
 @pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18", "mobilenet_v2", "zf5"])
@@ -297,7 +301,7 @@ def test_a_hollow_trunk_has_the_shape_of_the_network_and_lets_nan_through(name):
     trunk = loading.hollow_trunk(name)
     batch = torch.zeros(1, 3, 64, 80)
     maps = trunk(batch)
-    assert maps.shape == backbones.load(name, "random").maps(batch).shape
+    assert maps.shape == backbones.load(name, "random")(batch).shape
     assert not maps.isnan().any()
     batch[..., 40] = torch.nan
     assert trunk(batch).isnan().any()

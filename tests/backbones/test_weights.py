@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import threading
 import time
 from functools import partial
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spptransfer import backbones
-from spptransfer.backbones import BackboneInfo, WeightsSource, catalogue, weights
+from spptransfer.backbones import BackboneRef, WeightsSource, weights
 from spptransfer.errors import ConfigError, WeightsError
 
 CONTENT = b"weights " * 300_000
@@ -58,12 +59,10 @@ def toy(url, sha256=SHA256[:8]):
 
 @pytest.fixture
 def catalogued(monkeypatch):
-    """Put a backbone named "toy" with the given official weights into the catalogue."""
+    """Give AlexNet a file of official weights more."""
 
     def add(source):
-        layers = backbones.describe("alexnet").layers
-        info = BackboneInfo("toy", "alexnet", layers, {"official": source}, (0,) * 3, (1,) * 3, 31)
-        monkeypatch.setitem(catalogue._BY_NAME, "toy", info)
+        monkeypatch.setitem(backbones.describe("alexnet").weights, "toy", source)
 
     return add
 
@@ -79,18 +78,6 @@ def settled(path, content=CONTENT, age=60):
     moment = time.time() - age
     os.utime(path, (moment, moment))
     return path
-
-
-def count_reads(monkeypatch):
-    reads = []
-    original = hashlib.file_digest
-
-    def counting(file, name):
-        reads.append(file.name)
-        return original(file, name)
-
-    monkeypatch.setattr(hashlib, "file_digest", counting)
-    return reads
 
 
 # --- what weights are called ------------------------------------------------------------------
@@ -126,7 +113,7 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", ["~nobody-of-that-name/own.pth", "x" * 300 + ".pth"])
 def test_a_path_that_no_file_can_have_is_an_absent_file(name):
     with pytest.raises(WeightsError, match="no weights file at"):
-        weights.locate("vgg16", name)
+        weights.ensure_downloaded("vgg16", name)
 
 
 def test_unknown_weights_are_named_with_what_is_allowed():
@@ -139,7 +126,7 @@ def test_unknown_weights_are_named_with_what_is_allowed():
 
 def test_the_papers_networks_have_local_or_random_weights_only():
     with pytest.raises(ConfigError, match=r"of backbone 'zf5': .*allowed: random, or the path"):
-        weights.locate("zf5", "imagenet")
+        weights.ensure_downloaded("zf5", "imagenet")
 
 
 @given(st.integers(min_value=0, max_value=10**18 - 1))
@@ -169,25 +156,25 @@ def test_other_weights_have_no_seed(text):
 
 def test_a_local_file_is_found_where_it_is(tmp_path):
     path = settled(tmp_path / "own.pth")
-    assert weights.locate("alexnet", str(path)) == path
+    assert weights.ensure_downloaded("alexnet", str(path)) == path
 
 
 def test_an_absent_local_file_is_one_clear_line(tmp_path):
     with pytest.raises(WeightsError, match="no weights file at") as caught:
-        weights.locate("alexnet", tmp_path / "absent.pth")
+        weights.ensure_downloaded("alexnet", tmp_path / "absent.pth")
     assert str(tmp_path / "absent.pth") in one_line(caught)
 
 
 def test_weights_shipped_in_the_package_lie_beside_the_code(catalogued):
     catalogued(toy(None))
-    assert weights.path_of("toy", "official").parent == Path(weights.__file__).parent
+    assert weights.path_of("alexnet", "toy").parent == Path(weights.__file__).parent
     with pytest.raises(WeightsError, match="missing from the installed package"):
-        weights.locate("toy", "official")
+        weights.ensure_downloaded("alexnet", "toy")
 
 
 def test_random_weights_have_no_file():
     with pytest.raises(ConfigError, match="have no file"):
-        weights.locate("alexnet", "random:3")
+        weights.ensure_downloaded("alexnet", "random:3")
 
 
 # --- fetching ---------------------------------------------------------------------------------
@@ -196,17 +183,11 @@ def test_random_weights_have_no_file():
 def test_official_weights_are_fetched_once(server, catalogued, tmp_path):
     catalogued(toy(f"{server}/toy-weights.pth"))
     folder = tmp_path / "not" / "there yet"
-    path = weights.locate("toy", "official", folder)
+    path = weights.ensure_downloaded("alexnet", "toy", folder)
     assert path.read_bytes() == CONTENT
     assert [item.name for item in folder.iterdir()] == ["toy-weights.pth"]
     (tmp_path / "served" / "toy-weights.pth").unlink()
-    assert weights.locate("toy", "official", folder) == path
-
-
-def test_a_file_address_can_be_fetched_too(tmp_path):
-    source = settled(tmp_path / "source.pth")
-    weights.fetch(toy(source.as_uri()), tmp_path / "copy.pth")
-    assert (tmp_path / "copy.pth").read_bytes() == CONTENT
+    assert weights.ensure_downloaded("alexnet", "toy", folder) == path
 
 
 def test_fetching_is_logged_and_not_printed(server, tmp_path, caplog, capsys):
@@ -244,7 +225,9 @@ def test_offline_the_message_says_which_file_to_put_where(tmp_path, monkeypatch)
     monkeypatch.setenv("no_proxy", "*")
     url = "http://127.0.0.1:1/toy-weights.pth"
     target = tmp_path / "toy-weights.pth"
-    with pytest.raises(WeightsError, match=r"cannot fetch toy-weights\.pth \(") as caught:
+    with pytest.raises(
+        WeightsError, match=r"cannot fetch toy-weights\.pth: http.* refused\); put "
+    ) as caught:
         weights.fetch(toy(url), target)
     assert f"put {url} at '{target}' or pass features.weights=PATH" in one_line(caught)
 
@@ -255,63 +238,52 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(server, tmp_path):
         weights.fetch(toy(f"{server}/toy-weights.pth"), tmp_path / "file" / "toy.pth")
 
 
-def test_an_interrupted_fetch_leaves_nothing(server, tmp_path, monkeypatch):
-    def interrupt(source, part):
-        part.write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(weights, "_download", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        weights.fetch(toy(f"{server}/toy-weights.pth"), tmp_path / "kept" / "toy.pth")
-    assert list((tmp_path / "kept").iterdir()) == []
-
-
 # --- identity ---------------------------------------------------------------------------------
 
 
 def test_weights_are_identified_by_content_not_by_name(tmp_path):
     one, other = settled(tmp_path / "one.pth"), settled(tmp_path / "other.pth", CONTENT + b"!")
     copy = settled(tmp_path / "copy.pth")
-    assert weights.identify("alexnet", one) == weights.identify("alexnet", copy) == SHA256
-    assert weights.identify("alexnet", other) != SHA256
+    assert (
+        weights.weights_sha256("alexnet", one) == weights.weights_sha256("alexnet", copy) == SHA256
+    )
+    assert weights.weights_sha256("alexnet", other) != SHA256
 
 
 def test_identity_needs_no_readable_weights(tmp_path):
-    assert weights.identify("vgg16", settled(tmp_path / "no-network.pth", b"?"))
+    assert weights.weights_sha256("vgg16", settled(tmp_path / "no-network.pth", b"?"))
 
 
 def test_an_official_file_with_another_hash_is_refused(catalogued, tmp_path):
     catalogued(toy("http://127.0.0.1:1/toy-weights.pth", "00000000"))
     settled(tmp_path / "toy-weights.pth")
     with pytest.raises(WeightsError, match="damaged or not the official file") as caught:
-        weights.identify("toy", "official", tmp_path)
+        weights.weights_sha256("alexnet", "toy", tmp_path)
     assert f"starts with {SHA256[:8]} instead of 00000000; delete it" in one_line(caught)
 
 
 def test_an_official_file_may_be_put_there_by_hand(catalogued, tmp_path):
     catalogued(toy("http://127.0.0.1:1/toy-weights.pth"))
     settled(tmp_path / "toy-weights.pth")
-    assert weights.identify("toy", "official", tmp_path) == SHA256
+    assert weights.weights_sha256("alexnet", "toy", tmp_path) == SHA256
 
 
-def test_an_unchanged_file_is_read_once(tmp_path, monkeypatch):
-    path, memo = settled(tmp_path / "own.pth"), tmp_path / "memo" / "folder"
-    reads = count_reads(monkeypatch)
-    assert [weights.sha256_of(path, memo) for _ in range(3)] == [SHA256] * 3
-    assert len(reads) == 1
-    assert list(json.loads((memo / "weights-sha256.json").read_text()).values()) == [SHA256]
+def remembered(folder):
+    return list(json.loads((folder / "weights-sha256.json").read_text()).values())
 
 
-def test_another_spelling_of_the_path_is_the_same_file(tmp_path, monkeypatch):
-    path = settled(tmp_path / "own.pth")
-    (tmp_path / "sub").mkdir()
-    reads = count_reads(monkeypatch)
-    for spelling in (path, tmp_path / "sub" / ".." / "own.pth"):
-        assert weights.sha256_of(spelling, tmp_path) == SHA256
-    assert len(reads) == 1
+def test_an_unchanged_file_is_read_once(tmp_path):
+    path, folder = settled(tmp_path / "own.pth"), tmp_path / "hashes" / "folder"
+    assert weights.sha256_of(path, folder) == SHA256
+    assert remembered(folder) == [SHA256]
+    # Whoever forges what is remembered sees that it is believed, by any spelling of the path.
+    text = (folder / "weights-sha256.json").read_text().replace(SHA256, "forged")
+    (folder / "weights-sha256.json").write_text(text)
+    assert weights.sha256_of(path, folder) == "forged"
+    assert weights.sha256_of(tmp_path / "hashes" / ".." / "own.pth", folder) == "forged"
 
 
-def test_without_a_memo_nothing_is_written(tmp_path):
+def test_without_what_is_remembered_nothing_is_written(tmp_path):
     path = settled(tmp_path / "own.pth")
     assert weights.sha256_of(path) == SHA256
     assert list(tmp_path.iterdir()) == [path]
@@ -335,30 +307,56 @@ def test_a_file_that_may_still_be_changing_is_not_remembered(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[1, 2]", "null", '{"x": 3}', "\x00"])
-def test_a_damaged_memo_only_costs_time(damage, tmp_path):
+def test_a_damaged_memory_only_costs_time(damage, tmp_path):
     path = settled(tmp_path / "own.pth")
     (tmp_path / "weights-sha256.json").write_text(damage)
     assert weights.sha256_of(path, tmp_path) == SHA256
     assert weights.sha256_of(path, tmp_path) == SHA256
 
 
-def test_a_memo_that_cannot_be_written_only_costs_time(tmp_path):
+def test_what_is_remembered_that_cannot_be_written_only_costs_time(tmp_path):
     path = settled(tmp_path / "own.pth")
     (tmp_path / "file").write_text("in the way")
     assert weights.sha256_of(path, tmp_path / "file") == SHA256
 
 
-def test_two_files_share_a_memo(tmp_path, monkeypatch):
+def test_the_hashes_of_several_files_are_remembered(tmp_path):
     paths = [settled(tmp_path / f"{i}.pth", bytes([i])) for i in range(4)]
-    expected = [hashlib.sha256(bytes([i])).hexdigest() for i in range(4)]
-    reads = count_reads(monkeypatch)
-    for _ in range(2):
-        assert [weights.sha256_of(path, tmp_path) for path in paths] == expected
-    assert len(reads) == 4
+    found = [weights.sha256_of(path, tmp_path) for path in paths]
+    assert (
+        remembered(tmp_path) == found == [hashlib.sha256(bytes([i])).hexdigest() for i in range(4)]
+    )
 
 
 def test_an_unreadable_file_is_one_clear_line(tmp_path):
     with pytest.raises(WeightsError, match="cannot be read: No such file"):
         weights.sha256_of(tmp_path / "absent.pth")
-    with pytest.raises(WeightsError, match="cannot be read: Is a directory"):
+    with pytest.raises(WeightsError, match="cannot be read: "):
         weights.sha256_of(tmp_path)
+
+
+# --- references -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["imagenet", "random:3", "own.pth"])
+def test_a_reference_is_small_and_travels_by_pickle(text, tmp_path):
+    reference = BackboneRef("alexnet", text, tmp_path, tmp_path / "hashes")
+    again = pickle.loads(pickle.dumps(reference))
+    assert again == reference
+    assert again.info is backbones.describe("alexnet")
+
+
+def test_a_reference_knows_the_file_and_its_hash(tmp_path):
+    path = settled(tmp_path / "own.pth")
+    reference = BackboneRef("alexnet", path, hash_cache_dir=tmp_path)
+    assert (reference.path(), reference.weights_sha256()) == (path, SHA256)
+    assert remembered(tmp_path) == [SHA256]
+    assert BackboneRef("alexnet", "random").path() is None
+    with pytest.raises(ConfigError, match="unknown weights 'imagnet'"):
+        BackboneRef("alexnet", "imagnet").path()
+
+
+@pytest.mark.parametrize("given", [None, 7, ["imagenet"]])
+def test_weights_that_are_neither_a_name_nor_a_path_are_refused(given):
+    with pytest.raises(ConfigError, match="must be a name of the catalogue, random:SEED or"):
+        BackboneRef("alexnet", given)

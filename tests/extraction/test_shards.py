@@ -117,6 +117,8 @@ def test_workers_that_die_again_and_again_are_one_clear_line_and_a_later_run_goe
     assert [each.added for each in run_shards(dataset, tmp_path / "shards", shards=2)] == [44] * 2
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error")  # who stops it is not warned that he did
 def test_a_stopped_run_keeps_the_shards_that_are_finished(dataset, tmp_path):
     stop = threading.Event()
     stop.set()

@@ -22,11 +22,13 @@ def test_no_file_is_left_and_nothing_is_printed(tmp_path, monkeypatch, capfd):
 
 
 def test_memory_that_does_not_suffice_is_a_memory_error(monkeypatch):
+    import onnxruntime
+
     network = opened("onnxruntime", drawn("spp-mini"), ["spp"])
 
-    def fail(pixels):
+    def fail(*_):
         raise RuntimeError("[ONNXRuntimeError] : Failed to allocate memory for requested buffer")
 
-    monkeypatch.setattr(network, "_run_of", lambda layers: fail)
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", fail)
     with pytest.raises(MemoryError, match="requested buffer"):
         network.maps(noise(1, 64, 64), ["spp"])

@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 
 from spptransfer import backbones
-from spptransfer.backbones.tracing import trace
+from spptransfer.runtimes.graph import trace
 
 FAMILIES = ("alexnet", "resnet18", "resnet50", "squeezenet1_1", "mobilenet_v2", "zf5", "overfeat-5")
 
