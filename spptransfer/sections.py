@@ -109,18 +109,19 @@ def _explain(mistake: Mapping[str, Any], schema: Schema, where: str) -> str:
     """Say in one line what is wrong with which key."""
     keys, section, choices = _locate(schema, mistake["loc"])
     name = ".".join(repr(key)[1:-1] for key in ([where] if where else []) + keys)  # no line breaks
-    match mistake["type"]:
-        case "extra_forbidden":
-            return f"unknown key '{name}'; {suggestion(keys[-1], section.model_fields)}"
-        case "missing":
-            field = section.model_fields.get(keys[-1])
-            about = f": {field.description}" if field and field.description else ""
-            return f"'{name}' is missing{about}"
-        case "union_tag_not_found":
-            return f"'{name}.name' is missing; {suggestion('', choices)}"
-        case "union_tag_invalid":
-            tag = mistake["ctx"]["tag"]
-            return f"{name}.name: {tag!r} is unknown; {suggestion(tag, choices)}"
+    kind, field = mistake["type"], section.model_fields.get(keys[-1]) if keys else None
+    if kind == "extra_forbidden":
+        return f"unknown key '{name}'; {suggestion(keys[-1], section.model_fields)}"
+    if kind == "union_tag_not_found":
+        return f"'{name}.name' is missing; {suggestion('', choices)}"
+    if kind == "union_tag_invalid":
+        tag = mistake["ctx"]["tag"]
+        return f"{name}.name: {tag!r} is unknown; {suggestion(tag, choices)}"
+    nothing = mistake["input"] is None and field is not None and field.is_required()
+    if kind == "missing" or nothing:
+        return (
+            f"'{name}' is missing{f': {field.description}' if field and field.description else ''}"
+        )
     prefix = f"{name}: " if name else ""
     return f"{prefix}{_expectation(mistake)}{_given(mistake)}"
 

@@ -84,6 +84,7 @@ def test_a_mistake_is_one_line_that_names_the_key_and_what_is_allowed(section, t
         ({}, "'pet.name' is missing; allowed: cat, sea-dog"),
         ("cat", "pet: must be a mapping of keys, got 'cat'"),
         ({"name": "cat"}, "'pet.place' is missing: where it sleeps"),
+        ({"name": "cat", "place": None}, "'pet.place' is missing: where it sleeps"),
         (
             {"name": "cat", "livs": 1},
             "unknown key 'pet.livs'; did you mean 'lives'? allowed: name, ",

@@ -448,6 +448,11 @@ def fill(disk, free):
 LARGE = make_spec(levels=(40,))  # 19 kB a row
 
 
+def put_each(space, positions):
+    for position in positions:
+        put(space, [position], spec=LARGE)
+
+
 def test_a_disk_too_small_for_all_rows_is_refused_before_any_is_computed(small_disk):
     ballast = fill(small_disk, 200_000)
     with (
@@ -472,8 +477,7 @@ def test_a_disk_that_fills_up_meanwhile_keeps_what_is_finished(tmp_path, small_d
         put(space, [0, 1], spec=LARGE)
         ballast = fill(small_disk, free)
         with pytest.raises(CacheError, match=r"disk is full while writing .*a\.h5.*is kept"):
-            for position in range(2, 12):
-                put(space, [position], spec=LARGE)
+            put_each(space, range(2, 12))
     assert not path.exists()
     ballast.unlink()
     with writer(path, LARGE) as space:
