@@ -11,8 +11,8 @@ from drawn_network import CLASSES, drawn_tensors
 from PIL import Image
 from runtime_cases import PACKAGES, need
 from safetensors.torch import save_file
-
 from spptransfer.datasets.drawing import draw
+
 from spptransfer.images import decode, read_bytes, render
 from spptransfer.pretraining.evaluation import ViewAverager, load_classifier, make_scheme
 from spptransfer.runtimes import describe_runtime
