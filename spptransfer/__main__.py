@@ -9,13 +9,7 @@ from typing import Any
 
 
 def main() -> int:
-    """Import the command line and run it; Ctrl-C says the same during the first as later.
-
-    Returns
-    -------
-    int
-        As `spptransfer.cli.main`.
-    """
+    """Import the command line and run it; Ctrl-C says the same during the first as later."""
     # What a shell starts in the background ignores Ctrl-C, which stays so.
     listening = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if listening:

@@ -216,25 +216,7 @@ def _follow_registries() -> None:
 
 
 def read_pipeline(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Pipeline:
-    """Read and check a pipeline file.
-
-    Parameters
-    ----------
-    path : path-like
-        A YAML file.
-    overrides : sequence of str
-        ``section.key=value``, each replacing one value; values are YAML too.
-
-    Returns
-    -------
-    Pipeline
-
-    Raises
-    ------
-    ConfigError
-        If the file cannot be read, is no YAML mapping, or has an unknown key or a wrong value;
-        the message names the key and what is allowed.
-    """
+    """Read and check a pipeline file."""
     return parse_pipeline(read_mapping(path, Pipeline, overrides))
 
 
@@ -257,26 +239,7 @@ def parse_pipeline(values: Mapping[str, Any]) -> Pipeline:
 
 
 def cell_pipeline(pipeline: Pipeline, row: GridRow, column: GridColumn) -> Pipeline:
-    """Give the pipeline of one cell of a grid.
-
-    Parameters
-    ----------
-    pipeline : Pipeline
-        With a grid.
-    row, column : GridRow, GridColumn
-        Of that grid.
-
-    Returns
-    -------
-    Pipeline
-        Without a grid, with the values that row and column set.
-
-    Raises
-    ------
-    ConfigError
-        If a value is wrong or an unknown key is set, or row and column set the same key; the
-        message names the cell.
-    """
+    """Give the pipeline of one cell of a grid."""
     cell = f"grid cell '{row.label}' x '{column.label}'"
     for key in row.set:
         if key in column.set:

@@ -44,24 +44,7 @@ def stream_features(
     backbone: Backbone | BackboneRef,
     options: ComputeOptions,
 ) -> Iterator[DirectRows]:
-    """Compute features chunk by chunk, in the order of the images.
-
-    Parameters
-    ----------
-    sources : iterable of Path or ndarray of uint8
-        Files or arrays (H, W), (H, W, 3) or (H, W, 4).
-    selection : Selection
-        Levels and scales wanted, and their spec.
-    backbone : Backbone or BackboneRef
-        The network.
-    options : ComputeOptions
-        Where and by what to compute.
-
-    Yields
-    ------
-    DirectRows
-        Up to 128 rows.
-    """
+    """Compute features chunk by chunk, in the order of the images."""
     from spptransfer.extraction.extractor import Extractor, without_features  # imports torch
 
     remaining = iter(sources)

@@ -35,18 +35,6 @@ def atomic_write(path: Path, needed: int = 0) -> Iterator[Path]:
     Whatever happens before the rename leaves `path` as it was; the temporary file is removed, and
     after a kill `remove_leftovers` does so.
 
-    Parameters
-    ----------
-    path : Path
-        The final name.
-    needed : int, default=0
-        Bytes that the file will have, for the message where they do not fit.
-
-    Raises
-    ------
-    CacheError
-        If the disk is full or the folder cannot be written to.
-
     Examples
     --------
     >>> folder = Path(tempfile.mkdtemp())
@@ -91,13 +79,7 @@ def remove_leftovers(folder: Path, pattern: str = "*") -> None:
 
 @contextlib.contextmanager
 def os_errors_as_cache_error(path: Path, needed: int = 0) -> Iterator[None]:
-    """Turn what the system says while `path` is written into a one-line `CacheError`.
-
-    Raises
-    ------
-    CacheError
-        If the disk is full or the folder cannot be written to.
-    """
+    """Turn what the system says while `path` is written into a one-line `CacheError`."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # RuntimeError is HDF5's when it closes a file
@@ -193,19 +175,6 @@ def check_space(path: Path, needed: int) -> None:
 def exclusive_lock(path: Path, what: str) -> Iterator[None]:
     """Acquire the writer lock of a file or folder; it is released however the process ends.
 
-    Parameters
-    ----------
-    path : Path
-        The lock file; it holds who writes and since when, and is removed in the end.
-    what : str
-        What is protected, for messages, such as ``"the cache 'a.h5'"``.
-
-    Raises
-    ------
-    CacheError
-        If another process, or another thread of this one, holds the lock: the message says who
-        and since when. If the lock file cannot be written.
-
     Examples
     --------
     >>> lock = Path(tempfile.mkdtemp()) / "a.lock"
@@ -262,25 +231,7 @@ def sha256_of(path: Path) -> str:
 
 
 def download(urls: Sequence[str], sha256: str, path: Path, *, progress: bool = False) -> None:
-    """Fetch a file from the first address that gives it; it appears only whole and checked.
-
-    Parameters
-    ----------
-    urls : sequence of str
-        Addresses to try, in this order.
-    sha256 : str
-        Hash of the content, or the first digits of it.
-    path : Path
-        Where the file will stand; its folder is made.
-    progress : bool, default=False
-        Show a progress bar.
-
-    Raises
-    ------
-    OSError
-        If no address gives a file of that hash, with each one's reason; or if it cannot be
-        written.
-    """
+    """Fetch a file from the first address that gives it; it appears only whole and checked."""
     import pooch
 
     pooch.get_logger().setLevel(logging.WARNING)

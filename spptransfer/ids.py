@@ -18,20 +18,6 @@ _SHOWN = 8
 def encode(texts: Iterable[str]) -> npt.NDArray[np.bytes_]:
     r"""Encode strings as fixed-width UTF-8, which every HDF5 reader understands.
 
-    Parameters
-    ----------
-    texts : iterable of str
-        Bytes of file names that are no UTF-8, lone surrogates in Python, are kept as they are.
-
-    Returns
-    -------
-    ndarray of bytes, shape (n_texts,)
-
-    Raises
-    ------
-    ValueError
-        If one ends in a NUL or would not come back as it was.
-
     Examples
     --------
     >>> encode(["a", "bc"])
@@ -67,16 +53,6 @@ class Ids(Sequence[str]):
 
     It holds their UTF-8 text in one array as wide as the longest, and 8 bytes more per string
     once strings are looked up. It equals tuples and lists of the same strings.
-
-    Parameters
-    ----------
-    texts : iterable of str
-        The strings, in order; they may repeat.
-
-    Raises
-    ------
-    ValueError
-        As `encode`.
 
     Examples
     --------
@@ -187,18 +163,7 @@ class Ids(Sequence[str]):
         return np.argsort(self.encoded, kind="stable")
 
     def find(self, texts: Iterable[str]) -> npt.NDArray[np.intp]:
-        """Find strings.
-
-        Parameters
-        ----------
-        texts : iterable of str
-            In any order.
-
-        Returns
-        -------
-        ndarray of intp, shape (n_texts,)
-            Positions, -1 for those that are not here; the first place of those that repeat.
-        """
+        """Find strings."""
         if isinstance(texts, Ids):
             return self.find_encoded(texts.encoded)
         wanted = list(texts)
@@ -231,11 +196,6 @@ class Ids(Sequence[str]):
 
     def repetition(self) -> tuple[int, int] | None:
         """Return the positions of the first string that was there before, and of where it was.
-
-        Returns
-        -------
-        (int, int) or None
-            The earlier place and the later one; None where each string is different.
 
         Examples
         --------

@@ -82,23 +82,7 @@ def description() -> dict[str, Any]:
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Read an image file, refusing what is no regular file or beyond 512 MiB.
-
-    Parameters
-    ----------
-    path : path-like
-        The file.
-
-    Returns
-    -------
-    bytes
-        Its content.
-
-    Raises
-    ------
-    ImageError
-        If it is missing, unreadable, empty, too large, a directory, a pipe or a device.
-    """
+    """Read an image file, refusing what is no regular file or beyond 512 MiB."""
     path = Path(path)
     try:
         status = path.stat()
@@ -130,40 +114,12 @@ def content_digest(data: bytes) -> str:
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
-    """Read height and width in pixels, after turning upright, from the header alone.
-
-    Parameters
-    ----------
-    data : bytes
-        Content of an image file.
-
-    Raises
-    ------
-    ImageError
-        If it is no image of a known format, or has more than `MAX_PIXELS` pixels.
-    """
+    """Read height and width in pixels, after turning upright, from the header alone."""
     return _upright_size(_open(data))
 
 
 def decode(data: bytes, reduction: int = 1) -> Image.Image:
     """Decode the content of an image file to an upright 8-bit RGB image.
-
-    Parameters
-    ----------
-    data : bytes
-        Content of a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM file, whatever its name said.
-    reduction : {1, 2, 4, 8}, default=1
-        Decode a JPEG file to this fraction of its size, rounded up; others come whole.
-
-    Returns
-    -------
-    PIL.Image.Image
-        In mode RGB.
-
-    Raises
-    ------
-    ImageError
-        If the content is truncated, damaged, of another format, or beyond `MAX_PIXELS`.
 
     Examples
     --------
@@ -193,21 +149,6 @@ def _decode(image: Image.Image, reduction: int) -> Image.Image:
 def from_array(array: npt.ArrayLike) -> Image.Image:
     """Take an array as an image, with the same rules as for files.
 
-    Parameters
-    ----------
-    array : array-like of uint8, shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)
-        Grey, RGB or RGBA samples.
-
-    Returns
-    -------
-    PIL.Image.Image
-        In mode RGB.
-
-    Raises
-    ------
-    ImageError
-        If the shape or the dtype is another one.
-
     Examples
     --------
     >>> from_array(np.zeros((2, 5), dtype=np.uint8)).size
@@ -236,25 +177,6 @@ def check_view(view: str) -> View:
 def view_size(height: int, width: int, scale: int, view: View = "full") -> tuple[int, int]:
     """Return the size of a view in pixels: images share a batch if theirs are equal.
 
-    Parameters
-    ----------
-    height, width : int
-        Size of the upright image.
-    scale : int
-        Length of the smaller side after the resize.
-    view : {"full", "center_crop", "warp"}
-        The whole image, the central square of it, or the image squashed to a square.
-
-    Returns
-    -------
-    (int, int)
-        Height, width. The longer side of the full view is rounded half up.
-
-    Raises
-    ------
-    ImageError
-        If the resized image would have more than `MAX_VIEW_PIXELS` pixels.
-
     Examples
     --------
     >>> view_size(375, 500, 224)
@@ -270,23 +192,6 @@ def view_size(height: int, width: int, scale: int, view: View = "full") -> tuple
 
 def views(data: bytes, renderings: Sequence[tuple[int, View]]) -> tuple[npt.NDArray[np.uint8], ...]:
     """Decode the content of an image file and render it.
-
-    Parameters
-    ----------
-    data : bytes
-        As in `decode`.
-    renderings : sequence of (int, {"full", "center_crop", "warp"})
-        Scale and view of each; see `render`.
-
-    Returns
-    -------
-    tuple of ndarray of uint8, shape (H, W, 3)
-        In their order. Each depends on its own rendering alone.
-
-    Raises
-    ------
-    ImageError
-        As `decode` and `view_size`.
 
     Examples
     --------
@@ -313,22 +218,6 @@ def render(
 ) -> npt.NDArray[np.uint8]:
     """Resize an RGB image to a view at a scale.
 
-    Parameters
-    ----------
-    image : PIL.Image.Image
-        Upright, in mode RGB.
-    scale : int
-        Length of the smaller side after the resize, in pixels.
-    view : {"full", "center_crop", "warp"}
-        See `view_size`.
-    size : (int, int), optional
-        Height and width of the file's own image, where that was decoded at a fraction of it.
-
-    Returns
-    -------
-    ndarray of uint8, shape (H, W, 3)
-        The view; its size is `view_size` of the image's.
-
     Examples
     --------
     >>> render(Image.new("RGB", (500, 375)), 224).shape
@@ -345,18 +234,6 @@ def render(
 def reduction_of(shorter: int, scale: int) -> int:
     """Choose the fraction of its size that a JPEG file is decoded at.
 
-    Parameters
-    ----------
-    shorter : int
-        Length of the image's smaller side, in pixels.
-    scale : int
-        Length that it is to get.
-
-    Returns
-    -------
-    {1, 2, 4, 8}
-        Divisor of the size.
-
     Examples
     --------
     >>> reduction_of(375, 224), reduction_of(3000, 224)
@@ -367,18 +244,6 @@ def reduction_of(shorter: int, scale: int) -> int:
 
 def resize(image: Image.Image, height: int, width: int) -> npt.NDArray[np.uint8]:
     """Resize an RGB image.
-
-    Parameters
-    ----------
-    image : PIL.Image.Image
-        In mode RGB.
-    height, width : int
-        Size of the result, at least one pixel each.
-
-    Returns
-    -------
-    ndarray of uint8, shape (height, width, 3)
-        Bilinear; where the image gets smaller, averaged over what a pixel covers.
 
     Examples
     --------

@@ -395,11 +395,6 @@ def metrics_of(multi_label: bool) -> tuple[str, ...]:
 def metric_named(name: str) -> Metric:
     """Look a metric up by its full name.
 
-    Raises
-    ------
-    ConfigError
-        If there is no such metric; the message names the nearest one.
-
     Examples
     --------
     >>> metric_named("overall accuracy").kind

@@ -156,11 +156,6 @@ class PyramidNormalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 def check_steps(steps: Sequence[str]) -> None:
     """Validate the names of normalisation steps.
 
-    Raises
-    ------
-    ConfigError
-        If `steps` is no sequence, or a step is unknown or occurs twice.
-
     Examples
     --------
     >>> check_steps(["signed_sqrt", "l2"])

@@ -74,20 +74,6 @@ def named_section(
 def check(schema: type[Model], values: Mapping[str, Any], where: str = "") -> Model:
     """Check a mapping against a schema.
 
-    Parameters
-    ----------
-    schema : type
-        A pydantic model.
-    values : mapping
-        What a user gave.
-    where : str, default=""
-        The section that the values are, for messages.
-
-    Raises
-    ------
-    ConfigError
-        With one line for the first mistake; it names the key and what is allowed.
-
     Examples
     --------
     >>> class Bread(Section):

@@ -191,11 +191,6 @@ def _derivation(pooling: Pooling, flip: bool) -> Pooling:
 def check_scales(scales: Iterable[int]) -> tuple[int, ...]:
     """Validate scales and keep their order.
 
-    Raises
-    ------
-    ConfigError
-        If there is none, one is not a whole number of at least 1, or one is given twice.
-
     Examples
     --------
     >>> check_scales([224, 392])

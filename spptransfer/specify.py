@@ -110,13 +110,7 @@ def preprocessing_of(info: BackboneInfo) -> dict[str, Any]:
 
 
 def check_current(spec: FeatureSpec, info: BackboneInfo) -> None:
-    """Make sure that features computed now are those that a model was trained on.
-
-    Raises
-    ------
-    ModelError
-        If images were decoded, resized or computed in another way.
-    """
+    """Make sure that features computed now are those that a model was trained on."""
     if (spec.preprocessing, spec.numerics) != (preprocessing_of(info), NUMERICS_VERSION):
         raise ModelError(
             "the model was trained on features of another version of spptransfer, which decoded, "
@@ -140,11 +134,6 @@ def _whole_map(
 
 def whole_numbers(name: str, values: Sequence[int], example: str) -> tuple[int, ...]:
     """Validate a list of whole numbers, numpy's among them, and keep its order.
-
-    Raises
-    ------
-    ConfigError
-        If it is no list; the message names `name` and the right `example`.
 
     Examples
     --------

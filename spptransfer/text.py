@@ -8,17 +8,6 @@ from collections.abc import Mapping, Sequence
 def listed(names: Sequence[str], shown: int = 8) -> str:
     """List the first of some names, and count the others.
 
-    Parameters
-    ----------
-    names : sequence of str
-        In the order to show.
-    shown : int, default=8
-        How many are named at the most.
-
-    Returns
-    -------
-    str
-
     Examples
     --------
     >>> listed([str(number) for number in range(10)])
@@ -31,16 +20,6 @@ def listed(names: Sequence[str], shown: int = 8) -> str:
 def counted(numbers: Mapping[str, int]) -> str:
     """List names with their numbers, the most frequent first.
 
-    Parameters
-    ----------
-    numbers : mapping of str to int
-        How many there are of each.
-
-    Returns
-    -------
-    str
-        As `listed`.
-
     Examples
     --------
     >>> counted({"tset": 7, "dev": 12})
@@ -52,20 +31,6 @@ def counted(numbers: Mapping[str, int]) -> str:
 
 def plural(number: int, noun: str, nouns: str | None = None) -> str:
     """Write a number with its noun in the right form.
-
-    Parameters
-    ----------
-    number : int
-        How many.
-    noun : str
-        The name of one.
-    nouns : str or None, default=None
-        The name of several; `noun` and an "s" when None.
-
-    Returns
-    -------
-    str
-        Number and noun.
 
     Examples
     --------

@@ -16,27 +16,7 @@ from spptransfer.errors import ConfigError
 def read_mapping(
     path: str | os.PathLike[str], schema: type[BaseModel], overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
-
-    Parameters
-    ----------
-    path : path-like
-        The file.
-    schema : type
-        The model that it will be checked against, for the message where it has no keys.
-    overrides : sequence of str
-        ``section.key=value``, each replacing one value; values are YAML too.
-
-    Returns
-    -------
-    dict
-        Not yet checked against a schema.
-
-    Raises
-    ------
-    ConfigError
-        If the file cannot be read or is no YAML mapping, or an override is no assignment.
-    """
+    """Read a YAML file that holds a mapping."""
     try:
         values = yaml.load(Path(path).read_text("utf-8-sig"), _StrictLoader)
     except OSError as error:
@@ -54,11 +34,6 @@ def read_mapping(
 
 def override(values: Mapping[str, Any], assignment: str) -> dict[str, Any]:
     """Copy nested mappings with the value replaced that ``section.key=value`` names.
-
-    Raises
-    ------
-    ConfigError
-        If it is no assignment, or the value no YAML.
 
     Examples
     --------
@@ -78,28 +53,7 @@ def override(values: Mapping[str, Any], assignment: str) -> dict[str, Any]:
 
 
 def replace(values: Mapping[str, Any], name: str, value: Any, what: str) -> dict[str, Any]:
-    """Copy nested mappings with one value replaced.
-
-    Parameters
-    ----------
-    values : mapping
-        Sections of keys and values.
-    name : str
-        ``section.key``.
-    value : object
-        The new value.
-    what : str
-        What messages call the replacement.
-
-    Returns
-    -------
-    dict
-
-    Raises
-    ------
-    ConfigError
-        If the name is none.
-    """
+    """Copy nested mappings with one value replaced."""
     keys = name.strip().split(".")
     if not all(keys):
         raise ConfigError(f"{what}: expected section.key=value")

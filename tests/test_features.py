@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from image_files import encode, picture, rotated_by_exif
 from PIL import Image, ImageOps
 from sklearn.base import clone
+from spptransfer.resizing import resize
 
 from spptransfer import SPPFeatures, backbones, images
 from spptransfer.errors import ConfigError, ImageError, WeightsError
 from spptransfer.pyramid import SpatialPyramidPooling
-from spptransfer.resizing import resize
 from spptransfer.specify import feature_spec
 
 NETWORK = ("squeezenet1_1", "random:0")

@@ -1,32 +1,133 @@
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
-from spptransfer.specify import feature_spec
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from spptransfer import backbones, images
+from spptransfer.backbones import BackboneRef
+from spptransfer.errors import ConfigError, ModelError
+from spptransfer.pyramid import SpatialPyramidPooling
+from spptransfer.specify import check_current, feature_spec, preprocessing_of
+
+MINI = BackboneRef("spp-mini", "embedded")
 
 
 def test_a_spec_is_equal_however_levels_and_scales_are_written():
-    mini = {"backbone": "spp-mini", "weights": "embedded"}
-    spec = feature_spec(**mini, levels=(6, 3, 2, 1), scales=(64, 96))
-    same = feature_spec(**mini, levels=[1, 6], scales=[96, 64])
-    assert spec == same
-    assert spec.fingerprint == same.fingerprint
+    spec = feature_spec(MINI, levels=(6, 3, 2, 1), scales=(64, 96))
+    for levels, scales in (([1, 6], [96, 64]), (np.array([6]), np.array([64, 96]))):
+        same = feature_spec(MINI, levels=levels, scales=scales)
+        assert spec == same
+        assert spec.fingerprint == same.fingerprint
 
 
 def test_auto_precision_is_float32():
-    auto, single = (
-        feature_spec(backbone="spp-mini", weights="embedded", precision=precision)
-        for precision in ("auto", "float32")
-    )
-    assert auto == single
+    assert feature_spec(MINI) == feature_spec(MINI, precision="float32")
+    assert feature_spec(MINI).precision == "float32"
+
+
+def test_a_backbone_by_name_and_a_loaded_one_have_one_spec():
+    loaded = backbones.load("spp-mini", "embedded", layer=["conv3", "fc6"])
+    for layer in ("conv3", "fc6"):
+        assert feature_spec(loaded, layer=layer) == feature_spec(MINI, layer=layer)
+
+
+def test_a_module_of_ones_own_is_known_by_its_name_and_its_numbers():
+    def spec(weight, name="mine"):
+        module = nn.Sequential(nn.Conv2d(3, 2, 3, stride=4))
+        nn.init.constant_(module[0].weight, weight)
+        nn.init.zeros_(module[0].bias)
+        backbone = backbones.from_module(module, "0", mean=[0.5] * 3, std=[0.2] * 3, name=name)
+        return feature_spec(backbone, layer="0", scales=[64])
+
+    assert spec(1.0) == spec(1.0)
+    assert spec(1.0).preprocessing["std"] == [0.2] * 3
+    assert len({spec(1.0).fingerprint, spec(2.0).fingerprint, spec(1.0, "other").fingerprint}) == 3
+
+
+def test_vectors_have_no_levels_and_no_pooling():
+    plain = feature_spec(MINI, layer="fc6")
+    assert plain.levels == ()
+    assert feature_spec(MINI, layer="fc6", levels=[], pooling="mean") == plain
+
+
+@pytest.mark.parametrize("view", ["center_crop", "warp"])
+@pytest.mark.parametrize("layer", ["conv1", "conv3", "spp"])
+@pytest.mark.parametrize("scale", [17, 64, 99])
+def test_without_levels_the_bins_are_the_cells_of_the_map(view, layer, scale):
+    spec = feature_spec(MINI, layer=layer, levels=[], scales=[scale], view=view)
+    backbone = MINI.load([layer])
+    assert feature_spec(backbone, layer=layer, levels=[], scales=[scale], view=view) == spec
+    maps = backbone.maps_of(torch.randn(2, 3, scale, scale), [layer])[layer]
+    assert maps.shape[2:] == spec.levels * 2
+    assert SpatialPyramidPooling(spec.levels)(maps).equal(maps.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"levels": []}, "whose size differs .* allowed views: center_crop, warp"),
+        (
+            {"levels": [], "view": "warp", "scales": [64, 96]},
+            r"at one scale, not at \[64, 96\]",
+        ),
+        ({"layer": "conv9"}, "unknown layer 'conv9'"),
+        ({"scales": [2]}, "scales: 2 is too small for 'spp-mini'; at least"),
+        ({"scales": 64}, r"scales: 64 must be a list of whole numbers, as \[224\]"),
+        ({"levels": "63"}, "levels: '63' must be a list of whole numbers"),
+        ({"flip": 1}, "flip: 1 must be True or False"),
+        ({"precision": "float8"}, "precision: 'float8' is unknown"),
+        ({"storage": "int8"}, "storage: 'int8' is unknown"),
+        ({"view": "zoom"}, "view: 'zoom' is unknown"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(given, message):
+    with pytest.raises(ConfigError, match=message) as told:
+        feature_spec(MINI, **given)
+    assert "\n" not in str(told.value)
 
 
 def test_making_a_spec_of_a_file_imports_no_torch(tmp_path):
     (tmp_path / "a.pth").write_bytes(b"whatever")
     code = (
         "import sys; from spptransfer.specify import feature_spec; "
-        f"feature_spec(backbone='alexnet', weights={str(tmp_path / 'a.pth')!r}); "
+        "from spptransfer.backbones import BackboneRef; "
+        f"feature_spec(BackboneRef('alexnet', {str(tmp_path / 'a.pth')!r})); "
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- decoding, resizing, mean and std ----
+
+
+@pytest.mark.parametrize("name", ["alexnet", "spp-mini", "zf5"])
+def test_the_preprocessing_says_how_images_are_made_and_normalised(name):
+    info = backbones.describe(name)
+    found = preprocessing_of(info)
+    assert found.items() >= images.description().items()
+    assert (found["mean"], found["std"]) == (list(info.mean), list(info.std))
+
+
+def test_a_spec_of_this_version_is_current():
+    check_current(feature_spec(MINI), MINI.info)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"preprocessing": {**preprocessing_of(MINI.info), "resize": "another library's"}},
+        {"preprocessing": {**preprocessing_of(MINI.info), "mean": [0, 0, 0]}},
+        {"preprocessing": {}},
+        {"numerics": 0},
+    ],
+)
+def test_a_spec_of_another_version_is_refused_in_one_line(changes):
+    with pytest.raises(ModelError, match="another version of spptransfer") as told:
+        check_current(dataclasses.replace(feature_spec(MINI), **changes), MINI.info)
+    assert "\n" not in str(told.value)

@@ -71,17 +71,7 @@ def cut(network: Network, layer: LayerInfo) -> tuple[nn.Sequential, nn.Sequentia
 
 @dataclass(frozen=True)
 class Cut:
-    """The part of a network that computes some of its layers, each from the one before.
-
-    Attributes
-    ----------
-    trunk : Sequential
-        From the image to the deepest map that a layer needs.
-    head : Sequential or None
-        From the map ``"spp"`` to the deepest vector; None if all layers are maps.
-    ends : mapping of str to (int, int)
-        By layer, after how many modules of the trunk and of the head it is there.
-    """
+    """The part of a network that computes some of its layers, each from the one before."""
 
     trunk: nn.Sequential
     head: nn.Sequential | None
@@ -108,12 +98,6 @@ def fold_batch_norms(network: nn.Module) -> None:
     The folded parameters are computed in float64 and rounded once; each folded batch norm is
     replaced by an identity. Only the statistics of evaluation are represented, so the network
     cannot be trained any further. Subclasses, which may do more, are left as they are.
-
-    Parameters
-    ----------
-    network : Module
-        Network in which a batch norm that follows a convolution among its parent's children is
-        applied directly to that convolution's output.
 
     Examples
     --------
@@ -143,29 +127,6 @@ class ConvBackbone(nn.Module):
 
     Made by `load`: batch norms are folded into the convolutions, no parameter wants a gradient,
     and nothing in it behaves differently in training. It is a `Backbone`.
-
-    Parameters
-    ----------
-    info : BackboneInfo
-        The network's entry in the catalogue.
-    weights_sha256 : str
-        Identity of the weights.
-    cut : Cut
-        Trunk and head, and where in them each layer ends.
-
-    Attributes
-    ----------
-    layers : tuple of str
-        Layers it computes, in the order of computation.
-    layer : str
-        The deepest of them.
-    trunk : Sequential
-        From the image to a map.
-    head : Sequential or None
-        From that map to a vector, with the pyramid it was trained on; None if all layers are
-        maps.
-    channels_last : bool
-        That weights and images may lie so in memory.
     """
 
     channels_last = True

@@ -26,14 +26,7 @@ _OPTIONAL = "num_batches_tracked"
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a ``.safetensors`` file, or a ``.pth`` file with a state dict, onto the CPU.
-
-    Raises
-    ------
-    WeightsError
-        If the file is damaged, or holds anything but tensors by name. Code that a pickle
-        carries is never run.
-    """
+    """Read a ``.safetensors`` file, or a ``.pth`` file with a state dict, onto the CPU."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -85,15 +78,7 @@ def _has_plain_numbers(tensor: torch.Tensor) -> bool:
 def load_into(
     network: Network, tensors: Tensors, info: BackboneInfo, layer: LayerInfo, origin: str
 ) -> None:
-    """Give a network, on any device, the tensors that a layer needs, in float32.
-
-    Raises
-    ------
-    WeightsError
-        If a tensor that the layer needs is missing or has another shape, or one has a name
-        that the whole network does not know. Says for which layers the weights suffice; the
-        weights are called `origin`.
-    """
+    """Give a network, on any device, the tensors that a layer needs, in float32."""
     problems = _problems(network, tensors, layer)
     if problems:
         enough = [other.name for other in info.layers if not _problems(network, tensors, other)]

@@ -107,13 +107,7 @@ def _shaped_as(info: BackboneInfo, path: Path) -> Network:
 
 
 def layers_fitting(info: BackboneInfo, path: Path) -> tuple[str, ...]:
-    """List the layers of a network that the weights of a file suffice for.
-
-    Raises
-    ------
-    WeightsError
-        If the file is damaged, or fits no layer.
-    """
+    """List the layers of a network that the weights of a file suffice for."""
     tensors = read_tensors(path)
     built = _shaped_as(info, path)
     fitting, misfit = [], WeightsError(f"weights '{path}' fit no layer of '{info.name}'")
@@ -137,13 +131,7 @@ def load_random(info: BackboneInfo, layers: Sequence[LayerInfo], seed: int) -> C
 def load_file(
     info: BackboneInfo, layers: Sequence[LayerInfo], path: Path, sha256: str
 ) -> ConvBackbone:
-    """Cut a network with the weights of a file at some layers.
-
-    Raises
-    ------
-    WeightsError
-        If the file is damaged or does not fit.
-    """
+    """Cut a network with the weights of a file at some layers."""
     tensors = read_tensors(path)
     built = _shaped_as(info, path)
     deepest = max(layers, key=info.layers.index)  # what it needs, all of them need together

@@ -66,7 +66,7 @@ class WithinChannelNorm(nn.Module):
 
 
 class AcrossChannelsNorm(nn.Module):
-    """Torch's local response normalisation over five channels, safe in float16."""
+    """Torch's local response normalisation over five channels, for all precisions."""
 
     def __init__(self, alpha: float, beta: float) -> None:
         super().__init__()
@@ -74,7 +74,8 @@ class AcrossChannelsNorm(nn.Module):
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """Normalise N x C x H x W maps."""
-        if _overflows(maps):
+        # On a CPU torch has no bfloat16 for it.
+        if _overflows(maps) or maps.dtype is torch.bfloat16:
             return self.norm(maps.float()).to(maps.dtype)
         return self.norm(maps)
 

@@ -28,17 +28,7 @@ def network(name: str, num_classes: int) -> Network:
 
 
 class PlainNet(Network):
-    """A stack of convolutions, a pyramid and a classifier, with torchvision's key names.
-
-    Parameters
-    ----------
-    features, classifier : Sequential
-        Before and after the pyramid.
-    level : int
-        The pyramid's only one.
-    map_ends, vector_ends : mapping of str to int
-        After how many modules of `features`, or of `classifier`, a layer's activation is there.
-    """
+    """A stack of convolutions, a pyramid and a classifier, with torchvision's key names."""
 
     def __init__(
         self,

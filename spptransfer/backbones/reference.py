@@ -175,11 +175,6 @@ def load(
 def layers_within(reference: BackboneRef) -> tuple[str, ...]:
     """List the layers of a backbone that weights suffice for, in the order of computation.
 
-    Raises
-    ------
-    WeightsError
-        If the weights are absent and cannot be fetched, are damaged, or fit no layer.
-
     Examples
     --------
     >>> layers_within(BackboneRef("spp-mini", "embedded"))[-2:]

@@ -33,32 +33,7 @@ def export(
     scales: Sequence[int] | None = None,
     combine: Combine = "concat",
 ) -> int:
-    """Write chosen features with ids and labels to a file of another kind.
-
-    Parameters
-    ----------
-    cache : FeatureCache
-        Where they are.
-    path : Path
-        The file; its suffix says which kind: ``.npz`` with the arrays ``ids``, ``features``,
-        ``columns`` and, where there are labels, ``labels``; ``.csv`` or ``.parquet`` with a row
-        per image and a named column per number. Bytes of an id that are no UTF-8 stay what they
-        are in the first two, and are escapes in the last.
-    ids, levels, scales, combine
-        As in `FeatureCache.matrix`.
-
-    Returns
-    -------
-    int
-        Number of rows written.
-
-    Raises
-    ------
-    ConfigError
-        If the suffix is unknown or pyarrow is needed and absent.
-    CacheError
-        If an id, level or scale is not there, or the file cannot be written.
-    """
+    """Write chosen features with ids and labels to a file of another kind."""
     if path.suffix not in FORMATS:
         raise ConfigError(f"export: '{path.name}' must end in one of {', '.join(FORMATS)}")
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:

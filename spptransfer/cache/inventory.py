@@ -23,30 +23,7 @@ from spptransfer.spec import FeatureSpec
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """What is known of a cache, finished or not.
-
-    Attributes
-    ----------
-    path : Path
-        The cache file.
-    bytes : int
-        Room that the file and its unfinished ones take on the disk.
-    complete : bool
-        Whether the file is there and no unfinished one beside it.
-    rows, failed : int
-        Rows with and without features; of the unfinished files where there is no finished one,
-        where a row that was being copied from one to the other counts twice.
-    dataset : str
-        Name of the dataset.
-    spec : FeatureSpec or None
-        What determines the values; None where nothing readable is there.
-    computed_by : tuple of str
-        Names and versions of what computed the rows.
-    error : str
-        Why the file cannot be read, if so.
-    foreign : bool
-        Whether that is because it is no cache of ours.
-    """
+    """What is known of a cache, finished or not."""
 
     path: Path
     bytes: int
@@ -102,22 +79,7 @@ def is_begun(path: Path) -> bool:
 
 
 def inspect(path: Path) -> CacheInfo:
-    """Describe one cache without raising for whatever is wrong with it.
-
-    Parameters
-    ----------
-    path : Path
-        The cache file; it may be unfinished.
-
-    Returns
-    -------
-    CacheInfo
-
-    Raises
-    ------
-    CacheError
-        If neither the file nor an unfinished one is there.
-    """
+    """Describe one cache without raising for whatever is wrong with it."""
     partials = partial_files(path)
     if not path.exists() and not partials:
         raise CacheError(f"there is no cache '{path}'")
@@ -147,18 +109,7 @@ def _count(file: RowFile) -> tuple[int, int]:
 
 
 def list_caches(folder: Path) -> list[CacheInfo]:
-    """List the caches in a folder, finished or not, by name.
-
-    Parameters
-    ----------
-    folder : Path
-        Where caches lie.
-
-    Returns
-    -------
-    list of CacheInfo
-        Files that are no caches of ours are left out, damaged ones are in.
-    """
+    """List the caches in a folder, finished or not, by name."""
     finished = {path for path in folder.glob("*.h5") if path.is_file()}
     unfinished = set(map(cache_of, unfinished_in(folder)))
     infos = [inspect(path) for path in sorted(finished | unfinished)]
@@ -168,24 +119,7 @@ def list_caches(folder: Path) -> list[CacheInfo]:
 def prune(
     folder: Path, keep: Collection[Path] = (), *, dry_run: bool = True, caches: bool = True
 ) -> list[Removal]:
-    """Remove unfinished files and caches that nobody refers to.
-
-    Parameters
-    ----------
-    folder : Path
-        Where caches lie.
-    keep : collection of Path
-        Caches that pipeline files refer to; these and their unfinished files stay.
-    dry_run : bool, default=True
-        Only say what would go.
-    caches : bool, default=True
-        Whether finished caches go too, and not unfinished files alone.
-
-    Returns
-    -------
-    list of Removal
-        What goes. What a running process is writing stays.
-    """
+    """Remove unfinished files and caches that nobody refers to."""
     kept = {path.resolve() for path in keep}
     found = [
         Removal(file, bytes_held(file), "an unfinished file") for file in unfinished_in(folder)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -134,26 +134,7 @@ def short_text(text: str, dtype: str = _COLUMNS["error"]) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """All that is known of a file before its first row.
-
-    Parameters
-    ----------
-    spec : FeatureSpec
-        What determines the values.
-    channels : int
-        Channels of the spec's layer.
-    dataset : str
-        Name of the dataset.
-    ids : Ids
-        Ids of all rows, at least one, each different.
-    labels : Labels or None
-        Their labels.
-
-    Raises
-    ------
-    CacheError
-        If the labels are not what a file can hold for so many rows.
-    """
+    """All that is known of a file before its first row; parameters as of `CacheWriter`."""
 
     spec: FeatureSpec
     channels: int
@@ -173,17 +154,12 @@ class Layout:
         return self.ids.narrow().encoded
 
     @property
-    def row_bytes(self) -> int:
-        """Bytes of a row behind the head, but for the id."""
-        blocks = blocks_of(self.spec, self.channels)
-        found = row_datasets(1, self.spec.storage, blocks).values()
-        return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in found)
-
-    @property
     def needed(self) -> int:
         """Bytes that the file will have, about."""
-        row = self.row_bytes + self.encoded_ids.itemsize + 3 * 8 + CHECKSUM_BYTES
-        return 3 * self._metadata_bytes + len(self.ids) * row
+        blocks, count = blocks_of(self.spec, self.channels), len(self.ids)
+        found = row_datasets(count, self.spec.storage, blocks) | head_datasets(count)
+        rows = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in found.values())
+        return 3 * self._metadata_bytes + rows + self.encoded_ids.nbytes
 
     @property
     def _metadata_bytes(self) -> int:
@@ -202,21 +178,13 @@ class Layout:
             hasher.update(np.ascontiguousarray(self.labels.targets).tobytes())
         return hasher.hexdigest()
 
-    def attributes(self) -> Mapping[str, Any]:
-        """Return the attributes of the HDF5 root group."""
-        return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "spec": json.dumps(self.spec.to_dict()),
-            "fingerprint": self.spec.fingerprint,
-            "channels": self.channels,
-            "dataset": self.dataset,
-            "written_by": f"spptransfer {__version__}",
-        }
-
     def create(self, path: Path) -> None:
         """Make a file with room for every row, which takes nothing on the disk yet."""
-        count, room = len(self.ids), _room()
+        count, blocks = len(self.ids), blocks_of(self.spec, self.channels)
+        # A dataset takes its place at once, and has there what the disk has: zeros.
+        room = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        room.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        room.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
         options = {
             "meta_block_size": self._metadata_bytes,
             "alignment_threshold": PAGE,
@@ -224,7 +192,15 @@ class Layout:
             "locking": False,
         }
         with h5py.File(path, "w", userblock_size=PAGE, **options) as file:
-            file.attrs.update(self.attributes())
+            file.attrs.update(
+                format=FORMAT,
+                format_version=FORMAT_VERSION,
+                spec=json.dumps(self.spec.to_dict()),
+                fingerprint=self.spec.fingerprint,
+                channels=self.channels,
+                dataset=self.dataset,
+                written_by=f"spptransfer {__version__}",
+            )
             if self.labels is not None:
                 file["labels/classes"] = encode(self.labels.classes)
                 file["labels/targets"] = self.labels.targets
@@ -235,7 +211,6 @@ class Layout:
         # HDF5 puts small datasets into what is left of a block of small ones. Closing the file
         # ends that block, so that from here on all rows come to lie behind the head.
         with h5py.File(path, "r+", **options) as file:
-            blocks = blocks_of(self.spec, self.channels)
             for block in blocks:
                 file.require_group(block.name.rpartition("/")[0])
             file.create_dataset("rows/id", (count,), self.encoded_ids.dtype, dcpl=room)
@@ -243,14 +218,6 @@ class Layout:
                 file.create_dataset(name, shape, dtype, dcpl=room)
             for run in row_runs(count, self.encoded_ids.itemsize):
                 file["rows/id"][run] = self.encoded_ids[run]
-
-
-def _room() -> h5py.h5p.PropDCID:
-    """Have a dataset take its place at once, and leave there what the disk has: zeros."""
-    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    return creation
 
 
 def _storable(labels: Labels, count: int) -> Labels | None:

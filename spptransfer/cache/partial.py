@@ -18,6 +18,7 @@ from spptransfer.cache.layout import PAGE, Layout, short_text
 from spptransfer.cache.rows import PENDING, FeatureRows, RowTable, checksums
 from spptransfer.cache.seal import DamagedFileError, Seal
 from spptransfer.cache.stored import RowFile
+from spptransfer.errors import CacheError
 from spptransfer.files import sync_file, sync_folder, temporary_name
 
 _NAME = re.compile(r"(.+)\.[0-9a-f]{12}\.partial", re.DOTALL)
@@ -47,25 +48,12 @@ def cache_of(partial: Path) -> Path:
 
 
 class PartialFile(RowFile):
-    """An unfinished file, opened for writing or, of an earlier run, for taking rows over.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    writable : bool, default=False
-        Whether rows are to be written.
-
-    Raises
-    ------
-    CacheError
-        As in `RowFile`.
-    """
+    """An unfinished file, opened for writing or, of an earlier run, for taking rows over."""
 
     def __init__(self, path: Path, *, writable: bool = False) -> None:
-        super().__init__(path, writable=writable)
-        self._writing = threading.Lock()
+        self._writing = threading.RLock()
         self._failed = False
+        super().__init__(path, writable=writable)
 
     @classmethod
     def create(cls, path: Path, layout: Layout) -> PartialFile:
@@ -78,13 +66,7 @@ class PartialFile(RowFile):
         return cls(path, writable=True)
 
     def check_layout(self, layout: Layout) -> None:
-        """Refuse a file that another list of rows belongs to, or other labels.
-
-        Raises
-        ------
-        DamagedFileError
-            If that is so, for its name says otherwise.
-        """
+        """Refuse a file that another list of rows belongs to, or other labels."""
         labels, targets = layout.labels, self.targets
         same = self.spec == layout.spec and self.dataset == layout.dataset
         same &= np.array_equal(self.column("id"), layout.encoded_ids)
@@ -111,25 +93,11 @@ class PartialFile(RowFile):
         known: npt.NDArray[np.uint8] | None = None,
         durable: bool = True,
     ) -> None:
-        """Write rows where they will stay; several threads may do so at once.
-
-        Parameters
-        ----------
-        positions : ndarray of int, shape (n_rows,)
-            Numbers of the rows in the file, ascending.
-        table, features
-            The rows.
-        known : ndarray of uint8, shape (n_rows, 16), optional
-            Checksums of rows that were just compared with them: what was checked is vouched for
-            from end to end.
-        durable : bool, default=True
-            Force them onto the disk.
-        """
+        """Write rows where they will stay; several threads may do so at once."""
         columns = table.columns()
         values = {b: features[b].astype(self.spec.storage, copy=False) for b in self.blocks}
         recorded = checksums(columns, values, self.blocks) if known is None else known
-        if not np.array_equal(columns.pop("id"), self._rows("rows/id", positions)):
-            raise ValueError(f"rows {positions} are not those of the file")
+        ids = columns.pop("id")
         status = columns.pop("status")
         numbers = {f"rows/{name}": column for name, column in columns.items()}
         numbers |= {block.name: column for block, column in values.items()}
@@ -137,6 +105,10 @@ class PartialFile(RowFile):
         # first, and is forced there before them: the system writes in any order until it is told.
         # A row that is written over stops counting before anything of it changes.
         with self._writing:
+            if not self._data:
+                raise CacheError(f"'{self.path}' is no longer being written")
+            if not np.array_equal(ids, self._rows("rows/id", positions)):
+                raise ValueError(f"rows {positions} are not those of the file")
             if self._rows("rows/status", positions).any():
                 self._write({"rows/status": np.zeros_like(status)}, positions, durable)
             self._write(numbers, positions, durable)
@@ -202,7 +174,7 @@ class PartialFile(RowFile):
 
     def close(self) -> None:
         """Let go of the file, which stays as it is."""
-        with contextlib.suppress(OSError, RuntimeError):  # nothing waits to be written
+        with self._writing, contextlib.suppress(OSError, RuntimeError):  # HDF5 holds nothing back
             super().close()
 
 

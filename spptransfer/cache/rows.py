@@ -94,21 +94,7 @@ class RowTable:
 def checksums(
     columns: Mapping[str, npt.NDArray[Any]], features: FeatureRows, blocks: Sequence[Block]
 ) -> npt.NDArray[np.uint8]:
-    """Compute BLAKE2b-128 over the id, the checked columns and the features of every row.
-
-    Parameters
-    ----------
-    columns : mapping of str to ndarray
-        As `RowTable.columns` gives them.
-    features : mapping of Block to ndarray
-        The features.
-    blocks : sequence of Block
-        The order of the features.
-
-    Returns
-    -------
-    ndarray of uint8, shape (n_rows, 16)
-    """
+    """Compute BLAKE2b-128 over the id, the checked columns and the features of every row."""
     ids = columns["id"].tolist()
     table = [_bytes(columns[name]) for name in CHECKED]
     parts = [np.concatenate(table, axis=1), *(_bytes(features[block]) for block in blocks)]

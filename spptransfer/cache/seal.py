@@ -56,13 +56,7 @@ class Seal:
 
     @classmethod
     def read(cls, file: IO[bytes], path: Path) -> Seal:
-        """Read the first page and compare the file with it, without trusting what it says.
-
-        Raises
-        ------
-        CacheError
-            If the file is foreign, empty, of another version, unfinished, truncated or damaged.
-        """
+        """Read the first page and compare the file with it, without trusting what it says."""
         file.seek(0)
         page = file.read(PAGE)
         title = _TITLE.match(page)

@@ -58,13 +58,7 @@ class Selection:
         scales: Sequence[int] | None = None,
         combine: Combine = "concat",
     ) -> Selection:
-        """Check a choice against what is stored; None stands for everything stored.
-
-        Raises
-        ------
-        CacheError
-            If a level or scale does not follow from what is stored.
-        """
+        """Check a choice against what is stored; None stands for everything stored."""
         if combine not in COMBINES:
             raise CacheError(f"combine: {combine!r} is unknown; {suggestion(combine, COMBINES)}")
         chosen = spec.scales if scales is None else check_scales(scales)
@@ -100,15 +94,7 @@ class Selection:
         return block if block.level == level else None
 
     def fill(self, out: npt.NDArray[Any], read: ReadBlock) -> None:
-        """Put rows together.
-
-        Parameters
-        ----------
-        out : ndarray of shape (n_rows, width)
-            Where they go.
-        read : callable
-            Gives the stored rows of a block.
-        """
+        """Derive the chosen columns from stored blocks, as `read` gives them, into `out`."""
         if self.combine == "concat":
             for column in self.columns:
                 assert column.scale is not None
@@ -132,21 +118,10 @@ class Selection:
 
 
 def feature_names(selection: Selection, *, whole_map: bool = False) -> list[str]:
-    """Name every column by scale, level, channel, bin row and bin column.
+    """Name every column, as ``"scale224_level6_channel0_bin0_5"``.
 
-    Parameters
-    ----------
-    selection : Selection
-        Levels and scales of a feature matrix.
-    whole_map : bool, default=False
-        Whether the bins are the cells of a map, as with ``levels: []``.
-
-    Returns
-    -------
-    list of str
-        Such as ``"scale224_level6_channel0_bin0_5"``; for whole maps
-        ``"scale224_conv4_channel0_row0_column5"``, for fully connected layers
-        ``"scale224_unit0"``.
+    For whole maps (``levels: []``) it is ``"scale224_conv4_channel0_row0_column5"``, for vectors
+    ``"scale224_unit0"``.
     """
     layer = selection.spec.layer
     names = []

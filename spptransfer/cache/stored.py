@@ -24,7 +24,15 @@ from spptransfer.cache.layout import (
     row_datasets,
     row_runs,
 )
-from spptransfer.cache.rows import PENDING, STAMP, TABLE_BYTES, FeatureRows, RowTable, checksums
+from spptransfer.cache.rows import (
+    CHECKED,
+    PENDING,
+    STAMP,
+    TABLE_BYTES,
+    FeatureRows,
+    RowTable,
+    checksums,
+)
 from spptransfer.cache.seal import DamagedFileError
 from spptransfer.errors import CacheError
 from spptransfer.ids import Ids, decode
@@ -41,20 +49,6 @@ class RowFile:
 
     HDF5's parser reads it, then everything that could lead out of the file is refused: links,
     external and virtual storage, filters, other types and shapes than the spec's.
-
-    Parameters
-    ----------
-    path : path-like
-        The file.
-    writable : bool, default=False
-        Whether rows can be written too.
-
-    Raises
-    ------
-    DamagedFileError
-        If it is not what it should be.
-    CacheError
-        If it cannot be opened, or was begun by another release.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, writable: bool = False) -> None:
@@ -64,6 +58,8 @@ class RowFile:
         except OSError as error:
             raise CacheError(f"cannot open the cache '{path}': {error.strerror}") from error
         weakref.finalize(self, self._raw.close)
+        self._data: dict[str, h5py.Dataset] = {}
+        self._wide: dict[str, npt.NDArray[Any]] = {}
         try:
             self._check_start()
             self._file = _open_hdf5(self.path, writable)
@@ -90,7 +86,8 @@ class RowFile:
     def close(self) -> None:
         """Close the file; what was read of it stays."""
         if hasattr(self, "_file"):
-            self._data, self._wide = {}, {}
+            self._data.clear()
+            self._wide.clear()
             self._file.close()
         self._raw.close()
 
@@ -117,40 +114,30 @@ class RowFile:
 
     def _read_layout(self) -> None:
         size = self._raw.seek(0, os.SEEK_END)
-        count = _find(self._file, "rows/id").shape[0]
-        labelled = self._file.id.links.exists(b"labels")
-        rows = row_datasets(count, self.spec.storage, self.blocks)
-        expected = self._special_datasets(count, labelled) | head_datasets(count) | rows
-        self._data: dict[str, h5py.Dataset] = {name: _find(self._file, name) for name in expected}
-        self._wide: dict[str, npt.NDArray[Any]] = {}
+        texts = {"rows/id": _find(self._file, "rows/id")}
+        self.count: int = texts["rows/id"].shape[0]
+        rows = row_datasets(self.count, self.spec.storage, self.blocks)
+        expected = head_datasets(self.count) | rows
+        if self._file.id.links.exists(b"labels"):
+            texts["labels/classes"] = _find(self._file, "labels/classes")
+            single = len(_find(self._file, "labels/targets").shape) == 1
+            several = (self.count, texts["labels/classes"].shape[0])
+            expected["labels/targets"] = ((self.count,), "<i4") if single else (several, "|i1")
+        for name, node in texts.items():
+            if node.dtype.kind != "S" or len(node.shape) != 1:
+                raise ValueError(f"'{name}' is {node.shape} {node.dtype}")
+            expected[name] = (node.shape, node.dtype.str)
+        self._data = {name: _find(self._file, name) for name in expected}
         _check_names(self._file, expected)
         # Where each dataset begins and ends; numbers are never read from anywhere else.
         self.extents = {
             name: _extent(self._data[name], expected[name], name, size) for name in expected
         }
-        self.count: int = count
         self.head_bytes = min(self.extents[name][0] for name in ("rows/id", *rows))
         raw = self._data["computed_by"][()].decode("utf-8", "replace")
         self.computed_by = tuple(filter(None, raw.split(", ")))
-        self.classes: tuple[str, ...] = ()
-        if labelled:
-            self.classes = tuple(decode(self._data["labels/classes"][()]))
-
-    def _special_datasets(self, count: int, labelled: bool) -> dict[str, tuple[Shape, str]]:
-        """Return shape and type of what depends on more than the spec and the number of rows."""
-        names = ["rows/id", *(["labels/classes", "labels/targets"] if labelled else [])]
-        found = {name: _find(self._file, name) for name in names}
-        wanted = {"rows/id": ("S", 1), "labels/classes": ("S", 1)}
-        for name, (kind, dimensions) in wanted.items():
-            node = found.get(name)
-            if node is not None and (node.dtype.kind != kind or len(node.shape) != dimensions):
-                raise ValueError(f"'{name}' is {node.shape} {node.dtype}")
-        datasets = {name: (node.shape, node.dtype.str) for name, node in found.items()}
-        if labelled:
-            classes = found["labels/classes"].shape[0]
-            several = len(found["labels/targets"].shape) == 2
-            datasets["labels/targets"] = ((count, classes), "|i1") if several else ((count,), "<i4")
-        return datasets
+        classes = self._data.get("labels/classes")
+        self.classes = () if classes is None else tuple(decode(classes[()]))
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """Map a column of the table of rows, such as ``"digest"``, as it is stored."""
@@ -172,41 +159,21 @@ class RowFile:
             yield run.start, ids.find_encoded(self._rows("rows/id", run))
 
     def rows_at(self, positions: Positions) -> RowTable:
-        """Read part of the table of rows.
+        """Read part of the table of rows."""
+        columns = {name: self._rows(f"rows/{name}", positions) for name in ("id", *CHECKED)}
+        return self._table(columns, positions)
 
-        Parameters
-        ----------
-        positions : slice or ndarray of int
-            Positions in the file.
-
-        Returns
-        -------
-        RowTable
-        """
-        names = ("digest", "height", "width", "status")
-        columns = {name: self._rows(f"rows/{name}", positions) for name in names}
+    def _table(self, columns: dict[str, Any], positions: Positions) -> RowTable:
         stamp = self._rows("rows/stamp", positions)
         return RowTable(
-            ids=self.ids_at(positions),
-            error=decode_loosely(self._rows("rows/error", positions)),
-            **columns,
+            ids=decode(columns["id"]),
+            error=decode_loosely(columns["error"]),
+            **{name: columns[name] for name in CHECKED if name != "error"},
             **{name: stamp[:, i] for i, name in enumerate(STAMP)},
         )
 
     def read(self, block: Block, positions: Positions) -> npt.NDArray[Any]:
-        """Read stored features of rows by position in the file.
-
-        Parameters
-        ----------
-        block : Block
-            One of `blocks`.
-        positions : slice or ndarray of int
-            Positions in the file.
-
-        Returns
-        -------
-        ndarray of shape (n_rows, block.width)
-        """
+        """Read stored features of rows by position in the file."""
         return self._rows(block.name, positions)
 
     def compare(
@@ -215,19 +182,13 @@ class RowFile:
         """Read rows with all they have, their checksums, and whether each is what was written."""
         features = {block: self.read(block, positions) for block in self.blocks}
         recorded = self._rows("rows/checksum", positions)
-        names = ("id", "digest", "height", "width", "status", "error")
-        columns = {name: self._rows(f"rows/{name}", positions) for name in names}
+        columns = {name: self._rows(f"rows/{name}", positions) for name in ("id", *CHECKED)}
         right = (checksums(columns, features, self.blocks) == recorded).all(axis=1)
-        return self.rows_at(positions), features, recorded, right & (columns["status"] != PENDING)
+        right &= columns["status"] != PENDING
+        return self._table(columns, positions), features, recorded, right
 
     def checked(self, positions: Positions) -> tuple[RowTable, FeatureRows, npt.NDArray[np.uint8]]:
-        """Read rows with all they have, and their checksums.
-
-        Raises
-        ------
-        CacheError
-            If a row is not what was written.
-        """
+        """Read rows with all they have, and their checksums."""
         table, features, recorded, right = self.compare(positions)
         for wrong in np.flatnonzero(~right)[:1]:
             raise CacheError(f"row '{table.ids[wrong]}' of '{self.path}' is not what was written")

@@ -41,26 +41,7 @@ class Problem:
 
 
 def verify(path: Path, dataset: Dataset | None = None) -> list[Problem]:
-    """Check a cache: structure, checksums, ids, finite numbers; with a dataset, its images too.
-
-    Parameters
-    ----------
-    path : Path
-        The cache.
-    dataset : Dataset, optional
-        What it was made from: the ids must be the same, and every image is hashed again.
-
-    Returns
-    -------
-    list of Problem
-        Empty if all is well.
-
-    Raises
-    ------
-    CacheError
-        If the file cannot be opened at all: it is missing, foreign, truncated, or its head is
-        damaged.
-    """
+    """Check a cache: structure, checksums, ids, finite numbers; with a dataset, its images too."""
     cache = FeatureCache(path)
     problems = [
         Problem(table.ids[position], "the row is not what was written (checksum)")
@@ -123,25 +104,7 @@ def _compare_image(path: Path, digest: str) -> str:
 
 
 def rescue(path: Path, wrong: Collection[str | None]) -> FeatureCache:
-    """Turn the good rows of a damaged file into an unfinished one, and remove the file.
-
-    Parameters
-    ----------
-    path : Path
-        The cache.
-    wrong : collection of str or None
-        Ids of rows that are not to be kept, as `Problem` has them.
-
-    Returns
-    -------
-    FeatureCache
-        The file as it was, closed: what it is stays known.
-
-    Raises
-    ------
-    CacheError
-        If somebody writes the cache, or the disk has no room for its rows.
-    """
+    """Turn the good rows of a damaged file into an unfinished one, and remove the file."""
     with writer_lock(path):
         cache, refused = FeatureCache(path), set(wrong)
         targets = cache.targets

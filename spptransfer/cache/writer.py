@@ -8,7 +8,6 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -40,13 +39,7 @@ _NOWHERE = -1
 
 
 def writer_lock(path: Path) -> contextlib.AbstractContextManager[None]:
-    """Acquire the right to write a cache.
-
-    Raises
-    ------
-    CacheError
-        If somebody else writes it; the message says who and since when.
-    """
+    """Acquire the right to write a cache."""
     return exclusive_lock(Path(f"{path}.lock"), f"the cache '{path}'")
 
 
@@ -55,35 +48,6 @@ class CacheWriter:
 
     Use it as a context manager: it holds the cache against other writers until it is left. Where
     we may not write, a finished file can still be looked at, and `finish` if it lacks nothing.
-
-    Parameters
-    ----------
-    path : Path
-        Where the finished file stands or will stand.
-    spec : FeatureSpec
-        Spec of all rows. Where a finished file of a wider spec stands, its spec is taken.
-    channels : int
-        Channels of the spec's layer.
-    dataset : str
-        Name of the dataset.
-    ids : Ids
-        All ids that the finished file is to hold, in order.
-    labels : Labels or None
-        Their labels.
-
-    Attributes
-    ----------
-    finished : FeatureCache or None
-        The finished file as it was found.
-    known : ndarray of bool, shape (n_ids,)
-        Which of the ids have a row.
-
-    Raises
-    ------
-    CacheError
-        If another process holds the cache, or the labels do not fit.
-    SpecMismatchError
-        If the finished file or an unfinished one was made with another spec.
     """
 
     def __init__(
@@ -132,12 +96,7 @@ class CacheWriter:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def _close(self) -> None:
@@ -227,13 +186,7 @@ class CacheWriter:
             yield here, self._files[number], self._row[here].astype(np.intp)
 
     def known_rows(self) -> Iterator[tuple[npt.NDArray[np.intp], RowTable]]:
-        """Go through the newest rows known, some at a time, without their features.
-
-        Yields
-        ------
-        (ndarray of int, RowTable)
-            Positions among all ids, and the rows.
-        """
+        """Go through the newest rows known, some at a time, without their features."""
         for run in row_runs(len(self._ids), TABLE_BYTES):
             for here, file, rows in self._places(run):
                 yield here, file.rows_at(rows)
@@ -253,23 +206,7 @@ class CacheWriter:
         return found
 
     def begin(self, besides: int = 0) -> int:
-        """Make sure that there is room for all rows.
-
-        Parameters
-        ----------
-        besides : int, default=0
-            Bytes that others are yet to take of the same disk.
-
-        Returns
-        -------
-        int
-            Bytes that this file is yet to take.
-
-        Raises
-        ------
-        CacheError
-            If the disk has not enough room, or nothing can be written there.
-        """
+        """Make sure that there is room for all rows."""
         needed, path = self._layout.needed, partial_path(self.path, self._layout)
         lacking = needed - (bytes_held(path) if path.exists() else 0)
         with os_errors_as_cache_error(self.path, needed + besides):
@@ -298,38 +235,14 @@ class CacheWriter:
         positions: npt.NDArray[np.intp],
         table: RowTable,
         features: FeatureRows,
-        computed_by: str,
+        computed_by: str = "",
+        *,
+        known: npt.NDArray[np.uint8] | None = None,
     ) -> None:
         """Write new rows where they will stay, and force them onto the disk.
 
         Several threads may do so at once.
-
-        Parameters
-        ----------
-        positions : ndarray of int, shape (n_rows,)
-            Where they stand among all ids, ascending.
-        table : RowTable
-            What is known of them.
-        features : mapping of Block to ndarray of shape (n_rows, block.width)
-            Their features.
-        computed_by : str
-            Name and version of what computed them.
-
-        Raises
-        ------
-        CacheError
-            If the disk is full, or the writer was left.
         """
-        self._put(positions, table, features, computed_by)
-
-    def _put(
-        self,
-        positions: npt.NDArray[np.intp],
-        table: RowTable,
-        features: FeatureRows,
-        computed_by: str = "",
-        known: npt.NDArray[np.uint8] | None = None,
-    ) -> None:
         partial = self._begun()
         with os_errors_as_cache_error(self.path, self._layout.needed):
             with self._guard:
@@ -342,13 +255,7 @@ class CacheWriter:
             self._note(partial, positions, positions)
 
     def finish(self) -> None:
-        """Bring the rows of all ids, which must be known, into the finished file.
-
-        Raises
-        ------
-        CacheError
-            If an id has no row, a row to be taken over is damaged, or the disk is full.
-        """
+        """Bring the rows of all ids, which must be known, into the finished file."""
         if not self._is_finished():
             if not self.known.all():
                 raise CacheError(f"'{self.path}' cannot be finished: not every image has a row")
@@ -390,7 +297,7 @@ class CacheWriter:
             for here, file, rows in self._places(run):
                 if file is not partial:
                     table, features, recorded = file.checked(rows)
-                    self._put(here, table, features, known=recorded)
+                    self.put(here, table, features, known=recorded)
 
 
 def _escaped(name: str) -> str:

@@ -68,19 +68,7 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Parameters
-    ----------
-    arguments : sequence of str, optional
-        By default those of this process.
-
-    Returns
-    -------
-    int
-        0 done; 1 finished but something is missing or failed; 2 the user's input is wrong, or the
-        output cannot be written; 130 interrupted.
-    """
+    """Run the command line."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with checked_streams():
         try:

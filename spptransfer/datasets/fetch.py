@@ -106,30 +106,6 @@ def fetch(
 
     What is there already is neither fetched nor replaced. Downloads are checked by SHA-256 and
     unpacked beside the place where they will stand; a folder appears there only when complete.
-
-    Parameters
-    ----------
-    name : {"caltech101", "voc2007"}
-        Which dataset.
-    data_root : path-like, optional
-        The dataset goes to ``<data_root>/<name>``, unless a part of it lies in `data_root`
-        itself; ``data`` in the current folder by default.
-    from_file : path-like or sequence of path-like, optional
-        Archives that were downloaded by other means, under any name; nothing is fetched then.
-    progress : bool, default=True
-        Whether to show a progress bar while downloading.
-
-    Returns
-    -------
-    Path
-        The folder that the dataset can be opened from.
-
-    Raises
-    ------
-    ConfigError
-        If there are no official archives of that name.
-    DatasetError
-        If no mirror gives the file, a file has another checksum, or an archive is damaged.
     """
     if name not in official:
         raise ConfigError(f"there is nothing to fetch for '{name}'; {suggestion(name, official)}")

@@ -58,22 +58,6 @@ def generate(root: Path, seed: int = 0, images_per_class: int = 30) -> None:
     It appears under its name only when it is complete. The pixels of an image depend only on
     the seed, its class and its index, so that a larger set begins with the smaller one.
 
-    Parameters
-    ----------
-    root : Path
-        The folder to make: ``root/<class>/<index>.jpg`` or ``.png``.
-    seed : int, default=0
-        Non-negative seed of all images.
-    images_per_class : int, default=30
-        Number of images in each of the ten class folders.
-
-    Raises
-    ------
-    ConfigError
-        A number is out of range.
-    DatasetError
-        `root` exists and holds something else than this set, or a part of it.
-
     Examples
     --------
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -126,13 +126,7 @@ def register(
 
 
 def unregister(name: str) -> None:
-    """Remove a dataset that was registered.
-
-    Raises
-    ------
-    ConfigError
-        If there is none of that name.
-    """
+    """Remove a dataset that was registered."""
     _kind(name)
     del _KINDS[name]
 
@@ -222,17 +216,6 @@ def open_dataset(
 
 def status(data_root: StrPath | None = None) -> list[DatasetStatus]:
     """List the datasets, whether each is here, and how to get it.
-
-    Parameters
-    ----------
-    data_root : path-like, optional
-        Folder around the datasets; ``data`` in the current folder by default.
-
-    Returns
-    -------
-    list of DatasetStatus
-        One per name, in the order of `names()`. A dataset that is there but damaged counts as
-        absent, with the error in `how`. Nothing is drawn or fetched.
 
     Examples
     --------

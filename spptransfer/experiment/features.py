@@ -30,17 +30,7 @@ from spptransfer.text import plural
 
 @dataclass(frozen=True)
 class Shards:
-    """How the images of an extraction are divided.
-
-    Parameters
-    ----------
-    count : int
-        Number of shards.
-    index : int or None, default=None
-        The one to make, from 1; None for all of them, in processes side by side, and merged.
-    scheduler : str or None, default=None
-        Address of Dask's scheduler; None for processes of this machine.
-    """
+    """How the images of an extraction are divided."""
 
     count: int
     index: int | None = None
@@ -50,29 +40,7 @@ class Shards:
 def extract_features(
     experiments: Sequence[Experiment], shards: Shards | None = None
 ) -> list[Extraction]:
-    """Bring the caches of experiments up to date; those of one network share a pass.
-
-    Parameters
-    ----------
-    experiments : sequence of Experiment
-        From `prepare`.
-    shards : Shards, optional
-        How to divide the images; by default not at all.
-
-    Returns
-    -------
-    list of Extraction
-        What was added, changed, removed or failed, one for every cache.
-
-    Raises
-    ------
-    ConfigError
-        If there are more shards than images.
-    DatasetError
-        If none of the images is there.
-    Interrupted
-        If it was asked to stop, be it while the last rows were made.
-    """
+    """Bring the caches of experiments up to date; those of one network share a pass."""
     for each in experiments:
         _check_shards(each.dataset, shards)
     groups: dict[str, dict[Path, Experiment]] = {}
@@ -180,13 +148,7 @@ def count_rows(total: int, extraction: Extraction) -> dict[str, int]:
 def splits_with_features(
     experiment: Experiment, extraction: Extraction, cache: FeatureCache
 ) -> list[Split]:
-    """Return the splits without the images that have no features.
-
-    Raises
-    ------
-    DatasetError
-        If a split does not survive that; it says of how many images and why of the first one.
-    """
+    """Return the splits without the images that have no features."""
     known = set(cache.ids)
 
     def keep(ids: Sequence[str]) -> tuple[str, ...]:

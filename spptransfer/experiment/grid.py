@@ -84,30 +84,7 @@ class Grid:
 
 
 def prepare_grid(name: str, pipeline: Pipeline, machine: Machine) -> Grid:
-    """Check every cell of a table before the first image is opened.
-
-    Parameters
-    ----------
-    name : str
-        Name of the pipeline.
-    pipeline : Pipeline
-        With a grid.
-    machine : Machine
-        Where it runs.
-
-    Returns
-    -------
-    Grid
-        Cells whose layer the weights lack are in it, and say so.
-
-    Raises
-    ------
-    ConfigError
-        If a value of a cell is not allowed (the message names the cell), or no cell can be
-        computed.
-    DatasetError, WeightsError
-        As in `prepare`.
-    """
+    """Check every cell of a table before the first image is opened."""
     assert pipeline.grid is not None
     opened: dict[str, Dataset] = {}
     cells = []
@@ -146,27 +123,6 @@ def run_grid(grid: Grid, command: str, *, from_cache: bool = False) -> RunResult
     """Extract what is missing, train every cell, write the table.
 
     A cell that was finished with the same settings, splits and features is not trained again.
-
-    Parameters
-    ----------
-    grid : Grid
-        From `prepare_grid`.
-    command : str
-        The command as the user gave it, for the record.
-    from_cache : bool, default=False
-        Look at no image; all caches must be complete.
-
-    Returns
-    -------
-    RunResult
-        The table's folder, with one run per cell in it.
-
-    Raises
-    ------
-    CacheError
-        If somebody else runs the same table, or a cache is missing.
-    DatasetError, Interrupted
-        As in `run`.
     """
     from spptransfer.report.grid_page import write_grid_page
 

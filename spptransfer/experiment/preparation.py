@@ -50,23 +50,7 @@ class StopRequest(threading.Event):
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run uses here; nothing of it changes a number.
-
-    Parameters
-    ----------
-    data_root : Path or None
-        Folder in which datasets are looked for.
-    cache_dir, runs_dir : Path
-        Where feature caches and runs land.
-    weights_dir : Path or None
-        Folder of official weights; None for the user's.
-    compute : ComputeOptions
-        Device, runtime and threads; handed to the extraction as they are.
-    progress : bool
-        Show progress bars.
-    stop : StopRequest
-        Set it to stop an extraction after the rows in work.
-    """
+    """What a run uses here; nothing of it changes a number."""
 
     data_root: Path | None = None
     cache_dir: Path = Path("cache")
@@ -175,30 +159,6 @@ def prepare(
 
     Where the precision is left to us, that of a cache that is there already is taken; if there
     is none, it stays undecided.
-
-    Parameters
-    ----------
-    name : str
-        Name of the pipeline.
-    pipeline : Pipeline
-        A checked pipeline file.
-    machine : Machine
-        Where it runs.
-    dataset : Dataset, optional
-        The pipeline's dataset where it is open already.
-
-    Returns
-    -------
-    Experiment
-
-    Raises
-    ------
-    ConfigError
-        If a name or value is not allowed.
-    DatasetError
-        If the dataset is not found or does not fit.
-    WeightsError
-        If the weights are not found and cannot be fetched.
     """
     section = pipeline.features
     is_open = section.precision == "auto"
@@ -233,17 +193,6 @@ def resolve_precision(experiments: Sequence[Experiment]) -> list[Experiment]:
 
     The choice is part of the feature spec, hence of the cache's name. The figures behind it
     depend on the machine; they lie in a small file beside the cache.
-
-    Parameters
-    ----------
-    experiments : sequence of Experiment
-        Those of one network and one dataset get one precision, so that one pass can serve
-        them; it is that of the first one that has a cache already, if there is one.
-
-    Returns
-    -------
-    list of Experiment
-        In their order, all decided.
     """
     settled = [_settle(each) if each.undecided else each for each in experiments]
     groups: dict[str, list[Experiment]] = {}

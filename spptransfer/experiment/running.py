@@ -35,15 +35,7 @@ DEFAULT_C = (0.01, 0.1, 1.0, 10.0)
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run, or a table of runs, left behind.
-
-    Attributes
-    ----------
-    folder : Path
-        Its folder.
-    results : dict
-        Contents of its ``results.json``.
-    """
+    """What a run, or a table of runs, left behind."""
 
     folder: Path
     results: dict[str, Any]
@@ -60,31 +52,7 @@ class RunResult:
 
 
 def run(experiment: Experiment, command: str, *, from_cache: bool = False) -> RunResult:
-    """Extract what is missing, train and test, write results, model and report.
-
-    Parameters
-    ----------
-    experiment : Experiment
-        From `prepare`.
-    command : str
-        The command as the user gave it, for the record.
-    from_cache : bool, default=False
-        Look at no image; the cache must be complete.
-
-    Returns
-    -------
-    RunResult
-
-    Raises
-    ------
-    ConfigError, DatasetError
-        If the dataset or the classifier's settings do not fit the protocol, told before
-        anything is computed; or if too few images have features.
-    CacheError
-        If the cache or the run's folder cannot be written, or a cache is missing or damaged.
-    Interrupted
-        If it was asked to stop.
-    """
+    """Extract what is missing, train and test, write results, model and report."""
     check(experiment)
     if not from_cache:
         (experiment,) = resolve_precision([experiment])

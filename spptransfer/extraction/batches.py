@@ -30,20 +30,6 @@ def group(
 ) -> Iterator[list[int]]:
     """Cut positions into batches of equal keys, each within a budget.
 
-    Parameters
-    ----------
-    keys : sequence of hashable or None
-        Positions share a batch only if their keys are equal; those of None are left out.
-    costs : sequence of int
-        Cost of every position, equal for equal keys.
-    budget : int
-        A batch costs at most this, unless a single position already costs more.
-
-    Yields
-    ------
-    list of int
-        Positions, ascending; batches come in the order of their keys' first appearance.
-
     Examples
     --------
     >>> list(group(["a", "b", "a", None, "a"], [4, 9, 4, 0, 4], budget=8))

@@ -30,24 +30,6 @@ class FeatureComputer:
     """Run a backbone and its pooling on batches of views of one size.
 
     Use it as a context manager. Any number of threads may compute at once.
-
-    Parameters
-    ----------
-    specs : sequence of FeatureSpec
-        What to compute. They differ in nothing but layer, levels, pooling, scales, view and
-        storage; their layers come from one pass.
-    backbone : Backbone or BackboneRef
-        Frozen network that computes the layers of all specs.
-    options : ComputeOptions
-        Where and by what, for `open_runtime`.
-    strip_pixels : int, default=STRIP_PIXELS
-        Beyond so many, the maps of a view are put together from those of its strips.
-
-    Raises
-    ------
-    ConfigError
-        If the specs cannot be computed together, the backbone lacks a layer, a scale is too
-        small for it, or the options ask for what is not there.
     """
 
     def __init__(
@@ -75,21 +57,7 @@ class FeatureComputer:
         self.runtime.__exit__(*error)
 
     def compute(self, views: npt.NDArray[np.uint8], wanted: Sequence[int] = (0,)) -> list[Vectors]:
-        """Compute the features of a batch for several specs from one pass.
-
-        Parameters
-        ----------
-        views : ndarray of uint8, shape (N, H, W, 3)
-            Views of one size.
-        wanted : sequence of int, default=(0,)
-            Numbers of the specs.
-
-        Returns
-        -------
-        list of dict of ndarray, shape (N, channels * level**2)
-            For every spec wanted, by determining level; under None for a vector layer. Of
-            float32, or of the spec's storage type from another device than the CPU.
-        """
+        """Compute the features of a batch for several specs from one pass."""
         specs = [self.specs[number] for number in wanted]
         with self.runtime.session():
             pixels = self.runtime.upload(views)

@@ -115,19 +115,6 @@ class Extractor:
     """Compute rows of features with a pool of threads, for one spec or for several at once.
 
     Use it as a context manager.
-
-    Parameters
-    ----------
-    specs : sequence of FeatureSpec
-        What to compute from one pass; see `FeatureComputer`.
-    backbone : Backbone or BackboneRef
-        The network.
-    options : ComputeOptions
-        Where and by what, for `open_runtime`.
-    progress : Progress, optional
-        Is told of every batch; its clock says where the time goes.
-    batch_pixels : int, optional
-        Pixels of a batch at its largest view, by default what suits the runtime.
     """
 
     def __init__(
@@ -169,20 +156,7 @@ class Extractor:
         return pool
 
     def compute(self, sources: Sequence[Source], ids: Sequence[str] = ()) -> list[Rows]:
-        """Compute the rows of some images, for every spec.
-
-        Parameters
-        ----------
-        sources : sequence of Path or ndarray of uint8
-            The images.
-        ids : sequence of str, optional
-            Their ids, by default their numbers.
-
-        Returns
-        -------
-        list of Rows
-            One for each spec; images that cannot be read are failed rows.
-        """
+        """Compute the rows of some images, for every spec."""
         count = len(sources)
         names = ids or [str(number) for number in range(count)]
         lacking = tuple(np.ones(count, dtype=bool) for _ in self._specs)

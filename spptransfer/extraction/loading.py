@@ -20,17 +20,7 @@ _AHEAD = 16
 def load_in_processes(
     parts: Iterable[Part], renderings: Sequence[Rendering], processes: int
 ) -> Iterator[tuple[Part, list[ImageInfo]]]:
-    """Read parts with torch's `DataLoader`, and yield each with its decoded images.
-
-    Parameters
-    ----------
-    parts : iterable of Part
-        Of at least one image each.
-    renderings : sequence of Rendering
-        The views to decode.
-    processes : int
-        How many read at once.
-    """
+    """Read parts with torch's `DataLoader`, and yield each with its decoded images."""
     begun: deque[Part] = deque()
     loader = DataLoader(
         _Images(renderings),

@@ -111,7 +111,7 @@ def feature_maps(
     ImageError
         If the image cannot be read.
     ConfigError
-        If a layer is not a map, or was not loaded.
+        If a layer is not a map, or was not loaded, or the scale is too small for it.
 
     Examples
     --------
@@ -129,6 +129,11 @@ def feature_maps(
             raise ConfigError(
                 f"layer: '{name}' was not loaded; {suggestion(name, backbone.layers)}"
             )
+    if scale < backbone.info.min_side:
+        raise ConfigError(
+            f"scale: {scale} is too small for '{backbone.info.name}'; "
+            f"at least {backbone.info.min_side} pixels"
+        )
     source = image if isinstance(image, np.ndarray) else Path(image)
     rendering = Rendering(scale, "full")
     info = read_header(source)

@@ -25,26 +25,7 @@ from spptransfer.ids import Ids
 
 
 class Plan:
-    """Compare a dataset with the rows of one cache.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        The images.
-    writer : CacheWriter
-        The rows known so far.
-    redo : collection of str, optional
-        Ids to compute although nothing about them changed.
-
-    Attributes
-    ----------
-    todo : ndarray of bool, shape (n_images,)
-        Which images have to be computed, by position in the dataset.
-    added, changed, unchanged, removed : int
-        Images by what was known of them before.
-    reused : int
-        Unchanged images that have features.
-    """
+    """Compare a dataset with the rows of one cache."""
 
     def __init__(self, dataset: Dataset, writer: CacheWriter, redo: Collection[str] = ()) -> None:
         self._spec = writer.spec

@@ -55,20 +55,7 @@ _TIMINGS = 3
 
 @dataclass(frozen=True)
 class PrecisionChoice:
-    """What was chosen, and why.
-
-    Attributes
-    ----------
-    precision : {"float32", "bfloat16"}
-        Arithmetic of the backbone.
-    reason : str
-        In words, with the figures.
-    error : float or None
-        Relative l2 error of the features in bfloat16 against those in float32, the worst of all
-        levels and scales; None if it was not measured.
-    gain : float or None
-        How many times as fast bfloat16 is; None if it was not measured.
-    """
+    """What was chosen, and why."""
 
     precision: Literal["float32", "bfloat16"]
     reason: str
@@ -89,23 +76,6 @@ def choose_precision(
     count: int,
 ) -> PrecisionChoice:
     """Choose between float32 and bfloat16 by the first images that can be read.
-
-    Parameters
-    ----------
-    backbone : Backbone or BackboneRef
-        The network; loaded only if there is something to try.
-    specs : sequence of FeatureSpec
-        What is to be computed from one pass, in whichever precision.
-    sources : iterable of Path or ndarray of uint8
-        The images to be computed; only the first of them are read.
-    options : ComputeOptions
-        Where and by what they will be computed.
-    count : int
-        How many there are. Below `WORTHWHILE`, float32 is taken untried.
-
-    Returns
-    -------
-    PrecisionChoice
 
     Examples
     --------

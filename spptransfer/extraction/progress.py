@@ -13,14 +13,6 @@ from tqdm import tqdm
 class Clock:
     """Add up what threads spend on reading, computing and writing, and count their batches.
 
-    Attributes
-    ----------
-    threads : dict of str to int
-        How many read, compute and write side by side: wall-clock seconds are the sum of all
-        threads' divided by that.
-    batches, full_batches : int
-        How many there were, and how many of them were as large as they may be.
-
     Examples
     --------
     >>> clock = Clock()
@@ -73,17 +65,6 @@ class Progress:
 
     On a CPU the workers do both, one after the other, and the shares add up to nearly one; on a
     GPU they overlap, and it is the side with the smaller share that waits.
-
-    Parameters
-    ----------
-    total : int
-        Images to do.
-    clock : Clock
-        Where the time goes.
-    shown : bool, default=False
-        Whether the bar is shown.
-    label : str, default=""
-        What is being computed.
     """
 
     def __init__(self, total: int, clock: Clock, shown: bool = False, label: str = "") -> None:

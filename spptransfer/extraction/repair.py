@@ -33,33 +33,7 @@ def compare_sample(
     *,
     sample: int = 10,
 ) -> list[Problem]:
-    """Extract some rows again, away from the cache, and compare.
-
-    Parameters
-    ----------
-    path : Path
-        The cache.
-    problems : sequence of Problem
-        What `verify` found with the dataset: such rows are passed over.
-    dataset : Dataset
-        The images.
-    backbone : Backbone or BackboneRef
-        The network.
-    options : ComputeOptions
-        Where and by what to compute.
-    sample : int, default=10
-        Number of rows, the same ones every time.
-
-    Returns
-    -------
-    list of Problem
-        Empty if all is well.
-
-    Notes
-    -----
-    A row extracted again must agree to 1e-3 (float16: 1e-2) of its largest number: batches,
-    runtimes and devices round differently.
-    """
+    """Extract some rows again, away from the cache, and compare."""
     if not sample:
         return []
     from spptransfer.extraction.extractor import Extractor
@@ -108,24 +82,7 @@ def repair(
     *,
     progress: bool = False,
 ) -> Extraction:
-    """Extract anew the rows that `verify` complained of, and write the file anew around them.
-
-    Parameters
-    ----------
-    path, problems, dataset, backbone, options
-        As in `compare_sample`.
-    progress : bool, default=False
-        As in `extract`.
-
-    Returns
-    -------
-    Extraction
-
-    Raises
-    ------
-    CacheError
-        If the file cannot be opened at all; it has to be deleted and made again then.
-    """
+    """Extract anew the rows that `verify` complained of, and write the file anew around them."""
     wrong = {problem.id for problem in problems}
     spec = FeatureCache.open(path).spec
     rescue(resolve_symlink(path), wrong)

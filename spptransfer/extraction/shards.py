@@ -29,20 +29,7 @@ _TRIES = 3
 
 
 def shard_of(dataset: Dataset, index: int, count: int) -> Dataset:
-    """Return a consecutive part of a dataset, as a dataset.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        All images.
-    index, count : int
-        Which shard of how many, from 1 on. Their sizes differ by one image at most.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such shard, or there are fewer images than shards.
-    """
+    """Return a consecutive part of a dataset, as a dataset."""
     if not 1 <= count <= len(dataset):
         raise ConfigError(f"shards: {count} of {len(dataset):,} images; allowed: 1 to as many")
     if not 1 <= index <= count:

@@ -13,14 +13,7 @@ FREE = ("layer", "levels", "pooling", "scales", "view", "storage")
 
 
 def check_alike(specs: Sequence[FeatureSpec]) -> None:
-    """Refuse specs that no single pass of a network can serve.
-
-    Raises
-    ------
-    ConfigError
-        If there is none, or two differ in more than layer, levels, pooling, scales, view and
-        storage; the message names each field with both values.
-    """
+    """Refuse specs that no single pass of a network can serve."""
     if not specs:
         raise ConfigError("at least one feature spec is needed")
     for other in specs[1:]:

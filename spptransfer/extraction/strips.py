@@ -20,17 +20,7 @@ MapsOf = Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
 
 
 class Strips:
-    """Cut long views such that the maps of the strips, side by side, are those of the view.
-
-    Parameters
-    ----------
-    backbone : Backbone
-        A local one.
-    layers : sequence of str
-        Map layers that will be asked for, or vector layers made of the last map.
-    pixels : int
-        A strip has about this many.
-    """
+    """Cut long views such that the maps of the strips, side by side, are those of the view."""
 
     def __init__(self, backbone: Backbone, layers: Sequence[str], pixels: int) -> None:
         info = backbone.info
@@ -40,20 +30,7 @@ class Strips:
         self.margin = receptive_margin(backbone, layers)
 
     def join(self, pixels: torch.Tensor, maps_of: MapsOf) -> dict[str, torch.Tensor]:
-        """Compute the maps of whole views from those of their strips.
-
-        Parameters
-        ----------
-        pixels : Tensor of shape (N, H, W, 3)
-            Views of one size.
-        maps_of : callable
-            Gives the maps of such pixels by layer.
-
-        Returns
-        -------
-        dict of str to Tensor of shape (N, C, h, w)
-            By layer.
-        """
+        """Compute the maps of whole views from those of their strips."""
         views = [list(self.cut(view[None], maps_of)) for view in pixels]
         upright = pixels.shape[2] >= pixels.shape[1]
         joined = {}

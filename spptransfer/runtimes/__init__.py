@@ -96,19 +96,6 @@ class ComputeOptions:
 def check_options(options: ComputeOptions, precision: str | None = None) -> None:
     """Validate options, by their names alone; torch is not imported.
 
-    Parameters
-    ----------
-    options : ComputeOptions
-        As a user gave them.
-    precision : str, optional
-        Arithmetic that the runtime must offer.
-
-    Raises
-    ------
-    ConfigError
-        If a name is unknown, the runtime is not installed, or it offers neither the precision
-        nor the device.
-
     Examples
     --------
     >>> check_options(ComputeOptions(runtime="torch", device="cuda"), "float16")

@@ -64,13 +64,7 @@ class CompiledNetwork(ABC):
         """Make the graph of some layers ready to be run from several threads."""
 
     def maps(self, pixels: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Compute the maps that some layers are made of, in one pass.
-
-        Raises
-        ------
-        MemoryError
-            If memory does not suffice.
-        """
+        """Compute the maps that some layers are made of, in one pass."""
         run = self._run_of(layers)
         try:
             found = run(pixels.contiguous().numpy())

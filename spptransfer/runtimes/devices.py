@@ -43,11 +43,6 @@ def choose_device(name: str, runtime: str = "torch") -> torch.device:
     ``auto`` is a CUDA device if there is one, else the CPU; other runtimes than torch compute on
     the CPU.
 
-    Raises
-    ------
-    ConfigError
-        If the name is unknown or there is no such device.
-
     Examples
     --------
     >>> choose_device("cpu")

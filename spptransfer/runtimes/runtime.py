@@ -40,29 +40,6 @@ class Runtime:
 
     As a context manager it sets what must be set while it computes, and puts that back: a CUDA
     device computes float32 without TF32, and torch's number of threads is the user's afterwards.
-
-    Attributes
-    ----------
-    name : str
-        The runtime: ``"torch"``, ``"onnxruntime"`` or ``"openvino"``.
-    description : str
-        With its version, for the record.
-    device : str
-        ``"cpu"``, ``"cuda:0"`` or ``"mps"``.
-    backbone : Backbone
-        As it was given.
-    placed : Backbone
-        What torch computes with: a copy on the device, in the precision.
-    workers : int
-        Threads that shall call it side by side, reading included.
-    computers : int
-        How many of these may compute at once.
-    part_rows : int
-        Images of a part of the work.
-    batch_pixels : int
-        Pixels of the views of a batch.
-    read_processes : int
-        Processes that shall decode images; 0 where the threads do.
     """
 
     def __init__(
@@ -153,25 +130,7 @@ class Runtime:
         return pixels.to(self._device)
 
     def maps(self, pixels: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Compute the maps that some layers are made of, in one pass.
-
-        Parameters
-        ----------
-        pixels : Tensor of uint8, shape (N, H, W, 3)
-            Views of one size, on the device.
-        layers : sequence of str
-            Some of the backbone's layers.
-
-        Returns
-        -------
-        dict of str to Tensor
-            By layer: N x C x h x w, or what `vectors` makes vectors of.
-
-        Raises
-        ------
-        MemoryError, RuntimeError
-            If memory does not suffice; see `devices.is_out_of_memory`.
-        """
+        """Compute the maps that some layers are made of, in one pass."""
         return self._network.maps(pixels, layers)
 
     def vectors(
@@ -226,13 +185,7 @@ def place(
 
 
 class TorchNetwork:
-    """A backbone's maps as torch computes them.
-
-    Parameters
-    ----------
-    backbone : Backbone
-        On its device, in its precision; see `place`.
-    """
+    """A backbone's maps as torch computes them."""
 
     def __init__(self, backbone: Backbone) -> None:
         module = cast(nn.Module, backbone)

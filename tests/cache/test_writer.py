@@ -243,7 +243,9 @@ def test_other_labels_alone_are_written_without_other_features(tmp_path):
     np.testing.assert_array_equal(matrix(path), before)
 
 
-@pytest.mark.parametrize("targets", [np.linspace(0, 1, 12), np.full(12, 1 << 40), np.zeros(11, int)])
+@pytest.mark.parametrize(
+    "targets", [np.linspace(0, 1, 12), np.full(12, 1 << 40), np.zeros(11, int)]
+)
 def test_labels_that_no_file_can_hold_are_refused_before_any_work(tmp_path, targets):
     with pytest.raises(CacheError, match="do not fit 12 rows"):
         writer(tmp_path / "a.h5", labels=Labels(("ant", "bee"), targets))
@@ -312,7 +314,10 @@ def test_damaged_rows_are_never_carried_into_a_new_file(tmp_path):
     make_cache(path, 12, SPEC, labels=None)
     flip(path, position_of(path, "features/scale_64/level_4", 6))
     before = path.read_bytes()
-    with writer(path, ids=IDS[1:]) as space, pytest.raises(CacheError, match="not what was written"):
+    with (
+        writer(path, ids=IDS[1:]) as space,
+        pytest.raises(CacheError, match="not what was written"),
+    ):
         space.finish()
     assert path.read_bytes() == before
 
@@ -443,6 +448,11 @@ def fill(disk, free):
 LARGE = make_spec(levels=(40,))  # 19 kB a row
 
 
+def put_each(space, positions):
+    for position in positions:
+        put(space, [position], spec=LARGE)
+
+
 def test_a_disk_too_small_for_all_rows_is_refused_before_any_is_computed(small_disk):
     ballast = fill(small_disk, 200_000)
     with (
@@ -467,8 +477,7 @@ def test_a_disk_that_fills_up_meanwhile_keeps_what_is_finished(tmp_path, small_d
         put(space, [0, 1], spec=LARGE)
         ballast = fill(small_disk, free)
         with pytest.raises(CacheError, match=r"disk is full while writing .*a\.h5.*is kept"):
-            for position in range(2, 12):
-                put(space, [position], spec=LARGE)
+            put_each(space, range(2, 12))
     assert not path.exists()
     ballast.unlink()
     with writer(path, LARGE) as space:

@@ -112,7 +112,7 @@ def test_workers_that_die_again_and_again_are_one_clear_line_and_a_later_run_goe
     dataset, tmp_path
 ):
     backbone = SuicidalAlways(MINI.name, MINI.weights)
-    with pytest.raises(CacheError, match="died again and again .* everything finished is kept"):
+    with pytest.raises(CacheError, match=r"died again and again .* everything finished is kept"):
         run_shards(dataset, tmp_path / "shards", backbone, shards=2)
     assert [each.added for each in run_shards(dataset, tmp_path / "shards", shards=2)] == [44] * 2
 
@@ -192,6 +192,6 @@ def test_a_scheduler_that_does_not_answer_is_refused(dataset, tmp_path):
     assert distributed
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "200ms"}),
-        pytest.raises(ConfigError, match="no Dask scheduler answers at 'tcp://127.0.0.1:9'"),
+        pytest.raises(ConfigError, match=r"no Dask scheduler answers at 'tcp://127.0.0.1:9'"),
     ):
         run_shards(dataset, tmp_path, shards=2, scheduler="tcp://127.0.0.1:9")

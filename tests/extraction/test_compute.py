@@ -1,0 +1,241 @@
+"""Batches of views become features: exact ones, of all layers of a pass, in strips where long."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from extraction_cases import NET, SEVERAL, SPEC, TORCH, Net, altered, net, squeezenet
+from hypothesis import given
+from hypothesis import strategies as st
+from image_files import picture
+
+from spptransfer import backbones, images
+from spptransfer.errors import ConfigError
+from spptransfer.extraction.batches import group
+from spptransfer.extraction.compute import FeatureComputer
+from spptransfer.extraction.strips import Strips, receptive_margin
+from spptransfer.pyramid import bin_bounds
+from spptransfer.runtimes import ComputeOptions
+from spptransfer.specify import feature_spec
+
+
+def view(height, width, seed=0):
+    return images.render(picture(height, width, seed), min(height, width))
+
+
+def compute(views, spec=SPEC, backbone=NET, options=TORCH, **given):
+    with FeatureComputer([spec], backbone, options, **given) as computer:
+        return computer.compute(views)[0]
+
+
+def brute_force(pixels, spec, backbone=NET):
+    """In float64, bin by bin."""
+    info, exact = backbone.info, copy.deepcopy(backbone).double()
+    normal = ((pixels / 255.0 - info.mean) / info.std).transpose(2, 0, 1)
+    (map,) = exact.maps_of(torch.from_numpy(normal)[None], [spec.layer])[spec.layer].numpy()
+    reduce = np.max if spec.pooling == "max" else np.mean
+    vectors = {}
+    for level in spec.levels:
+        rows, columns = (bin_bounds(side, level) for side in map.shape[1:])
+        bins = [
+            [reduce(map[:, top:bottom, left:right], axis=(1, 2)) for left, right in columns]
+            for top, bottom in rows
+        ]
+        vectors[level] = np.array(bins).transpose(2, 0, 1).ravel()
+    return vectors
+
+
+def assert_close(found, expected, tolerance=1e-5):
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 131), (97, 50), (32, 640)])
+@pytest.mark.parametrize("pooling", ["max", "mean"])
+def test_features_are_those_of_a_float64_network_and_bins_cut_by_hand(size, pooling):
+    spec = altered(SPEC, levels=(4, 3, 1), pooling=pooling)
+    pixels = view(*size)
+    found = compute(pixels[None], spec)
+    assert list(found) == list(spec.levels)
+    for level, expected in brute_force(pixels, spec).items():
+        assert found[level].dtype == np.float32
+        assert_close(found[level][0], expected)
+
+
+def test_flipped_features_are_the_mean_of_both_mirror_images_at_all_levels():
+    spec = altered(SPEC, levels=(4, 2, 1), flip=True)
+    pixels = view(50, 70)
+    found = compute(pixels[None], spec)
+    one, other = (brute_force(each, spec) for each in (pixels, pixels[:, ::-1].copy()))
+    assert list(found) == [4, 2, 1]
+    for level in spec.levels:
+        assert_close(found[level][0], (one[level] + other[level]) / 2)
+
+
+def test_images_of_a_batch_do_not_see_each_other():
+    views = np.stack([view(48, 70, seed) for seed in range(5)])
+    together = compute(views)[3]
+    for i in (0, 4):
+        assert_close(compute(views[i : i + 1])[3][0], together[i], 1e-6)
+
+
+def test_each_spec_of_a_pass_gets_what_it_gets_alone():
+    specs, views = list(SEVERAL.values()), view(40, 50)[None]
+    with FeatureComputer(specs, NET, TORCH) as computer:
+        together = computer.compute(views, range(len(specs)))
+        some = computer.compute(views, [4, 1])
+    for spec, found in zip(specs, together, strict=True):
+        for key, alone in compute(views, spec).items():
+            assert_close(found[key], alone)
+    for number, found in zip([4, 1], some, strict=True):
+        for key, values in found.items():
+            assert_close(values, together[number][key])
+
+
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+@pytest.mark.parametrize("layer", ["conv3", "fc6"])
+def test_lower_precision_is_near_and_the_backbone_keeps_its_own_numbers(runtime, layer):
+    pytest.importorskip(runtime)
+    mini = backbones.load("spp-mini", "embedded", layer=layer)
+    before = {name: tensor.clone() for name, tensor in mini.state_dict().items()}
+    spec = feature_spec(mini, layer=layer, levels=[4, 1], scales=[64])
+    options, views = ComputeOptions(device="cpu", runtime=runtime, threads=1), view(64, 90)[None]
+    exact = compute(views, spec, mini, options)
+    low = compute(views, altered(spec, precision="bfloat16"), mini, options)
+    for key, expected in exact.items():
+        assert low[key].dtype == np.float32
+        assert_close(low[key], expected, 0.05)
+        assert not np.array_equal(low[key], expected)
+        np.testing.assert_array_equal(compute(views, spec, mini, options)[key], expected)
+    assert all(torch.equal(mini.state_dict()[name], before[name]) for name in before)
+
+
+def test_a_users_module_stays_as_it_is():
+    module = Net().train()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    backbone = backbones.from_module(module, "high", mean=[0.5] * 3, std=[0.25] * 3)
+    compute(view(40, 50)[None], feature_spec(backbone, layer="high", scales=[40]), backbone)
+    assert module.training
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    assert not any(child._forward_hooks for child in module.modules())
+    assert all(torch.equal(module.state_dict()[name], before[name]) for name in before)
+
+
+def test_a_layer_that_was_not_loaded_is_refused_before_any_work():
+    with pytest.raises(ConfigError, match=r"layer 'fire3' is not one that .*: fire4"):
+        compute(
+            view(40, 40)[None],
+            feature_spec(squeezenet("fire3"), layer="fire3", scales=[40]),
+            squeezenet("fire4"),
+        )
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(1, 5)), max_size=40), st.integers(1, 30))
+def test_every_position_with_a_key_is_in_one_batch_of_equals_within_the_budget(keys, budget):
+    costs = [key or 0 for key in keys]
+    found = list(group(keys, costs, budget))
+    assert sorted(p for batch in found for p in batch) == [
+        p for p, key in enumerate(keys) if key is not None
+    ]
+    for batch in found:
+        assert len({keys[p] for p in batch}) == 1
+        assert len(batch) == 1 or sum(costs[p] for p in batch) <= budget
+        assert batch == sorted(batch)
+
+
+# ---- strips ----
+
+QUICK = ("spp-mini", "squeezenet1_1")
+FAMILIES = ("alexnet", "vgg11", "resnet18", "mobilenet_v2", "zf5", "convnet-star-5", "overfeat-7")
+NAMES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("lying", [True, False])
+def test_all_layers_of_all_strips_side_by_side_are_those_of_the_whole(name, lying):
+    info = backbones.describe(name)
+    layers = [layer.name for layer in info.layers if layer.kind == "map"]
+    backbone = backbones.load(name, "random", layer=layers)
+    strips = Strips(backbone, layers, 1)
+    generator = np.random.default_rng(5)
+    length = int((6 * strips.margin + 3) * strips.stride * generator.uniform(1, 1.3))
+    views = torch.from_numpy(generator.normal(size=(2, 37, length, 3)).astype(np.float32))
+    views = views if lying else views.transpose(1, 2)
+
+    def run(pixels):
+        return backbone.maps_of(pixels.permute(0, 3, 1, 2), layers)
+
+    with torch.inference_mode():
+        whole = run(views)
+        assert len(list(strips.cut(views[:1], run))) > 1
+        joined = strips.join(views, run)
+    for layer in layers:
+        assert joined[layer].shape == whole[layer].shape
+        assert_close(joined[layer].numpy(), whole[layer].numpy(), 2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_layer_sees_further_than_the_margin(name):
+    info = backbones.describe(name)
+    maps = [layer for layer in info.layers if layer.kind == "map"]
+    layers = [layer.name for layer in maps]
+    backbone = backbones.load(name, "random", layer=layers)
+    stride, margin = info.stride, receptive_margin(backbone, layers)
+    cells = 4 * margin + 1
+    middle = cells // 2
+    view = torch.randn(1, 3, max(info.min_side, stride), cells * stride)
+    for pixel in (middle * stride, middle * stride + stride // 2, (middle + 1) * stride - 1):
+        probe = view.clone()
+        probe[..., pixel] = torch.nan
+        with torch.inference_mode():
+            found = backbone.maps_of(probe, layers)
+        for layer in maps:
+            seen = found[layer.name].isnan().any(dim=1).any(dim=1)[0].nonzero().flatten()
+            away = (seen.double() * layer.stride - pixel).abs().max() / stride
+            assert away < margin, layer.name
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("layer", ["conv2", "spp", "fc6"])
+def test_features_of_long_views_are_those_of_the_whole_with_every_runtime(runtime, layer):
+    pytest.importorskip(runtime)
+    mini = backbones.load("spp-mini", "embedded", layer=layer)
+    spec = feature_spec(mini, layer=layer, levels=[6], scales=[32])
+    views = np.stack([view(32, 1500, seed) for seed in range(2)])
+    options = ComputeOptions(device="cpu", runtime=runtime, threads=1)
+    whole = compute(views, spec, mini)
+    for lying in (True, False):
+        turned = views if lying else views.transpose(0, 2, 1, 3).copy()
+        expected = whole if lying else compute(turned, spec, mini)
+        strips = compute(turned, spec, mini, options, strip_pixels=32 * 400)
+        for key, values in strips.items():
+            assert_close(values, expected[key], 2e-5)
+
+
+def widths(backbone, strip_pixels):
+    seen = []
+    watched = net(lambda batch: seen.append(batch.shape[3]))
+    watched.info = backbone.info
+    compute(view(32, 4000)[None], SPEC, watched, strip_pixels=strip_pixels)
+    return seen
+
+
+def test_a_strip_never_grows_with_the_image():
+    seen = widths(NET, 32 * 400)
+    assert len(seen) > 5
+    assert max(seen[1:]) < 1000  # the first call measures how far a cell sees
+
+
+def test_what_is_not_local_never_goes_through_in_strips():
+    assert widths(net_with(is_local=False), 32 * 400) == [4000]
+
+
+def net_with(**traits):
+    from dataclasses import replace
+
+    backbone = net()
+    backbone.info = replace(backbone.info, **traits)
+    return backbone

@@ -1,0 +1,143 @@
+"""Windows of an image are pooled from its maps as if their cells had been cut out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from extraction_cases import NET, awkward_images, broken_images
+from image_files import picture
+
+from spptransfer import SPPFeatures, backbones, images
+from spptransfer.errors import ConfigError, ImageError
+from spptransfer.extraction.maps import feature_maps
+from spptransfer.pyramid import SpatialPyramidPooling
+from spptransfer.runtimes import ComputeOptions
+
+TORCH = ComputeOptions(device="cpu", runtime="torch", threads=1)
+SIZES = [(75, 100), (100, 75), (64, 64), (3, 200), (200, 3), (1, 1), (37, 41)]
+
+
+def maps_of(image, layers="high", scale=64):
+    return feature_maps(image, NET, layers, scale, options=TORCH)
+
+
+def cut_out(map, box, size, levels):
+    """Features of the cells whose centres lie in a box, by their definition, one by one."""
+    (height, width), (_, rows, columns) = size, map.shape
+    x0, y0, x1, y1 = box
+    inside = [
+        [i for i in range(count) if low <= (i + 0.5) * side / count <= high]
+        for low, high, side, count in ((y0, y1, height, rows), (x0, x1, width, columns))
+    ]
+    piece = map[:, inside[0][0] : inside[0][-1] + 1, inside[1][0] : inside[1][-1] + 1]
+    return SpatialPyramidPooling(levels)(piece[None])[0].numpy()
+
+
+def random_boxes(height, width, count=60):
+    """Boxes of pixels, each as high and wide as a cell at least."""
+    generator = np.random.default_rng(height * 7 + width)
+    least = np.array([width, height]) * 4 / 64 + 1e-6
+    least = np.maximum(least, 4 * min(height, width) / 64 * 1.01)
+    corners = generator.uniform(0, [width, height], (count, 2))
+    ends = corners + np.maximum(least, generator.uniform(0, [width, height], (count, 2)))
+    ends = np.minimum(ends, [width, height])
+    corners = np.minimum(corners, ends - least)
+    return np.hstack([np.maximum(corners, 0), ends])
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("levels", [(6, 3, 2, 1), (1,), (4, 2), (5, 7)])
+def test_windows_equal_their_cells_cut_out_to_the_bit(size, levels):
+    found = maps_of(np.asarray(picture(*size)))
+    boxes = random_boxes(*size)
+    pooled = found.pool(boxes, levels)
+    for row, box in zip(pooled, boxes, strict=True):
+        np.testing.assert_array_equal(row, cut_out(found.maps["high"], box, size, levels))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("layer", ["low", "high"])
+def test_the_window_that_covers_the_image_has_the_features_of_the_image(size, layer):
+    image, levels = np.asarray(picture(*size)), [6, 3, 2, 1]
+    height, width = size
+    spp = SPPFeatures(
+        NET, layer=layer, levels=levels, scales=[64], device="cpu", runtime="torch", n_jobs=1
+    )
+    found = maps_of(image, layer).pool([[0, 0, width, height], [-1, -0.4, width + 0.3, height]])
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[0], spp.fit_transform([image])[0])
+
+
+def test_windows_thinner_than_a_cell_have_the_nearest_one():
+    found = maps_of(np.asarray(picture(64, 96)))
+    map = found.maps["high"]
+    assert map.shape[1:] == (16, 24)
+    pooled = found.pool([[9, 17, 9.5, 17.2], [95.9, 63.9, 96, 64], [0, 0, 1, 1]], [1])
+    expected = [map[:, 4, 2], map[:, 15, 23], map[:, 0, 0]]
+    np.testing.assert_array_equal(pooled, torch.stack(expected).numpy())
+
+
+def test_stride_and_offset_are_in_pixels_of_the_image_as_it_is():
+    found = maps_of(np.asarray(picture(128, 192)), ["low", "high"])
+    assert found.scale == 64
+    assert found.stride == {"low": (4.0, 4.0), "high": (8.0, 8.0)}
+    assert found.offset == {"low": (2.0, 2.0), "high": (4.0, 4.0)}
+    assert found.maps["low"].shape == (8, 32, 48)
+
+
+@pytest.mark.parametrize("name", sorted(awkward_images())[:6])
+def test_files_give_the_maps_of_their_decoded_image(tmp_path, name):
+    data = awkward_images()[name]
+    (tmp_path / "image").write_bytes(data)
+    expected = maps_of(np.asarray(images.decode(data))).maps["high"]
+    for path in (tmp_path / "image", str(tmp_path / "image")):
+        assert maps_of(path).maps["high"].equal(expected)
+
+
+def test_a_backbone_of_this_package_is_taken_too():
+    mini = backbones.load("spp-mini", "embedded", layer=["conv2", "spp"])
+    found = feature_maps(np.asarray(picture(70, 90)), mini, ("conv2", "spp"), 64, options=TORCH)
+    assert found.pool([[0, 0, 90, 70]], [2], layer="conv2").shape == (1, 4 * 128)
+    with pytest.raises(ConfigError, match=r"layer: None; .*conv2, spp"):
+        found.pool([[0, 0, 90, 70]], [2])
+
+
+def test_runtimes_agree():
+    pytest.importorskip("onnxruntime")
+    mini, image = backbones.load("spp-mini", "embedded"), np.asarray(picture(70, 90))
+    boxes = random_boxes(70, 90)
+    one, other = (
+        feature_maps(
+            image, mini, "spp", 96, options=ComputeOptions(device="cpu", runtime=runtime)
+        ).pool(boxes)
+        for runtime in ("torch", "onnxruntime")
+    )
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(one).max())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"layers": "mean"}, "layer 'mean' is a vector, which has no windows"),
+        ({"layers": "hihg"}, "unknown layer 'hihg'"),
+        ({"scale": 8}, "scale: 8 is too small for 'net'; at least 16 pixels"),
+    ],
+)
+def test_what_has_no_maps_is_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        maps_of(np.asarray(picture(40, 40)), **given)
+
+
+@pytest.mark.parametrize("box", [[5, 5, 5, 9], [9, 9, 5, 5], [0, 0, float("nan"), 1]])
+def test_boxes_without_extent_are_refused(box):
+    with pytest.raises(ConfigError, match="boxes must be"):
+        maps_of(np.asarray(picture(40, 40))).pool([box])
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "cut.png").write_bytes(broken_images()["cut.png"])
+    with pytest.raises(ImageError, match=r"cut\.png': cannot decode the image"):
+        maps_of(tmp_path / "cut.png")
+    with pytest.raises(ImageError, match="uint8"):
+        maps_of(np.zeros((5, 5)))

@@ -1,0 +1,184 @@
+"""bfloat16 is chosen where it is faster and the features stand it; what was found is told."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import numpy as np
+import pytest
+import torch
+from extraction_cases import SPEC, altered, forbidden, net
+from image_files import encode, picture
+
+from spptransfer.extraction.precision import (
+    LARGEST_ERROR,
+    LEAST_GAIN,
+    TRIED,
+    WORTHWHILE,
+    choose_precision,
+    relative_error,
+)
+from spptransfer.runtimes import ComputeOptions
+
+TORCH = ComputeOptions(device="cpu", runtime="torch", threads=1)
+
+
+@pytest.fixture
+def capable(monkeypatch):
+    """A processor that says that it multiplies bfloat16 numbers."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+
+
+def photos(number=TRIED + 4):
+    return [np.asarray(picture(50 + i, 70, i)) for i in range(number)]
+
+
+def choose(specs=(SPEC,), sources=None, *, backbone=None, options=TORCH, count=1000):
+    sources = photos() if sources is None else sources
+    return choose_precision(backbone or net(), specs, sources, options, count=count)
+
+
+def test_few_images_are_not_worth_a_trial():
+    choice = choose(backbone=net(forbidden), count=WORTHWHILE - 1)
+    assert (choice.precision, choice.error, choice.gain) == ("float32", None, None)
+
+
+@pytest.mark.usefixtures("capable")
+def test_a_runtime_without_bfloat16_is_not_tried():
+    options = ComputeOptions(device="cpu", runtime="onnxruntime")
+    choice = choose(backbone=net(forbidden), options=options)
+    assert choice.reason == "onnxruntime has no arithmetic for bfloat16"
+
+
+def test_a_processor_without_bfloat16_is_not_asked(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {}, raising=False)
+    choice = choose(backbone=net(forbidden))
+    assert choice.reason == "this cpu has no arithmetic for bfloat16"
+
+
+def slow(dtype):
+    """A backbone that takes long for numbers of a type."""
+
+    def burn(batch):
+        end = time.thread_time() + 0.02 * (batch.dtype == dtype)
+        while time.thread_time() < end:
+            pass
+
+    return net(burn)
+
+
+@pytest.mark.usefixtures("capable")
+def test_bfloat16_is_chosen_where_it_gains_and_the_features_stand_it(caplog):
+    caplog.set_level(logging.INFO)
+    choice = choose(backbone=slow(torch.float32))
+    assert choice.precision == "bfloat16"
+    assert choice.gain > LEAST_GAIN
+    assert 0 < choice.error <= LARGEST_ERROR
+    assert f"on the first {TRIED} images" in choice.reason
+    assert f"{100 * choice.error:.2f} %" in choice.reason
+    assert f"bfloat16: {choice.reason}" in caplog.text
+    assert choice.to_dict()["error"] == choice.error
+
+
+@pytest.mark.usefixtures("capable")
+def test_float32_is_chosen_where_there_is_little_to_gain():
+    choice = choose(backbone=slow(torch.bfloat16))
+    assert (choice.precision, choice.error) == ("float32", None)
+    assert choice.gain < LEAST_GAIN
+    assert f"only {choice.gain:.2f} times as fast" in choice.reason
+
+
+@pytest.mark.usefixtures("capable")
+def test_float32_is_chosen_where_the_features_are_too_far_off():
+    """Differences of large numbers lose their digits."""
+    backbone = slow(torch.float32)
+    low, high = backbone.module.low[0], backbone.module.high[0]
+    low.bias.data += 500
+    high.padding = (0, 0)  # beyond the edge there is no such number
+    high.weight.data -= high.weight.data.mean(dim=(1, 2, 3), keepdim=True)
+    choice = choose(backbone=backbone)
+    assert choice.precision == "float32"
+    assert choice.error > LARGEST_ERROR
+    assert f"off by {100 * choice.error:.2f} % in bfloat16, more than 1 %" in choice.reason
+
+
+@pytest.mark.usefixtures("capable")
+def test_numbers_that_are_not_finite_are_too_far_off():
+    backbone = slow(torch.float32)
+    backbone.module.high[0].weight.data[:] = float("nan")
+    choice = choose(backbone=backbone)
+    assert (choice.precision, choice.error) == ("float32", None)
+    assert "not finite" in choice.reason
+
+
+@pytest.mark.usefixtures("capable")
+def test_the_error_is_that_of_the_worst_block_of_all_specs():
+    coarse = altered(SPEC, levels=(1,), scales=(64,))
+    fine = altered(SPEC, levels=(4, 3), view="warp")
+    errors = [choose([spec], backbone=slow(torch.float32)).error for spec in (coarse, fine)]
+    both = choose([coarse, fine], backbone=slow(torch.float32)).error
+    assert both == pytest.approx(max(errors))
+
+
+@pytest.mark.usefixtures("capable")
+def test_images_that_cannot_be_read_or_have_enormous_views_are_passed_over(tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    endless = np.zeros((3, 8000, 3), np.uint8)
+    sources = [tmp_path / "absent.jpg", tmp_path / "broken.jpg", endless]
+    spec = altered(SPEC, scales=(64,))
+    choice = choose([spec], sources, backbone=net(forbidden))
+    assert choice.reason == "none of the first images can be read"
+    (tmp_path / "good.png").write_bytes(encode(picture(60, 80)))
+    choice = choose([spec], [*sources, tmp_path / "good.png"], backbone=slow(torch.float32))
+    assert "on the first 1 images" in choice.reason
+
+
+class Lower:
+    """Told of every batch, it fails where the numbers are of lower precision."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, batch: torch.Tensor) -> None:
+        if batch.dtype == torch.bfloat16:
+            raise self.error
+
+
+@pytest.mark.usefixtures("capable")
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (NotImplementedError("not implemented for 'BFloat16'"), "lacks an operator in bfloat16"),
+        (RuntimeError("[enforce fail] can't allocate memory"), "ran out of memory"),
+        (torch.OutOfMemoryError("out of memory"), "ran out of memory"),
+    ],
+)
+def test_a_trial_that_fails_means_float32(error, reason):
+    choice = choose(backbone=net(Lower(error)))
+    assert choice.precision == "float32"
+    assert reason in choice.reason
+
+
+@pytest.mark.usefixtures("capable")
+def test_other_errors_of_the_trial_are_not_hidden():
+    with pytest.raises(RuntimeError, match="something else"):
+        choose(backbone=net(Lower(RuntimeError("something else"))))
+
+
+@pytest.mark.usefixtures("capable")
+def test_torchs_number_of_threads_is_left_as_it_was():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        choose()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_relative_errors_of_zeros():
+    zero, one = np.zeros(3), np.ones(3)
+    assert relative_error([zero], [zero]) == 0
+    assert relative_error([one], [zero]) == float("inf")
+    assert relative_error([zero, 3 * one], [zero, 2 * one]) == pytest.approx(0.5)
