@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,6 @@ from runtime_cases import PACKAGES, need
 from safetensors.torch import save_file
 from spptransfer.datasets.drawing import draw
 
-from spptransfer.images import decode, read_bytes, render
-from spptransfer.pretraining.evaluation import ViewAverager, load_classifier, make_scheme
 from spptransfer.runtimes import describe_runtime
 
 SOME = sorted(CLASSES[::2])
@@ -83,18 +80,6 @@ def test_every_scheme_gets_a_line_of_the_table(evaluated):
     assert last.startswith("computed by: ")
 
 
-def test_the_numbers_are_those_of_a_loop_over_the_files(evaluated, data, weights):
-    scheme = make_scheme("full", size=64, resize=96)
-    averager = ViewAverager(load_classifier("spp-mini", weights))
-    wrong = 0
-    for name in SOME:
-        pixels = render(decode(read_bytes(data / "val" / name / "1.png")), 96)
-        own = averager.probabilities([pixels[None]], scheme)[0]
-        wrong += CLASSES[own.argmax()] != name
-    found = evaluated("--size", 64, "--resize", 96, "--views", "full", "--json").json
-    assert found["views"][0]["top1_error"] == wrong / 12
-
-
 def test_the_json_line_holds_every_number(evaluated, weights):
     done = evaluated("--size", 64, "--views", "full,96-maps", "--scales", "64,80", "--json")
     found = done.json
@@ -116,49 +101,6 @@ def test_the_json_line_holds_every_number(evaluated, weights):
     assert len(done.out.splitlines()) == 1
 
 
-def test_quiet_prints_nothing(evaluated):
-    assert evaluated("--size", 64, "--views", "full", "--quiet")[1:] == ("", "")
-
-
-def test_a_zip_file_needs_no_unpacking(evaluated, data, tmp_path):
-    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
-        for file in data.rglob("*.png"):
-            archive.write(file, file.relative_to(data).as_posix())
-    folder = evaluated("--size", 64, "--views", "full", "--json").json
-    zipped = evaluated("--size", 64, "--views", "full", "--json", root=tmp_path / "data.zip").json
-    assert zipped["metrics"] == folder["metrics"]
-
-
-def test_a_split_may_have_any_name_or_be_the_whole(evaluated, data):
-    whole = evaluated("--size", 64, "--views", "full", "--json", "--split", "", root=data / "val")
-    assert (
-        whole.json["metrics"]
-        == evaluated("--size", 64, "--views", "full", "--json").json["metrics"]
-    )
-    refused = evaluated("--size", 64, "--split", "test")
-    assert refused.status == 2
-    assert "no images in class folders of 'test'" in refused.complaint
-
-
-def test_weights_that_tell_how_they_were_trained_set_the_sizes(evaluated, tmp_path):
-    about = {
-        "pipeline": {"images": {"resize": 72, "size": 64}},
-        "classes": sorted(CLASSES),
-    }
-    path = described(tmp_path / "w.safetensors", **about)
-    found = evaluated("--views", "full", "--json", files=[path]).json["views"][0]
-    assert (found["size"], found["scales"]) == (64, [72])
-    found = evaluated("--views", "full", "--size", 96, "--json", files=[path]).json["views"][0]
-    assert (found["size"], found["scales"]) == (96, [110])
-
-
-def test_several_weights_are_averaged(evaluated, weights):
-    twice = evaluated("--size", 64, "--views", "full", "--json", files=[weights, weights]).json
-    once = evaluated("--size", 64, "--views", "full", "--json").json
-    assert twice["weights"] == [str(weights.resolve())] * 2
-    assert twice["metrics"] == once["metrics"]
-
-
 def test_a_broken_image_is_named_and_the_rest_counts(evaluated, data, tmp_path):
     for file in data.rglob("*.png"):
         copy = tmp_path / file.relative_to(data)
@@ -174,12 +116,6 @@ def test_a_broken_image_is_named_and_the_rest_counts(evaluated, data, tmp_path):
     assert found["status"] == "incomplete"
     assert found["rows"] == {"ok": 12, "failed": 1, "reused": 0}
     assert list(found["failures"]) == [broken.relative_to(tmp_path).as_posix()]
-
-
-def test_bfloat16_is_a_choice(evaluated):
-    done = evaluated("--size", 64, "--views", "10-maps", "--precision", "bfloat16", "--json")
-    assert done.status == 0
-    assert done.json["metrics"]["top-1 accuracy, 10-maps"] > 0.2  # chance: 0.04
 
 
 @pytest.mark.parametrize("runtime", PACKAGES)
@@ -230,19 +166,6 @@ def test_weights_and_data_that_do_not_fit_are_refused_in_one_line(evaluated, dat
     assert "the network has no class 'ant'" in refused.complaint
     refused = evaluated("--size", 64, files=["embedded"])
     assert "the network has no class '" in refused.complaint
-
-
-def test_weights_that_name_no_classes_are_taken_by_the_order_of_folders(evaluated, tmp_path):
-    nameless = described(tmp_path / "w.safetensors")
-    rng = np.random.default_rng(1)
-    for number, name in enumerate(CLASSES):
-        folder = tmp_path / "val" / f"{number:02d} {name}"
-        folder.mkdir(parents=True)
-        draw(*name.split("_"), (96, 96), rng).save(folder / "1.png")
-    done = evaluated("--size", 96, "--views", "full", files=[nameless], root=tmp_path)
-    assert "the weights name no classes: taken to be the folders, sorted by name" in done.out
-    error = float(done.out.splitlines()[-2].split()[2])
-    assert error < 85
 
 
 def test_the_help_lists_the_views(cli):

@@ -21,17 +21,9 @@ def test_numbers_stand_to_the_right_and_text_to_the_left():
     ]
 
 
-def test_a_table_without_rows_is_its_header():
-    assert table([], ["name", "count"]) == "name  count"
-
-
 def test_one_image_is_no_plural():
     assert counts(Extraction(Path("a"), added=1)).startswith("1 image: 1 added")
     assert counts(Extraction(Path("a"), added=1, unchanged=1199)).startswith("1,200 images: 1 a")
-
-
-def test_truth_is_yes_or_no():
-    assert table([[True], [False]], ["here"]).split() == ["here", "yes", "no"]
 
 
 @given(st.text(st.characters(codec=None)))

@@ -61,13 +61,6 @@ def test_set_replaces_values_of_the_file(cli, project):
     assert results["classifier"]["C"] == [0.5]
 
 
-def test_places_are_chosen_by_options_and_may_hold_spaces(cli, project):
-    done = cli("run", "small.yaml", "--json", "--cache-dir", "my cache/deep", "--runs-dir",
-               "my runs")  # fmt: skip
-    assert Path(done.json["cache"]).parent == project / "my cache" / "deep"
-    assert Path(done.json["run"]).parent == project / "my runs"
-
-
 def test_data_root_is_where_relative_roots_are_looked_for(cli, project, monkeypatch):
     (project / "elsewhere").mkdir()
     monkeypatch.chdir(project / "elsewhere")
@@ -280,15 +273,6 @@ def test_a_folder_without_images_one_class_or_a_small_class_is_told(cli, project
         refused = cli("run", "small.yaml", "--set", f"dataset.root={root}")
         assert refused.status == 2
         assert message in refused.complaint
-
-
-@pytest.mark.parametrize("data", [b"", b"not weights", b"PK\x03\x04" + b"\0" * 100])
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_unreadable_weights_are_named(cli, project, data, suffix):
-    (project / f"odd{suffix}").write_bytes(data)
-    refused = cli("run", "small.yaml", "--set", f"features.weights=odd{suffix}")
-    assert refused.status == 2
-    assert f"odd{suffix}" in refused.complaint
 
 
 def test_a_file_that_is_no_cache_in_a_caches_place_is_told_and_kept(cli, project):

@@ -31,14 +31,6 @@ def test_pretrain_ends_with_weights_metrics_and_one_line_of_json(cli, small, pro
     assert json.loads(line)["val_top1"] == told["headline"]["value"]
 
 
-def test_epochs_are_told_one_by_one(cli, small):
-    outcome = cli("pretrain", small, "--set", "training.epochs=2", "--out", "here", "--threads", 1)
-    assert outcome.status == 0
-    told = [line for line in outcome.out.splitlines() if line.startswith("epoch")]
-    assert [line.split()[1] for line in told] == ["1/2", "2/2"]
-    assert outcome.out.splitlines()[-1] == "weights: here/weights.safetensors"
-
-
 def test_a_finished_training_that_is_called_again_says_that_it_is_finished(cli, small):
     given = ("pretrain", small, "--set", "training.epochs=2", "--out", "here", "--threads", 1)
     first = cli(*given).out
@@ -55,23 +47,6 @@ def test_a_wrong_key_is_one_line(cli, small):
     outcome = cli("pretrain", small, "--set", "training.epoch=3")
     assert outcome.status == 2
     assert "unknown key 'training.epoch'; did you mean 'epochs'" in outcome.complaint
-
-
-def test_missing_images_are_one_line(cli, small):
-    outcome = cli("pretrain", small, "--set", "dataset.root=absent")
-    assert outcome.status == 2
-    assert "no folder or ZIP file 'absent'" in outcome.complaint
-
-
-def test_what_is_left_out_of_the_images_is_told(cli, small, project):
-    (project / "photos/bee/new.HEIC").touch()
-    (project / "photos/empty").mkdir()
-    outcome = cli("pretrain", small, "--threads", 1, "--quiet")
-    assert outcome.status == 0
-    assert outcome.err.splitlines() == [
-        "spptransfer: photos: skipped 1 file by suffix: .heic (1)",
-        "spptransfer: photos: folders without images are no classes: empty",
-    ]
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "meta", ""])
