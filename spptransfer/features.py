@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from spptransfer.cache.selection import COMBINES, Selection, feature_names
 from spptransfer.errors import ConfigError, ImageError
 from spptransfer.runtimes import ComputeOptions, check_options
 from spptransfer.specify import feature_spec, one_of, weights_name, whole_numbers
+
+if TYPE_CHECKING:
+    from spptransfer.extraction.extractor import Extractor
 
 CHUNK = 128
 
@@ -39,21 +42,17 @@ class DirectRows(NamedTuple):
 
 
 def stream_features(
-    sources: Iterable[Source],
-    selection: Selection,
-    backbone: Backbone | BackboneRef,
-    options: ComputeOptions,
+    sources: Iterable[Source], selection: Selection, extractor: Extractor
 ) -> Iterator[DirectRows]:
     """Compute features chunk by chunk, in the order of the images."""
-    from spptransfer.extraction.extractor import Extractor, without_features  # imports torch
+    from spptransfer.extraction.extractor import without_features  # imports torch
 
     remaining = iter(sources)
-    with Extractor([selection.spec], backbone, options) as extractor:
-        while chunk := tuple(islice(remaining, CHUNK)):
-            (rows,) = extractor.compute(chunk)
-            matrix = np.empty((len(chunk), selection.width), dtype=np.float32)
-            selection.fill(matrix, rows.features.__getitem__)
-            yield DirectRows(chunk, matrix, without_features(rows))
+    while chunk := tuple(islice(remaining, CHUNK)):
+        (rows,) = extractor.compute(chunk)
+        matrix = np.empty((len(chunk), selection.width), dtype=np.float32)
+        selection.fill(matrix, rows.features.__getitem__)
+        yield DirectRows(chunk, matrix, without_features(rows))
 
 
 class SPPFeatures(TransformerMixin, BaseEstimator):
@@ -210,6 +209,7 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
             one_of("combine", self.combine, COMBINES),
         )
         self.n_features_out_ = self._selection.width
+        self._extractor: Extractor | None = None
         self._chosen = given
 
     def _named_or_given(self) -> Backbone | BackboneRef:
@@ -228,10 +228,13 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
             std=IMAGENET_STD if self.std is None else self.std,
         )
 
-    def _load(self) -> None:
-        """Load a named network, once."""
-        if isinstance(self._backbone, BackboneRef):
-            self._backbone = self._backbone.load([self.layer])
+    def _load(self) -> Extractor:
+        """Load the network and make a runtime ready for it, once."""
+        if self._extractor is None:
+            from spptransfer.extraction.extractor import Extractor  # imports torch
+
+            self._extractor = Extractor([self.spec_], self._backbone, self._options)
+        return self._extractor
 
     def transform(self, X: Iterable[str | os.PathLike[str] | npt.NDArray[np.uint8]]) -> Any:
         """Compute the features of images.
@@ -252,13 +255,13 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         """
         sources = [_as_source(image) for image in _as_list(X)]
         self._choose()
-        self._load()
         found: list[npt.NDArray[np.float32]] = []
-        for chunk in stream_features(sources, self._selection, self._backbone, self._options):
-            for position, error in chunk.errors.items():
-                first = sum(len(matrix) for matrix in found)
-                raise ImageError(f"{_name(sources, first + position)}: {error}")
-            found.append(chunk.matrix)
+        with self._load() as extractor:
+            for chunk in stream_features(sources, self._selection, extractor):
+                for position, error in chunk.errors.items():
+                    first = sum(len(matrix) for matrix in found)
+                    raise ImageError(f"{_name(sources, first + position)}: {error}")
+                found.append(chunk.matrix)
         return np.concatenate(found) if found else np.empty((0, self.n_features_out_), np.float32)
 
     def get_feature_names_out(self, input_features: Any = None) -> npt.NDArray[np.object_]:
@@ -280,7 +283,7 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
     def __getstate__(self) -> dict[str, Any]:
         # A named network is loaded again where it is needed; its weights have no place in a pickle.
         state: dict[str, Any] = dict(super().__getstate__())
-        for name in ("_backbone", "_chosen"):
+        for name in ("_backbone", "_extractor", "_chosen"):
             state.pop(name, None)
         return state
 

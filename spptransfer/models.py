@@ -232,16 +232,18 @@ class TransferModel:
         ModelError
             If the weights found are not those that the model was trained with.
         """
+        from spptransfer.extraction.extractor import Extractor  # imports torch
         from spptransfer.features import stream_features
 
         backbone = self._find_backbone(weights, weights_dir)
-        for chunk in stream_features(map(Path, paths), self.selection(), backbone, options):
-            for position, path in enumerate(cast(tuple[Path, ...], chunk.sources)):
-                if position in chunk.errors:
-                    yield Scores(path, None, chunk.errors[position])
-                    continue
-                row = chunk.matrix[position : position + 1]
-                yield Scores(path, self.decision_function(row)[0], "")
+        with Extractor([self.spec], backbone, options) as extractor:
+            for chunk in stream_features(map(Path, paths), self.selection(), extractor):
+                for position, path in enumerate(cast(tuple[Path, ...], chunk.sources)):
+                    if position in chunk.errors:
+                        yield Scores(path, None, chunk.errors[position])
+                        continue
+                    row = chunk.matrix[position : position + 1]
+                    yield Scores(path, self.decision_function(row)[0], "")
 
     def _find_backbone(
         self, weights: str | os.PathLike[str] | None, weights_dir: Path | None

@@ -4,21 +4,17 @@ import functools
 import io
 import math
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from image_files import encode, picture, rotated_by_exif
 from PIL import Image, ImageOps
 from sklearn.base import clone
-from spptransfer.resizing import resize
 
 from spptransfer import SPPFeatures, backbones, images
 from spptransfer.errors import ConfigError, ImageError, WeightsError
-from spptransfer.pyramid import SpatialPyramidPooling
-from spptransfer.specify import feature_spec
 
 NETWORK = ("squeezenet1_1", "random:0")
 LEVELS = (6, 3, 2, 1)
@@ -63,10 +59,10 @@ def slow_features(data: bytes, scale: int = 64, levels=LEVELS, reduce=np.max) ->
     width, height = image.size
     shorter = min(width, height)
     size = [math.floor(side * scale / shorter + 0.5) for side in (height, width)]
-    samples = resize(image, *size) / 255
+    samples = images.resize(image, *size) / 255
     normal = (samples - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     with torch.inference_mode():
-        maps = network().maps(torch.from_numpy(normal.transpose(2, 0, 1)[None]).float())
+        maps = network()(torch.from_numpy(normal.transpose(2, 0, 1)[None]).float())
     return brute_force_pyramid(maps[0].numpy(), levels, reduce)
 
 
@@ -236,28 +232,9 @@ def test_without_levels_a_feature_is_the_whole_map_channel_by_channel(photos, la
     for photo, row in zip(photos, found, strict=True):
         pixels = images.render(images.from_array(photo), 64, view) / 255
         normal = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-        maps = backbone.maps(torch.from_numpy(normal.transpose(2, 0, 1)[None]).float())
+        maps = backbone(torch.from_numpy(normal.transpose(2, 0, 1)[None]).float())
         assert row.shape == maps[0].numpy().ravel().shape
         assert_near(row, maps[0].numpy().ravel())
-
-
-@settings(max_examples=15, deadline=None)
-@given(
-    layer=st.sampled_from(["conv1", "conv2", "conv3", "conv4", "conv5", "spp"]),
-    scale=st.integers(8, 130),
-    pooling=st.sampled_from(["max", "mean"]),
-)
-def test_the_whole_map_is_the_level_whose_bins_are_its_cells(layer, scale, pooling):
-    spec = feature_spec(
-        backbone="spp-mini", weights="embedded", layer=layer, levels=[], scales=[scale],
-        view="warp", pooling=pooling,
-    )  # fmt: skip
-    backbone = backbones.load("spp-mini", "embedded", layer=layer)
-    generator = torch.Generator().manual_seed(scale)
-    maps = backbone.maps(torch.randn(2, 3, scale, scale, generator=generator))
-    assert maps.shape[2:] == spec.levels * 2
-    pooled = SpatialPyramidPooling(spec.levels, pooling)(maps)
-    assert pooled.equal(maps.flatten(1))
 
 
 def test_columns_of_whole_maps_are_named_by_layer_channel_row_and_column(photos):
@@ -269,20 +246,6 @@ def test_columns_of_whole_maps_are_named_by_layer_channel_row_and_column(photos)
     assert names[-1] == f"scale64_fire4_channel255_row{side - 1}_column{side - 1}"
     grid = X.reshape(256, side, side)
     assert grid[9, 2, 1] == X[names.index("scale64_fire4_channel9_row2_column1")]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"view": "full"}, "whose size differs .* allowed views: center_crop, warp"),
-        ({"view": "warp", "scales": (64, 96)}, r"at one scale, not at \[64, 96\]"),
-        ({"view": "sideways"}, "view: 'sideways' is unknown"),
-    ],
-)
-def test_a_whole_map_needs_one_view_of_fixed_size(changes, message):
-    with pytest.raises(ConfigError, match=message) as caught:
-        small(levels=(), **changes).fit()
-    assert "\n" not in str(caught.value)
 
 
 def test_vector_layers_need_no_levels(photos):
@@ -314,7 +277,7 @@ def test_vector_layers_need_no_levels(photos):
         ({"precision": "float8"}, "precision: 'float8' is unknown"),
         ({"device": "tpu"}, "device: 'tpu' is unknown"),
         ({"weights": "imagnet"}, "did you mean 'imagenet'"),
-        ({"backbone": ["alexnet"]}, "unknown backbone '['alexnet']': "),
+        ({"backbone": ["alexnet"]}, "backbone: list is no torch.nn.Module"),
         ({"layer": ["spp"]}, "unknown layer '['spp']' of backbone 'squeezenet1_1': "),
         ({"weights": 3}, "weights: 3 must be a name of the catalogue, random:SEED or a file's"),
         ({"levels": 3}, "levels: 3 must be a list of whole numbers, as [6, 3, 2, 1]"),
@@ -324,8 +287,11 @@ def test_vector_layers_need_no_levels(photos):
         ({"scales": np.array(64)}, "scales: array(64) must be a list of whole numbers"),
         ({"flip": "x"}, "flip: 'x' must be True or False"),
         ({"flip": 1}, "flip: 1 must be True or False"),
-        ({"precision": None}, "precision: 'None' is unknown; allowed: auto, float32, bfloat16"),
-        ({"device": None}, "device: None is unknown; allowed: auto, cpu, cuda, cuda:N"),
+        ({"precision": None}, "precision: None is unknown; allowed: auto, float32, bfloat16"),
+        ({"device": None}, "device: 'None' is unknown; allowed: auto, cpu, cuda, cuda:N, mps"),
+        ({"runtime": "onnx"}, "runtime: 'onnx' is unknown; allowed: auto, torch, onnxruntime"),
+        ({"runtime": "openvino", "device": "cuda"}, "device: 'cuda' is not for runtime"),
+        ({"mean": [0.5] * 3}, "mean and std go with a module; a named backbone has its own"),
         ({"n_jobs": -1}, "n_jobs: -1 must be a whole number of at least 1, or None"),
         ({"n_jobs": "2"}, "n_jobs: '2' must be a whole number of at least 1, or None"),
     ],
@@ -375,3 +341,122 @@ def test_what_is_no_image_is_refused(wrong):
 def test_a_single_path_is_refused_with_the_right_way_to_write_it():
     with pytest.raises(ImageError, match=r"must be a list of images, as \['a.jpg'\]"):
         small().transform("a.jpg")
+
+
+# ---- networks of the user's own ----
+
+
+class Net(torch.nn.Module):
+    """A trunk and a head, as many libraries build them."""
+
+    def __init__(self, norm: type[torch.nn.Module] = torch.nn.BatchNorm2d) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.trunk = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3, stride=4, padding=1), norm(6))
+            self.head = torch.nn.Sequential(
+                torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(6, 4)
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.trunk(x))
+
+
+def own(module, layer="trunk", **changes):
+    given = {"layer": layer, "levels": (2, 1), "scales": (64,), "device": "cpu"} | changes
+    return SPPFeatures(module, **given)
+
+
+def plain_maps(photo, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)):
+    pixels = images.render(images.from_array(photo), 64) / 255
+    normal = ((pixels - mean) / std).transpose(2, 0, 1)
+    with torch.inference_mode():
+        return Net().eval().trunk(torch.from_numpy(normal[None]).float())[0].numpy()
+
+
+def test_a_layer_of_a_module_of_ones_own_is_pooled(photos):
+    found = own(Net()).fit_transform(photos)
+    for row, photo in zip(found, photos, strict=True):
+        assert_near(row, brute_force_pyramid(plain_maps(photo), (2, 1)))
+
+
+@pytest.mark.parametrize("runtime", ["auto", "onnxruntime", "openvino"])
+def test_runtimes_that_know_the_operators_of_a_module_compute_it_too(photos, runtime):
+    pytest.importorskip("torch" if runtime == "auto" else runtime)
+    plain = Net(lambda channels: torch.nn.ReLU())
+    expected = own(plain, runtime="torch").fit_transform(photos)
+    assert_near(own(plain, runtime=runtime).fit_transform(photos), expected)
+
+
+def test_mean_and_std_of_a_module_are_the_users(photos):
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.1)
+    found = own(Net(), mean=mean, std=std).fit_transform(photos[:1])
+    assert_near(found[0], brute_force_pyramid(plain_maps(photos[0], mean, std), (2, 1)))
+
+
+@pytest.mark.parametrize("layer", ["head", "output"])
+def test_a_vector_of_a_module_has_no_levels(photos, layer):
+    spp = own(Net(), layer).fit()
+    with torch.inference_mode():
+        expected = Net().eval().head(torch.from_numpy(plain_maps(photos[0]))[None])[0].numpy()
+    assert_near(spp.transform(photos[:1])[0], expected)
+    assert spp.spec_.levels == ()
+
+
+def test_a_module_stays_as_it_is_and_is_followed_by_a_new_fit(photos):
+    module = Net().train()
+    spp = own(module).fit()
+    before = spp.transform(photos[:1])
+    assert module.training
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    module.trunk[0].weight.data *= 2
+    np.testing.assert_array_equal(spp.transform(photos[:1]), before)
+    assert not np.allclose(spp.fit().transform(photos[:1]), before)
+
+
+def test_a_module_is_cloned_searched_and_pickled_with_the_rest(photos):
+    spp = own(Net()).fit()
+    expected = spp.transform(photos)
+    np.testing.assert_array_equal(clone(spp).transform(photos), expected)
+    plain = own(torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3), torch.nn.ReLU()), "1").fit()
+    copied = pickle.loads(pickle.dumps(plain))
+    np.testing.assert_array_equal(copied.transform(photos), plain.transform(photos))
+
+
+def test_threads_may_share_one_that_is_fitted(photos, spp):
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(spp.transform, [photos] * 4))
+    for other in found:
+        assert_near(other, found[0])
+
+
+def test_a_loaded_backbone_is_taken_as_it_is(photos):
+    loaded = backbones.load(*NETWORK, layer=["fire4", "spp"])
+    for layer in ("fire4", "spp"):
+        found = own(loaded, layer).fit_transform(photos)
+        assert_near(found, small(layer=layer, levels=(2, 1)).fit_transform(photos))
+
+
+@pytest.mark.parametrize(
+    ("module", "layer", "message"),
+    [
+        (Net(), "spp", "unknown layer 'spp' of backbone 'Net'; nearest of its"),
+        (Net(), "trnk", "trunk"),
+        ("not one", "spp", "unknown backbone 'not one'"),
+        (torch.nn.Linear(3, 4), "output", "does not take images"),
+    ],
+)
+def test_a_module_that_cannot_be_used_is_refused_in_fit(module, layer, message):
+    with pytest.raises(ConfigError, match=message) as told:
+        own(module, layer).fit()
+    assert "\n" not in str(told.value)
+
+
+def test_runtimes_and_threads_agree(photos):
+    expected = small(runtime="torch").fit_transform(photos)
+    for changes in ({"runtime": "auto"}, {"runtime": "torch", "n_jobs": 3}):
+        assert_near(small(**changes).fit_transform(photos), expected)
+    for runtime in ("onnxruntime", "openvino"):
+        pytest.importorskip(runtime)
+        found = small(runtime=runtime).fit_transform(photos)
+        assert_near(found, expected)

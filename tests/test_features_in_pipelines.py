@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from small_projects import CLASSES, draw_folder
 
-from spptransfer import LinearSVM, PyramidNormalizer, SPPFeatures
+from spptransfer import LinearSVM, PyramidNormalizer, SPPFeatures, backbones
 from spptransfer.datasets.folder import read_folder
 
 
@@ -32,9 +32,11 @@ def test_one_pipeline_goes_from_paths_to_classes(folder):
     np.testing.assert_array_equal(again.predict(paths[::2]), names[::2])
 
 
-def test_grid_search_chooses_features_and_c_from_paths(folder):
+def test_grid_search_chooses_features_of_a_users_network_and_c_from_paths(folder):
     paths, names = folder
-    spp = SPPFeatures("spp-mini", "embedded", levels=(3, 1), scales=(64,), device="cpu")
+    own = backbones.load("spp-mini", "embedded", layer="conv3").trunk  # a plain torch module
+    last = list(own.named_children())[-1][0]
+    spp = SPPFeatures(own, layer=last, scales=(64,), device="cpu", runtime="torch")
     model = make_pipeline(spp, PyramidNormalizer(), LinearSVM())
     grid = {"sppfeatures__levels": [(1,), (2, 1)], "linearsvm__C": [0.1, 1.0]}
     search = GridSearchCV(model, grid, cv=2).fit(paths, names)

@@ -17,7 +17,9 @@ from spptransfer.datasets.folder import gather_images
 from spptransfer.errors import DatasetError, ModelError
 from spptransfer.experiment import run
 from spptransfer.models import TransferModel
+from spptransfer.runtimes import ComputeOptions
 
+CPU = ComputeOptions(device="cpu", threads=2)
 WEIGHTS = Path(__import__("spptransfer").__file__).parent / "backbones/spp_mini.safetensors"
 
 
@@ -38,7 +40,7 @@ def model(finished) -> TransferModel:
 
 
 def scores_of(model, paths, **options):
-    return list(model.score(paths, device="cpu", jobs=2, **options))
+    return list(model.score(paths, options=CPU, **options))
 
 
 def test_a_model_survives_the_round_trip(model, tmp_path):
@@ -97,7 +99,7 @@ def test_scoring_streams_in_bounded_memory(finished, model, monkeypatch):
             read.append(image)
             yield image
 
-    stream, peaks = model.score(endless(), device="cpu", jobs=1), []
+    stream, peaks = model.score(endless(), options=CPU), []
     for _ in range(3):
         tracemalloc.start()
         for _ in range(24):
@@ -128,16 +130,6 @@ def test_thresholds_are_the_boundary_unless_set_and_are_kept_in_the_file(model, 
     again = TransferModel.load(tmp_path / "model.safetensors")
     assert again.labels(np.array([0.4, -0.4, -0.1])) == ["cat"]
     assert again.labels(np.array([0.6, -0.6, 0.1])) == ["bee", "dog"]
-
-
-def test_a_file_without_thresholds_gets_the_boundary(model, tmp_path):
-    path = tmp_path / "model.safetensors"
-    model.save(path)
-    with safe_open(path, framework="numpy") as file:
-        kept = {n: file.get_tensor(n) for n in file.keys() if n != "thresholds"}  # noqa: SIM118
-        metadata = file.metadata()
-    save_file(kept, path, metadata)
-    np.testing.assert_array_equal(TransferModel.load(path).thresholds, np.zeros(3, np.float32))
 
 
 def test_moved_weights_are_named_and_found_again_where_the_user_says(finished, model, tmp_path):
@@ -225,6 +217,7 @@ def read_parts(path):
         lambda tensors, facts: facts.update(format_version=99),
         lambda tensors, facts: facts.update(format="other"),
         lambda tensors, facts: tensors.pop("coef"),
+        lambda tensors, facts: tensors.pop("thresholds"),
         lambda tensors, facts: tensors.update(coef=tensors["coef"][:, 1:].copy()),
         lambda tensors, facts: tensors.update(coef=tensors["coef"].ravel()),
         lambda tensors, facts: tensors.update(intercept=tensors["intercept"][1:].copy()),

@@ -77,7 +77,6 @@ def test_without_levels_the_bins_are_the_cells_of_the_map(view, layer, scale):
             r"at one scale, not at \[64, 96\]",
         ),
         ({"layer": "conv9"}, "unknown layer 'conv9'"),
-        ({"scales": [2]}, "scales: 2 is too small for 'spp-mini'; at least"),
         ({"scales": 64}, r"scales: 64 must be a list of whole numbers, as \[224\]"),
         ({"levels": "63"}, "levels: '63' must be a list of whole numbers"),
         ({"flip": 1}, "flip: 1 must be True or False"),

@@ -134,10 +134,12 @@ class Extractor:
         self._progress = progress or Progress(0, Clock())
         self._clock = self._progress.clock
         self._clock.threads |= {"read": runtime.workers, "compute": runtime.computers}
-        self._stack = contextlib.ExitStack()
+        self._stack, self._turn = contextlib.ExitStack(), threading.Lock()
 
     def __enter__(self) -> Extractor:
         runtime = self.runtime
+        self._turn.acquire()
+        self._stack.callback(self._turn.release)
         self._stack.enter_context(self._computer)
         self._slots = _Slots(runtime.computers)
         on_cpu = runtime.device == "cpu"
