@@ -13,12 +13,11 @@ from safetensors.torch import load_file
 from sklearn.model_selection import StratifiedShuffleSplit, cross_val_score
 from sklearn.preprocessing import normalize
 from sklearn.svm import LinearSVC
-from spptransfer.datasets.drawing import draw
 from torch import nn
 
 from spptransfer import backbones
 from spptransfer.backbones import weights
-from spptransfer.datasets.generated import DEMO_CLASSES
+from spptransfer.datasets.generated import DEMO_CLASSES, draw
 from spptransfer.pyramid import SpatialPyramidPooling
 
 INFO = backbones.describe("spp-mini")
