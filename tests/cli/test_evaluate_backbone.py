@@ -9,8 +9,8 @@ import pytest
 from drawn_network import CLASSES, drawn_tensors
 from PIL import Image
 from safetensors.torch import save_file
-from spptransfer.datasets.generated import draw
 
+from spptransfer.datasets.generated import draw
 from spptransfer.runtimes import describe_runtime
 
 SOME = sorted(CLASSES[::2])
