@@ -4,8 +4,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from spptransfer import backbones
+from spptransfer import backbones, datasets
 
 
 def test_backbones_are_listed_with_what_one_chooses_by(cli, tmp_path):
@@ -93,3 +94,16 @@ def test_an_archive_that_is_no_such_is_refused(cli, tmp_path):
     assert "VOCtest_06-Nov-2007.tar" in refused.complaint
     shutil.rmtree(tmp_path / "data", ignore_errors=True)
     assert not Path(tmp_path / "data").exists()
+
+
+def test_what_was_registered_is_listed_too(cli, tmp_path):
+    conv = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, stride=4), torch.nn.ReLU())
+    mean = [0.5, 0.5, 0.5]
+    backbones.register("my-net", lambda _: backbones.from_module(conv, "1", mean=mean, std=mean))
+    datasets.register("my-photos", lambda root: None, how="ask me")
+    try:
+        (line,) = [x for x in cli("backbones").out.splitlines() if x.startswith("my-net ")]
+        assert line.split()[1:3] == ["8", "4"]
+        assert "\n  my-photos: ask me\n" in cli("datasets", "--data-root", tmp_path).out
+    finally:
+        datasets.unregister("my-photos")
