@@ -42,6 +42,8 @@ Positions = slice | npt.NDArray[np.intp]
 
 # Rows are read with those between them if that is at most so many times as much.
 _SPAN = 2
+# The most that is mapped of a narrow column at once.
+_WINDOW = 1 << 23
 
 
 class RowFile:
@@ -218,14 +220,20 @@ class RowFile:
         first, stop = int(positions.min()), int(positions.max()) + 1
         if first >= 0 and stop - first <= _SPAN * len(positions):
             return self._run(name, slice(first, stop))[positions - first]
-        # The map of a narrow column goes with this call, and with it the pages looked at, which
-        # count as this process's; wide rows are looked at whole, and found faster the next time.
-        wide = self._data[name].size * self._data[name].dtype.itemsize >= PAGE * self.count
-        mapped = self._wide.get(name)
-        mapped = self._map(name) if mapped is None else mapped
-        if wide:
-            self._wide[name] = mapped
-        return np.asarray(mapped[positions])
+        node = self._data[name]
+        row_bytes = node.dtype.itemsize * math.prod(node.shape[1:])
+        if row_bytes >= PAGE:
+            if name not in self._wide:
+                self._wide[name] = self._map(name)
+            return np.asarray(self._wide[name][positions])
+        # Narrow rows lie among others, which are mapped with them and count as this process's: so
+        # they are read in the file's order, and what was looked at is let go of by and by.
+        rows = np.empty((len(positions), *node.shape[1:]), node.dtype)
+        order = np.argsort(positions, kind="stable")
+        windows = positions[order] * row_bytes // _WINDOW
+        for part in np.split(order, np.flatnonzero(np.diff(windows)) + 1):
+            rows[part] = self._map(name)[positions[part]]
+        return rows
 
     def _run(self, name: str, run: slice) -> npt.NDArray[Any]:
         start, stop, _ = run.indices(self.count)

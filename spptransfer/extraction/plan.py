@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from spptransfer import images
+from spptransfer.cache.layout import short_text
 from spptransfer.cache.rows import OK, RowTable
 from spptransfer.cache.writer import CacheWriter
 from spptransfer.datasets import Dataset
@@ -56,7 +57,8 @@ class Plan:
             return images.content_digest(images.read_bytes(path)).encode() == table.digest[i]
         except (OSError, ValueError, ImageError):
             renderings = [Rendering(scale, self._spec.view) for scale in self._spec.scales]
-            return view_sizes(read_header(path), renderings) == error
+            found = view_sizes(read_header(path), renderings)
+            return isinstance(found, str) and short_text(found) == error
 
 
 def parts_of(dataset: Dataset, plans: Sequence[Plan], part_rows: int) -> Iterator[Part]:

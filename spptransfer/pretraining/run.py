@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from spptransfer.backbones.weights import weights_sha256
+from spptransfer.backbones import BackboneRef
 from spptransfer.errors import ConfigError, ModelError
 from spptransfer.files import exclusive_lock, make_folder, remove_leftovers
 from spptransfer.pretraining import checkpoint
@@ -184,9 +184,8 @@ def _identity(place: _Place, data_sha256: str) -> str:
     distill = place.pipeline.distill
     if distill is not None:
         # A file may have got other weights since, or another place.
-        values["distill"]["weights"] = weights_sha256(
-            distill.backbone, distill.weights, place.machine.weights_dir
-        )
+        teacher = BackboneRef(distill.backbone, distill.weights, place.machine.weights_dir)
+        values["distill"]["weights"] = teacher.weights_sha256()
     text = json.dumps([values, data_sha256], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -150,7 +150,7 @@ def test_on_a_trained_network_views_on_maps_answer_as_crops_do(mini):
     errors = [(rank_of_truth(found, labels) > 0).mean() for found in (crops, maps)]
     assert max(errors) < 0.85  # chance: 0.96
     assert abs(errors[0] - errors[1]) < 0.1
-    assert (crops.argmax(1) == maps.argmax(1)).mean() > 0.75
+    assert (crops.argmax(1) == maps.argmax(1)).mean() > 0.7
     assert np.abs(crops - maps).sum(1).mean() < 0.3
 
 
