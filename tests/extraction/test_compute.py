@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from image_files import picture
 
 from spptransfer import backbones, images
+from spptransfer.errors import ConfigError
 from spptransfer.extraction.batches import group
 from spptransfer.extraction.compute import FeatureComputer
 from spptransfer.extraction.strips import Strips
@@ -92,6 +94,19 @@ def test_lower_precision_is_near_and_the_backbone_keeps_its_own_numbers(runtime,
     assert all(torch.equal(mini.state_dict()[name], before[name]) for name in before)
 
 
+@pytest.mark.parametrize(
+    ("changes", "allowed"),
+    [({}, False), ({"view": "warp"}, True), ({"view": "warp", "scales": (36,)}, False)],
+)
+def test_sides_are_multiples_of_what_the_backbone_asks_for(changes, allowed):
+    spec, backbone = altered(SPEC, **changes), net_with(multiple_of=16)
+    if allowed:
+        assert compute(view(32, 32)[None], spec, backbone)[3].shape == (1, 16 * 9)
+        return
+    with pytest.raises(ConfigError, match="net takes images whose sides are multiples of 16"):
+        compute(view(32, 32)[None], spec, backbone)
+
+
 @given(st.lists(st.one_of(st.none(), st.integers(1, 5)), max_size=40), st.integers(1, 30))
 def test_every_position_with_a_key_is_in_one_batch_of_equals_within_the_budget(keys, budget):
     costs = [key or 0 for key in keys]
@@ -153,6 +168,12 @@ def test_features_of_long_views_are_those_of_the_whole_with_every_runtime(runtim
             assert_close(values, expected[key], 2e-5)
 
 
+def net_with(**traits):
+    backbone = net()
+    backbone.info = replace(backbone.info, **traits)
+    return backbone
+
+
 def widths(backbone, strip_pixels):
     seen = []
     watched = net(lambda batch: seen.append(batch.shape[3]))
@@ -169,11 +190,3 @@ def test_a_strip_never_grows_with_the_image():
 
 def test_what_is_not_local_never_goes_through_in_strips():
     assert widths(net_with(is_local=False), 32 * 400) == [4000]
-
-
-def net_with(**traits):
-    from dataclasses import replace
-
-    backbone = net()
-    backbone.info = replace(backbone.info, **traits)
-    return backbone
