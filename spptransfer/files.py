@@ -37,6 +37,7 @@ def atomic_write(path: Path, needed: int = 0) -> Iterator[Path]:
 
     Examples
     --------
+    >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
     >>> with atomic_write(folder / "note.txt") as temporary:
     ...     _ = temporary.write_text("whole")
@@ -177,6 +178,7 @@ def exclusive_lock(path: Path, what: str) -> Iterator[None]:
 
     Examples
     --------
+    >>> import tempfile
     >>> lock = Path(tempfile.mkdtemp()) / "a.lock"
     >>> with exclusive_lock(lock, "the cache 'a.h5'"):
     ...     lock.exists()

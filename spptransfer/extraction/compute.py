@@ -111,6 +111,12 @@ def _check_fit(spec: FeatureSpec, backbone: Backbone) -> None:
             f"layer '{spec.layer}' is not one that this backbone was loaded for: "
             f"{', '.join(backbone.layers)}"
         )
+    step = backbone.info.multiple_of
+    if step > 1 and (spec.view == "full" or any(scale % step for scale in spec.scales)):
+        raise ConfigError(
+            f"{spec.backbone} takes images whose sides are multiples of {step}: "
+            "view center_crop or warp, at such scales"
+        )
     smallest = backbone.info.min_side
     if spec.scales[0] < smallest:
         raise ConfigError(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from extraction_cases import NET, SEVERAL, SPEC, TORCH, Net, altered, net, squeezenet
+from extraction_cases import NET, SPEC, TORCH, altered, net
 from hypothesis import given
 from hypothesis import strategies as st
 from image_files import picture
@@ -16,7 +17,7 @@ from spptransfer import backbones, images
 from spptransfer.errors import ConfigError
 from spptransfer.extraction.batches import group
 from spptransfer.extraction.compute import FeatureComputer
-from spptransfer.extraction.strips import Strips, receptive_margin
+from spptransfer.extraction.strips import Strips
 from spptransfer.pyramid import bin_bounds
 from spptransfer.runtimes import ComputeOptions
 from spptransfer.specify import feature_spec
@@ -75,26 +76,6 @@ def test_flipped_features_are_the_mean_of_both_mirror_images_at_all_levels():
         assert_close(found[level][0], (one[level] + other[level]) / 2)
 
 
-def test_images_of_a_batch_do_not_see_each_other():
-    views = np.stack([view(48, 70, seed) for seed in range(5)])
-    together = compute(views)[3]
-    for i in (0, 4):
-        assert_close(compute(views[i : i + 1])[3][0], together[i], 1e-6)
-
-
-def test_each_spec_of_a_pass_gets_what_it_gets_alone():
-    specs, views = list(SEVERAL.values()), view(40, 50)[None]
-    with FeatureComputer(specs, NET, TORCH) as computer:
-        together = computer.compute(views, range(len(specs)))
-        some = computer.compute(views, [4, 1])
-    for spec, found in zip(specs, together, strict=True):
-        for key, alone in compute(views, spec).items():
-            assert_close(found[key], alone)
-    for number, found in zip([4, 1], some, strict=True):
-        for key, values in found.items():
-            assert_close(values, together[number][key])
-
-
 @pytest.mark.parametrize("runtime", ["torch", "openvino"])
 @pytest.mark.parametrize("layer", ["conv3", "fc6"])
 def test_lower_precision_is_near_and_the_backbone_keeps_its_own_numbers(runtime, layer):
@@ -113,24 +94,17 @@ def test_lower_precision_is_near_and_the_backbone_keeps_its_own_numbers(runtime,
     assert all(torch.equal(mini.state_dict()[name], before[name]) for name in before)
 
 
-def test_a_users_module_stays_as_it_is():
-    module = Net().train()
-    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    backbone = backbones.from_module(module, "high", mean=[0.5] * 3, std=[0.25] * 3)
-    compute(view(40, 50)[None], feature_spec(backbone, layer="high", scales=[40]), backbone)
-    assert module.training
-    assert all(parameter.requires_grad for parameter in module.parameters())
-    assert not any(child._forward_hooks for child in module.modules())
-    assert all(torch.equal(module.state_dict()[name], before[name]) for name in before)
-
-
-def test_a_layer_that_was_not_loaded_is_refused_before_any_work():
-    with pytest.raises(ConfigError, match=r"layer 'fire3' is not one that .*: fire4"):
-        compute(
-            view(40, 40)[None],
-            feature_spec(squeezenet("fire3"), layer="fire3", scales=[40]),
-            squeezenet("fire4"),
-        )
+@pytest.mark.parametrize(
+    ("changes", "allowed"),
+    [({}, False), ({"view": "warp"}, True), ({"view": "warp", "scales": (36,)}, False)],
+)
+def test_sides_are_multiples_of_what_the_backbone_asks_for(changes, allowed):
+    spec, backbone = altered(SPEC, **changes), net_with(multiple_of=16)
+    if allowed:
+        assert compute(view(32, 32)[None], spec, backbone)[3].shape == (1, 16 * 9)
+        return
+    with pytest.raises(ConfigError, match="net takes images whose sides are multiples of 16"):
+        compute(view(32, 32)[None], spec, backbone)
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(1, 5)), max_size=40), st.integers(1, 30))
@@ -177,27 +151,6 @@ def test_all_layers_of_all_strips_side_by_side_are_those_of_the_whole(name, lyin
         assert_close(joined[layer].numpy(), whole[layer].numpy(), 2e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_no_layer_sees_further_than_the_margin(name):
-    info = backbones.describe(name)
-    maps = [layer for layer in info.layers if layer.kind == "map"]
-    layers = [layer.name for layer in maps]
-    backbone = backbones.load(name, "random", layer=layers)
-    stride, margin = info.stride, receptive_margin(backbone, layers)
-    cells = 4 * margin + 1
-    middle = cells // 2
-    view = torch.randn(1, 3, max(info.min_side, stride), cells * stride)
-    for pixel in (middle * stride, middle * stride + stride // 2, (middle + 1) * stride - 1):
-        probe = view.clone()
-        probe[..., pixel] = torch.nan
-        with torch.inference_mode():
-            found = backbone.maps_of(probe, layers)
-        for layer in maps:
-            seen = found[layer.name].isnan().any(dim=1).any(dim=1)[0].nonzero().flatten()
-            away = (seen.double() * layer.stride - pixel).abs().max() / stride
-            assert away < margin, layer.name
-
-
 @pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "openvino"])
 @pytest.mark.parametrize("layer", ["conv2", "spp", "fc6"])
 def test_features_of_long_views_are_those_of_the_whole_with_every_runtime(runtime, layer):
@@ -213,6 +166,12 @@ def test_features_of_long_views_are_those_of_the_whole_with_every_runtime(runtim
         strips = compute(turned, spec, mini, options, strip_pixels=32 * 400)
         for key, values in strips.items():
             assert_close(values, expected[key], 2e-5)
+
+
+def net_with(**traits):
+    backbone = net()
+    backbone.info = replace(backbone.info, **traits)
+    return backbone
 
 
 def widths(backbone, strip_pixels):
@@ -231,11 +190,3 @@ def test_a_strip_never_grows_with_the_image():
 
 def test_what_is_not_local_never_goes_through_in_strips():
     assert widths(net_with(is_local=False), 32 * 400) == [4000]
-
-
-def net_with(**traits):
-    from dataclasses import replace
-
-    backbone = net()
-    backbone.info = replace(backbone.info, **traits)
-    return backbone

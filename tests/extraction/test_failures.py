@@ -10,17 +10,12 @@ import numpy as np
 import pytest
 import torch
 from extraction_cases import (
-    NET,
-    SPEC,
-    TORCH,
-    altered,
     broken_images,
     counts,
     forbidden,
     make_dataset,
     many_images,
     net,
-    open_folder,
     run,
 )
 from image_files import encode, picture
@@ -60,12 +55,6 @@ def test_broken_images_are_failed_rows_with_their_reasons(tmp_path):
     assert np.isnan(cache.read(block, slice(0, 4))).all()
     again = run(dataset, tmp_path / "a.h5", backbone=net(forbidden))
     assert (again.unchanged, again.reused, again.failures) == (11, 3, done.failures)
-
-
-def test_a_view_beyond_the_limit_is_a_failed_row_that_names_both_sizes(tmp_path):
-    dataset = make_dataset(tmp_path / "images", {"thin.png": encode(picture(1, 30_000))})
-    done = run(dataset, tmp_path / "a.h5", altered(SPEC, scales=(224,)))
-    assert "1 x 30000 pixels at scale 224 become 224 x 6720000" in done.failures["thin.png"]
 
 
 def test_a_file_that_changes_while_it_is_read_fails_once(tmp_path, monkeypatch):
@@ -191,27 +180,6 @@ def test_an_image_that_fits_nowhere_is_tried_alone_fails_and_is_tried_again_next
     assert counts(run(dataset, tmp_path / "a.h5")) == (0, 1, 5, 0, 0)
 
 
-def test_an_image_that_does_not_fit_beside_others_is_computed_alone(tmp_path):
-    """Other threads wait until the large one is done."""
-    running, peak, failed = [], [], []
-
-    def crowded(batch):
-        running.append(1)
-        peak.append(len(running))
-        try:
-            if batch.shape[3] > 200 and not failed:
-                failed.append(1)
-                raise torch.OutOfMemoryError("out of memory")
-        finally:
-            running.pop()
-
-    files = {f"{i}.png": encode(picture(32, 33 + i, i)) for i in range(20)}
-    dataset = make_dataset(tmp_path / "images", files | {"large.png": encode(picture(32, 300))})
-    options = ComputeOptions(device="cpu", runtime="torch", threads=4)
-    assert not run(dataset, tmp_path / "a.h5", backbone=net(crowded), options=options).failures
-    assert failed
-
-
 def test_an_image_too_large_to_be_resized_is_a_failure_that_passes(tmp_path, monkeypatch):
     dataset = make_dataset(tmp_path / "images", {"a.png": encode(picture(50, 60))})
 
@@ -240,17 +208,3 @@ def test_other_errors_are_passed_on_as_they_are_and_finished_parts_are_kept(tmp_
     assert run(dataset, tmp_path / "a.h5", options=options).unchanged >= 128
     run(dataset, tmp_path / "b.h5", options=options)
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
-
-
-def test_a_thread_that_fails_leaves_no_other_one_waiting(tmp_path):
-    """Batches that wait in the pool are cancelled; the command ends all the same."""
-    dataset = make_dataset(
-        tmp_path / "images", {f"{i}.png": encode(picture(32, 33 + i, i)) for i in range(40)}
-    )
-
-    def failing(batch):
-        raise ValueError("at once")
-
-    with pytest.raises(ValueError, match="at once"):
-        run(open_folder(dataset.root, dataset.ids), tmp_path / "a.h5", SPEC, net(failing), TORCH)
-    assert NET.layers == ("low", "high", "mean")

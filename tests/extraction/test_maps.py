@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from extraction_cases import NET, awkward_images, broken_images
+from extraction_cases import NET, broken_images
 from image_files import picture
 
-from spptransfer import SPPFeatures, backbones, images
+from spptransfer import SPPFeatures, backbones
 from spptransfer.errors import ConfigError, ImageError
 from spptransfer.extraction.maps import feature_maps
 from spptransfer.pyramid import SpatialPyramidPooling
@@ -86,34 +86,12 @@ def test_stride_and_offset_are_in_pixels_of_the_image_as_it_is():
     assert found.maps["low"].shape == (8, 32, 48)
 
 
-@pytest.mark.parametrize("name", sorted(awkward_images())[:6])
-def test_files_give_the_maps_of_their_decoded_image(tmp_path, name):
-    data = awkward_images()[name]
-    (tmp_path / "image").write_bytes(data)
-    expected = maps_of(np.asarray(images.decode(data))).maps["high"]
-    for path in (tmp_path / "image", str(tmp_path / "image")):
-        assert maps_of(path).maps["high"].equal(expected)
-
-
 def test_a_backbone_of_this_package_is_taken_too():
     mini = backbones.load("spp-mini", "embedded", layer=["conv2", "spp"])
     found = feature_maps(np.asarray(picture(70, 90)), mini, ("conv2", "spp"), 64, options=TORCH)
     assert found.pool([[0, 0, 90, 70]], [2], layer="conv2").shape == (1, 4 * 128)
     with pytest.raises(ConfigError, match=r"layer: None; .*conv2, spp"):
         found.pool([[0, 0, 90, 70]], [2])
-
-
-def test_runtimes_agree():
-    pytest.importorskip("onnxruntime")
-    mini, image = backbones.load("spp-mini", "embedded"), np.asarray(picture(70, 90))
-    boxes = random_boxes(70, 90)
-    one, other = (
-        feature_maps(
-            image, mini, "spp", 96, options=ComputeOptions(device="cpu", runtime=runtime)
-        ).pool(boxes)
-        for runtime in ("torch", "onnxruntime")
-    )
-    np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(one).max())
 
 
 @pytest.mark.parametrize(

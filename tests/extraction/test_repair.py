@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from damaged_caches import flip, make, position_of, rewrite
-from extraction_cases import NET, SPEC, TORCH, StopAfter, forbidden, many_images, net, run
+from extraction_cases import NET, SPEC, TORCH, StopAfter, many_images, run
 
 from spptransfer.cache import FeatureCache
 from spptransfer.cache.verify import verify
@@ -32,11 +32,6 @@ def test_rows_of_a_sound_cache_come_out_again(made):
     assert compare_sample(path, [], dataset, NET, TORCH, sample=4) == []
 
 
-def test_a_sample_of_none_computes_nothing(made):
-    dataset, path = made
-    assert compare_sample(path, [], dataset, net(forbidden), TORCH, sample=0) == []
-
-
 def test_features_of_another_image_are_found_by_extracting_again(made):
     dataset, path = made
     rewrite(path, lambda rows, values: values.__setitem__(slice(0, 10), values[9::-1].copy()))
@@ -44,19 +39,6 @@ def test_features_of_another_image_are_found_by_extracting_again(made):
     problems = found_by_both(path, dataset)
     assert len(problems) == 10
     assert "extracted again, it differs by" in problems[0].what
-
-
-def test_an_image_that_can_no_longer_be_computed_is_told(made):
-    dataset, path = made
-    dataset.path("0000.png").write_bytes(b"no image")
-    problems = compare_sample(path, [], dataset, NET, TORCH)
-    assert [(problem.id, problem.what) for problem in problems] == [
-        (
-            "0000.png",
-            "extracted again, it fails: no image of a known format "
-            "(JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM)",
-        )
-    ]
 
 
 @pytest.mark.parametrize("name", ["features/scale_32/level_3", "rows/id", "rows/status"])

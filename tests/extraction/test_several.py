@@ -122,15 +122,6 @@ def test_images_that_one_cache_lacks_are_computed_for_it_alone(tmp_path):
         assert_alike(tmp_path / f"{name}.h5", tmp_path / "alone" / f"{name}.h5")
 
 
-def test_a_changed_image_is_extracted_anew_for_all(tmp_path):
-    dataset, passes = make_dataset(tmp_path / "images", many_images(6)), Passes()
-    run_several(dataset, tmp_path, ["high", "vector"])
-    (dataset.root / "0003.png").write_bytes(encode(picture(41, 50, 99)))
-    done = run_several(dataset, tmp_path, ["high", "vector"], net(passes))
-    assert [(each.changed, each.unchanged) for each in done.values()] == [(1, 5), (1, 5)]
-    assert passes.count() == 1
-
-
 def test_an_interrupted_pass_goes_on_and_ends_in_the_bytes_of_an_undisturbed_one(tmp_path):
     names = ["low", "vector", "larger"]
     dataset = make_dataset(tmp_path / "images", many_images(150))

@@ -221,15 +221,3 @@ def test_a_cache_can_be_read_while_it_is_brought_up_to_date(tmp_path):
     for matrix in seen:
         np.testing.assert_array_equal(matrix, before)
     assert len(FeatureCache.open(tmp_path / "a.h5")) == 6
-
-
-def test_a_folder_that_vanishes_while_it_is_written_is_one_clear_line(tmp_path):
-    dataset, folder = make_dataset(tmp_path / "images", many_images(9)), tmp_path / "caches"
-
-    def vanish(batch):
-        shutil.rmtree(folder, ignore_errors=True)
-
-    with pytest.raises(CacheError, match="No such file") as told:
-        run(dataset, folder / "a.h5", backbone=net(vanish))
-    assert "\n" not in str(told.value)
-    assert run(dataset, folder / "a.h5").added == 9
