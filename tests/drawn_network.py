@@ -43,7 +43,7 @@ def as_input(pixels: np.ndarray) -> torch.Tensor:
 @functools.cache
 def drawn_tensors() -> dict[str, torch.Tensor]:
     """Tensors of the network; its classes are `CLASSES`."""
-    drawn = drawings(12, seed=1)
+    drawn = drawings(24, seed=1)
     backbone = backbones.load("spp-mini", "embedded", layer="fc7")
     with torch.inference_mode():
         vectors = np.concatenate([backbone(as_input(image[None])).numpy() for image, _ in drawn])
