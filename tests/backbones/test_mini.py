@@ -12,13 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from sklearn.model_selection import StratifiedShuffleSplit, cross_val_score
 from sklearn.preprocessing import normalize
-from sklearn.svm import LinearSVC
 from torch import nn
 
 from spptransfer import backbones
 from spptransfer.backbones import weights
 from spptransfer.datasets.generated import DEMO_CLASSES, draw
 from spptransfer.pyramid import SpatialPyramidPooling
+from spptransfer.svm import LinearSVM
 
 INFO = backbones.describe("spp-mini")
 FILE = Path(backbones.__file__).parent / "spp_mini.safetensors"
@@ -159,7 +159,7 @@ def test_embedded_features_tell_drawings_apart_far_better_than_random_ones():
     for name in ("embedded", "random"):
         backbone = backbones.load("spp-mini", name)
         features = normalize(pyramid(backbone(images)).numpy())
-        scores = cross_val_score(LinearSVC(C=10), features, labels, cv=splits)
+        scores = cross_val_score(LinearSVM(C=10), features, labels, cv=splits)
         accuracy[name] = scores.mean()
     assert accuracy["embedded"] > 0.7
     assert accuracy["embedded"] > accuracy["random"] + 0.2
@@ -178,6 +178,6 @@ def test_photographs_are_told_apart_far_better_than_with_random_weights(caltech1
         features = SPPFeatures(backbone="spp-mini", weights=name, scales=[96])
         X = normalize(features.fit_transform(paths))
         splits = StratifiedShuffleSplit(3, test_size=0.5, random_state=0)
-        accuracies[name] = np.mean(cross_val_score(LinearSVC(C=10), X, labels, cv=splits))
+        accuracies[name] = np.mean(cross_val_score(LinearSVM(C=10), X, labels, cv=splits))
     assert accuracies["embedded"] > 0.75
     assert accuracies["embedded"] > accuracies["random:0"] + 0.15
