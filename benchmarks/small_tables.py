@@ -92,7 +92,7 @@ def evaluate(run: Run, options: argparse.Namespace) -> Errors:
         return json.loads(record.read_text())
     views = [view for view, columns in VIEWS.items() if columns == 3 or run[0] != "no SPP"]
     command = [sys.executable, "-m", "spptransfer", "evaluate-backbone", VARIANTS[run[0]][0]]
-    command += ["--weights", str(folder / "weights.safetensors"), "--json", "--jobs", "1"]
+    command += ["--weights", str(folder / "weights.safetensors"), "--json", "--threads", "1"]
     command += ["--data", str(options.data_root / options.archive), "--views", ",".join(views)]
     print(f"evaluating {folder.name}", flush=True)
     done = subprocess.run(command, check=True, capture_output=True, text=True)

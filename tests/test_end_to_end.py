@@ -12,12 +12,14 @@ from conftest import REPOSITORY, real_data
 from spptransfer import FeatureCache
 from spptransfer.cli import main
 from spptransfer.models import TransferModel
+from spptransfer.runtimes import ComputeOptions
 
 pytestmark = pytest.mark.slow
 
 PIPELINES = REPOSITORY / "pipelines"
 CATEGORIES = ("airplanes", "butterfly", "chair", "crab", "dolphin", "panda", "pizza", "sunflower")
 PER_CATEGORY = 24
+CPU = ComputeOptions(device="cpu")
 
 
 def run(capsys, pipeline: Path, *options) -> dict:
@@ -30,7 +32,7 @@ def run(capsys, pipeline: Path, *options) -> dict:
 
 def recomputed_scores(line: dict, images: list[Path]) -> np.ndarray:
     model = TransferModel.load(line["model"])
-    return np.array([scores.values for scores in model.score(images, device="cpu")])
+    return np.array([scores.values for scores in model.score(images, options=CPU)])
 
 
 def check_model_and_report(line: dict, root: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,7 @@ def render(run: RunFolder) -> str:
     )
 
 
+@cache
 def _environment() -> Environment:
     """Jinja with the drawing functions and the number formats."""
     environment = templates()
