@@ -114,7 +114,7 @@ def check_options(options: ComputeOptions, precision: str | None = None) -> None
         raise ConfigError(f"device: '{device}' is not for runtime '{runtime}'; allowed: auto, cpu")
     if runtime != "auto" and not _is_installed(runtime):
         raise ConfigError(
-            f"runtime '{runtime}' is not installed: pip install 'spptransfer[{runtime}]'"
+            f"runtime '{runtime}' is not installed: pip install {' '.join(_PACKAGES[runtime])}"
         )
     if precision is not None and precision not in precisions_of(runtime):
         raise ConfigError(
