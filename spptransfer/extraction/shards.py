@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from spptransfer.errors import CacheError, ConfigError
 from spptransfer.extraction.engine import Extraction, Interrupted, extract
 from spptransfer.runtimes import ComputeOptions
 from spptransfer.spec import FeatureSpec
-from spptransfer.system import count_processors
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +101,7 @@ def extract_shards(
             list(specs),
             [shard_path(path, index, shards) for path in paths],
             backbone,
-            options if scheduler else _shared_by(options, shards),
+            options if scheduler else options.shared_by(shards),
         )
         for index in range(1, shards + 1)
     ]
@@ -117,12 +116,6 @@ def extract_shards(
     return merged
 
 
-def _shared_by(options: ComputeOptions, processes: int) -> ComputeOptions:
-    """Share the threads of one machine among processes."""
-    threads = (options.threads or count_processors()) // processes
-    return replace(options, threads=max(1, threads))
-
-
 def _run(
     tasks: Sequence[tuple[Any, ...]],
     scheduler: str | None,
@@ -134,6 +127,7 @@ def _run(
     from joblib.externals.loky.process_executor import TerminatedWorkerError
     from tqdm import tqdm
 
+    folder = None if scheduler else Path.cwd()
     with (
         _connected(scheduler),
         joblib.parallel_config("loky" if scheduler is None else "dask"),
@@ -143,7 +137,8 @@ def _run(
             found: dict[int, list[Extraction]] = {}
             parallel = joblib.Parallel(len(tasks), batch_size=1, return_as="generator_unordered")
             made = parallel(
-                joblib.delayed(_extract_shard)(index, *task) for index, task in enumerate(tasks)
+                joblib.delayed(_extract_shard)(index, folder, *task)
+                for index, task in enumerate(tasks)
             )
             try:
                 for index, extractions in made:
@@ -170,7 +165,9 @@ def _cancel(made: Generator[Any]) -> None:
         made.close()
 
 
-def _extract_shard(index: int, *task: Any) -> tuple[int, list[Extraction]]:
+def _extract_shard(index: int, folder: Path | None, *task: Any) -> tuple[int, list[Extraction]]:
+    if folder is not None:
+        os.chdir(folder)  # a process that joblib kept may be in another one than the caller
     return index, extract(*task)
 
 
