@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,20 @@ def test_shards_made_side_by_side_are_the_cache_of_one_process(cli, project):
     assert same_rows(whole["cache"], done.json["cache"])
     assert len(list((project / "shards").glob("*.h5"))) == 1
     assert cli(*EXACT, "--json", "--cache-dir", "shards").json["rows"]["reused"] == 60
+
+
+@pytest.mark.slow
+def test_worker_processes_that_are_kept_follow_the_caller_to_another_folder(
+    cli, project, monkeypatch
+):
+    for name in ("first", "second"):
+        (project / name).mkdir()
+        shutil.copytree(project / "photos", project / name / "photos")
+        shutil.copy(project / "small.yaml", project / name)
+        monkeypatch.chdir(project / name)
+        done = cli(*EXACT, "--json", "--cache-dir", "cache", "--shards", "2")
+        assert done.json["rows"] == {"ok": 18, "failed": 0, "reused": 0}
+        assert len(list((project / name / "cache").glob("*.h5"))) == 1
 
 
 def test_shards_made_by_hand_are_merged_as_the_command_says(cli, project):
