@@ -15,10 +15,10 @@ demo: $(VENV)/.demo-installed
 
 test: $(VENV)/.test-installed lint
 	@echo "== tests: unit tests, doctests, slow end-to-end tests"
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 fast-test: $(VENV)/.test-installed
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow"
 
 lint: $(VENV)/.test-installed
 	@echo "== lint and types"
@@ -52,7 +52,7 @@ oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip --disable-pip-version-check --quiet install \
 	--constraint constraints-oldest.txt --editable ".[test]"
-	.venv-oldest/bin/python -m pytest -m "not slow"
+	.venv-oldest/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow"
 
 clean:
 	rm -rf $(VENV) .venv-oldest .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

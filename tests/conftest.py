@@ -19,6 +19,16 @@ def real_data(relative: str) -> Path:
     return path
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Escape what no UTF-8 can say: files with such names are logged, and processes exchange it."""
+    report = yield
+    report.sections = [
+        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
+
+
 @pytest.fixture(scope="session")
 def alexnet_weights() -> Path:
     return real_data("weights/alexnet_trunk.pth")
