@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from spptransfer import datasets, protocols
 from spptransfer.datasets import DatasetSection
@@ -14,9 +14,8 @@ from spptransfer.errors import ConfigError, suggestion
 from spptransfer.images import View
 from spptransfer.protocols import ProtocolSection
 from spptransfer.pyramid.bins import Pooling
-from spptransfer.sections import ByName, PositiveInt, Section, check
+from spptransfer.sections import ByName, PositiveInt, Section, check, read_mapping, replace
 from spptransfer.spec import Storage
-from spptransfer.yaml_files import read_mapping, replace
 
 
 def _listed(value: Any) -> Any:
@@ -33,6 +32,12 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 PaperValue = Annotated[
     tuple[Number, ...], BeforeValidator(_listed), Field(min_length=1, max_length=2)
 ]
+
+
+def _each_once(steps: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(steps)) < len(steps):
+        raise ValueError("must hold each step once")
+    return steps
 
 
 def _class_weight(value: Any) -> Any:
@@ -84,7 +89,9 @@ class FeaturesSection(Section):
 class ClassifierSection(Section):
     """How vectors become classes."""
 
-    normalize: tuple[NormalizationStep, ...] = Field(("l2",), description="applied in order")
+    normalize: Annotated[tuple[NormalizationStep, ...], AfterValidator(_each_once)] = Field(
+        ("l2",), description="applied in order"
+    )
     loss: Literal["squared_hinge", "hinge"] = "squared_hinge"
     C: Annotated[tuple[Cost, ...], BeforeValidator(_listed), Field(min_length=1)] | None = Field(
         None, description="values to choose from; one value is taken as it is"

@@ -61,7 +61,7 @@ def mistake(values, where=""):
     [
         ({"lwo": 1}, "unknown key 'section.lwo'; did you mean 'low'? allowed: rows, low, high"),
         ({"rows": [{"labl": "a"}]}, "unknown key 'section.rows.0.labl'; did you mean 'label'? "),
-        ({"rows": [{}]}, "'section.rows.0.label' is missing"),
+        ({"rows": [{}]}, "required key 'section.rows.0.label' is missing"),
         ({"low": -1}, "section.low: input should be greater than or equal to 0, got -1"),
         ({"low": 3, "high": 2}, "section: low must be at most high"),
         ({"low": "a" * 99}, "section.low: input should be a valid integer, unable to parse"),
@@ -81,10 +81,10 @@ def test_a_mistake_is_one_line_that_names_the_key_and_what_is_allowed(section, t
         ({"name": "cta"}, "pet.name: 'cta' is unknown; did you mean 'cat'? allowed: cat, sea-dog"),
         ({"name": ["cat"]}, "pet.name: \"['cat']\" is unknown; did you mean 'cat'? "),
         ({"name": "c\nt"}, r"pet.name: 'c\nt' is unknown; did you mean 'cat'? "),
-        ({}, "'pet.name' is missing; allowed: cat, sea-dog"),
+        ({}, "required key 'pet.name' is missing; allowed: cat, sea-dog"),
         ("cat", "pet: must be a mapping of keys, got 'cat'"),
-        ({"name": "cat"}, "'pet.place' is missing: where it sleeps"),
-        ({"name": "cat", "place": None}, "'pet.place' is missing: where it sleeps"),
+        ({"name": "cat"}, "required key 'pet.place' is missing: where it sleeps"),
+        ({"name": "cat", "place": None}, "required key 'pet.place' is missing: where it sleeps"),
         (
             {"name": "cat", "livs": 1},
             "unknown key 'pet.livs'; did you mean 'lives'? allowed: name, ",

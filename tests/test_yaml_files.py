@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from spptransfer.errors import ConfigError
-from spptransfer.yaml_files import override, read_mapping, replace
+from spptransfer.sections import override, read_mapping, replace
 
 
 class Schema(BaseModel):
@@ -40,7 +40,7 @@ def test_replacing_a_value_changes_no_other_and_not_the_original(values):
 @pytest.mark.parametrize("assignment", ["a", "=1", "a.=1", ".a=1", "a=[1", "a=" + "[" * 3000])
 def test_what_is_no_assignment_is_refused(assignment):
     with pytest.raises(ConfigError, match="--set"):
-        override({}, assignment)
+        override({}, [assignment])
 
 
 @pytest.mark.parametrize(

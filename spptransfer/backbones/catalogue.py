@@ -261,7 +261,7 @@ def register(name: str, build: Builder) -> None:
 
     That is in pipeline files, in `SPPFeatures` and in ``spptransfer backbones``. Commands know
     what was registered by the time they run, for example by a module of one's own that calls
-    ``spptransfer.cli.main``.
+    ``spptransfer.cli.main()``.
 
     Parameters
     ----------

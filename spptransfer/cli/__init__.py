@@ -1,7 +1,126 @@
-"""The command line: parse, call, print; no logic of its own."""
+"""The command line: parse, call, print; no logic of its own.
+
+One place turns what went wrong into one line and an exit status.
+"""
 
 from __future__ import annotations
 
-from spptransfer.cli.main import main
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
 
-__all__ = ["main"]
+import typer
+from typer.core import TyperGroup
+
+from spptransfer._version import __version__
+from spptransfer.cli import caches, pipelines, pretraining
+from spptransfer.cli.options import DONE, INCOMPLETE, Output, logged, on_one_line
+from spptransfer.cli.process import checked_streams, terminable
+from spptransfer.errors import ConfigError, OutputError, SPPTransferError, suggestion
+
+WRONG_INPUT, INTERRUPTED = 2, 130
+
+
+class Commands(TyperGroup):
+    """A group of commands that shows its help when it gets none, and the nearest to a wrong one."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the options before the command."""
+        return super().parse_args(ctx, args or ["--help"])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        """Find the command."""
+        if args[0] not in self.commands:
+            raise ConfigError(f"unknown command '{args[0]}'; {suggestion(args[0], self.commands)}")
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=Commands,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Spatial-pyramid features from frozen networks, cached once; exact linear SVMs on top.",
+)
+pipelines.register(app)
+caches.register(app)
+pretraining.register(app)
+app.add_typer(
+    caches.app,
+    name="cache",
+    cls=Commands,
+    short_help="List, verify, export, merge and prune feature caches.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"spptransfer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with checked_streams():
+        try:
+            return _run(arguments)
+        except BrokenPipeError:  # whoever read our output has left
+            return INCOMPLETE
+        except OutputError as error:  # in the midst of telling of another one
+            return _refuse(arguments, str(error), WRONG_INPUT)
+
+
+def _run(arguments: list[str]) -> int:
+    """Do what the arguments ask for, or tell on one line why not."""
+    command = typer.main.get_command(app)
+    try:
+        # What typer's own `main` would catch is left to ours.
+        with (
+            logged("spptransfer", logging.WARNING, _warn),
+            terminable(),
+            command.make_context("spptransfer", arguments) as context,
+        ):
+            status = int(command.invoke(context) or DONE)
+            sys.stdout.flush()
+        return status
+    except typer.Exit as end:
+        sys.stdout.flush()
+        return int(end.exit_code)
+    except SPPTransferError as error:
+        # An extraction that was never imported cannot have been interrupted.
+        extraction = sys.modules.get("spptransfer.extraction")
+        interrupted = extraction is not None and isinstance(error, extraction.Interrupted)
+        status = INTERRUPTED if interrupted else WRONG_INPUT
+        return _refuse(arguments, str(error), status, **error.facts)
+    except KeyboardInterrupt:
+        return _refuse(arguments, "interrupted; everything finished so far is kept", INTERRUPTED)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        return _refuse(arguments, str(error.format_message()), WRONG_INPUT)
+
+
+def _warn(line: str) -> None:
+    print(f"spptransfer: {on_one_line(line)}", file=sys.stderr, flush=True)
+
+
+def _refuse(arguments: Sequence[str], message: str, status: int, **facts: Any) -> int:
+    _warn(message)
+    if "--json" in arguments:
+        word = "interrupted" if status == INTERRUPTED else "error"
+        Output(json=True).finish(status=word, message=on_one_line(message), **facts)
+    return status

@@ -1,7 +1,8 @@
-"""Commands on feature caches."""
+"""Commands on what there is: feature caches, backbones, datasets."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,19 +15,22 @@ from spptransfer.cli.options import (
     Compute,
     DataRoot,
     Folders,
+    Output,
     Overrides,
     WeightsDir,
     add_command,
+    choice,
     numbers,
+    printable,
+    short_path,
+    table,
 )
-from spptransfer.cli.output import Output, printable, short_path, table
 from spptransfer.errors import CacheError, ConfigError
 from spptransfer.text import plural
 
 if TYPE_CHECKING:
+    from spptransfer.backbones import BackboneInfo
     from spptransfer.cache.inventory import CacheInfo
-    from spptransfer.cache.verify import Problem
-    from spptransfer.experiment.preparation import Machine
 
 CacheFile = Annotated[Path, typer.Argument(metavar="CACHE", help="A feature cache.")]
 
@@ -43,16 +47,33 @@ def list_caches(output: Output, cache_dir: CacheDir = CACHE_DIR) -> int:
     from spptransfer.cache.inventory import list_caches as find_caches
     from spptransfer.files import human_bytes
 
-    infos = find_caches(cache_dir)
-    rows = [
-        [info.path.name, info.rows, info.failed, human_bytes(info.bytes), _state(info), _what(info)]
-        for info in infos
-    ]
-    if infos:
+    rows, told = [], []
+    for info in find_caches(cache_dir):
+        state = "damaged" if info.error else "complete" if info.complete else "unfinished"
+        counts = (info.rows, info.failed)
+        rows.append([info.path.name, *counts, human_bytes(info.bytes), state, _what(info)])
+        told.append(
+            {
+                "path": str(info.path.resolve()),
+                **{name: getattr(info, name) for name in ("rows", "failed", "bytes", "dataset")},
+                "state": state,
+                "fingerprint": None if info.spec is None else info.spec.fingerprint,
+                "error": info.error or None,
+            }
+        )
+    if rows:
         output.say(table(rows, ["cache", "rows", "failed", "size", "state", "features"]))
     else:
         output.say(f"no caches in {short_path(cache_dir)}")
-    return output.finish(caches=[_as_json(info) for info in infos])
+    return output.finish(caches=told)
+
+
+def _what(info: CacheInfo) -> str:
+    spec = info.spec
+    if spec is None:
+        return info.error
+    levels = f", levels {list(spec.levels)}" if spec.levels else ""
+    return f"{info.dataset}: {spec.backbone} {spec.layer}, scales {list(spec.scales)}{levels}"
 
 
 def info(cache: CacheFile, output: Output) -> int:
@@ -81,76 +102,65 @@ def verify(
     output: Output,
     pipeline: Annotated[
         Path | None,
-        typer.Option(metavar="PIPELINE.yaml", help="The pipeline file that it was made for."),
+        choice("The pipeline file that it was made for.", metavar="PIPELINE.yaml"),
     ] = None,
-    sample: Annotated[int, typer.Option(min=0, help="Rows to extract again and compare.")] = 10,
+    sample: Annotated[int, choice("Rows to extract again and compare.", min=0)] = 10,
     repair: Annotated[bool, typer.Option("--repair", help="Extract wrong rows anew.")] = False,
     data_root: DataRoot = None,
     weights_dir: WeightsDir = None,
+    overrides: Overrides = None,
 ) -> int:
     """Check a cache's structure, checksums, ids and numbers.
 
     With --pipeline also its images: all are hashed again, some are extracted again.
     """
+    from spptransfer.cache import FeatureCache
     from spptransfer.cache.verify import verify as find_problems
 
+    dataset = None
     if pipeline is not None:
-        from spptransfer.experiment.preparation import Machine
+        from spptransfer.experiment import Machine, prepare_file
+        from spptransfer.extraction.repair import compare_sample
+        from spptransfer.extraction.repair import repair as mend
 
         machine = Machine(
             data_root, cache.parent, weights_dir=weights_dir, compute=compute.options()
         )
-        return _verify_images(cache, pipeline, machine, output, sample=sample, mend=repair)
-    if repair:
-        raise ConfigError("--repair needs --pipeline PIPELINE.yaml: which images are they?")
-    problems = find_problems(cache)
+        experiments = prepare_file(pipeline, machine, overrides or ()).experiments
+        mine = [each for each in experiments if each.cache[0].resolve() == cache.resolve()]
+        made_for = (mine or experiments)[0]
+        FeatureCache.open(cache, made_for.wanted)
+        dataset = made_for.dataset
+        images = (dataset, made_for.backbone, machine.compute)
+    elif repair or overrides:
+        option, what = (
+            ("--repair", "which images are they") if repair else ("--set", "whose values are they")
+        )
+        raise ConfigError(f"{option} needs --pipeline PIPELINE.yaml: {what}?")
+    problems = remaining = find_problems(cache, dataset)
+    if dataset is not None:
+        problems += compare_sample(cache, problems, *images, sample=sample)
     _tell_problems(problems, cache, output)
-    return _finish_verify(cache, problems, problems, output)
-
-
-def _verify_images(
-    cache: Path, pipeline: Path, machine: Machine, output: Output, *, sample: int, mend: bool
-) -> int:
-    """Check a cache together with the images that it was made from."""
-    from spptransfer.cache import FeatureCache
-    from spptransfer.cache.verify import verify as find_problems
-    from spptransfer.config import read_pipeline
-    from spptransfer.experiment.preparation import prepare
-    from spptransfer.extraction.repair import compare_sample, repair
-
-    made_for = prepare(pipeline.stem, read_pipeline(pipeline), machine)
-    FeatureCache.open(cache, made_for.wanted)
-    images = (made_for.dataset, made_for.backbone, machine.compute)
-    problems = find_problems(cache, made_for.dataset)
-    problems += compare_sample(cache, problems, *images, sample=sample)
-    _tell_problems(problems, cache, output)
-    remaining = problems
-    if mend and problems:
-        done = repair(cache, problems, *images, progress=not output.quiet)
-        remaining = find_problems(cache, made_for.dataset)
+    if repair and problems:
+        done = mend(cache, problems, *images, progress=not output.quiet)
         output.say(f"repaired: {plural(done.added + done.changed, 'row')} extracted anew")
+        remaining = find_problems(cache, dataset)
         _tell_problems(remaining, cache, output)
-    return _finish_verify(cache, problems, remaining, output)
+    return output.finish(
+        bool(remaining),
+        cache=str(cache.resolve()),
+        problems=[{"id": problem.id, "what": problem.what} for problem in problems],
+        repaired=bool(problems and not remaining),
+    )
 
 
-def _tell_problems(problems: Sequence[Problem], cache: Path, output: Output) -> None:
+def _tell_problems(problems: Sequence[Any], cache: Path, output: Output) -> None:
     for problem in problems[:_SHOWN_PROBLEMS]:
         output.complain(f"  {printable(problem)}")
     if len(problems) > _SHOWN_PROBLEMS:
         output.complain(f"  ... and {len(problems) - _SHOWN_PROBLEMS:,} more")
     found = plural(len(problems), "problem") if problems else "no problem"
     output.say(f"{short_path(cache)}: {found}")
-
-
-def _finish_verify(
-    cache: Path, found: Sequence[Problem], remaining: Sequence[Problem], output: Output
-) -> int:
-    return output.finish(
-        bool(remaining),
-        cache=str(cache.resolve()),
-        problems=[{"id": problem.id, "what": problem.what} for problem in found],
-        repaired=bool(found and not remaining),
-    )
 
 
 def export(
@@ -160,27 +170,29 @@ def export(
     ],
     output: Output,
     ids: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Text file with an id per line.", show_default="all"),
+        Path | None, choice("Text file with an id per line.", "all", metavar="FILE")
     ] = None,
-    levels: Annotated[
-        str | None, typer.Option(metavar="N,N,...", help="Levels.", show_default="those stored")
-    ] = None,
-    scales: Annotated[
-        str | None, typer.Option(metavar="S,S,...", help="Scales.", show_default="those stored")
-    ] = None,
+    levels: Annotated[str | None, choice("Levels.", "those stored", metavar="N,N,...")] = None,
+    scales: Annotated[str | None, choice("Scales.", "those stored", metavar="S,S,...")] = None,
     combine: Annotated[
-        str, typer.Option(help="What becomes of several scales: concat, mean or max.")
+        str, choice("What becomes of several scales: concat, mean or max.")
     ] = "concat",
 ) -> int:
     """Write features with their ids and labels for other programs."""
     from spptransfer.cache import FeatureCache
     from spptransfer.cache.export import export as write
 
+    chosen = None
+    if ids is not None:
+        try:
+            text = ids.read_text("utf-8-sig", errors="surrogateescape")  # as file names are read
+        except OSError as error:
+            raise CacheError(f"cannot read the ids in '{ids}': {error.strerror}") from error
+        chosen = [line for line in text.split("\n") if line]
     count = write(
         FeatureCache.open(cache),
         file,
-        None if ids is None else _read_ids(ids),
+        chosen,
         levels=numbers("levels", levels, "6,3,1"),
         scales=numbers("scales", scales, "6,3,1"),
         combine=combine,  # type: ignore[arg-type]
@@ -188,14 +200,6 @@ def export(
     output.say(f"{plural(count, 'row')}: {short_path(file)}")
     rows = {"ok": count, "failed": 0, "reused": 0}
     return output.finish(rows=rows, cache=str(cache.resolve()), file=str(file.resolve()))
-
-
-def _read_ids(path: Path) -> list[str]:
-    try:
-        text = path.read_text("utf-8-sig", errors="surrogateescape")  # as file names are read
-    except OSError as error:
-        raise CacheError(f"cannot read the ids in '{path}': {error.strerror}") from error
-    return [line for line in text.split("\n") if line]
 
 
 def prune(
@@ -218,13 +222,17 @@ def prune(
     Values that --set replaces are replaced in all of the files.
     """
     from spptransfer.cache.inventory import prune as remove
-    from spptransfer.experiment.preparation import Machine
+    from spptransfer.experiment import Machine, prepare_file
+    from spptransfer.experiment.preparation import alternatives
     from spptransfer.files import human_bytes
 
     if overrides and not pipelines:
         raise ConfigError("--set needs a PIPELINE.yaml: whose values are they?")
-    machine = Machine(**vars(folders))
-    keep = [path for file in pipelines or () for path in _caches_of(file, machine, overrides or ())]
+    machine, keep = Machine(**vars(folders)), []
+    for file in pipelines or ():
+        for each in prepare_file(file, machine, overrides or ()).experiments:
+            is_open = each.pipeline.features.precision == "auto"  # then any that it may become
+            keep += [other.cache[0] for other in (alternatives(each) if is_open else [each])]
     removals = remove(folders.cache_dir, keep, dry_run=not delete, caches=bool(keep))
     for removal in removals:
         size = human_bytes(removal.bytes)
@@ -234,25 +242,6 @@ def prune(
     output.say(what if removals else "nothing to remove")
     paths = [str(removal.path) for removal in removals]
     return output.finish(removed=paths if delete else [], removable=paths)
-
-
-def _caches_of(path: Path, machine: Machine, overrides: Sequence[str]) -> list[Path]:
-    """Return the caches of a pipeline file, in every precision where that is left to us."""
-    from spptransfer.config import read_pipeline
-    from spptransfer.experiment.preparation import alternatives, prepare
-
-    pipeline = read_pipeline(path, overrides)
-    if pipeline.grid is None:
-        experiments = [prepare(path.stem, pipeline, machine)]
-    else:
-        from spptransfer.experiment.grid import prepare_grid
-
-        experiments = [cell.experiment for cell in prepare_grid(path.stem, pipeline, machine).cells]
-    caches = []
-    for each in experiments:
-        is_open = each.pipeline.features.precision == "auto"
-        caches += [other.cache[0] for other in (alternatives(each) if is_open else [each])]
-    return caches
 
 
 def merge(
@@ -279,36 +268,105 @@ def merge(
     return output.finish(rows=rows, cache=str(file.resolve()))
 
 
-def _state(info: CacheInfo) -> str:
-    if info.error:
-        return "damaged"
-    return "complete" if info.complete else "unfinished"
-
-
-def _what(info: CacheInfo) -> str:
-    if info.spec is None:
-        return info.error
-    spec = info.spec
-    levels = f", levels {list(spec.levels)}" if spec.levels else ""
-    return f"{info.dataset}: {spec.backbone} {spec.layer}, scales {list(spec.scales)}{levels}"
-
-
-def _as_json(info: CacheInfo) -> dict[str, Any]:
-    return {
-        "path": str(info.path.resolve()),
-        "rows": info.rows,
-        "failed": info.failed,
-        "bytes": info.bytes,
-        "state": _state(info),
-        "dataset": info.dataset,
-        "fingerprint": None if info.spec is None else info.spec.fingerprint,
-        "error": info.error or None,
-    }
-
-
 add_command(app, list_caches, "What caches there are.", "list")
 add_command(app, info, "What a cache holds, and which images failed.")
 add_command(app, verify, "Look for damage, and repair it.")
 add_command(app, export, "Write features as .npz, .csv or .parquet.")
 add_command(app, prune, "Remove what no pipeline file needs.")
 add_command(app, merge, "Bring caches together into one.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    add_command(app, backbones, "List backbones, their layers and weights.")
+    add_command(app, datasets, "List datasets, or fetch one.")
+
+
+def backbones(
+    output: Output,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Show this one with all its layers.")
+    ] = None,
+    weights_dir: WeightsDir = None,
+) -> int:
+    """List backbones: layers, channels, stride, weights and whether those are present.
+
+    Channels and stride are those of the last map, which the layer 'spp' pools.
+    """
+    from spptransfer import backbones as catalogue
+    from spptransfer.backbones.weights import path_of
+
+    rows, told = [], []
+    for info in map(catalogue.describe, [name] if name else catalogue.names()):
+        places = {source: path_of(info.name, source, weights_dir) for source in info.weights}
+        if name:
+            output.say(_one_backbone(info, places))
+        shown = ", ".join(s if path.exists() else f"{s} (absent)" for s, path in places.items())
+        maps = [(each.channels, each.stride) for each in info.layers if each.kind == "map"]
+        layers = ", ".join(layer.name for layer in info.layers)
+        about = shown or "none: use your own file"
+        rows.append([info.name, *(maps[-1] if maps else (None, None)), about, layers])
+        told.append(
+            {
+                "name": info.name,
+                "layers": [dataclasses.asdict(layer) for layer in info.layers],
+                "min_side": info.min_side,
+                "weights": {source: path.exists() for source, path in places.items()},
+            }
+        )
+    if not name:
+        output.say(table(rows, ["backbone", "channels", "stride", "weights", "layers"]))
+    return output.finish(backbones=told)
+
+
+def _one_backbone(info: BackboneInfo, places: dict[str, Path]) -> str:
+    layers = [[layer.name, layer.kind, layer.channels, layer.stride] for layer in info.layers]
+    lines = [
+        table(layers, ["layer", "kind", "channels", "stride"]),
+        "",
+        f"smallest side: {plural(info.min_side, 'pixel')}",
+    ]
+    for source, path in places.items():
+        here = "present" if path.exists() else "fetched on first use"
+        licence = info.weights[source].licence
+        lines.append(f"weights '{source}' ({licence}): {here}, {short_path(path)}")
+    lines.append("weights of your own: features.weights: FILE.safetensors or FILE.pth")
+    return "\n".join(lines)
+
+
+def datasets(
+    output: Output,
+    data_root: DataRoot = None,
+    fetch: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Fetch a dataset's official archives.")
+    ] = None,
+    archives: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="With --fetch: an archive that is downloaded already; can be given repeatedly.",
+            show_default=False,
+        ),
+    ] = None,
+) -> int:
+    """Say which datasets are here and how to get the others, or fetch one."""
+    from spptransfer.datasets import status
+
+    if archives and fetch is None:
+        raise ConfigError("--from needs --fetch NAME: which dataset are the archives of?")
+    if fetch is not None:
+        from spptransfer.datasets.fetch import fetch as fetch_dataset
+
+        shown = not output.quiet
+        where = fetch_dataset(fetch, data_root, from_file=archives, progress=shown)
+        output.say(f"{fetch}: {short_path(where)}\n")
+    found = status(data_root)
+    rows = [
+        [s.name, s.images if s.present else None, s.where if s.present else None] for s in found
+    ]
+    output.say(table(rows, ["dataset", "images", "where"]))
+    output.say("\nhow to get the others:")
+    for absent in (s for s in found if not s.present):
+        output.say(f"  {absent.name}: {printable(absent.how)}")
+    return output.finish(datasets=[s._asdict() for s in found])

@@ -1,11 +1,13 @@
-"""Commands on a pipeline file, with a grid in it or not: run, extract, train."""
+"""Commands on a pipeline file, with a grid in it or not, and on what its run leaves."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,24 +15,28 @@ import typer
 
 from spptransfer.cli.options import (
     RUNS_DIR,
+    Compute,
     ComputeMany,
     Folders,
+    Output,
     Overrides,
     PipelineFile,
     RunsDir,
+    WeightsDir,
     add_command,
+    choice,
+    logged,
+    printable,
+    short_path,
 )
-from spptransfer.cli.output import Output, printable, short_path
 from spptransfer.cli.process import stopping
 from spptransfer.errors import ConfigError
 from spptransfer.text import plural
 
 if TYPE_CHECKING:
-    from spptransfer.experiment.features import Shards
-    from spptransfer.experiment.grid import Grid
-    from spptransfer.experiment.preparation import Experiment, Machine
-    from spptransfer.experiment.running import RunResult
+    from spptransfer.experiment import Experiment, Grid, Machine, RunResult, Shards
     from spptransfer.extraction import Extraction
+    from spptransfer.models import Scores, TransferModel
 
 
 def register(app: typer.Typer) -> None:
@@ -38,6 +44,8 @@ def register(app: typer.Typer) -> None:
     add_command(app, run, "From images to results, a model and a report.")
     add_command(app, extract, "Fill the feature cache.")
     add_command(app, train, "Like run, from a cache that is there already.")
+    add_command(app, predict, "Score new images with a saved model.")
+    add_command(app, report, "Write the HTML report of a run anew.")
 
 
 def run(
@@ -53,11 +61,8 @@ def run(
     What the feature cache holds already is not computed again. A file with a grid makes a table
     of runs, from one pass over the images.
     """
-    from spptransfer.experiment.preparation import Machine
-
-    options, shown = compute.options(), not output.quiet
-    machine = Machine(**vars(folders), runs_dir=runs_dir, compute=options, progress=shown)
-    return _run(pipeline, overrides, machine, output)
+    given = {"runs_dir": runs_dir, "compute": compute.options()}
+    return _run(pipeline, overrides, folders, output, given)
 
 
 def train(
@@ -68,29 +73,37 @@ def train(
     overrides: Overrides = None,
 ) -> int:
     """Like run, from a cache that is there already; no image is looked at."""
-    from spptransfer.experiment.preparation import Machine
-
-    machine = Machine(**vars(folders), runs_dir=runs_dir, progress=not output.quiet)
-    return _run(pipeline, overrides, machine, output, from_cache=True)
+    return _run(pipeline, overrides, folders, output, {"runs_dir": runs_dir}, from_cache=True)
 
 
 def _run(
     file: Path,
     overrides: list[str] | None,
-    machine: Machine,
+    folders: Folders,
     output: Output,
+    given: dict[str, Any],
     *,
     from_cache: bool = False,
 ) -> int:
-    from spptransfer.experiment.grid import Grid, run_grid
-    from spptransfer.experiment.running import run as run_experiment
+    from spptransfer import experiment
 
+    machine = experiment.Machine(**vars(folders), **given, progress=not output.quiet)
     prepared = _prepare(file, overrides, machine, output)
     command = shlex.join(["spptransfer", *sys.argv[1:]])
-    with stopping(machine.stop), output.steps():
-        if isinstance(prepared, Grid):
-            return _tell_table(run_grid(prepared, command, from_cache=from_cache), output)
-        return _tell_run(run_experiment(prepared, command, from_cache=from_cache), output)
+    with _working(machine, output):
+        if isinstance(prepared, experiment.Grid):
+            result = experiment.run_grid(prepared, command, from_cache=from_cache)
+            return _tell_table(result, output)
+        return _tell_run(experiment.run(prepared, command, from_cache=from_cache), output)
+
+
+@contextlib.contextmanager
+def _working(machine: Machine, output: Output) -> Iterator[None]:
+    """Answer signals, and say what steps are taken."""
+    from spptransfer.experiment.preparation import STEPS
+
+    with stopping(machine.stop), logged(STEPS, logging.INFO, output.say):
+        yield
 
 
 def extract(
@@ -99,23 +112,22 @@ def extract(
     compute: ComputeMany,
     output: Output,
     shards: Annotated[
-        int | None,
-        typer.Option(min=1, help="Divide the images among processes, a shard at a time each."),
+        int | None, choice("Divide the images among processes, a shard at a time each.", min=1)
     ] = None,
     scheduler: Annotated[
         str | None,
-        typer.Option(
+        choice(
+            "With --shards: Dask's scheduler, as tcp://10.0.0.1:8786.",
+            "processes of this machine",
             metavar="ADDRESS",
-            help="With --shards: Dask's scheduler, as tcp://10.0.0.1:8786.",
-            show_default="processes of this machine",
         ),
     ] = None,
     shard: Annotated[
         str | None,
-        typer.Option(
-            metavar="I/N",
-            help="Make shard I of N alone, as 2/8, in a cache of its own; `spptransfer cache "
+        choice(
+            "Make shard I of N alone, as 2/8, in a cache of its own; `spptransfer cache "
             "merge` joins them.",
+            metavar="I/N",
         ),
     ] = None,
     overrides: Overrides = None,
@@ -124,22 +136,19 @@ def extract(
 
     Interrupted or killed, the same command goes on where it stopped.
     """
-    from spptransfer.experiment.features import extract_features
-    from spptransfer.experiment.preparation import Experiment, Machine
+    from spptransfer.experiment import Machine, extract_features
 
-    options, shown = compute.options(), not output.quiet
-    divided = _shards(shards, shard, scheduler)
-    machine = Machine(**vars(folders), compute=options, progress=shown)
-    prepared = _prepare(pipeline, overrides, machine, output)
-    experiments = [prepared] if isinstance(prepared, Experiment) else prepared.experiments
-    with stopping(machine.stop), output.steps():
+    options, divided = compute.options(), _shards(shards, shard, scheduler)
+    machine = Machine(**vars(folders), compute=options, progress=not output.quiet)
+    experiments = _prepare(pipeline, overrides, machine, output).experiments
+    with _working(machine, output):
         extractions = extract_features(experiments, divided)
     return _tell_extractions(extractions, machine, output)
 
 
 def _shards(count: int | None, one: str | None, scheduler: str | None) -> Shards | None:
     """Read the options that divide an extraction."""
-    from spptransfer.experiment.features import Shards
+    from spptransfer.experiment import Shards
 
     if count is not None and one is not None:
         raise ConfigError("--shards N makes all shards, --shard I/N a single one: give one of both")
@@ -157,40 +166,33 @@ def _prepare(
     file: Path, overrides: list[str] | None, machine: Machine, output: Output
 ) -> Experiment | Grid:
     """Check the pipeline against this machine, and say what is about to happen."""
-    from spptransfer.config import read_pipeline
-    from spptransfer.experiment.preparation import prepare
+    from spptransfer.experiment import Grid, prepare_file
 
-    pipeline = read_pipeline(file, overrides or ())
-    if pipeline.grid is None:
-        experiment = prepare(file.stem, pipeline, machine)
-        output.say(f"{printable(file.stem)}: {_describe(experiment)}")
-        return experiment
-    from spptransfer.experiment.grid import prepare_grid
-
-    grid = prepare_grid(file.stem, pipeline, machine)
-    output.say(f"{printable(file.stem)}: {_describe_table(grid)}")
-    for reason in dict.fromkeys(cell.missing for cell in grid.cells if cell.missing):
+    prepared = prepare_file(file, machine, overrides or ())
+    first = prepared.experiments[0]
+    about = f"{plural(len(first.dataset), 'image')} of {first.dataset.name}; "
+    missing: list[str] = []
+    if isinstance(prepared, Grid):
+        rows, columns = (
+            plural(len(prepared.section.rows), "row"),
+            plural(len(prepared.section.columns), "column"),
+        )
+        about += (
+            f"a table of {rows} and {columns}, "
+            f"{len(prepared.experiments)} of {len(prepared.cells)} cells can be computed"
+        )
+        missing += [cell.missing for cell in prepared.cells if cell.missing]
+    else:
+        spec, chosen = first.wanted, first.selection
+        levels = f"levels {list(chosen['levels'])}, " if chosen["levels"] else ""
+        about += (
+            f"{spec.backbone} {spec.layer} (weights {spec.weights_sha256[:8]}), {levels}"
+            f"scales {list(chosen['scales'])}, view {spec.view}"
+        )
+    output.say(f"{printable(prepared.name)}: {about}")
+    for reason in dict.fromkeys(missing):
         output.say(f"  {printable(reason)}")
-    return grid
-
-
-def _describe(experiment: Experiment) -> str:
-    spec, section = experiment.wanted, experiment.pipeline.features
-    levels = f"levels {list(experiment.levels)}, " if experiment.levels else ""
-    return (
-        f"{plural(len(experiment.dataset), 'image')} of {experiment.dataset.name}; "
-        f"{spec.backbone} {spec.layer} (weights {spec.weights_sha256[:8]}), {levels}"
-        f"scales {list(section.scales)}, view {spec.view}"
-    )
-
-
-def _describe_table(grid: Grid) -> str:
-    dataset, section = grid.experiments[0].dataset, grid.section
-    return (
-        f"{plural(len(dataset), 'image')} of {dataset.name}; a table of "
-        f"{plural(len(section.rows), 'row')} and {plural(len(section.columns), 'column')}, "
-        f"{len(grid.experiments)} of {len(grid.cells)} cells can be computed"
-    )
+    return prepared
 
 
 def counts(extraction: Extraction) -> str:
@@ -203,33 +205,24 @@ def counts(extraction: Extraction) -> str:
     )
 
 
-def _effort(extraction: Extraction) -> str:
-    """Say where the time went, and how many batches were as large as they may be."""
-    spent = ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in extraction.seconds.items())
-    return (
-        f"{spent}; {extraction.batches:,} batches of images of one size, "
-        f"{extraction.full_batches / extraction.batches:.0%} of them full"
-    )
-
-
 def _tell_extractions(extractions: Sequence[Extraction], machine: Machine, output: Output) -> int:
+    from spptransfer.experiment.results import count_rows
+
     for done in extractions:
         output.say(f"{counts(done)}: {short_path(done.path)}")
-    if extractions[0].batches:
-        output.say(_effort(extractions[0]))
+    first = extractions[0]
+    if first.batches:
+        spent = ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in first.seconds.items())
+        output.say(
+            f"{spent}; {first.batches:,} batches of images of one size, "
+            f"{first.full_batches / first.batches:.0%} of them full"
+        )
     failures = {id: error for done in extractions for id, error in done.failures.items()}
     output.tell_failures(failures)
     total = max(done.added + done.changed + done.unchanged for done in extractions)
-    reused = min(done.reused for done in extractions)
-    cache = extractions[0].path if len(extractions) == 1 else machine.cache_dir
-    return output.finish(
-        bool(failures), rows=_rows(total, len(failures), reused), cache=str(cache.resolve())
-    )
-
-
-def _rows(total: int, failed: int, reused: int) -> dict[str, int]:
-    """Count images by what became of them; reused are those that no cache lacked."""
-    return {"ok": total - failed, "failed": failed, "reused": min(reused, total - failed)}
+    rows = count_rows(total, len(failures), min(done.reused for done in extractions))
+    cache = first.path if len(extractions) == 1 else machine.cache_dir
+    return output.finish(bool(failures), rows=rows, cache=str(cache.resolve()))
 
 
 def _tell_run(result: RunResult, output: Output) -> int:
@@ -243,19 +236,14 @@ def _tell_run(result: RunResult, output: Output) -> int:
         "log": short_path(result.folder / "log.txt"),
     }
     output.say(terminal_table({**results, "files": files}))
-    return _finish_run(
-        result,
-        output,
-        results["rows"]["failures"],
-        headline=results["headline"],
-        metrics={name: metric["value"] for name, metric in results["metrics"].items()},
-        rows={key: results["rows"][key] for key in ("ok", "failed", "reused")},
-        cache=results["features"]["cache"],
-        model=str(result.model.resolve()),
-    )
+    metrics = {name: metric["value"] for name, metric in results["metrics"].items()}
+    found = {"headline": results["headline"], "metrics": metrics}
+    found |= {"cache": results["features"]["cache"], "model": str(result.model.resolve())}
+    return _finish_run(result, output, results["rows"], **found)
 
 
 def _tell_table(result: RunResult, output: Output) -> int:
+    from spptransfer.experiment.results import count_rows
     from spptransfer.report.grid import grid_table, shown_metrics
 
     results, images = result.results, result.results["images"]
@@ -264,18 +252,103 @@ def _tell_table(result: RunResult, output: Output) -> int:
     output.say(f"\ntable: {short_path(result.folder / 'results.json')}")
     output.say(f"report: {short_path(result.report)}")
     cells = [cell for cell in results["cells"] if not cell["missing"]]
-    return _finish_run(
-        result,
-        output,
-        images["failures"],
-        metrics={f"{cell['row']}, {cell['column']}": cell["value"] for cell in cells},
-        rows=_rows(images["total"], len(images["failures"]), images["reused"]),
-    )
+    metrics = {f"{cell['row']}, {cell['column']}": cell["value"] for cell in cells}
+    rows = count_rows(images["total"], len(images["failures"]), images["reused"])
+    rows["failures"] = images["failures"]
+    return _finish_run(result, output, rows, metrics=metrics)
 
 
-def _finish_run(
-    result: RunResult, output: Output, failed: list[dict[str, str]], **values: Any
-) -> int:
-    output.tell_failures({row["id"]: row["error"] for row in failed})
+def _finish_run(result: RunResult, output: Output, rows: dict[str, Any], **found: Any) -> int:
+    failures = {row["id"]: row["error"] for row in rows["failures"]}
+    output.tell_failures(failures)
+    found["rows"] = {key: count for key, count in rows.items() if key != "failures"}
     places = {"run": str(result.folder.resolve()), "report": str(result.report.resolve())}
-    return output.finish(bool(failed), **values, **places)
+    return output.finish(bool(failures), **found, **places)
+
+
+def predict(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A model file, or the folder of a run.")
+    ],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH", help="Images, and folders that are searched for some."),
+    ],
+    compute: Compute,
+    output: Output,
+    weights: Annotated[
+        Path | None,
+        choice(
+            "Where the backbone's weights are now.", "where they were in training", metavar="FILE"
+        ),
+    ] = None,
+    weights_dir: WeightsDir = None,
+    top: Annotated[int, choice("Classes shown per image.", min=1)] = 3,
+) -> int:
+    """Score new images with a saved model: the nearest classes with their decision values.
+
+    With --json one line per image with all decision values, then one for the whole.
+    """
+    from tqdm import tqdm
+
+    from spptransfer.datasets.folder import gather_images
+    from spptransfer.models import TransferModel
+
+    loaded, files = TransferModel.load(model), gather_images(paths)
+    # The column of names; a few long ones stand out of it.
+    width = min(60, max([5, *(len(printable(file)) for file in files)]))
+    given: dict[str, Any] = {"weights": weights, "weights_dir": weights_dir}
+    scored = loaded.score(files, options=compute.options(), **given)
+    failed = 0
+    # A table on the screen is its own progress bar; one that goes into a file needs another.
+    silent = output.quiet or sys.stdout.isatty() or not sys.stderr.isatty()
+    for number, scores in enumerate(tqdm(scored, total=len(files), unit="image", disable=silent)):
+        failed += scores.values is None
+        if output.json:
+            output.emit(_as_json(loaded, scores))
+            continue
+        if not number:
+            output.say(f"{'image':{width}}  predicted (decision values)")
+        name = f"{printable(scores.path):{width}}"
+        if scores.values is None:
+            output.complain(f"{name}  failed: {printable(scores.error)}")
+        else:
+            output.say(f"{name}  {_in_words(loaded, scores.values, top)}")
+    rows = {"ok": len(files) - failed, "failed": failed, "reused": 0}
+    if failed:
+        output.say(f"{plural(len(files), 'image')}: {rows['ok']:,} scored, {failed:,} failed")
+    return output.finish(failed > 0, rows=rows, model=str(model.resolve()))
+
+
+def _in_words(model: TransferModel, values: Any, top: int) -> str:
+    best = (-values).argsort(kind="stable")[:top]
+    shown = ", ".join(f"{printable(model.classes[i])} ({values[i]:+.2f})" for i in best)
+    if not model.multi_label:
+        return shown
+    labels = "; ".join(map(printable, model.labels(values)))
+    return f"{labels or 'none'}   [{shown}]"
+
+
+def _as_json(model: TransferModel, scores: Scores) -> dict[str, Any]:
+    if scores.values is None:
+        return {"path": str(scores.path), "error": scores.error}
+    values = dict(zip(model.classes, scores.values.tolist(), strict=True))
+    labels = model.labels(scores.values)
+    return {"path": str(scores.path), "labels": labels, "decision_values": values}
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    words: Output,
+    output: Annotated[
+        Path | None, choice("File to write.", "RUN/report.html", metavar="FILE")
+    ] = None,
+) -> int:
+    """Write the HTML report of a run, or of a table of runs, anew: one file without others."""
+    from spptransfer.report import write_report
+    from spptransfer.report.grid_page import is_grid, write_grid_page
+
+    write = write_grid_page if is_grid(run) else write_report
+    written = write(run, output=output)
+    words.say(f"report: {short_path(written)}")
+    return words.finish(run=str(run.resolve()), report=str(written.resolve()))

@@ -16,20 +16,23 @@ from spptransfer.cli.options import (
     Compute,
     DataRoot,
     Device,
+    Output,
     PipelineFile,
+    Threads,
     TrainingOverrides,
     WeightsDir,
     add_command,
+    choice,
     numbers,
+    short_path,
+    table,
 )
-from spptransfer.cli.output import Output, short_path, table
 from spptransfer.cli.process import stopping_training
 from spptransfer.text import plural
 
 if TYPE_CHECKING:
     from spptransfer.pretraining.evaluation import Classifier, Evaluation, SchemeErrors
     from spptransfer.pretraining.evaluation_data import LabelledFiles
-    from spptransfer.pretraining.run import Outcome
     from spptransfer.pretraining.views import Scheme
 
 _VIEWS = "center_crop,full,10-crops,10-maps"
@@ -46,23 +49,14 @@ def pretrain(
     pipeline: PipelineFile,
     output: Output,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the run.", show_default="runs/ and the pipeline file's name"),
+        Path | None, choice("Folder of the run.", "runs/ and the pipeline file's name")
     ] = None,
     data_root: DataRoot = None,
     weights_dir: WeightsDir = None,
     device: Device = "auto",
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Threads of the network on a CPU.", show_default="one per processor"
-        ),
-    ] = None,
+    threads: Threads = None,
     jobs: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Threads that prepare images.", show_default="as many as are worth it"
-        ),
+        int | None, choice("Threads that prepare images.", "as many as are worth it", min=1)
     ] = None,
     overrides: TrainingOverrides = None,
 ) -> int:
@@ -93,7 +87,15 @@ def pretrain(
         outcome = run(settings, machine)
     if not outcome.finished:
         raise KeyboardInterrupt
-    return _tell_outcome(outcome, output)
+    last = outcome.history[-1]
+    if outcome.weights is not None:
+        output.say(f"weights: {short_path(outcome.weights)}")
+    return output.finish(
+        headline={"metric": "val_top1", "value": last["val_top1"], "std": None},
+        metrics={name: last[name] for name in ("loss", "val_top1", "val_top5")},
+        run=str(outcome.folder.resolve()),
+        model=str(outcome.weights.resolve()) if outcome.weights else None,
+    )
 
 
 def _training_bar(quiet: bool) -> Any:
@@ -119,18 +121,6 @@ def _silent() -> Iterator[None]:
         library.setLevel(level)
 
 
-def _tell_outcome(outcome: Outcome, output: Output) -> int:
-    last = outcome.history[-1]
-    if outcome.weights is not None:
-        output.say(f"weights: {short_path(outcome.weights)}")
-    return output.finish(
-        headline={"metric": "val_top1", "value": last["val_top1"], "std": None},
-        metrics={name: last[name] for name in ("loss", "val_top1", "val_top5")},
-        run=str(outcome.folder.resolve()),
-        model=str(outcome.weights.resolve()) if outcome.weights else None,
-    )
-
-
 def evaluate_backbone(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A backbone's name.")],
     weights: Annotated[
@@ -142,50 +132,37 @@ def evaluate_backbone(
             show_default=False,
         ),
     ],
-    data: Annotated[
-        str, typer.Option(metavar="PATH", help="Folder or .zip file of labelled images.")
-    ],
+    data: Annotated[Path, choice("Folder or .zip file of labelled images.", metavar="PATH")],
     compute: Compute,
     output: Output,
-    split: Annotated[
-        str, typer.Option(help="Folder in it that holds a folder per class; '' is all.")
-    ] = "val",
+    split: Annotated[str, choice("Folder in it that holds a folder per class; '' is all.")] = "val",
     views: Annotated[
         str,
-        typer.Option(
-            metavar="NAME,NAME,...",
-            help="center_crop, full, 10-crops, 10-maps, 96-maps, 98-maps.",
-        ),
+        choice("center_crop, full, 10-crops, 10-maps, 96-maps, 98-maps.", metavar="NAME,NAME,..."),
     ] = _VIEWS,
     scales: Annotated[
         str | None,
-        typer.Option(
+        choice(
+            "Smaller sides in 96-maps and 98-maps.",
+            "224,256,300,360,448,560 in proportion to the size",
             metavar="S,S,...",
-            help="Smaller sides in 96-maps and 98-maps.",
-            show_default="224,256,300,360,448,560 in proportion to the size",
         ),
     ] = None,
     size: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Side of crops and windows, in pixels.", show_default="as trained, else 224"
-        ),
+        int | None, choice("Side of crops and windows, in pixels.", "as trained, else 224", min=1)
     ] = None,
     resize: Annotated[
         int | None,
-        typer.Option(
+        choice(
+            "Smaller side of the image in all other views.",
+            "as trained, else 256 in proportion to the size",
             min=1,
-            help="Smaller side of the image in all other views.",
-            show_default="as trained, else 256 in proportion to the size",
         ),
     ] = None,
     levels: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N,N,...", help="Pyramid.", show_default="as trained, else the network's"
-        ),
+        str | None, choice("Pyramid.", "as trained, else the network's", metavar="N,N,...")
     ] = None,
-    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    precision: Annotated[str, choice("float32 or bfloat16.")] = "float32",
     weights_dir: WeightsDir = None,
 ) -> int:
     """Measure a trained network's top-1 and top-5 errors, averaged over views of each image.
@@ -203,7 +180,7 @@ def evaluate_backbone(
         load_classifier(name, file, levels=pyramid, weights_dir=weights_dir) for file in weights
     ]
     schemes = _schemes(views, networks[0], size, resize, numbers("scales", scales, "6,3,2,1"))
-    files = LabelledFiles.open(data, split)
+    files = LabelledFiles.open(str(data), split)
     output.say(
         f"{name}: {plural(len(files), 'image')} of "
         f"{plural(len(files.classes), 'class', 'classes')}, windows of {schemes[0].size} pixels"
@@ -214,7 +191,18 @@ def evaluate_backbone(
     with tqdm(total=total, unit="image", disable=hidden, leave=False) as bar:
         asked: dict[str, Any] = {"options": compute.options(), "precision": precision}
         found = evaluate(networks, files, schemes, **asked, note=bar.update)
-    output.say(table([_row(errors) for errors in found.errors], _HEADER))
+    rows = [
+        [
+            errors.scheme.name,
+            errors.scheme.views,
+            round(100 * errors.top1_error, 2),
+            round(100 * errors.top5_error, 2),
+            errors.images,
+            round(errors.seconds, 1),
+        ]
+        for errors in found.errors
+    ]
+    output.say(table(rows, _HEADER))
     output.say(f"computed by: {', '.join(found.computed_by)}")
     paths = [str(path_of(name, file, weights_dir).resolve()) for file in weights]
     return _tell_errors(found, files, paths, output)
@@ -236,17 +224,6 @@ def _schemes(
         resize = resize or about.resize
     names = list(dict.fromkeys(name.strip() for name in views.split(",")))
     return [make_scheme(name, size=size, resize=resize, scales=scales) for name in names]
-
-
-def _row(errors: SchemeErrors) -> list[Any]:
-    wrong = [round(100 * error, 2) for error in (errors.top1_error, errors.top5_error)]
-    return [
-        errors.scheme.name,
-        errors.scheme.views,
-        *wrong,
-        errors.images,
-        round(errors.seconds, 1),
-    ]
 
 
 def _tell_errors(

@@ -17,10 +17,9 @@ from typing import Any
 from spptransfer import backbones
 from spptransfer._version import __version__
 from spptransfer.cache import FeatureCache
-from spptransfer.config import GridSection, Pipeline, cell_pipeline
+from spptransfer.config import GridSection, Pipeline, cell_pipeline, read_pipeline
 from spptransfer.datasets import Dataset
 from spptransfer.errors import ConfigError
-from spptransfer.experiment.features import extract_features, use_cache
 from spptransfer.experiment.preparation import (
     Experiment,
     Machine,
@@ -30,7 +29,14 @@ from spptransfer.experiment.preparation import (
     steps,
 )
 from spptransfer.experiment.results import REPORT, RESULTS, machine_facts, run_folder, versions
-from spptransfer.experiment.running import RunResult, check, finish_run, write_report_of
+from spptransfer.experiment.running import (
+    RunResult,
+    check,
+    extract_features,
+    finish_run,
+    use_cache,
+    write_report_of,
+)
 from spptransfer.extraction import Extraction
 from spptransfer.files import exclusive_lock, make_folder, write_text
 from spptransfer.protocols import splits_checksum
@@ -60,14 +66,9 @@ class Grid:
 
     name: str
     pipeline: Pipeline
+    section: GridSection
     machine: Machine
     cells: tuple[Cell, ...]
-
-    @property
-    def section(self) -> GridSection:
-        """Rows and columns."""
-        assert self.pipeline.grid is not None
-        return self.pipeline.grid
 
     @property
     def experiments(self) -> list[Experiment]:
@@ -84,8 +85,12 @@ class Grid:
 
 
 def prepare_grid(name: str, pipeline: Pipeline, machine: Machine) -> Grid:
-    """Check every cell of a table before the first image is opened."""
+    """Check every cell of a table before the first image is opened.
+
+    A cell whose layer the weights lack is missing; a cache that is there needs no weights.
+    """
     assert pipeline.grid is not None
+    layers_within = cache(backbones.layers_within)  # several cells ask for the same weights
     opened: dict[str, Dataset] = {}
     cells = []
     for row, column in pipeline.grid.cells():
@@ -97,26 +102,24 @@ def prepare_grid(name: str, pipeline: Pipeline, machine: Machine) -> Grid:
             check(experiment)
         except ConfigError as error:
             raise ConfigError(f"grid cell '{row.label}' x '{column.label}': {error}") from error
-        opened[key] = experiment.dataset
-        cells.append(Cell(row.label, column.label, experiment))
-    return Grid(name, pipeline, machine, tuple(_mark_missing(cells)))
+        opened[key], layer = experiment.dataset, experiment.wanted.layer
+        here = experiment.cache[0].exists() or layer in layers_within(experiment.backbone)
+        missing = "" if here else f"weights lack {layer}"
+        cells.append(Cell(row.label, column.label, experiment, missing))
+    if all(cell.missing for cell in cells):
+        raise ConfigError(f"no cell of the grid can be computed: {cells[0].missing}")
+    return Grid(name, pipeline, pipeline.grid, machine, tuple(cells))
+
+
+def prepare_file(file: Path, machine: Machine, overrides: Sequence[str] = ()) -> Experiment | Grid:
+    """Check a pipeline file, with a grid in it or not, before the first image is opened."""
+    pipeline = read_pipeline(file, overrides)
+    make = prepare if pipeline.grid is None else prepare_grid
+    return make(file.stem, pipeline, machine)
 
 
 def _slug(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", label).strip("_") or "cell"
-
-
-def _mark_missing(cells: Sequence[Cell]) -> list[Cell]:
-    """Say of which cells the weights lack the layer; a cache that is there needs no weights."""
-    layers_within = cache(backbones.layers_within)  # several cells ask for the same weights
-    marked = []
-    for cell in cells:
-        here, layer = cell.experiment.cache[0].exists(), cell.experiment.wanted.layer
-        is_missing = not here and layer not in layers_within(cell.experiment.backbone)
-        marked.append(replace(cell, missing=f"weights lack {layer}" if is_missing else ""))
-    if all(cell.missing for cell in marked):
-        raise ConfigError(f"no cell of the grid can be computed: {marked[0].missing}")
-    return marked
 
 
 def run_grid(grid: Grid, command: str, *, from_cache: bool = False) -> RunResult:
@@ -231,11 +234,12 @@ def describe_grid(
     reused = min(extraction.reused for extraction in extractions)
     specs = [run["features"]["spec"] for run in results.values()]
     networks = dict.fromkeys((spec["backbone"], spec["weights_sha256"]) for spec in specs)
+    section = grid.section.model_dump(mode="json")
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "name": grid.name,
-        "title": grid.section.title,
+        "title": section["title"],
         "pipeline": grid.pipeline.model_dump(mode="json"),
         "command": command,
         "started": started.isoformat(timespec="seconds"),
@@ -246,11 +250,8 @@ def describe_grid(
         "protocol": first["protocol"]["description"],
         "n_splits": len(first["splits"]),
         "networks": [{"backbone": name, "weights_sha256": sha256} for name, sha256 in networks],
-        "rows": [row.label for row in grid.section.rows],
-        "columns": [
-            {"label": column.label, "paper": column.model_dump(mode="json")["paper"]}
-            for column in grid.section.columns
-        ],
+        "rows": [row["label"] for row in section["rows"]],
+        "columns": [{key: line[key] for key in ("label", "paper")} for line in section["columns"]],
         "cells": [_describe_cell(cell, results.get(cell.name), runs) for cell in grid.cells],
         "images": {
             "total": total,
@@ -258,7 +259,7 @@ def describe_grid(
             "failures": [{"id": id, "error": error} for id, error in failures.items()],
         },
         "timings": {
-            "train": round(sum(r["timings"]["train"] for r in results.values()), 3),
+            "train": round(sum(run["timings"]["train"] for run in results.values()), 3),
             "total": round((finished - started).total_seconds(), 3),
         },
     }
@@ -267,17 +268,11 @@ def describe_grid(
 def _describe_cell(
     cell: Cell, run: Mapping[str, Any] | None, runs: Mapping[str, Path]
 ) -> dict[str, Any]:
-    known = {"row": cell.row, "column": cell.column, "missing": cell.missing or None}
-    if run is None:
-        return {**known, "value": None, "std": None, "metrics": {}, "dimension": None, "run": None}
-    return {
-        **known,
-        "value": run["headline"]["value"],
-        "std": run["headline"]["std"],
-        "metrics": {
-            name: {"value": metric["value"], "std": metric["std"]}
-            for name, metric in run["metrics"].items()
-        },
-        "dimension": run["features"]["dimension"],
-        "run": runs[cell.name].name,
-    }
+    told: dict[str, Any] = {"value": None, "std": None, "metrics": {}, "dimension": None}
+    told |= {"row": cell.row, "column": cell.column, "missing": cell.missing or None, "run": None}
+    if run is not None:
+        told |= {"value": run["headline"]["value"], "std": run["headline"]["std"]}
+        told |= {"dimension": run["features"]["dimension"], "run": runs[cell.name].name}
+        for name, metric in run["metrics"].items():
+            told["metrics"][name] = {"value": metric["value"], "std": metric["std"]}
+    return told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -37,9 +38,7 @@ _PUBLISHED = ("caltech101", "voc2007")
 # What `precision: auto` may become, in the order in which caches that are there are preferred.
 _CANDIDATES: tuple[Precision, ...] = ("float32", "bfloat16")
 # Names that Windows keeps for its devices, whatever their suffix.
-_RESERVED = {"con", "prn", "aux", "nul"} | {
-    f"{kind}{i}" for kind in ("com", "lpt") for i in range(10)
-}
+_RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9]) *(\.|$)", re.IGNORECASE)
 
 
 class StopRequest(threading.Event):
@@ -84,7 +83,7 @@ class Experiment:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """All settings of the protocol."""
-        return dict(self.protocol.settings(self.pipeline.protocol.settings()))
+        return self.pipeline.protocol.settings()
 
     @cached_property
     def counted(self) -> Dataset:
@@ -97,14 +96,22 @@ class Experiment:
         return self.protocol.make_splits(self.dataset, self.settings)
 
     @property
-    def levels(self) -> tuple[int, ...] | None:
-        """Levels in the order of the columns; None for layers that are vectors.
+    def experiments(self) -> list[Experiment]:
+        """Itself: what a table of one has."""
+        return [self]
 
-        The whole map is the level whose bins are its cells.
+    @property
+    def selection(self) -> dict[str, Any]:
+        """Levels, scales and combination in the order of the columns.
+
+        Vectors have no levels; the whole map is the level whose bins are its cells.
         """
-        if not self.wanted.levels:
-            return None
-        return self.pipeline.features.levels or self.wanted.levels
+        section, levels = self.pipeline.features, self.wanted.levels
+        return {
+            "levels": (section.levels or levels) if levels else None,
+            "scales": section.scales,
+            "combine": section.combine,
+        }
 
     @cached_property
     def cache(self) -> tuple[Path, FeatureSpec]:
@@ -113,17 +120,15 @@ class Experiment:
         A cache of finer levels or more scales is used where there is one already: what is
         wanted follows from it exactly.
         """
-        folder, prefix = self.machine.cache_dir, self._cache_prefix()
+        folder, prefix = self.machine.cache_dir, self._prefix()
         exact = folder / f"{prefix}-{self.wanted.fingerprint[:12]}.h5"
         if exact.exists():
             return exact, self.wanted
         whole = re.compile(re.escape(prefix) + r"-[0-9a-f]{12}\.h5")  # a shard's name says more
         for candidate in sorted(folder.glob(f"{prefix}-*.h5")):
             if whole.fullmatch(candidate.name):
-                try:
+                with contextlib.suppress(CacheError):
                     return candidate, FeatureCache.open(candidate, self.wanted).spec
-                except CacheError:
-                    continue
         return exact, self.wanted
 
     @property
@@ -135,21 +140,19 @@ class Experiment:
             return None
         return found if isinstance(found, dict) else None
 
-    def _cache_prefix(self) -> str:
-        parts = [self.dataset.name]
+    def _prefix(self) -> str:
+        """Begin the cache's name: by the place of the user's own images, among others."""
+        parts = [self.dataset.name, self.wanted.backbone, self.wanted.layer]
         if self.dataset.name not in _PUBLISHED:
-            place = self._place()
+            place = self.dataset.root.resolve()
+            named = place / Path(self.pipeline.dataset.root or "").name
+            if named.is_file():  # one folder can hold several tables
+                place = named
+            elif self.dataset.name == "csv":
+                place = find_csv(place) or place
             digest = hashlib.sha256(str(place).encode("utf-8", "surrogateescape"))
-            parts += [place.name, digest.hexdigest()[:8]]
-        return "-".join(map(_slug, [*parts, self.wanted.backbone, self.wanted.layer]))
-
-    def _place(self) -> Path:
-        """Folder or table of the user's own images; one folder can hold several tables."""
-        root = self.dataset.root.resolve()
-        named = root / Path(self.pipeline.dataset.root or "").name
-        if named.is_file():
-            return named
-        return find_csv(root) or root if self.dataset.name == "csv" else root
+            parts[1:1] = [place.name, digest.hexdigest()[:8]]
+        return "-".join(map(_slug, parts))
 
 
 def prepare(
@@ -164,28 +167,14 @@ def prepare(
     is_open = section.precision == "auto"
     check_options(machine.compute, None if is_open else section.precision)
     if dataset is None:
-        dataset = open_dataset(
-            pipeline.dataset.name,
-            pipeline.dataset.root,
-            data_root=machine.data_root,
-            **pipeline.dataset.options(),
-        )
+        where, options = pipeline.dataset, pipeline.dataset.options()
+        dataset = open_dataset(where.name, where.root, data_root=machine.data_root, **options)
     backbone = BackboneRef(
         section.backbone, section.weights, machine.weights_dir, machine.cache_dir
     )
-    wanted = feature_spec(
-        backbone=backbone,
-        layer=section.layer,
-        levels=section.levels,
-        pooling=section.pooling,
-        scales=section.scales,
-        view=section.view,
-        flip=section.flip,
-        precision=section.precision,
-        storage=section.storage,
-    )
-    experiment = Experiment(name, pipeline, machine, dataset, backbone, wanted, is_open)
-    return _settle(experiment) if is_open else experiment
+    asked = section.model_dump(exclude={"backbone", "weights", "combine"})
+    wanted = feature_spec(backbone, **asked)
+    return _settle(Experiment(name, pipeline, machine, dataset, backbone, wanted, is_open))
 
 
 def resolve_precision(experiments: Sequence[Experiment]) -> list[Experiment]:
@@ -194,12 +183,15 @@ def resolve_precision(experiments: Sequence[Experiment]) -> list[Experiment]:
     The choice is part of the feature spec, hence of the cache's name. The figures behind it
     depend on the machine; they lie in a small file beside the cache.
     """
-    settled = [_settle(each) if each.undecided else each for each in experiments]
-    groups: dict[str, list[Experiment]] = {}
-    for each in settled:
-        groups.setdefault(_group_of(each), []).append(each)
-    chosen = {key: _choose(group) for key, group in groups.items()}
-    return [_in(each, chosen[_group_of(each)]) if each.undecided else each for each in settled]
+    settled = [_settle(each) for each in experiments]
+    chosen: dict[str, Precision] = {}
+    for number, each in enumerate(settled):
+        if each.undecided:
+            key = pass_key(each, each.wanted)
+            if key not in chosen:
+                chosen[key] = _choose(key, settled)
+            settled[number] = _in(each, chosen[key])
+    return settled
 
 
 def alternatives(experiment: Experiment) -> list[Experiment]:
@@ -230,7 +222,7 @@ def plain_name(text: str) -> str:
     ('_con', 'a_ b_', 'crop 224')
     """
     name = re.sub(r'[<>:"/\\|?*\x00-\x1f]+', "_", text).rstrip(". ") or "_"
-    return f"_{name}" if name.partition(".")[0].rstrip().lower() in _RESERVED else name
+    return f"_{name}" if _RESERVED.match(name) else name
 
 
 def _slug(text: str) -> str:
@@ -244,6 +236,8 @@ def _in(experiment: Experiment, precision: Precision) -> Experiment:
 
 def _settle(experiment: Experiment) -> Experiment:
     """Take the precision of a cache: a finished one first, then a begun one, then a choice."""
+    if not experiment.undecided:
+        return experiment
     candidates = alternatives(experiment)
     for is_there in (Path.exists, is_begun, lambda path: precision_note(path).exists()):
         for candidate in candidates:
@@ -252,18 +246,16 @@ def _settle(experiment: Experiment) -> Experiment:
     return experiment
 
 
-def _group_of(experiment: Experiment) -> str:
-    return pass_key(experiment, replace(experiment.wanted, precision="float32"))
-
-
-def _choose(group: Sequence[Experiment]) -> Precision:
-    """Choose the precision of those of a group that are undecided."""
-    undecided = [experiment for experiment in group if experiment.undecided]
-    for experiment in group:
-        if experiment.pipeline.features.precision == "auto" and not experiment.undecided:
-            return experiment.wanted.precision
-    if not undecided:
-        return group[0].wanted.precision
+def _choose(key: str, experiments: Sequence[Experiment]) -> Precision:
+    """Choose the precision of those that one pass can serve and that are undecided."""
+    undecided = []
+    for each in experiments:
+        if each.pipeline.features.precision == "auto":
+            if pass_key(each, replace(each.wanted, precision="float32")) != key:
+                continue
+            if not each.undecided:
+                return each.wanted.precision
+            undecided.append(each)
     from spptransfer.extraction.precision import choose_precision  # imports torch
 
     first = undecided[0]

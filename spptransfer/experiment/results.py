@@ -13,7 +13,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spptransfer._version import __version__
-from spptransfer.cache import Column, FeatureCache
-from spptransfer.experiment.features import count_rows
+from spptransfer.cache import FeatureCache
 from spptransfer.experiment.preparation import Experiment, plain_name
 from spptransfer.extraction import Extraction
 from spptransfer.files import atomic_write, make_folder, os_errors_as_cache_error, write_text
@@ -31,7 +30,6 @@ from spptransfer.protocols import shared_content, splits_checksum, write_splits
 from spptransfer.system import count_processors
 
 if TYPE_CHECKING:
-    from spptransfer.models import TransferModel
     from spptransfer.protocols.evaluate import Evaluation, SplitResult
 
 logger = logging.getLogger(__name__)
@@ -51,12 +49,9 @@ class RunFacts:
     cache: FeatureCache
     extraction: Extraction
     evaluation: Evaluation
-    columns: Sequence[Column]
     seconds: Mapping[str, float]
     command: str
     started: datetime
-    notes: Mapping[str, Any]
-    finished: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
 @contextlib.contextmanager
@@ -83,27 +78,22 @@ def run_folder(
 class _LogFile(logging.FileHandler):
     """A log file on a disk that may fill up: the lines that find no room are left out."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, encoding="utf-8", errors="backslashreplace")
-        self.failure: OSError | None = None
+    failure: OSError | None = None
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Keep what went wrong, where logging prints it with a traceback for every line."""
         error = sys.exception()
-        if not isinstance(error, OSError):
+        if isinstance(error, OSError):
+            self.failure = self.failure or error
+        else:
             super().handleError(record)
-        self._note(error)
 
     def close(self) -> None:
         """Close the file, which tries once more to write what is left."""
         try:
             super().close()
         except OSError as error:
-            self._note(error)
-
-    def _note(self, error: BaseException | None) -> None:
-        if self.failure is None and isinstance(error, OSError):
-            self.failure = error
+            self.failure = self.failure or error
 
 
 @contextlib.contextmanager
@@ -111,7 +101,7 @@ def _logging_to(path: Path, first_line: str) -> Iterator[None]:
     """Write what the library logs into a file too; its first line must find room."""
     library = logging.getLogger("spptransfer")
     with os_errors_as_cache_error(path):
-        handler = _LogFile(path)
+        handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     level = library.level
     library.addHandler(handler)
@@ -130,122 +120,141 @@ def _logging_to(path: Path, first_line: str) -> Iterator[None]:
         logger.warning("'%s' is not complete: %s", path, handler.failure.strerror)
 
 
-def write_run(folder: Path, facts: RunFacts, model: TransferModel) -> dict[str, Any]:
+def write_run(folder: Path, facts: RunFacts, notes: Mapping[str, Any]) -> dict[str, Any]:
     """Write model, splits, predictions and results into the folder of a run."""
-    experiment = facts.experiment
-    splits = [result.split for result in facts.evaluation.results]
-    model.save(folder / MODEL)
+    experiment, found = facts.experiment, facts.evaluation.results
     described = experiment.protocol.description(experiment.settings, experiment.dataset)
+    _write_model(folder / MODEL, experiment, found[0], described)
     with os_errors_as_cache_error(folder / "splits.json"):
+        splits = [result.split for result in found]
         write_splits(folder / "splits.json", splits, description=described)
-    _write_predictions(folder / "predictions.npz", facts.evaluation.results)
-    results = describe_run(facts)
+    _write_predictions(folder / "predictions.npz", found)
+    results = {**describe_run(facts, described), **notes}
     # The last of them: a folder that has it is a complete run.
     write_text(folder / RESULTS, json.dumps(results, indent=1))
     return results
 
 
-def describe_run(facts: RunFacts) -> dict[str, Any]:
+def _write_model(path: Path, experiment: Experiment, first: SplitResult, described: str) -> None:
+    """Save the model of the first split, with the spec of just the levels and scales it needs."""
+    from spptransfer.models import TransferModel
+
+    weights, C = experiment.backbone.path(), first.classifier.C
+    model = TransferModel(
+        spec=experiment.wanted,
+        weights=experiment.pipeline.features.weights,
+        weights_path=None if weights is None else weights.resolve(),
+        **experiment.selection,
+        normalizer=first.normalizer,
+        coef=first.classifier.coef,
+        intercept=first.classifier.intercept,
+        classes=experiment.counted.classes,
+        multi_label=experiment.counted.multi_label,
+        C=_plain(C),
+        protocol=described,
+    )
+    model.save(path)
+
+
+def describe_run(facts: RunFacts, described: str) -> dict[str, Any]:
     """Return the contents of ``results.json``: plain JSON values, metrics as fractions of 1."""
     experiment, extraction, evaluation = facts.experiment, facts.extraction, facts.evaluation
-    headline = experiment.protocol.headline(experiment.counted.multi_label)
-    classes = experiment.counted.classes
-    pipeline = experiment.pipeline
-    total = (facts.finished - facts.started).total_seconds()
-    computing = {"device": extraction.device, "runtime": extraction.computed_by or None}
-    return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "name": experiment.name,
-        "pipeline": pipeline.model_dump(mode="json", exclude={"grid"}),
-        "command": facts.command,
-        "started": facts.started.isoformat(timespec="seconds"),
-        "finished": facts.finished.isoformat(timespec="seconds"),
-        "versions": versions(),
-        "machine": {**machine_facts(), **computing},
-        "dataset": _dataset(experiment),
-        "features": _features(facts),
-        "rows": {
-            **count_rows(len(experiment.dataset), extraction),
-            "failures": [{"id": i, "error": e} for i, e in extraction.failures.items()],
-        },
-        "batches": {"all": extraction.batches, "full": extraction.full_batches},
-        "classifier": pipeline.classifier.model_dump(mode="json"),
-        "protocol": _protocol(facts, headline),
-        "headline": {
-            "metric": headline,
-            "value": _number(evaluation.mean(headline)),
-            "std": _number(evaluation.std(headline)),
-        },
-        "metrics": {
-            name: _metric(evaluation, name, classes) for name in evaluation.results[0].metrics
-        },
-        "splits": [_split(result, classes) for result in evaluation.results],
-        "timings": {**{k: round(v, 3) for k, v in facts.seconds.items()}, "total": round(total, 3)},
-        **facts.notes,
-    }
+    dataset, pipeline = experiment.counted, experiment.pipeline
+    headline = experiment.protocol.headline(dataset.multi_label)
+    finished = datetime.now(UTC)
+    seconds = {**facts.seconds, "total": (finished - facts.started).total_seconds()}
+    metrics = {}
+    for name in evaluation.results[0].metrics:
+        per_class = evaluation.class_means(name)
+        metrics[name] = {
+            "value": evaluation.mean(name),
+            "std": evaluation.std(name),
+            "per_split": evaluation.values(name),
+            "per_class": None if per_class is None else _by_class(dataset.classes, per_class),
+        }
+    results: dict[str, Any] = _plain(
+        {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "name": experiment.name,
+            "pipeline": pipeline.model_dump(mode="json", exclude={"grid"}),
+            "command": facts.command,
+            "started": facts.started.isoformat(timespec="seconds"),
+            "finished": finished.isoformat(timespec="seconds"),
+            "versions": versions(),
+            "machine": {
+                **machine_facts(),
+                "device": extraction.device,
+                "runtime": extraction.computed_by or None,
+            },
+            "dataset": {
+                "name": dataset.name,
+                "root": dataset.root.resolve(),
+                "path_template": dataset.path_template,
+                "images": len(dataset),
+                "classes": dataset.classes,
+                "multi_label": dataset.multi_label,
+            },
+            "features": _features(facts),
+            "rows": {
+                **count_rows(len(experiment.dataset), len(extraction.failures), extraction.reused),
+                "failures": [{"id": i, "error": e} for i, e in extraction.failures.items()],
+            },
+            "batches": {"all": extraction.batches, "full": extraction.full_batches},
+            "classifier": pipeline.classifier.model_dump(mode="json"),
+            "protocol": _protocol(facts, headline, described),
+            "headline": {
+                "metric": headline,
+                "value": metrics[headline]["value"],
+                "std": metrics[headline]["std"],
+            },
+            "metrics": metrics,
+            "splits": [_split(result, dataset.classes) for result in evaluation.results],
+            "timings": {kind: round(spent, 3) for kind, spent in seconds.items()},
+        }
+    )
+    return results
 
 
-def _dataset(experiment: Experiment) -> dict[str, Any]:
-    dataset = experiment.counted
-    return {
-        "name": dataset.name,
-        "root": str(dataset.root.resolve()),
-        "path_template": dataset.path_template,
-        "images": len(dataset),
-        "classes": list(dataset.classes),
-        "multi_label": dataset.multi_label,
-    }
+def count_rows(total: int, failed: int, reused: int) -> dict[str, int]:
+    """Count images by what became of them; those reused are among the ``ok``."""
+    return {"ok": total - failed, "failed": failed, "reused": min(reused, total - failed)}
 
 
 def _features(facts: RunFacts) -> dict[str, Any]:
-    experiment = facts.experiment
-    section = experiment.pipeline.features
-    choice = experiment.precision_choice if section.precision == "auto" else None
+    experiment, section = facts.experiment, facts.experiment.pipeline.features
+    columns = facts.cache.columns(**experiment.selection)
     return {
         "spec": experiment.wanted.to_dict(),
         "fingerprint": experiment.wanted.fingerprint,
         "weights": section.weights,
-        "levels": None if experiment.levels is None else list(experiment.levels),
-        "scales": list(section.scales),
-        "combine": section.combine,
-        "precision_choice": choice,
+        **experiment.selection,
+        "precision_choice": experiment.precision_choice if section.precision == "auto" else None,
         "channels": facts.cache.channels,
-        "dimension": facts.columns[-1].stop,
+        "dimension": columns[-1].stop,
         "blocks": [
-            {"scale": c.scale, "level": c.level, "start": c.start, "stop": c.stop}
-            for c in facts.columns
+            {"scale": c.scale, "level": c.level, "start": c.start, "stop": c.stop} for c in columns
         ],
-        "cache": str(facts.cache.path.resolve()),
+        "cache": facts.cache.path.resolve(),
     }
 
 
-def _protocol(facts: RunFacts, headline: str) -> dict[str, Any]:
+def _protocol(facts: RunFacts, headline: str, described: str) -> dict[str, Any]:
     experiment = facts.experiment
     splits = [result.split for result in facts.evaluation.results]
     digests = facts.cache.digests()
     shared = [pair for split in splits for pair in shared_content(split, digests)]
     return {
         "name": experiment.protocol.name,
-        "description": experiment.protocol.description(experiment.settings, experiment.dataset),
+        "description": described,
         "headline": headline,
-        "settings": {key: _plain(value) for key, value in experiment.settings.items()},
+        "settings": experiment.settings,
         "checksum": splits_checksum(splits),
         "model_of": splits[0].name,
         "same_image_in_train_and_test": {
             "pairs": len(shared),
-            "examples": [list(pair) for pair in shared[:_SHOWN_PAIRS]],
+            "examples": shared[:_SHOWN_PAIRS],
         },
-    }
-
-
-def _metric(evaluation: Evaluation, name: str, classes: Sequence[str]) -> dict[str, Any]:
-    per_class = evaluation.class_means(name)
-    return {
-        "value": _number(evaluation.mean(name)),
-        "std": _number(evaluation.std(name)),
-        "per_split": [_number(value) for value in evaluation.values(name)],
-        "per_class": None if per_class is None else _by_class(classes, per_class),
     }
 
 
@@ -258,22 +267,26 @@ def _split(result: SplitResult, classes: Sequence[str]) -> dict[str, Any]:
         "checksum": result.split.checksum,
         "C": C if isinstance(C, float) else _by_class(classes, C),
         "validation": result.classifier.validation,
-        "metrics": {name: _number(value) for name, value in result.metrics.items()},
+        "metrics": result.metrics,
         "solver": result.classifier.solver or None,
     }
 
 
-def _by_class(classes: Sequence[str], values: npt.NDArray[np.floating]) -> dict[str, Any]:
-    return {name: _number(value) for name, value in zip(classes, values, strict=True)}
-
-
-def _number(value: float | None) -> float | None:
-    """Return a value as JSON has it, which knows no NaN."""
-    return None if value is None or not math.isfinite(value) else float(value)
+def _by_class(classes: Sequence[str], values: npt.NDArray[np.floating]) -> dict[str, float]:
+    return dict(zip(classes, values.tolist(), strict=True))
 
 
 def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, os.PathLike) else value
+    """Return a value as JSON has it, which knows no path, no tuple and no NaN."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def machine_facts() -> dict[str, Any]:
@@ -283,8 +296,8 @@ def machine_facts() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the versions of this package and of what its numbers depend on."""
-    libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-    return {"spptransfer": __version__, "python": platform.python_version(), **libraries}
+    libraries = zip(_LIBRARIES, map(importlib.metadata.version, _LIBRARIES), strict=True)
+    return {"spptransfer": __version__, "python": platform.python_version(), **dict(libraries)}
 
 
 def _write_predictions(path: Path, results: Sequence[SplitResult]) -> None:

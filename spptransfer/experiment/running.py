@@ -1,36 +1,55 @@
-"""Train and test on the features of an experiment, and write a run folder."""
+"""Features of experiments are extracted or read; on them classifiers are trained and tested."""
 
 from __future__ import annotations
 
 import logging
 import shlex
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from spptransfer.cache import FeatureCache
-from spptransfer.errors import CacheError
-from spptransfer.experiment.features import (
-    extract_features,
-    read_features,
-    splits_with_features,
-    use_cache,
+from spptransfer.errors import CacheError, ConfigError, DatasetError
+from spptransfer.experiment.preparation import Experiment, pass_key, resolve_precision, steps
+from spptransfer.experiment.results import (
+    MODEL,
+    REPORT,
+    RunFacts,
+    count_rows,
+    run_folder,
+    write_run,
 )
-from spptransfer.experiment.preparation import Experiment, resolve_precision
-from spptransfer.experiment.results import MODEL, REPORT, RunFacts, run_folder, write_run
-from spptransfer.extraction import Extraction
+from spptransfer.extraction import (
+    Extraction,
+    Interrupted,
+    extract,
+    extract_shards,
+    shard_of,
+    shard_path,
+)
+from spptransfer.files import make_folder
+from spptransfer.protocols import Split, check_splits
 from spptransfer.protocols.training import Training, check_training
-
-if TYPE_CHECKING:
-    from spptransfer.models import TransferModel
-    from spptransfer.protocols.evaluate import Evaluation
+from spptransfer.text import plural
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_C = (0.01, 0.1, 1.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """How the images of an extraction are divided."""
+
+    count: int
+    index: int | None = None
+    scheduler: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +70,151 @@ class RunResult:
         return self.folder / MODEL
 
 
+# ---- features ----
+
+
+def extract_features(
+    experiments: Sequence[Experiment], shards: Shards | None = None
+) -> list[Extraction]:
+    """Bring the caches of experiments up to date; those of one network share a pass."""
+    for each in experiments:
+        if shards is not None and shards.count > (most := len(each.dataset)):
+            raise ConfigError(
+                f"shards: {shards.count:,} are more than the {plural(most, 'image')}; "
+                f"allowed: 1 to {most}"
+            )
+    passes: dict[str, dict[Path, Experiment]] = {}
+    for each in resolve_precision(experiments):
+        path, spec = each.cache
+        passes.setdefault(pass_key(each, spec), {}).setdefault(path, each)
+    done: list[Extraction] = []
+    for together in passes.values():
+        done += _extract_together(list(together.values()), shards)
+    return done
+
+
+def _extract_together(experiments: Sequence[Experiment], shards: Shards | None) -> list[Extraction]:
+    """Fill several caches from one pass over the images."""
+    first = experiments[0]
+    machine, dataset = first.machine, first.dataset
+    paths, specs = map(list, zip(*[each.cache for each in experiments], strict=True))
+    given: dict[str, Any] = {"progress": machine.progress, "stop": machine.stop}
+    make: Any = extract
+    if shards is not None and shards.index is None:
+        make = extract_shards
+        given |= {"shards": shards.count, "scheduler": shards.scheduler}
+    elif shards is not None and shards.index is not None:
+        dataset = shard_of(dataset, shards.index, shards.count)
+        paths = [shard_path(path, shards.index, shards.count) for path in paths]
+    # A cache that is there must not become one of failed rows because a disk is not mounted.
+    dataset.check_images()
+    if len(experiments) > 1:
+        steps.info("%s", _describe_pass(experiments))
+    make_folder(machine.cache_dir)
+    machine.stop.extracting = True
+    try:
+        done = list(make(dataset, specs, paths, first.backbone, machine.compute, **given))
+    finally:
+        machine.stop.extracting = False
+    # Whoever asks to stop means the whole command, even where there was nothing left to extract.
+    if machine.stop.is_set():
+        raise Interrupted(
+            f"interrupted: the features in '{done[0].path}' are complete; "
+            "run the same command again to go on"
+        )
+    if done[0].computed_by:
+        where = f" on {done[0].device}" if done[0].device else ""
+        steps.info("computed by: %s%s", done[0].computed_by, where)
+    if shards is not None and shards.index is not None:
+        _tell_how_to_merge(experiments, shards)
+    return done
+
+
+def _tell_how_to_merge(experiments: Sequence[Experiment], shards: Shards) -> None:
+    for path in (each.cache[0] for each in experiments):
+        parts = [shard_path(path, number + 1, shards.count) for number in range(shards.count)]
+        merge = shlex.join(["spptransfer", "cache", "merge", str(path), *map(str, parts)])
+        steps.info("shard %d of %d; once all are there: %s", shards.index, shards.count, merge)
+
+
+def _describe_pass(experiments: Sequence[Experiment]) -> str:
+    layers = dict.fromkeys(each.wanted.layer for each in experiments)
+    views = {f"{e.wanted.view} {scale}" for e in experiments for scale in e.cache[1].scales}
+    return (
+        f"one pass of {experiments[0].wanted.backbone} for {', '.join(layers)} at "
+        f"{', '.join(sorted(views))}: {plural(len(experiments), 'cache')}"
+    )
+
+
+def use_cache(experiment: Experiment) -> Extraction:
+    """Take the experiment's cache as it is; it must hold all images."""
+    path, spec = experiment.cache
+    if not path.exists():
+        raise CacheError(f"there is no cache '{path}' yet; make it with `spptransfer extract`")
+    cache = FeatureCache.open(path, spec)
+    # It may hold images, failed ones too, that the dataset has no more.
+    ids, known, failures = experiment.dataset.ids, set(cache.ids), dict(cache.failures)
+    failures = {id: failures[id] for id in ids if id in failures}
+    ok = sum(id in known for id in ids)
+    if ok + len(failures) < len(ids):
+        raise CacheError(
+            f"'{path}' lacks {len(ids) - ok - len(failures):,} of the dataset's {len(ids):,} "
+            "images; bring it up to date with `spptransfer extract`"
+        )
+    return Extraction(path, unchanged=len(ids), reused=ok, failures=failures)
+
+
+def splits_with_features(
+    experiment: Experiment, extraction: Extraction, cache: FeatureCache
+) -> list[Split]:
+    """Return the splits without the images that have no features."""
+    known = set(cache.ids)
+
+    def keep(ids: Sequence[str]) -> tuple[str, ...]:
+        return tuple(filter(known.__contains__, ids))
+
+    splits = []
+    try:
+        for split in experiment.splits:
+            folds = tuple(map(keep, split.folds))
+            splits.append(
+                replace(split, train=keep(split.train), test=keep(split.test), folds=folds)
+            )
+        check_splits(splits, experiment.counted)
+    except DatasetError as error:
+        if not extraction.failures:
+            raise
+        total, (id, reason) = len(experiment.dataset), next(iter(extraction.failures.items()))
+        told = DatasetError(
+            f"{error} ({len(extraction.failures):,} of {total:,} images have no features, as "
+            f"'{id}': {reason}; `spptransfer cache info {shlex.quote(str(extraction.path))}` "
+            "lists all)"
+        )
+        rows = count_rows(total, len(extraction.failures), extraction.reused)
+        told.facts = {"rows": rows, "cache": str(extraction.path.resolve())}
+        raise told from error
+    return splits
+
+
+def read_features(
+    cache: FeatureCache, ids: Sequence[str], **selection: Any
+) -> npt.NDArray[np.float32]:
+    """Read the features of images, shape (n_images, n_features), and refuse damaged ones."""
+    X: npt.NDArray[np.float32] = cache.matrix(ids, **selection)
+    # One pass without a copy; no sum of float32 is too large for float64.
+    if not np.isfinite(X.sum(dtype=np.float64)):
+        row = next(i for i, x in enumerate(X) if not np.isfinite(x).all())
+        raise CacheError(
+            f"'{cache.path}' is damaged: the features of '{ids[row]}' are not finite; "
+            "extract such rows anew with `spptransfer cache verify --repair --pipeline "
+            f"PIPELINE.yaml {shlex.quote(str(cache.path))}`"
+        )
+    return X
+
+
+# ---- training and testing ----
+
+
 def run(experiment: Experiment, command: str, *, from_cache: bool = False) -> RunResult:
     """Extract what is missing, train and test, write results, model and report."""
     check(experiment)
@@ -62,11 +226,24 @@ def run(experiment: Experiment, command: str, *, from_cache: bool = False) -> Ru
         return finish_run(folder, experiment, extraction, command, started)
 
 
-def check(experiment: Experiment) -> None:
-    """Tell before hours of extraction whatever would make them useless."""
+def check(experiment: Experiment) -> Training:
+    """Tell before hours of extraction whatever would make them useless; return the settings."""
+    section, protocol = experiment.pipeline.classifier, experiment.protocol
     has_folds = any(split.folds for split in experiment.splits)
     multi_label = experiment.counted.multi_label
-    check_training(_training(experiment), multi_label=multi_label, has_folds=has_folds)
+    training = Training(
+        C=section.C or protocol.C or DEFAULT_C,
+        loss=section.loss,
+        class_weight=section.class_weight or (protocol.class_weight if multi_label else None),
+        solver=section.solver,
+        engine=section.engine,
+        scheduler=section.scheduler,
+        chosen_by=protocol.choose_C_by(multi_label),
+        per_class=experiment.settings["choose_C"] == "per class",
+        difficult=protocol.difficult_in_training,
+    )
+    check_training(training, multi_label=multi_label, has_folds=has_folds)
+    return training
 
 
 def finish_run(
@@ -81,45 +258,23 @@ def finish_run(
     from spptransfer.protocols.evaluate import evaluate  # imports scikit-learn
 
     _log_features(experiment, extraction)
-    cache = FeatureCache.open(extraction.path)
-    section = experiment.pipeline.features
-    selection: dict[str, Any] = {
-        "levels": experiment.levels,
-        "scales": section.scales,
-        "combine": section.combine,
-    }
-    columns = cache.columns(**selection)
+    cache, selection = FeatureCache.open(extraction.path), experiment.selection
     begin = time.perf_counter()
     evaluation = evaluate(
         lambda ids: read_features(cache, ids, **selection),
         experiment.counted,
         splits_with_features(experiment, extraction, cache),
-        training=_training(experiment),
+        training=check(experiment),
         normalize=experiment.pipeline.classifier.normalize,
-        block_sizes=[column.stop - column.start for column in columns],
+        block_sizes=[column.stop - column.start for column in cache.columns(**selection)],
         progress=experiment.machine.progress,
     )
     seconds = {**extraction.seconds, "train": time.perf_counter() - begin}
-    facts = RunFacts(
-        experiment, cache, extraction, evaluation, columns, seconds, command, started, notes or {}
-    )
-    results = write_run(folder, facts, _model(experiment, evaluation))
+    facts = RunFacts(experiment, cache, extraction, evaluation, seconds, command, started)
+    results = write_run(folder, facts, notes or {})
     logger.info("%(metric)s: %(value)s (standard deviation %(std)s)", results["headline"])
     write_report_of(folder)
     return RunResult(folder, results)
-
-
-def write_report_of(folder: Path) -> None:
-    """Write the page of a run that is complete without it, and say so where that fails."""
-    from spptransfer.report import write_report
-
-    try:
-        write_report(folder)
-    except CacheError as error:
-        again = f"spptransfer report {shlex.quote(str(folder))}"
-        raise CacheError(
-            f"{error} (the run in '{folder}' is complete but for its report; `{again}` makes it)"
-        ) from error
 
 
 def _log_features(experiment: Experiment, extraction: Extraction) -> None:
@@ -138,41 +293,14 @@ def _log_features(experiment: Experiment, extraction: Extraction) -> None:
         logger.info("failed: %r: %s", id, error)
 
 
-def _training(experiment: Experiment) -> Training:
-    section, protocol = experiment.pipeline.classifier, experiment.protocol
-    multi_label = experiment.counted.multi_label
-    return Training(
-        C=section.C or protocol.C or DEFAULT_C,
-        loss=section.loss,
-        class_weight=section.class_weight or (protocol.class_weight if multi_label else None),
-        solver=section.solver,
-        engine=section.engine,
-        scheduler=section.scheduler,
-        chosen_by=protocol.choose_C_by(multi_label),
-        per_class=experiment.settings["choose_C"] == "per class",
-        difficult=protocol.difficult_in_training,
-    )
+def write_report_of(folder: Path) -> None:
+    """Write the page of a run that is complete without it, and say so where that fails."""
+    from spptransfer.report import write_report
 
-
-def _model(experiment: Experiment, evaluation: Evaluation) -> TransferModel:
-    """Build the model of the first split, with the spec of just the levels and scales it needs."""
-    from spptransfer.models import TransferModel
-
-    first, section = evaluation.results[0], experiment.pipeline.features
-    C = first.classifier.C
-    weights = experiment.backbone.path()
-    return TransferModel(
-        spec=experiment.wanted,
-        weights=section.weights,
-        weights_path=None if weights is None else weights.resolve(),
-        levels=experiment.levels,
-        scales=section.scales,
-        combine=section.combine,
-        normalizer=first.normalizer,
-        coef=first.classifier.coef,
-        intercept=first.classifier.intercept,
-        classes=experiment.counted.classes,
-        multi_label=experiment.counted.multi_label,
-        C=C if isinstance(C, float) else [float(c) for c in C],
-        protocol=experiment.protocol.description(experiment.settings, experiment.dataset),
-    )
+    try:
+        write_report(folder)
+    except CacheError as error:
+        again = f"spptransfer report {shlex.quote(str(folder))}"
+        raise CacheError(
+            f"{error} (the run in '{folder}' is complete but for its report; `{again}` makes it)"
+        ) from error

@@ -11,8 +11,7 @@ from pydantic import Field, model_validator
 from spptransfer.backbones.catalogue import describe, names
 from spptransfer.config import PositiveFloat
 from spptransfer.errors import ConfigError, suggestion
-from spptransfer.sections import PositiveInt, Section, check
-from spptransfer.yaml_files import read_mapping
+from spptransfer.sections import PositiveInt, Section, check, read_mapping
 
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spptransfer.cli.output import Output, on_one_line, printable, short_path, table
+from spptransfer.cli.options import Output, on_one_line, printable, short_path, table
 from spptransfer.cli.pipelines import counts
 from spptransfer.extraction import Extraction
 

@@ -21,13 +21,13 @@ def test_what_is_wanted_follows_from_the_pipeline(images, tmp_path):
     found = experiment(images, tmp_path, features={"levels": [6, 3, 1], "scales": [96, 64]})
     assert found.wanted.levels == (6,)
     assert found.wanted.scales == (64, 96)
-    assert found.levels == (6, 3, 1)
+    assert found.selection["levels"] == (6, 3, 1)
     assert len(found.dataset) == 18
 
 
 def test_fully_connected_layers_have_no_levels(images, tmp_path):
     found = experiment(images, tmp_path, features={"layer": "fc6"})
-    assert found.levels is None
+    assert found.selection["levels"] is None
     assert found.wanted.levels == ()
 
 

@@ -36,7 +36,7 @@ def test_pre_training_is_imported_by_its_commands_alone():
 
 def test_the_command_line_loads_it_only_where_it_is_asked_for():
     code = (
-        "import sys, spptransfer.cli.main, spptransfer.experiment, spptransfer.features;"
+        "import sys, spptransfer.cli, spptransfer.experiment, spptransfer.features;"
         "print([name for name in sys.modules if name.startswith('spptransfer.pretraining')])"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
