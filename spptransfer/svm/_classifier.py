@@ -243,7 +243,8 @@ class LinearSVM(LinearClassifier):
     -----
     Labels may be binary, multi-class or an indicator matrix with a column per class. If such a
     matrix holds a -1 anywhere, 1 is the class, -1 is not the class, and rows with a 0 are left
-    out of that class's problem; otherwise 1 is the class and 0 is not.
+    out of that class's problem; otherwise 1 is the class and 0 is not. A single column is taken
+    as a vector of labels, with scikit-learn's warning.
 
     References
     ----------

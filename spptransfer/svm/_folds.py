@@ -1,4 +1,4 @@
-"""Training and held-out rows of every fold, as masks that cost no copy of the data."""
+"""How often every fold trains and scores on each row, which costs no copy of the data."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from spptransfer.svm._types import Array, Seed
 def make_folds(
     cv: Any, targets: Targets, rows: Rows, seed: Seed
 ) -> tuple[list[Array], list[Array]]:
-    """Masks of the training and of the held-out rows, with one column per problem or one for all.
+    """Counts of the training and of the held-out rows, with one column per problem or one for all.
 
     A number of folds stratifies: by class labels, or, for an indicator matrix, each class by
-    itself. Splitters and lists of index pairs are taken as given.
+    itself. Splitters and lists of index pairs are taken as given: a row counts as often as it is
+    named.
     """
     if isinstance(cv, (int, np.integer)):
         return _stratified(int(cv), targets, seed)
@@ -29,22 +30,24 @@ def make_folds(
     pairs = list(check_cv(cv, labels, classifier=True).split(np.zeros((n_rows, 1)), labels))
     if not pairs:
         raise ConfigError("cv gave no folds; allowed: an int, a splitter or (train, test) pairs")
-    masks = [[_mask(rows, n_rows) for rows in pair] for pair in pairs]
-    for number, pair in enumerate(masks, 1):
-        for mask, purpose in zip(pair, ("train on", "score on"), strict=True):
-            if not mask.any():
+    counts = [[_counted(rows, n_rows) for rows in pair] for pair in pairs]
+    for number, pair in enumerate(counts, 1):
+        for count, purpose in zip(pair, ("train on", "score on"), strict=True):
+            if not count.any():
                 raise ConfigError(f"cv: fold {number} has no rows to {purpose}")
-    train, held_out = zip(*masks, strict=True)
+    train, held_out = zip(*counts, strict=True)
     return list(train), list(held_out)
 
 
-def _mask(chosen: Array, n_rows: int) -> Array:
-    mask = np.zeros((n_rows, 1), dtype=bool)
+def _counted(chosen: Any, n_rows: int) -> Array:
+    """How often each row is chosen."""
+    counts = np.zeros((n_rows, 1), dtype=np.int32)
     try:
-        mask[chosen] = True
+        # Through the positions, since row numbers may also be negative or a mask.
+        np.add.at(counts, np.arange(n_rows)[chosen], 1)
     except IndexError as error:
         raise ConfigError(f"cv holds what are no numbers of {n_rows} rows: {error}") from error
-    return mask
+    return counts
 
 
 def _stratified(n_folds: int, targets: Targets, seed: Seed) -> tuple[list[Array], list[Array]]:

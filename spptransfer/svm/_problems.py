@@ -22,8 +22,8 @@ class Problems:
     ----------
     signs : ndarray of int8, shape (n_rows, n_classes)
         -1, 0 or +1.
-    masks : sequence of (ndarray of bool, shape (n_rows, 1) or (n_rows, n_classes)) or None
-        The rows that each fold trains on; None for all rows.
+    masks : sequence of (ndarray, shape (n_rows, 1) or (n_rows, n_classes)) or None
+        How often each fold trains on a row, or whether; None for once on all rows.
     sides : sequence of (ndarray, ndarray), shape (n_classes,)
         Weights of each fold's positives and negatives.
     sample_weight : ndarray, shape (n_rows,)

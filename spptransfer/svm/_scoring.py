@@ -55,9 +55,12 @@ class HeldOutScorer:
         self.labels = targets.labels()
 
     def __call__(self, scores: Array, held_out: Array) -> Array:
-        """One score, or one per problem; NaN where the held-out rows are all of one kind."""
+        """One score, or one per problem; NaN where the held-out rows are all of one kind.
+
+        ``held_out`` says how often a row counts.
+        """
         if not self.separately:
-            rows = np.flatnonzero(held_out[:, 0])
+            rows = np.repeat(np.arange(len(scores)), held_out[:, 0])
             if self.is_default:
                 return np.array([np.mean(self.targets.decode(scores[rows]) == self.labels[rows])])
             known = KnownScores(self.targets, scores)
@@ -69,7 +72,7 @@ class HeldOutScorer:
 
     def _score_one(self, scores: Array, problem: int, held_out: Array) -> float:
         signs = self.targets.signs[:, problem]
-        rows = np.flatnonzero(held_out & (signs != 0))
+        rows = np.repeat(np.arange(len(signs)), np.where(signs == 0, 0, held_out))
         truth = (signs > 0).astype(int)
         if len(np.unique(truth[rows])) < 2:
             return float("nan")

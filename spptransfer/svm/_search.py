@@ -41,7 +41,7 @@ class LinearSVMCV(LinearClassifier):
         Candidates, each at most 1e20.
     cv : int, splitter or iterable of (train, test), default=3
         Number of folds, stratified and seeded (for an indicator matrix each class by itself), or
-        a scikit-learn splitter, or pairs of row numbers.
+        a scikit-learn splitter, or pairs of row numbers. A row counts as often as it is named.
     scoring : str, callable or None, default=None
         A scikit-learn scorer; None is "accuracy", or "average_precision" where classes are scored
         one by one. Indicator matrices always are, and a score is then the mean over classes.

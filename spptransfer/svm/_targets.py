@@ -47,21 +47,15 @@ class Targets:
     ) -> tuple[Array, Array]:
         """Weights of the positives and of the negatives of each problem.
 
-        ``chosen``, one column per problem or one for all, restricts the problems to some rows;
-        "balanced" then counts only those, each by its weight.
+        ``chosen``, one column per problem or one for all, says how often rows count; "balanced"
+        counts them that often, each time by its weight.
         """
-        signs = self.signs if chosen is None else np.where(chosen, self.signs, 0)
-        return self._weights(class_weight, signs, sample_weight)
-
-    def _weights(
-        self, class_weight: ClassWeight, signs: Array, sample_weight: Array
-    ) -> tuple[Array, Array]:
-        """Weights of the positives and of the negatives of each problem."""
-        n_problems = signs.shape[1]
+        n_problems = self.signs.shape[1]
         if class_weight is None:
             return np.ones(n_problems), np.ones(n_problems)
         if isinstance(class_weight, str) and class_weight == "balanced":
-            return self._balanced(signs, sample_weight)
+            counted = sample_weight[:, None] if chosen is None else sample_weight[:, None] * chosen
+            return self._balanced(counted)
         if not isinstance(class_weight, Mapping):
             raise ConfigError(
                 f"class_weight is {class_weight!r}; allowed: None, 'balanced' or a dict"
@@ -87,18 +81,17 @@ class Targets:
             np.full(n_problems, weights.pop(negative, fallback)),
         )
 
-    def _balanced(self, signs: Array, sample_weight: Array) -> tuple[Array, Array]:
+    def _balanced(self, counted: Array) -> tuple[Array, Array]:
         """Weights inversely proportional to how much a class's rows weigh.
 
         In a multi-class problem they multiply the positives only, as they do in LIBLINEAR.
         """
-        positives, negatives = (
-            np.einsum("i,it->t", sample_weight, side) for side in (signs > 0, signs < 0)
-        )
-        counted = positives + negatives
+        positives = np.sum(counted * (self.signs > 0), axis=0)
+        negatives = np.sum(counted * (self.signs < 0), axis=0)
+        both = positives + negatives
         if self.kind == "multiclass":
-            return _ratio(counted, len(self.classes) * positives), np.ones(signs.shape[1])
-        return _ratio(counted, 2.0 * positives), _ratio(counted, 2.0 * negatives)
+            return _ratio(both, len(self.classes) * positives), np.ones(len(both))
+        return _ratio(both, 2.0 * positives), _ratio(both, 2.0 * negatives)
 
     def labels(self) -> Array:
         """The labels that were read, in their own form."""
@@ -132,10 +125,11 @@ def encode_targets(y: Any) -> Targets:
     """Read labels of any kind.
 
     A matrix with one column per class is an indicator: with a -1 anywhere, 1 is the class,
-    -1 not the class and 0 to be ignored; without, 1 is the class and 0 not the class.
+    -1 not the class and 0 to be ignored; without, 1 is the class and 0 not the class. A single
+    column holds class labels, as in scikit-learn.
     """
     labels = np.asarray(y)
-    if labels.ndim == 2 and _is_indicator(labels):
+    if labels.ndim == 2 and labels.shape[1] > 1 and _is_indicator(labels):
         ternary = bool((labels == -1).any())
         signs = labels.astype(np.int8) if ternary else np.where(labels == 1, 1, -1).astype(np.int8)
         return Targets("multilabel", np.arange(labels.shape[1]), signs, -1 if ternary else 0)
@@ -151,10 +145,7 @@ def encode_targets(y: Any) -> Targets:
 
 
 def _is_indicator(labels: Array) -> bool:
-    """Tell an indicator matrix from a column vector of class labels."""
-    if labels.dtype.kind not in "biuf" or not np.isin(labels, (-1, 0, 1)).all():
-        return False
-    return labels.shape[1] > 1 or bool((labels == -1).any())
+    return labels.dtype.kind in "biuf" and bool(np.isin(labels, (-1, 0, 1)).all())
 
 
 def _encode_classes(labels: Array) -> Targets:

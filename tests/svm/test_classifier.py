@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_iris
+from sklearn.exceptions import DataConversionWarning
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -71,6 +72,20 @@ def test_a_minus_one_anywhere_makes_zero_mean_ignored():
     np.testing.assert_allclose(plain.coef_, signed.coef_, atol=1e-9)
     assert set(np.unique(plain.predict(X))) <= {0, 1}
     assert set(np.unique(signed.predict(X))) <= {-1, 1}
+
+
+@pytest.mark.parametrize("pair", [(0, 1), (-1, 1), ("ant", "bee")])
+def test_a_column_of_labels_is_ravelled_with_a_warning_as_in_scikit_learn(pair):
+    X, y = data((40, 90), 2)
+    y = np.array(pair)[y]
+    with pytest.warns(DataConversionWarning):
+        column = LinearSVM().fit(X, y[:, None])
+    flat = LinearSVM().fit(X, y)
+    np.testing.assert_array_equal(column.predict(X), flat.predict(X))
+    np.testing.assert_array_equal(column.classes_, np.unique(y))
+    with pytest.warns(DataConversionWarning):
+        search = LinearSVMCV((0.1, 1.0)).fit(X, y[:, None])
+    assert search.best_score_ == LinearSVMCV((0.1, 1.0)).fit(X, y).best_score_
 
 
 def test_shapes_are_those_of_linear_svc():

@@ -49,6 +49,24 @@ def test_choice_and_table_are_those_of_a_grid_search(shape, n_classes, scoring):
     np.testing.assert_allclose(ours.coef_, theirs.best_estimator_.coef_, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(40, 60), (200, 5)])
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+def test_a_row_counts_as_often_as_a_fold_names_it(shape, class_weight):
+    """A rare class, repeated eight times where it is trained on and twice where it is scored."""
+    rng = np.random.default_rng(0)
+    y = (rng.random(shape[0]) < 0.15).astype(int)
+    X = rng.normal(size=shape) + 0.7 * y[:, None]
+    folds = []
+    for train, test in StratifiedKFold(3, shuffle=True, random_state=0).split(X, y):
+        rare = [np.tile(rows[y[rows] == 1], times) for rows, times in ((train, 7), (test, 1))]
+        folds.append((np.concatenate([train, rare[0]]), np.concatenate([test, rare[1]])))
+    options = {"cv": folds, "scoring": "balanced_accuracy", "refit": False}
+    ours = LinearSVMCV(COSTS, class_weight=class_weight, **options).fit(X, y)
+    grid = GridSearchCV(LinearSVM(class_weight=class_weight), {"C": COSTS}, **options).fit(X, y)
+    for name in ("split0_test_score", "mean_test_score", "rank_test_score"):
+        np.testing.assert_allclose(ours.cv_results_[name], grid.cv_results_[name])
+
+
 def test_refit_gives_what_a_fit_at_that_c_gives():
     X, Y = ternary()
     search = LinearSVMCV(COSTS).fit(X, Y)
