@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from spptransfer.errors import ConfigError
-from spptransfer.svm._half import widen
 from spptransfer.svm._threads import for_each, own_threads
 from spptransfer.svm._types import Array
 
@@ -269,12 +269,22 @@ def converted(stored: Array, dtype: np.dtype[Any], out: Array | None = None) -> 
         return stored
     out = np.empty(stored.shape, dtype) if out is None else out[: len(stored)]
     if stored.dtype == np.float16:
-        stored = np.ascontiguousarray(stored)
-        if dtype == np.float32:
-            return widen(stored, out)
-        stored = widen(stored, np.empty(stored.shape, np.float32))
-    out[...] = stored
+        # Several times as fast as numpy, which converts number by number.
+        import torch
+
+        torch.from_numpy(out).copy_(torch.from_numpy(writeable(stored)))
+    else:
+        out[...] = stored
     return out
+
+
+def writeable(matrix: Array) -> Array:
+    """The same memory, writeable by name: torch warns of memory that is not."""
+    if matrix.flags.writeable:
+        return matrix
+    address, _ = matrix.__array_interface__["data"]
+    described = {**matrix.__array_interface__, "data": (address, False)}
+    return np.asarray(SimpleNamespace(__array_interface__=described, owner=matrix))
 
 
 def _rows_not_finite(stored: Array) -> Array:

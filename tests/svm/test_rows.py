@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spptransfer.svm import _rows
-from spptransfer.svm._rows import Rows, column_slices
+from spptransfer.svm._rows import Rows, column_slices, converted
 
 
 @settings(deadline=None)
@@ -65,3 +65,13 @@ def test_slices_of_columns_are_few_and_cover_all(size, most):
     assert (slices[0].start, slices[-1].stop, sum(widths)) == (0, size, size)
     assert max(widths) <= most
     assert len(slices) == max(1, -(-size // most))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_finite_half_is_widened_exactly(dtype):
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    halves = halves[np.isfinite(halves)].reshape(8, -1)
+    halves.flags.writeable = False
+    wide = converted(halves[:, ::2], np.dtype(dtype))
+    np.testing.assert_array_equal(wide, halves[:, ::2].astype(dtype))
+    np.testing.assert_array_equal(np.signbit(wide), np.signbit(halves[:, ::2]))

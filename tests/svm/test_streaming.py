@@ -14,7 +14,6 @@ from sklearn.model_selection import KFold
 
 from spptransfer.cache import FeatureCache
 from spptransfer.svm import LinearSVM, LinearSVMCV, _engine, _streamed
-from spptransfer.svm._half import widen
 from spptransfer.svm._held import HeldRows
 from spptransfer.svm._problems import Problems
 from spptransfer.svm._rows import Rows
@@ -225,13 +224,6 @@ def test_rows_that_are_held_are_those_wanted(wishes):
         held.replace(mask)
         assert sorted(held.numbers.tolist()) == sorted(wish)
         np.testing.assert_array_equal(held.rows().source, X[held.numbers])
-
-
-def test_every_finite_half_is_widened_exactly():
-    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
-    halves = np.ascontiguousarray(halves[np.isfinite(halves)])
-    wide = widen(halves, np.empty(halves.shape, np.float32))
-    np.testing.assert_array_equal(wide.view(np.uint32), halves.astype(np.float32).view(np.uint32))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
