@@ -210,8 +210,8 @@ class LinearSVM(LinearClassifier):
         Budget in bytes, or like "1GB"; None is half of what is free. Without room for a Gram
         matrix the rows are streamed, in smaller blocks the smaller the budget.
     device : str, default="cpu"
-        Where products with the Gram matrix are computed: "cpu", by numpy or torch's convolutions,
-        otherwise a torch device. Certificates, and passes over the rows, are computed by numpy.
+        Where products with the Gram matrix are computed: "cpu", by numpy or torch, otherwise a
+        torch device. Certificates, and passes over the rows, are computed by numpy.
 
     Attributes
     ----------

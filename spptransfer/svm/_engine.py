@@ -11,7 +11,6 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from spptransfer.errors import ConfigError, suggestion
-from spptransfer.svm._arithmetic import arithmetic_for
 from spptransfer.svm._feature_space import FeatureSpace
 from spptransfer.svm._gram_matrix import dense_gram
 from spptransfer.svm._gram_space import GramSpace
@@ -55,6 +54,7 @@ class Settings:
             check_positive(name, getattr(settings, name))
         if not isinstance(settings.max_iter, (int, np.integer)):
             raise ConfigError(f"max_iter is {settings.max_iter!r}; allowed: whole numbers > 0")
+        check_device(settings.device)
         return settings
 
     @property
@@ -103,6 +103,21 @@ def budget_bytes(memory: int | str | None) -> float:
     return size
 
 
+def check_device(device: str) -> None:
+    """Refuse a device that torch cannot use here."""
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device is {device!r}, which torch cannot use here; allowed: 'cpu' or a device that "
+            "torch reports"
+        ) from error
+
+
 def block_bytes(budget: float) -> int:
     """How large blocks of rows may be; there are a few at a time for each thread."""
     return int(min(BLOCK_BYTES, max(budget / 64, 2**18)))
@@ -128,7 +143,7 @@ def make_solver(rows: Rows, gram: Array | None, problems: Problems, settings: Se
     def make_space(held: Rows) -> Space:
         if _gram_fits(held, 0.25 * budget):
             gram = dense_gram(held, np.float64 if held.shape[0] <= SMALL else np.float32)
-            return GramSpace(held, gram, bias_square, arithmetic_for(settings.device))
+            return GramSpace(held, gram, bias_square, device=settings.device)
         return FeatureSpace(held, bias_square)
 
     solver = StreamedSolver(space, problems, options, int(0.6 * budget / row_bytes), make_space)
@@ -145,9 +160,8 @@ def _make_space(rows: Rows, gram: Array | None, settings: Settings) -> GramSpace
     """The space of rows, with the Gram matrix that is given or a new one."""
     n_rows, _ = rows.shape
     bias_square = settings.bias_square(rows)
-    arithmetic = arithmetic_for(settings.device)
     if gram is None:
-        gram = arithmetic.gram(rows, np.float64 if n_rows <= SMALL else np.float32)
+        gram = dense_gram(rows, np.float64 if n_rows <= SMALL else np.float32, settings.device)
         if not np.isfinite(np.diagonal(gram)).all():
             raise ConfigError(f"X is so large that its squares overflow {gram.dtype}; scale it")
     elif gram.shape != (n_rows, n_rows):
@@ -155,8 +169,8 @@ def _make_space(rows: Rows, gram: Array | None, settings: Settings) -> GramSpace
     elif not (np.isfinite(gram.min()) and np.isfinite(gram.max())):
         raise ConfigError("gram contains NaN or infinity")
     if gram.dtype == np.float64 and n_rows > SMALL:
-        return GramSpace(rows, gram.astype(np.float32), bias_square, arithmetic, exact_gram=gram)
-    return GramSpace(rows, gram, bias_square, arithmetic)
+        return GramSpace(rows, gram.astype(np.float32), bias_square, gram, settings.device)
+    return GramSpace(rows, gram, bias_square, device=settings.device)
 
 
 def warn_unless_certified(gaps: Array, tol: float) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from spptransfer.svm._arithmetic import Arithmetic
 from spptransfer.svm._loss import Losses, balance
+from spptransfer.svm._products import product
 from spptransfer.svm._rows import Rows
 from spptransfer.svm._types import Array
 
@@ -139,7 +139,7 @@ class GramGaps:
     def _exact_distances(self, apart: Array) -> Array:
         """Half the squared lengths of weights, in float64."""
         if self.exact_gram is not None:
-            squares = np.einsum("it,it->t", apart, Arithmetic().product(self.exact_gram, apart))
+            squares = np.einsum("it,it->t", apart, product(self.exact_gram, apart))
         else:
             combined = self.rows.combine(apart)
             squares = np.einsum("jt,jt->t", combined, combined)

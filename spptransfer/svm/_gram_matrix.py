@@ -33,8 +33,8 @@ class GramMaker:
     ``pairs`` are all that there are, ``(later, earlier)``, the most work first.
     """
 
-    def __init__(self, rows: Rows, dtype: npt.DTypeLike) -> None:
-        self.rows = rows
+    def __init__(self, rows: Rows, dtype: npt.DTypeLike, device: str = "cpu") -> None:
+        self.rows, self.device = rows, device
         self.dtype = np.dtype(dtype)
         n_rows, n_columns = rows.shape
         to_convert = rows.source.dtype != self.dtype
@@ -79,12 +79,12 @@ class GramMaker:
             tile = lefts.of(left, columns)
             other = tile if right is left else rights.of(right, columns)
             if columns == self._columns[0]:
-                product_with_transpose(tile, other, out=out)
+                product_with_transpose(tile, other, out, self.device)
             else:
-                out += product_with_transpose(tile, other)
+                out += product_with_transpose(tile, other, device=self.device)
 
 
-def dense_gram(rows: Rows, dtype: npt.DTypeLike) -> Array:
+def dense_gram(rows: Rows, dtype: npt.DTypeLike, device: str = "cpu") -> Array:
     """The whole matrix, shape (n_rows, n_rows)."""
     gram = np.empty((rows.shape[0], rows.shape[0]), dtype)
 
@@ -95,7 +95,7 @@ def dense_gram(rows: Rows, dtype: npt.DTypeLike) -> Array:
         below = slice(max(left.start, right.stop), left.stop)
         gram[right, below] = gram[below, right].T
 
-    GramMaker(rows, dtype).make(lambda pair: gram[pair], complete)
+    GramMaker(rows, dtype, device).make(lambda pair: gram[pair], complete)
     return gram
 
 

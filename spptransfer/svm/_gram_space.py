@@ -7,12 +7,12 @@ import copy
 import numpy as np
 from scipy.linalg import lapack
 
-from spptransfer.svm._arithmetic import Arithmetic
 from spptransfer.svm._conjugate import conjugate_gradients
 from spptransfer.svm._gram_gaps import GramGaps
-from spptransfer.svm._gram_matrix import mirror
+from spptransfer.svm._gram_matrix import dense_gram, mirror
 from spptransfer.svm._loss import Losses, balance
 from spptransfer.svm._preconditioner import LowRank
+from spptransfer.svm._products import product, submatrix, to_device
 from spptransfer.svm._rows import Rows
 from spptransfer.svm._threads import Once, for_each
 from spptransfer.svm._types import Array
@@ -44,17 +44,17 @@ class GramSpace(GramGaps):
         rows: Rows,
         gram: Array,
         bias_square: float,
-        arithmetic: Arithmetic,
         exact_gram: Array | None = None,
+        device: str = "cpu",
     ) -> None:
         self.rows = rows
         self.bias_square = bias_square
-        self.arithmetic = arithmetic
         self.exact_gram = exact_gram
+        self.device = device
         self._set_gram(gram)
 
     def _set_gram(self, gram: Array) -> None:
-        self.gram = self.arithmetic.hold(gram)
+        self.gram = to_device(gram, self.device)
         self.dtype = np.dtype(gram.dtype)
         self.diagonal = np.diagonal(gram).astype(np.float64)[:, None] + self.bias_square
         self._low_rank = Once(lambda: LowRank(self.product, self.diagonal, self.dtype))
@@ -135,7 +135,7 @@ class GramSpace(GramGaps):
         """Go over to the Gram matrix in float64, computing it if it is not known."""
         self.gram = None
         exact = self.exact_gram
-        self._set_gram(self.arithmetic.gram(self.rows, np.float64) if exact is None else exact)
+        self._set_gram(dense_gram(self.rows, np.float64, self.device) if exact is None else exact)
 
     def start(self, n_problems: int) -> Array:
         """The state of zero weights."""
@@ -143,7 +143,7 @@ class GramSpace(GramGaps):
 
     def product(self, weights: Array) -> Array:
         """The change of the scores that a change of weights makes."""
-        scores = self.arithmetic.product(self.gram, weights.astype(self.dtype, copy=False))
+        scores = product(self.gram, weights.astype(self.dtype, copy=False))
         scores += (self.bias_square * weights.sum(axis=0, dtype=np.float64)).astype(scores.dtype)
         return scores
 
@@ -152,7 +152,7 @@ class GramSpace(GramGaps):
         if self.dtype == np.float64:
             return self.product(state)
         if self.exact_gram is not None:
-            scores = Arithmetic().product(self.exact_gram, state)
+            scores = product(self.exact_gram, state)
         else:
             self._combined = state, self.rows.combine(state)
             scores = self.rows.scores(self._combined[1])
@@ -247,7 +247,7 @@ class GramSpace(GramGaps):
 
         ``settled`` is the step of the other rows, whose image the residual does not have yet.
         """
-        gram, image = self.arithmetic.submatrix(self.gram, chosen, settled)
+        gram, image = submatrix(self.gram, chosen, settled)
         residual = residual - image - self.bias_square * settled.sum()
         gram += self.dtype.type(self.bias_square)
         diagonal = np.diagonal(gram).astype(np.float64) + softness

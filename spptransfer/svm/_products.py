@@ -1,109 +1,101 @@
-"""Products of matrices, in float32 by whichever of two libraries multiplies faster."""
+"""Products of matrices: numpy's, or torch's in float32 and on a device that the user names."""
 
 from __future__ import annotations
 
 import sys
-import threading
 from typing import Any
 
 import numpy as np
 
-from spptransfer.svm._threads import limit_torch, own_threads
+from spptransfer.svm._rows import writeable
+from spptransfer.svm._threads import for_each, limit_torch, own_threads
 from spptransfer.svm._types import Array
 
 # Operations after which importing torch, a second or two, has paid: as long as numpy took for them.
 WORTH_IMPORTING = 5e11
-# Filters at a time: enough for full speed, and the library copies them into an order of its own.
-FILTERS = 64
-# It computes so many side by side; and makes, and keeps, code for every number that it meets.
-FILTERS_ABREAST = 16
+# Rows copied at a time.
+RUN = 64
+
+_operations = 0.0
 
 
-def product_with_transpose(left: Array, right: Array, out: Array | None = None) -> Array:
+def product_with_transpose(
+    left: Array, right: Array, out: Array | None = None, device: str = "cpu"
+) -> Array:
     """``left @ right.T``, by numpy unless all is float32 and torch is worth having.
 
-    Torch's library for convolutions makes code for the processor at hand; numpy's BLAS has it for
-    some processors, and on others reaches half that speed, or a third with few columns. A matrix
-    product is a convolution of one pixel. Torch is used where it is loaded, and is loaded once
-    there has been so much to multiply that it pays.
+    Torch multiplies float32 matrices faster on some processors, by code for the one at hand. It is
+    used where it is loaded, and is loaded once there has been so much to multiply that it pays.
     """
     out = np.empty((len(left), len(right)), left.dtype) if out is None else out
-    torch = None
-    if _is_plain(left) and _is_plain(right):
-        torch = _torch.after(2.0 * left.size * len(right))
-    if torch is None and out.strides[0] < out.strides[1]:
-        return np.matmul(right, left.T, out=out.T).T
-    if torch is None:
-        return np.matmul(left, right.T, out=out)
-    with own_threads():
-        limit_torch(torch)
-        for start in range(0, len(right), FILTERS):
-            filters = _full(right[start : start + FILTERS])
-            width = min(len(filters), len(right) - start)
-            out[:, start : start + width] = _convolved(torch, left, filters)[:, :width]
+    if out.strides[0] < out.strides[1]:
+        product_with_transpose(right, left, out.T, device)
+        return out
+    single = left.dtype == right.dtype == np.float32
+    if device != "cpu":
+        import torch
+
+        out[...] = (to_device(left, device) @ to_device(right, device).T).cpu().numpy()
+    elif single and _worth_torch(2.0 * left.size * len(right)):
+        import torch
+
+        with own_threads():
+            limit_torch(torch)
+            torch.mm(_tensor(left), _tensor(right).T, out=torch.from_numpy(out))
+    else:
+        np.matmul(left, right.T, out=out)
     return out
 
 
-def _full(filters: Array) -> Array:
-    """As many filters as are computed side by side, the last ones zero."""
-    missing = -len(filters) % FILTERS_ABREAST
-    return np.pad(filters, ((0, missing), (0, 0))) if missing else filters
+def _worth_torch(operations: float) -> bool:
+    """Whether torch is loaded, or is to be; ``operations`` more are about to be made."""
+    global _operations
+    _operations += operations
+    return "torch" in sys.modules or _operations > WORTH_IMPORTING
 
 
-def _is_plain(matrix: Array) -> bool:
-    return matrix.dtype == np.float32 and matrix.flags.c_contiguous and matrix.size > 0
+def _tensor(matrix: Array) -> Any:
+    import torch
+
+    backwards = min(matrix.strides) < 0  # which torch does not know
+    return torch.from_numpy(matrix.copy() if backwards else writeable(matrix))
 
 
-def _convolved(torch: Any, left: Array, right: Array) -> Array:
-    """The rows of ``left`` are pixels with a channel per column, those of ``right`` filters."""
-    with torch.inference_mode():
-        pixels = torch.from_numpy(_writeable(left)).view(1, 1, *left.shape).permute(0, 3, 1, 2)
-        filters = torch.from_numpy(_writeable(right)).view(*right.shape, 1, 1)
-        # A single pixel is the same with any dilation: with one, torch leaves it to that library.
-        image = torch.nn.functional.conv2d(pixels, filters, dilation=2)
-        return np.asarray(image[0, :, 0, :].numpy().T)
+def to_device(matrix: Array, device: str) -> Any:
+    """A matrix where products with it are made: an array, or a tensor on another device."""
+    return matrix if device == "cpu" else _tensor(np.ascontiguousarray(matrix)).to(device)
 
 
-def _writeable(matrix: Array) -> Array:
-    """The same memory, writeable by name: torch warns of memory that is not."""
-    if matrix.flags.writeable:
-        return matrix
-    return np.asarray(_Exposed(matrix))
+def product(matrix: Any, vectors: Array) -> Array:
+    """``matrix @ vectors``, with every column contiguous."""
+    if not isinstance(matrix, np.ndarray):
+        return np.asfortranarray((matrix @ to_device(vectors, matrix.device)).cpu().numpy())
+    across = np.ascontiguousarray(vectors.T)
+    product = np.empty((len(across), len(matrix)), vectors.dtype)
+    with own_threads() as n_threads:
+        share = -(-len(matrix) // n_threads)
+
+        def fill(start: int) -> None:
+            rows = slice(start, start + share)
+            product_with_transpose(matrix[rows], across, out=product[:, rows].T)
+
+        for_each(fill, range(0, len(matrix), share))
+    return product.T
 
 
-class _Exposed:
-    """An array's memory as numpy's interface describes it, without its being read-only."""
-
-    def __init__(self, matrix: Array) -> None:
-        address, _ = matrix.__array_interface__["data"]
-        self.__array_interface__ = {**matrix.__array_interface__, "data": (address, False)}
-        self.matrix = matrix
-
-
-class _Torch:
-    """Torch, from when on it is worth having."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._operations = 0.0
-        self._module: Any = None
-        self._unusable = False
-
-    def after(self, operations: float) -> Any:
-        """Torch, or None; ``operations`` more are about to be made."""
-        if self._module is None and not self._unusable:
-            with self._lock:
-                self._operations += operations
-                if "torch" in sys.modules or self._operations > WORTH_IMPORTING:
-                    self._load()
-        return self._module
-
-    def _load(self) -> None:
-        import torch
-
-        self._unusable = not torch.backends.mkldnn.is_available()
-        if not self._unusable:
-            self._module = torch
-
-
-_torch = _Torch()
+def submatrix(matrix: Any, chosen: Array, vector: Array) -> tuple[Array, Array]:
+    """A copy of the rows and columns chosen, and the rows' products with a vector."""
+    if not isinstance(matrix, np.ndarray):
+        rows, index = matrix[chosen], to_device(chosen, matrix.device)
+        products = rows @ to_device(vector, matrix.device).to(matrix.dtype)
+        return np.array(rows.index_select(1, index).cpu().numpy()), products.cpu().numpy()
+    # Whole rows first, then columns of what is in cache: half the time of one fancy index.
+    part = np.empty((len(chosen), len(chosen)), matrix.dtype)
+    products = np.zeros(len(chosen), matrix.dtype)
+    narrow = vector.astype(matrix.dtype) if vector.any() else None
+    for start in range(0, len(chosen), RUN):
+        rows = matrix[chosen[start : start + RUN]]
+        rows.take(chosen, axis=1, out=part[start : start + RUN], mode="clip")
+        if narrow is not None:
+            products[start : start + RUN] = rows @ narrow
+    return part, products

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spptransfer.svm import LinearSVM, LinearSVMCV, _engine, gram_matrix
-from spptransfer.svm._arithmetic import Arithmetic
+from spptransfer.svm import LinearSVM, LinearSVMCV, _engine, _gram_space, gram_matrix
 from spptransfer.svm._gram_matrix import dense_gram
 from spptransfer.svm._gram_space import GramSpace
 from spptransfer.svm._loss import Losses
@@ -26,7 +25,7 @@ def data(shape=(120, 200), n_classes=3, seed=0, scale=1.0):
 def space_of(X, bias_square=1.0, exact=False):
     rows = Rows(X)
     exact_gram = dense_gram(rows, np.float64) if exact else None
-    return GramSpace(rows, dense_gram(rows, np.float32), bias_square, Arithmetic(), exact_gram)
+    return GramSpace(rows, dense_gram(rows, np.float32), bias_square, exact_gram)
 
 
 def true_distances(X, apart, bias_square):
@@ -76,8 +75,9 @@ def test_a_float64_gram_matrix_at_hand_is_not_computed_again(dtype, monkeypatch)
     X, y = data(scale=1e3)
     gram = np.asarray(gram_matrix(X, dtype))
     computed = []
-    plain = Arithmetic.gram
-    monkeypatch.setattr(Arithmetic, "gram", lambda *args: computed.append(args[2]) or plain(*args))
+    monkeypatch.setattr(
+        _gram_space, "dense_gram", lambda *args: computed.append(args[1]) or dense_gram(*args)
+    )
     space = _engine._make_space(Rows(X), gram, _engine.Settings.of(LinearSVM()))
     assert space.can_sharpen
     space.sharpen()
@@ -119,12 +119,3 @@ def test_the_preconditioner_follows_as_systems_are_finished():
     for columns in ([0, 1, 3, 4, 5], [1, 3, 5], [3]):
         chosen = np.array(columns)
         np.testing.assert_allclose(shrinking(residual[:, chosen], chosen), whole[:, chosen])
-
-
-@pytest.mark.parametrize("n_vectors", [1, 7])
-def test_products_have_contiguous_columns(n_vectors):
-    gram = np.asarray(gram_matrix(data()[0], np.float64))
-    vectors = np.random.default_rng(0).normal(size=(120, n_vectors))
-    product = Arithmetic().product(gram, vectors)
-    assert product.flags.f_contiguous
-    np.testing.assert_allclose(product, gram @ vectors)
