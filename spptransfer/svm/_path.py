@@ -13,7 +13,7 @@ from spptransfer.svm._engine import Settings, make_solver
 from spptransfer.svm._newton import Points
 from spptransfer.svm._problems import Masks, Problems
 from spptransfer.svm._rows import Rows
-from spptransfer.svm._scoring import HeldOutScorer, describe_scoring
+from spptransfer.svm._scoring import HeldOutScorer
 from spptransfer.svm._solver import Solver
 from spptransfer.svm._targets import ClassWeight, Targets
 from spptransfer.svm._types import Array
@@ -45,12 +45,6 @@ class Search:
     def problems(self) -> Problems:
         """The problems of all folds."""
         return Problems.of(self.targets, self.class_weight, self.sample_weight, self.masks)
-
-    def described(self) -> list[Any]:
-        """Everything but the settings that tells this search from others."""
-        scoring = describe_scoring(self.scoring)
-        labels = self.targets.kind, self.targets.classes.tolist()
-        return [*scoring, self.per_class, *labels, *self.held_out, *self.problems().described()]
 
     def parts(self) -> list[Search]:
         """One search for each fold."""
@@ -128,30 +122,6 @@ class Path:
 
     def _final(self, values: Array) -> Array:
         return values[..., len(self.held_out) * self.n_problems :].copy()
-
-    def saved(self) -> dict[str, Array]:
-        """Everything that going on needs."""
-        assert self.points is not None
-        arrays = {
-            "state": self.points.state,
-            "row_scores": self.points.scores,
-            "offset": self.points.offset,
-            "sharpened": np.array(not self.solver.space.can_sharpen),
-        }
-        for number, step in enumerate(self.steps):
-            arrays |= {f"{number}/{name}": value for name, value in step.items()}
-        return arrays
-
-    def restore(self, arrays: dict[str, Array]) -> None:
-        """Go back to where `saved` was called."""
-        if arrays["sharpened"] and self.solver.space.can_sharpen:
-            self.solver.space.sharpen()
-        self.points = Points(arrays["state"], arrays["row_scores"], arrays["offset"])
-        names = [key.split("/") for key in arrays if "/" in key]
-        for number in sorted({int(number) for number, _ in names}):
-            self.steps.append(
-                {name: arrays[f"{number}/{name}"] for n, name in names if int(n) == number}
-            )
 
 
 class SpreadPath:

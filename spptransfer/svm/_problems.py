@@ -111,9 +111,3 @@ class Problems:
         if mask is not None:
             costs *= mask.T if mask.shape[1] == 1 else mask[:, classes].T
         return signs, costs
-
-    def described(self) -> list[Any]:
-        """Everything that tells these problems from others."""
-        weights = [side for pair in self.sides for side in pair]
-        masks = [np.ones(1) if mask is None else mask for mask in self.masks]
-        return [self.signs, self.sample_weight, *weights, *masks]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
-from types import CodeType
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -118,43 +116,3 @@ def nan_mean(values: Any, axis: int | tuple[int, ...]) -> Array:
     counted = np.isfinite(values).sum(axis=axis)
     total = np.nansum(values, axis=axis)
     return np.divide(total, counted, out=np.full(np.shape(total), np.nan), where=counted > 0)
-
-
-def describe_scoring(scoring: str | Callable[..., float] | None) -> list[Any]:
-    """Tell a way of scoring from others, alike in every process.
-
-    Two functions may have one name, as lambdas do, so what they do tells too: their code, and the
-    values that are bound to them. What other functions they call is not looked at.
-
-    Examples
-    --------
-    >>> describe_scoring("accuracy")
-    ["'accuracy'"]
-    >>> describe_scoring(lambda *_: 1.0) == describe_scoring(lambda *_: 2.0)
-    False
-    """
-    parts = [scoring, getattr(scoring, "func", None), *getattr(scoring, "__dict__", {}).values()]
-    functions = [part for part in parts if hasattr(part, "__code__")]
-    return [_without_addresses(scoring), *(list(_actions(function)) for function in functions)]
-
-
-def _actions(function: Any) -> Iterator[Any]:
-    yield from _instructions(function.__code__)
-    yield _without_addresses(function.__defaults__)
-    yield _without_addresses(function.__kwdefaults__)
-    yield [_without_addresses(cell.cell_contents) for cell in function.__closure__ or ()]
-
-
-def _instructions(code: CodeType) -> Iterator[Any]:
-    yield code.co_code
-    yield code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield list(_instructions(constant))
-        else:  # a set of strings has another order in every process
-            yield sorted(map(repr, constant)) if isinstance(constant, frozenset) else repr(constant)
-
-
-def _without_addresses(value: Any) -> str:
-    """Write a value; functions lie elsewhere in every process."""
-    return re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))

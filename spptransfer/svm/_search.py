@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -10,7 +9,6 @@ import numpy as np
 from tqdm import tqdm
 
 from spptransfer.errors import ConfigError, suggestion
-from spptransfer.svm._checkpoint import Checkpoint, fingerprint
 from spptransfer.svm._classifier import FITTED, LinearClassifier, read_rows, read_targets
 from spptransfer.svm._engine import Settings, check_cost, warn_unless_certified
 from spptransfer.svm._folds import make_folds
@@ -51,9 +49,6 @@ class LinearSVMCV(LinearClassifier):
         Also train on all rows, and keep the weights for the best C.
     progress : bool, default=False
         Show a progress bar.
-    checkpoint : path or None, default=None
-        File that takes what is finished after every C. A search that finds its own there goes on
-        from it, with the same result; at the end the file is removed.
     random_state : int, RandomState or None, default=0
         Seed of the folds when ``cv`` is a number.
     loss, fit_intercept, intercept_scaling, regularize_intercept, class_weight, tol, max_iter, \
@@ -112,7 +107,6 @@ memory, device
         per_class: bool = False,
         refit: bool = True,
         progress: bool = False,
-        checkpoint: str | os.PathLike[str] | None = None,
         random_state: Seed = 0,
         loss: Literal["squared_hinge", "hinge"] = "squared_hinge",
         fit_intercept: bool = True,
@@ -132,7 +126,6 @@ memory, device
         self.per_class = per_class
         self.refit = refit
         self.progress = progress
-        self.checkpoint = checkpoint
         self.random_state = random_state
         self.loss = loss
         self.fit_intercept = fit_intercept
@@ -170,8 +163,8 @@ memory, device
         Raises
         ------
         ConfigError
-            If a parameter, a label or a shape is wrong, X is not finite, the checkpoint is
-            another search's, or Dask is asked for and does not answer.
+            If a parameter, a label or a shape is wrong, X is not finite, or Dask is asked for
+            and does not answer.
         """
         settings = Settings.of(self)
         candidates = _candidates(self.Cs)
@@ -179,14 +172,13 @@ memory, device
         targets, weight = read_targets(y, rows, sample_weight)
         search = self._make_search(rows, targets, weight, settings)
         ascending = np.sort(candidates)
-        checkpoint = self._make_checkpoint(rows, search, candidates)
         path: Path | SpreadPath
         if self.engine == "dask":
             path = spread(rows, whole_gram(gram), search, ascending, self.scheduler)
         else:
             with own_threads():
                 path = search.path(rows, whole_gram(gram))
-                self._walk(path, ascending, checkpoint)
+                self._walk(path, ascending)
         for name in _OF_ONE_SEARCH:
             self.__dict__.pop(name, None)
         self._choose(path, candidates)
@@ -196,7 +188,6 @@ memory, device
             self.classes_ = targets.classes
         self.n_passes_ = rows.passes
         warn_unless_certified(np.array([step["gaps"] for step in path.steps]), self.tol)
-        checkpoint.remove()
         return self
 
     def _make_search(
@@ -216,30 +207,13 @@ memory, device
             settings=settings,
         )
 
-    def _make_checkpoint(self, rows: Rows, search: Search, candidates: Array) -> Checkpoint:
-        if self.checkpoint is None:
-            return Checkpoint(None, "")
-        if self.engine != "local":
-            raise ConfigError(
-                f"checkpoint is given with engine {self.engine!r}; allowed: engine 'local', whose "
-                "search goes on where it was interrupted"
-            )
-        parts = search.settings, candidates.tolist(), *search.described()
-        return Checkpoint(self.checkpoint, fingerprint(rows, *parts))
-
-    def _walk(self, path: Path, ascending: Array, checkpoint: Checkpoint) -> None:
-        finished = checkpoint.load()
-        if finished:
-            path.restore(finished)
-        with tqdm(
-            total=len(ascending), initial=len(path.steps), unit="C", disable=not self.progress
-        ) as bar:
+    def _walk(self, path: Path, ascending: Array) -> None:
+        with tqdm(total=len(ascending), unit="C", disable=not self.progress) as bar:
             while len(path.steps) < len(ascending):
                 costs = path.next_costs(ascending)
                 names = ", ".join(f"{C:g}" for C in costs)
                 bar.set_description(f"C={names}, {path.solver.problems.count} problems")
                 path.advance(costs)
-                checkpoint.save(path.saved())
                 bar.update(len(costs))
 
     def _choose(self, path: Path | SpreadPath, candidates: Array) -> None:

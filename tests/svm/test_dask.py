@@ -84,15 +84,6 @@ def test_what_cannot_be_sent_is_named(scheduler, tmp_path):
             LinearSVMCV(COSTS, engine="dask", scheduler=scheduler).fit(file["X"], y)
 
 
-def test_a_checkpoint_belongs_to_a_local_search(scheduler, tmp_path):
-    X, y = data((60, 90))
-    search = LinearSVMCV(
-        COSTS, engine="dask", scheduler=scheduler, checkpoint=tmp_path / "search.npz"
-    )
-    with pytest.raises(ConfigError, match="checkpoint is given with engine 'dask'"):
-        search.fit(X, y)
-
-
 def test_wrong_engines_and_schedulers_are_named():
     X, y = data((60, 90))
     with pytest.raises(ConfigError, match="engine is 'desk'; did you mean 'dask'"):

@@ -1,8 +1,6 @@
-"""LinearSVMCV chooses what a grid search over LIBLINEAR chooses, and survives interruption."""
+"""LinearSVMCV chooses what a grid search over LIBLINEAR chooses."""
 
 from __future__ import annotations
-
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -13,7 +11,7 @@ from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
 from sklearn.svm import LinearSVC
 
 from spptransfer.errors import ConfigError
-from spptransfer.svm import LinearSVM, LinearSVMCV, _path, _search, gram_matrix
+from spptransfer.svm import LinearSVM, LinearSVMCV, gram_matrix
 
 COSTS = (0.003, 0.1, 3.0)
 
@@ -121,120 +119,6 @@ def test_a_tie_goes_to_the_first_candidate():
     X = np.vstack([np.eye(12)] * 2)
     y = np.tile(np.arange(12) % 2, 2)
     assert LinearSVMCV((1.0, 100.0, 10.0), cv=2).fit(X, y).C_ == 1.0
-
-
-@pytest.mark.parametrize("killed_after", [1, 2])
-@pytest.mark.parametrize("shape", [(60, 100), (90, 12)])
-def test_interrupted_and_resumed_is_as_good_as_uninterrupted(
-    shape, killed_after, tmp_path, monkeypatch
-):
-    X, Y = ternary(shape)
-    whole = LinearSVMCV(COSTS, per_class=True).fit(X, Y)
-    advance, calls = _path.Path.advance, []
-
-    def interrupted(self, costs):
-        if len(calls) == killed_after:
-            raise KeyboardInterrupt
-        calls.extend(costs)
-        advance(self, costs)
-
-    search = LinearSVMCV(COSTS, per_class=True, checkpoint=tmp_path / "search.npz")
-    monkeypatch.setattr(_path.Path, "advance", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        search.fit(X, Y)
-    assert [path.name for path in tmp_path.iterdir()] == ["search.npz"]
-
-    resumed = []
-    monkeypatch.setattr(
-        _path.Path, "advance", lambda self, costs: (resumed.extend(costs), advance(self, costs))
-    )
-    search.fit(X, Y)
-    assert resumed == sorted(COSTS)[killed_after:]
-    assert list(tmp_path.iterdir()) == []
-    np.testing.assert_array_equal(search.C_, whole.C_)
-    np.testing.assert_array_equal(search.coef_, whole.coef_)
-    np.testing.assert_array_equal(
-        search.cv_results_["score_per_class"], whole.cv_results_["score_per_class"]
-    )
-
-
-@pytest.mark.parametrize(
-    "change", ["data", "labels", "candidates", "weights", "per_class", "held-out rows", "kind"]
-)
-def test_a_checkpoint_of_another_search_is_refused(change, tmp_path, monkeypatch):
-    X, Y = ternary()
-    if change == "kind":
-        Y = np.arange(len(X)) % 3
-    train, held_out = np.arange(20), np.arange(20, 40)
-    path = tmp_path / "search.npz"
-    monkeypatch.setattr(_search.Checkpoint, "remove", lambda self: None)
-    LinearSVMCV(COSTS, cv=[(train, held_out)], checkpoint=path).fit(X, Y)
-    options = {"Cs": COSTS, "cv": [(train, held_out)]}
-    if change == "per_class":
-        options["per_class"] = True
-    elif change == "held-out rows":
-        options["cv"] = [(train, held_out[:-2])]
-    elif change == "kind":
-        Y = np.where(Y[:, None] == np.arange(3), 1, -1)
-    elif change == "data":
-        X = X + 1e-9
-    elif change == "labels":
-        Y = np.where(np.arange(len(Y))[:, None] == 5, -Y, Y)
-    elif change == "candidates":
-        options = {"Cs": (*COSTS, 9.0)}
-    else:
-        options["class_weight"] = {1: 2, -1: 1}
-    with pytest.raises(ConfigError, match=r"search\.npz belongs to other data or parameters"):
-        LinearSVMCV(**options, checkpoint=path).fit(X, Y)
-
-
-def test_a_search_scored_by_a_function_knows_itself_in_another_process(tmp_path, monkeypatch):
-    def makes_scores():
-        def positives(model, X, y):
-            return float(np.mean(model.predict(X)))
-
-        return positives
-
-    X, y = classes()
-    path = tmp_path / "search.npz"
-    monkeypatch.setattr(_search.Checkpoint, "remove", lambda self: None)
-    first = LinearSVMCV(COSTS, scoring=partial(makes_scores()), checkpoint=path).fit(X, y)
-    again = LinearSVMCV(COSTS, scoring=partial(makes_scores()), checkpoint=path).fit(X, y)
-    np.testing.assert_array_equal(first.coef_, again.coef_)
-
-
-def bound(value):
-    return lambda model, X, y: value
-
-
-@pytest.mark.parametrize("wrap", [lambda scoring: scoring, partial], ids=["plain", "partial"])
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        (lambda model, X, y: 1.0, lambda model, X, y: 2.0),
-        (lambda model, X, y: y.min(), lambda model, X, y: y.max()),
-        (lambda model, X, y, k=1: k, lambda model, X, y, k=2: k),
-        (bound(1.0), bound(2.0)),
-    ],
-    ids=["constant", "name", "default", "closure"],
-)
-def test_a_checkpoint_scored_by_another_function_of_the_same_name_is_refused(
-    first, second, wrap, tmp_path, monkeypatch
-):
-    X, y = classes()
-    path = tmp_path / "search.npz"
-    monkeypatch.setattr(_search.Checkpoint, "remove", lambda self: None)
-    LinearSVMCV(COSTS, scoring=wrap(first), checkpoint=path).fit(X, y)
-    with pytest.raises(ConfigError, match="belongs to other data or parameters"):
-        LinearSVMCV(COSTS, scoring=wrap(second), checkpoint=path).fit(X, y)
-
-
-def test_a_broken_checkpoint_is_refused(tmp_path):
-    path = tmp_path / "search.npz"
-    path.write_bytes(b"PK\x03\x04 not really")
-    X, Y = ternary()
-    with pytest.raises(ConfigError, match=r"cannot be read; delete it"):
-        LinearSVMCV(COSTS, checkpoint=path).fit(X, Y)
 
 
 def test_folds_are_seeded_and_stratified_for_each_class():

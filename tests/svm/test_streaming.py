@@ -121,10 +121,10 @@ def test_several_costs_share_passes_and_give_what_each_gives_alone():
     assert source.rows_read < 0.6 * alone_read
 
 
-def test_a_streamed_search_chooses_what_a_search_in_memory_chooses(tmp_path):
+def test_a_streamed_search_chooses_what_a_search_in_memory_chooses():
     X, y = data((1200, 30), noise=0.2)
     inside = LinearSVMCV((0.01, 0.1, 1.0)).fit(X, y)
-    streamed = LinearSVMCV((0.01, 0.1, 1.0), memory="300KB", checkpoint=tmp_path / "search.npz")
+    streamed = LinearSVMCV((0.01, 0.1, 1.0), memory="300KB")
     streamed.fit(Counted(X), y)
     assert streamed.C_ == inside.C_
     np.testing.assert_allclose(
