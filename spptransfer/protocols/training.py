@@ -5,7 +5,8 @@ Settings are checked before an extraction, which needs no scikit-learn; hence th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -283,11 +284,10 @@ def _fit_shared(
             cv=pairs,
             scoring=_scorer(training.chosen_by),
             per_class=training.per_class,
-            engine=training.engine,
-            scheduler=training.scheduler,
             **options,
         )
-    model.fit(X, targets, gram=gram)
+    with _workers(training):
+        model.fit(X, targets, gram=gram)
     classifier = _classifier(model.coef_, model.intercept_, n_classes, model.C_ if pairs else C)
     if pairs:
         scores = model.cv_results_["mean_test_score"]
@@ -297,6 +297,30 @@ def _fit_shared(
         "iterations": int(model.n_iter_),
     }
     return classifier
+
+
+@contextmanager
+def _workers(training: Training) -> Iterator[None]:
+    """Let joblib send the folds of a search to Dask's workers, where that is asked for."""
+    if training.engine == "local" or len(training.C) == 1:
+        yield
+        return
+    import joblib
+
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ConfigError(
+            "classifier.engine: dask needs: pip install 'spptransfer[dask]'"
+        ) from error
+    try:
+        client = Client(training.scheduler)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"classifier.scheduler: no Dask scheduler answers at '{training.scheduler}'"
+        ) from error
+    with client, joblib.parallel_config("dask", client=client):
+        yield
 
 
 def _fit_scikit_learn(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import joblib
 import numpy as np
 
+from spptransfer.errors import ConfigError
 from spptransfer.svm._engine import Settings, make_solver
 from spptransfer.svm._newton import Points
 from spptransfer.svm._problems import Masks, Problems
@@ -135,6 +138,24 @@ class SpreadPath:
     def weights(self, points: Points) -> tuple[Array, Array]:
         """Weight vectors in columns, and biases."""
         return points.state, points.offset
+
+
+def spread(
+    rows: Rows, gram: Array | None, search: Search, ascending: Array, n_jobs: int | None
+) -> SpreadPath:
+    """Walk every fold, and all rows, as a task of its own, by the joblib backend that is set."""
+    if not isinstance(rows.source, np.ndarray):
+        try:
+            pickle.dumps(rows.source)
+        except (TypeError, AttributeError, pickle.PicklingError) as error:
+            raise ConfigError(
+                f"X is a {type(rows.source).__name__}, which cannot be sent to several jobs "
+                f"({error}); allowed there: arrays and the views of a feature cache"
+            ) from error
+    tasks = (joblib.delayed(walked)(rows.source, gram, part, ascending) for part in search.parts())
+    parts = joblib.Parallel(n_jobs, batch_size=1)(tasks)
+    rows.rows_read += sum(rows_read for _, rows_read in parts)
+    return SpreadPath(search, [steps for steps, _ in parts])
 
 
 def walked(source: Any, gram: Array | None, search: Search, ascending: Array) -> tuple[Steps, int]:

@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
+import joblib
 import numpy as np
 from tqdm import tqdm
 
-from spptransfer.errors import ConfigError, suggestion
+from spptransfer.errors import ConfigError
 from spptransfer.svm._classifier import FITTED, LinearClassifier, read_rows, read_targets
 from spptransfer.svm._engine import Settings, check_cost, warn_unless_certified
 from spptransfer.svm._folds import make_folds
 from spptransfer.svm._gram_matrix import GramMatrix, whole_gram
 from spptransfer.svm._newton import Points
-from spptransfer.svm._path import Path, Search, SpreadPath
+from spptransfer.svm._path import Path, Search, SpreadPath, spread
 from spptransfer.svm._rows import Rows
 from spptransfer.svm._scoring import nan_mean
-from spptransfer.svm._spread import spread
 from spptransfer.svm._targets import ClassWeight, Targets
 from spptransfer.svm._threads import own_threads
 from spptransfer.svm._types import Array, Seed
 
-ENGINES = ("local", "dask")
 # What not every search has, and must not stay from the one before.
 _OF_ONE_SEARCH = ("best_index_", "best_params_", *FITTED)
 
@@ -54,12 +53,11 @@ class LinearSVMCV(LinearClassifier):
     loss, fit_intercept, intercept_scaling, regularize_intercept, class_weight, tol, max_iter, \
 memory, device
         As in `LinearSVM`.
-    engine : {"local", "dask"}, default="local"
-        Who computes: this process, or the workers of a Dask cluster, a fold each. They are sent X
+    n_jobs : int or None, default=None
+        As in scikit-learn: None is 1 unless a `joblib.parallel_config` says otherwise. With one
+        job all folds are solved together, which is the fastest on one machine. With more, each
+        fold is a task of its own, for the workers of a Dask cluster for example. They are sent X
         unless it is a view of a feature cache, which they open where it lies.
-    scheduler : str or None, default=None
-        Address of Dask's scheduler, such as ``"tcp://10.0.0.1:8786"``; None starts a cluster on
-        this machine.
 
     Attributes
     ----------
@@ -88,6 +86,11 @@ memory, device
     10.0
     >>> model.cv_results_["mean_test_score"].round(2).tolist()
     [0.67, 0.95, 0.95]
+
+    Folds go to the workers of a Dask cluster by joblib's backend::
+
+        with Client("tcp://10.0.0.1:8786"), joblib.parallel_config(backend="dask"):
+            LinearSVMCV().fit(X, y)
     """
 
     C_: float | Array
@@ -117,8 +120,7 @@ memory, device
         max_iter: int = 1000,
         memory: int | str | None = None,
         device: str = "cpu",
-        engine: Literal["local", "dask"] = "local",
-        scheduler: str | None = None,
+        n_jobs: int | None = None,
     ) -> None:
         self.Cs = Cs
         self.cv = cv
@@ -136,8 +138,7 @@ memory, device
         self.max_iter = max_iter
         self.memory = memory
         self.device = device
-        self.engine = engine
-        self.scheduler = scheduler
+        self.n_jobs = n_jobs
 
     def fit(
         self, X: Any, y: Any, sample_weight: Any = None, gram: Array | GramMatrix | None = None
@@ -163,8 +164,8 @@ memory, device
         Raises
         ------
         ConfigError
-            If a parameter, a label or a shape is wrong, X is not finite, or Dask is asked for
-            and does not answer.
+            If a parameter, a label or a shape is wrong, X is not finite, or there are several
+            jobs, to which it cannot be sent.
         """
         settings = Settings.of(self)
         candidates = _candidates(self.Cs)
@@ -173,8 +174,8 @@ memory, device
         search = self._make_search(rows, targets, weight, settings)
         ascending = np.sort(candidates)
         path: Path | SpreadPath
-        if self.engine == "dask":
-            path = spread(rows, whole_gram(gram), search, ascending, self.scheduler)
+        if joblib.effective_n_jobs(self.n_jobs) > 1:
+            path = spread(rows, whole_gram(gram), search, ascending, self.n_jobs)
         else:
             with own_threads():
                 path = search.path(rows, whole_gram(gram))
@@ -193,8 +194,6 @@ memory, device
     def _make_search(
         self, rows: Rows, targets: Targets, weight: Array, settings: Settings
     ) -> Search:
-        if self.engine not in ENGINES:
-            raise ConfigError(f"engine is {self.engine!r}; {suggestion(self.engine, ENGINES)}")
         train, held_out = make_folds(self.cv, targets, rows, self.random_state)
         return Search(
             targets=targets,
