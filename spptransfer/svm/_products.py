@@ -40,7 +40,7 @@ def product_with_transpose(
         import torch
 
         with own_threads():
-            limit_torch(torch)
+            limit_torch()
             torch.mm(_tensor(left), _tensor(right).T, out=torch.from_numpy(out))
     else:
         np.matmul(left, right.T, out=out)

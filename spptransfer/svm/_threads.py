@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -33,85 +34,68 @@ class Once(Generic[Result]):
 
 
 @cache
-def _controller() -> threadpoolctl.ThreadpoolController:
-    # Finding the loaded libraries takes milliseconds, limiting them microseconds.
-    return threadpoolctl.ThreadpoolController()
+def _blas() -> threadpoolctl.ThreadpoolController:
+    # Finding the loaded libraries takes milliseconds, limiting them microseconds. BLAS alone,
+    # since lifting sets all: OpenMP's limits are each thread's own.
+    return threadpoolctl.ThreadpoolController().select(user_api="blas")
 
 
-class _Limit:
-    """BLAS's limit, which is the whole process's: set by the first that asks, lifted by the last.
+def _n_threads() -> int:
+    return max((pool["num_threads"] for pool in _blas().info()), default=1)
+
+
+class _Limits:
+    """The limits of BLAS and of torch: set by the first that asks, lifted by the last.
 
     Two fits side by side would otherwise each restore what they found, in the wrong order.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.users = 0
-        self.n_threads = 1
+        self.users = self.torch_users = 0
+        self.n_threads = self.torch_threads = 1
         self.lift: Callable[[], None]
 
     def enter(self) -> None:
+        """Limit BLAS to one thread in the whole process."""
         with self.lock:
             if not self.users:
-                # BLAS alone, since lifting sets all: OpenMP's limits are each thread's own.
-                blas = _controller().select(user_api="blas")
-                self.n_threads = max((pool["num_threads"] for pool in blas.info()), default=1)
-                self.lift = blas.limit(limits=1).restore_original_limits
+                self.n_threads = _n_threads()
+                self._set(self._limit, 1)
             self.users += 1
 
     def leave(self) -> None:
+        """Lift BLAS's limit with the last user."""
         with self.lock:
             self.users -= 1
             if not self.users:
-                # The thread that set the limit may be at work elsewhere; it alone could lift it.
-                _let_go_of_blas()
-                self.lift()
-                _let_go_of_blas()
+                self._set(self.lift, self.n_threads)
 
+    def _limit(self) -> None:
+        self.lift = _blas().limit(limits=1).restore_original_limits
 
-def _let_go_of_blas() -> None:
-    """Allow any thread to set OpenBLAS's limit, which newer threadpoolctl keeps to one."""
-    let_go = getattr(threadpoolctl.OpenBLASController, "clear_controlling_thread", None)
-    if let_go is not None:
-        let_go(force=True)
+    def _set(self, change: Callable[[], None], n_threads: int) -> None:
+        """Change the limit in a thread that ends.
 
-
-class _TorchLimit:
-    """Torch's limit: each thread has its own, which new threads take over from whoever set it."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.holders = 0
-        self.n_threads = 1
-
-    def hold(self, torch: Any) -> None:
-        if _inside.torch is None:
-            with self.lock:
-                if not self.holders:
-                    self.n_threads = torch.get_num_threads()
-                self.holders += 1
-                torch.set_num_threads(1)
-            _inside.torch = torch
-
-    def release(self) -> None:
-        if _inside.torch is not None:
-            with self.lock:
-                self.holders -= 1
-                _inside.torch.set_num_threads(self.n_threads)
-            _inside.torch = None
+        Threadpoolctl leaves OpenBLAS to the thread that changed it first, for as long as that
+        lives. If that is the one we are in, it has to do it itself.
+        """
+        other = threading.Thread(target=change)
+        other.start()
+        other.join()
+        if _n_threads() != n_threads:
+            change()
 
 
 class _Inside(threading.local):
     """What a thread is in the middle of."""
 
-    def __init__(self) -> None:
-        self.depth = 0
-        self.worker = False
-        self.torch: Any = None
+    depth = 0
+    worker = False
+    torch = False
 
 
-_limit = _Limit()
-_torch_limit = _TorchLimit()
+_limits = _Limits()
 _inside = _Inside()
 
 
@@ -122,20 +106,33 @@ def own_threads() -> Iterator[int]:
     A small factorisation, or a product with few columns, is split among threads that then mostly
     wait for each other, and burn the processor's time while they do.
     """
-    _limit.enter()
+    _limits.enter()
     _inside.depth += 1
     try:
-        yield 1 if _inside.worker else _limit.n_threads
+        yield 1 if _inside.worker else _limits.n_threads
     finally:
         _inside.depth -= 1
-        if not _inside.depth:
-            _torch_limit.release()
-        _limit.leave()
+        if _inside.torch and not _inside.depth:
+            _inside.torch = False
+            with _limits.lock:
+                _limits.torch_users -= 1
+                sys.modules["torch"].set_num_threads(_limits.torch_threads)
+        _limits.leave()
 
 
-def limit_torch(torch: Any) -> None:
-    """Keep torch to one thread, too, in this thread until it leaves `own_threads`."""
-    _torch_limit.hold(torch)
+def limit_torch() -> None:
+    """Keep torch to one thread, too, in this thread until it leaves `own_threads`.
+
+    Each thread has its own limit, which new threads take over from whoever set it last.
+    """
+    if not _inside.torch:
+        torch: Any = sys.modules["torch"]
+        with _limits.lock:
+            if not _limits.torch_users:
+                _limits.torch_threads = torch.get_num_threads()
+            _limits.torch_users += 1
+            torch.set_num_threads(1)
+        _inside.torch = True
 
 
 def for_each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
@@ -145,43 +142,32 @@ def for_each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[
     call it again: there it is a plain loop.
     """
     items = list(items)
+    left, results = deque(enumerate(items)), {}
+
+    def work() -> None:
+        """Take items one by one, until none is left or a thread failed."""
+        with own_threads():
+            _inside.worker = True
+            try:
+                while left:
+                    try:
+                        number, item = left.popleft()
+                    except IndexError:  # another thread was faster
+                        break
+                    results[number] = function(item)
+            except BaseException:
+                left.clear()
+                raise
+            finally:
+                _inside.worker = False
+
     with own_threads() as n_threads:
         n_others = min(n_threads, len(items)) - 1
         if n_others < 1:
             return [function(item) for item in items]
-        share = _Share(function, items)
         with ThreadPoolExecutor(n_others) as executor:
-            others = [executor.submit(share.work) for _ in range(n_others)]
-            share.work()
+            others = [executor.submit(work) for _ in range(n_others)]
+            work()
             for other in others:
                 other.result()
-        return [share.results[number] for number in range(len(items))]
-
-
-class _Share(Generic[Item, Result]):
-    """Items that threads take one by one, until none is left or one of them failed."""
-
-    def __init__(self, function: Callable[[Item], Result], items: Sequence[Item]) -> None:
-        self.function = function
-        self.left = deque(enumerate(items))
-        self.results: dict[int, Result] = {}
-
-    def _next(self) -> tuple[int, Item] | None:
-        try:
-            return self.left.popleft()
-        except IndexError:
-            return None
-
-    def work(self) -> None:
-        """Take items as long as there are any."""
-        with own_threads():
-            _inside.worker = True
-            try:
-                while (taken := self._next()) is not None:
-                    number, item = taken
-                    self.results[number] = self.function(item)
-            except BaseException:
-                self.left.clear()
-                raise
-            finally:
-                _inside.worker = False
+    return [results[number] for number in range(len(items))]

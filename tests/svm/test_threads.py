@@ -94,3 +94,13 @@ def test_what_is_needed_once_is_computed_once():
     found = for_each(lambda _: once.get(), range(8))
     assert len(calls) == 1
     assert all(value is found[0] for value in found)
+
+
+def test_a_caller_that_holds_a_limit_itself_is_limited_too_and_has_it_back():
+    with threadpool_limits(2, "blas"):
+        before = threads_of("blas")
+        with own_threads():
+            assert set(threads_of("blas")) == {1}
+        assert threads_of("blas") == before
+    with thread_inside(), own_threads():
+        assert set(threads_of("blas")) == {1}
