@@ -44,8 +44,7 @@ def export(network: str, weights: str, place: Path, kinds: Iterable[str]) -> Non
     from safetensors.torch import save_file
 
     from spptransfer.backbones import describe
-    from spptransfer.backbones.checkpoints import read_tensors
-    from spptransfer.backbones.loading import random_network
+    from spptransfer.backbones.loading import random_network, read_tensors
     from spptransfer.backbones.weights import random_seed
 
     file = place.with_suffix(".safetensors")
@@ -69,7 +68,7 @@ def read_trunk(network: str, file: Path):
     import torch
 
     from spptransfer import backbones
-    from spptransfer.backbones.checkpoints import load_into, read_tensors
+    from spptransfer.backbones.loading import load_into, read_tensors
 
     info = backbones.describe(network)
     with torch.device("meta"):

@@ -10,7 +10,7 @@ import argparse
 import numpy as np
 import torch
 
-from spptransfer.backbones.loading import hollow_trunk
+from spptransfer import backbones
 from spptransfer.pretraining.evaluation import ViewAverager, load_classifier, make_scheme
 from spptransfer.pretraining.evaluation_data import LabelledFiles
 from spptransfer.pretraining.evaluation_views import render_scales
@@ -20,11 +20,16 @@ from spptransfer.pretraining.views import first_cell
 @torch.inference_mode()
 def centre_of_first_cell(name: str, stride: int) -> float:
     """The pixel that cell 0 of the map looks at: a NaN in the image goes wherever it is seen."""
+    with torch.device("meta"):
+        trunk = backbones.network(name).trunk("spp")
+    trunk = trunk.to_empty(device="cpu").eval()
+    for tensor in (*trunk.parameters(), *trunk.buffers()):
+        tensor.zero_()
     ends = []
     for pixel in range(40 * stride, 41 * stride):
         probe = torch.zeros(1, 3, 4 * stride, 80 * stride)
         probe[..., pixel] = torch.nan
-        seen = hollow_trunk(name)(probe).isnan().any(dim=1).any(dim=1)[0].nonzero().flatten()
+        seen = trunk(probe).isnan().any(dim=1).any(dim=1)[0].nonzero().flatten()
         ends += [pixel - stride * int(seen[-1]), pixel - stride * int(seen[0])]
     return (min(ends) + max(ends)) / 2
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,10 +11,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from spptransfer import backbones
-from spptransfer.backbones.weights import path_of
 from spptransfer.datasets.generated import draw
 
-EMBEDDED = Path(path_of("spp-mini", "embedded"))
+EMBEDDED = backbones.BackboneRef("spp-mini", "embedded").path()
 CLASSES = tuple(
     f"{texture}_{shape}"
     for texture in ("striped", "dotted", "checked", "ringed", "brick", "zigzag")

@@ -7,11 +7,10 @@ import functools
 import numpy as np
 import pytest
 import torch
-from drawn_weights import draw_weights
+from torch import nn
 
 from spptransfer import backbones
 from spptransfer.backbones import ConvBackbone
-from spptransfer.backbones.base import cut_at
 from spptransfer.runtimes import ComputeOptions, open_runtime
 
 FAMILIES = [
@@ -33,15 +32,31 @@ def need(runtime: str) -> None:
         pytest.importorskip(package, reason=f"runtime '{runtime}' is not installed")
 
 
+def draw_weights(trunk: nn.Sequential) -> None:
+    """Weights that keep the size of the numbers from layer to layer."""
+    trunk.to_empty(device="cpu").eval().requires_grad_(False)
+    torch.manual_seed(0)
+    for module in trunk.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+            if module.bias is not None:
+                nn.init.uniform_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(1.5, 3.0)
+
+
 @functools.cache
 def drawn(name: str) -> ConvBackbone:
     """A trunk with all its map layers and weights that keep the size of the numbers."""
     info = backbones.describe(name)
     with torch.device("meta"):
         network = backbones.network(name)
-    part = cut_at(network, [layer for layer in info.layers if layer.kind == "map"])
-    draw_weights(part.trunk)
-    return ConvBackbone(info, "00", part)
+    maps = [layer.name for layer in info.layers if layer.kind == "map"]
+    trunk = network.trunk("spp")
+    draw_weights(trunk)
+    return ConvBackbone(info, "00", trunk, {name: len(network.trunk(name)) for name in maps})
 
 
 def opened(runtime: str, backbone, layers=None, precision="float32", **options):

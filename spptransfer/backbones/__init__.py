@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from spptransfer.backbones.catalogue import describe, names, register
 from spptransfer.backbones.info import Backbone, BackboneInfo, LayerInfo, WeightsSource
-from spptransfer.backbones.reference import BackboneRef, layers_within, load, map_side
+from spptransfer.backbones.weights import BackboneRef, layers_within, load, map_side
 
 if TYPE_CHECKING:
-    from spptransfer.backbones.base import ConvBackbone
-    from spptransfer.backbones.loading import network
+    from spptransfer.backbones.loading import ConvBackbone
     from spptransfer.backbones.modules import from_module
+    from spptransfer.backbones.networks import network
 
 __all__ = [
     "Backbone",
@@ -33,7 +33,7 @@ __all__ = [
     "register",
 ]
 
-_NEEDS_TORCH = {"ConvBackbone": "base", "from_module": "modules", "network": "loading"}
+_NEEDS_TORCH = {"ConvBackbone": "loading", "from_module": "modules", "network": "networks"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,15 +1,17 @@
-"""Every backbone by name: those of this package and those that a user registers.
+"""Every backbone by name: the networks of this package as tables of parts, and registered ones.
 
-Listing those of this package imports no torch. The numbers here are claims about the networks; the
-tests build each network and hold it to them.
+Listing and describing the networks imports no torch: what is known of one follows from its parts,
+of which `networks` makes modules. The tests hold the modules to what is said here.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 from spptransfer.backbones.info import Backbone, BackboneInfo, LayerInfo, WeightsSource
 from spptransfer.errors import ConfigError, suggestion
@@ -17,243 +19,261 @@ from spptransfer.errors import ConfigError, suggestion
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-Maps = Iterable[tuple[str, int, int]]
+
+class Part(NamedTuple):
+    """A part of a network, and the layer that it ends in, if any."""
+
+    kind: str  # one of those of `networks`
+    layer: str = ""
+    channels: int = 0
+    kernel: int = 3
+    stride: int = 1
+    padding: int | None = None  # of a convolution, by default what keeps the size
+    depth: int = 1  # blocks, of which the first one strides
+    expansion: int = 1  # of a block: its widest part over its narrowest
 
 
-def _layers(maps: Maps, vectors: Iterable[str] = (), length: int = 4096) -> tuple[LayerInfo, ...]:
-    """List layers from (name, channels, stride) of the maps and names of the vectors."""
-    conv = [LayerInfo(name, "map", channels, stride) for name, channels, stride in maps]
-    spp = LayerInfo("spp", "map", conv[-1].channels, conv[-1].stride)
-    return (*conv, spp, *(LayerInfo(name, "vector", length, None) for name in vectors))
+class Plan(NamedTuple):
+    """What a network of this package is made of, and what its parts do not say."""
+
+    parts: tuple[Part, ...]
+    min_side: int
+    weights: Mapping[str, WeightsSource] = {}
+    levels: tuple[int, ...] = ()
+    num_classes: int = 1000
+    from_paper: bool = False  # which takes bytes less 128 and starts from narrow weights
 
 
-def _official(filename: str) -> WeightsSource:
-    """Describe torchvision's file, whose name ends in the first digits of its SHA-256."""
-    prefix = filename.removesuffix(".pth").rpartition("-")[2]
-    url = f"https://download.pytorch.org/models/{filename}"
-    return WeightsSource(filename, prefix, "BSD-3-Clause", url)
+def _official(*names: str) -> dict[str, WeightsSource]:
+    """Describe torchvision's files, whose names end in the first digits of their SHA-256."""
+    folder = "https://download.pytorch.org/models"
+    return {
+        weights: WeightsSource(f"{name}.pth", name[-8:], "BSD-3-Clause", f"{folder}/{name}.pth")
+        for weights, name in zip(("imagenet", "imagenet-v2"), names, strict=False)
+    }
 
 
-def _torchvision(
-    name: str,
-    family: str,
-    layers: tuple[LayerInfo, ...],
-    files: dict[str, str],
-    min_side: int,
-    levels: tuple[int, ...] = (),
-) -> BackboneInfo:
-    """Describe a network with torchvision's key names and preprocessing."""
-    weights = {key: _official(filename) for key, filename in files.items()}
-    return BackboneInfo(
-        name, family, layers, weights, IMAGENET_MEAN, IMAGENET_STD, min_side, levels
+def _connected(first: int, length: int = 4096) -> tuple[Part, ...]:
+    """Fully connected layers on a pyramid, numbered on from the convolutions."""
+    return (
+        Part("pyramid"),
+        Part("fc", f"fc{first}", length),
+        Part("drop"),
+        Part("fc", f"fc{first + 1}", length),
+        Part("drop"),
+        Part("classes", f"fc{first + 2}"),
     )
 
 
-_ALEXNET = (
-    _torchvision(
-        "alexnet",
-        "plain",
-        _layers(
-            [
-                ("conv1", 64, 4),
-                ("conv2", 192, 8),
-                ("conv3", 384, 16),
-                ("conv4", 256, 16),
-                ("conv5", 256, 16),
-            ],
-            vectors=("fc6", "fc7"),
-        ),
-        {"imagenet": "alexnet-owt-7be5be79.pth"},
-        min_side=31,
-        levels=(6,),
-    ),
+def _alexnet(file: str) -> Plan:
+    parts = (
+        Part("conv", "conv1", 64, kernel=11, stride=4, padding=2),
+        Part("pool", stride=2),
+        Part("conv", "conv2", 192, kernel=5),
+        Part("pool", stride=2),
+        Part("conv", "conv3", 384),
+        Part("conv", "conv4", 256),
+        Part("conv", "conv5", 256),
+        Part("pyramid"),
+        Part("drop"),
+        Part("fc", "fc6", 4096),
+        Part("drop"),
+        Part("fc", "fc7", 4096),
+        Part("classes"),
+    )
+    return Plan(parts, 31, _official(file), levels=(6,))
+
+
+def _vgg(depths: tuple[int, ...], file: str) -> Plan:
+    """Five blocks of so many convolutions each."""
+    parts: list[Part] = []
+    kind = "conv-bias-bn" if "_bn-" in file else "conv"
+    for block, depth in enumerate(depths, start=1):
+        width = min(32 * 2**block, 512)
+        parts += [Part("pool", kernel=2, stride=2)] if block > 1 else []
+        parts += (Part(kind, f"conv{block}_{i}", width) for i in range(1, depth + 1))
+    return Plan((*parts, *_connected(6)), 16, _official(file), levels=(7,))
+
+
+def _resnet(expansion: int, depths: tuple[int, ...], *files: str) -> Plan:
+    """Four stages of so many blocks each; an expansion above 1 makes them bottlenecks."""
+    stages = (
+        Part("residual", f"layer{i}", 32 * 2**i * expansion, 3, min(i, 2), None, depth, expansion)
+        for i, depth in enumerate(depths, start=1)
+    )
+    stem = (Part("conv-bn", "conv1", 64, kernel=7, stride=2), Part("pool", stride=2, padding=1))
+    return Plan((*stem, *stages, Part("average"), Part("classes", "fc")), 1, _official(*files))
+
+
+def _squeezenet(width: int, kernel: int, pooled: tuple[int, ...], min_side: int, file: str) -> Plan:
+    """Eight fire modules, some behind a pooling."""
+    parts = [Part("conv", "conv1", width, kernel, stride=2, padding=0)]
+    for fire in range(2, 10):
+        parts += [Part("pool-up", stride=2)] if fire in pooled else []
+        parts.append(Part("fire", f"fire{fire}", 128 * (fire // 2)))
+    return Plan((*parts, Part("drop"), Part("map-classes")), min_side, _official(file))
+
+
+def _mobilenet(*files: str) -> Plan:
+    """Stages of inverted bottlenecks as in table 2 of arXiv 1801.04381."""
+    rows = ((16, 1, 1), (24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
+    stages = (
+        Part("inverted", f"stage{i}", channels, 3, stride, None, depth, 1 if i == 1 else 6)
+        for i, (channels, depth, stride) in enumerate(rows, start=1)
+    )
+    stem, head = Part("conv6", "conv1", 32, stride=2), Part("conv6", "head", 1280, kernel=1)
+    tail = (Part("average"), Part("light-drop"), Part("classes"))
+    return Plan((stem, *stages, head, *tail), 1, _official(*files))
+
+
+# The networks of the SPP-net paper (TPAMI 2015, table 1); what the table leaves out is settled so.
+# ZF-5 is as in the authors' detection code: paddings 1, 0, 1, 1, 1, poolings that round up and
+# normalisation within channels. Its second convolution then gives 26 x 26 at 224 pixels where the
+# table prints 27 x 27; the padding that prints 27 would give 24 x 24, not 23 x 23, on conv5 at 392
+# pixels. Convnet*-5 is padded to its printed sizes; its poolings round up. Overfeat is unpadded in
+# conv1 and keeps the size elsewhere; its poolings round down, since no padding of conv1 gives
+# 36 x 36 when they round up. Both normalise across channels with AlexNet's constants as its public
+# code and Caffe read them (``1 + 1e-4 * mean of squares``), the code the authors built upon.
+# The last pooling is the pyramid: (6, 3, 2, 1) with SPP, level 6 alone without. On the 13 x 13 and
+# 18 x 18 maps of a 224-pixel input level 6 is the plain pooling of 3 x 3 windows.
+_ZF5 = (
+    Part("conv", "conv1", 96, kernel=7, stride=2, padding=1),
+    Part("within"),
+    Part("pool-up", stride=2),
+    Part("conv", "conv2", 256, kernel=5, stride=2, padding=0),
+    Part("within"),
+    Part("pool-up", stride=2),
+    Part("conv", "conv3", 384),
+    Part("conv", "conv4", 384),
+    Part("conv", "conv5", 256),
 )
-
-VGG_WIDTHS = (64, 128, 256, 512, 512)
-VGG_DEPTHS = {
-    "vgg11": (1, 1, 2, 2, 2),
-    "vgg13": (2, 2, 2, 2, 2),
-    "vgg16": (2, 2, 3, 3, 3),
-    "vgg19": (2, 2, 4, 4, 4),
-}
-
-
-def _vgg(name: str, filename: str) -> BackboneInfo:
-    """Describe a VGG by its number of convolutions in each of the five blocks."""
-    depths = VGG_DEPTHS[name.removesuffix("_bn")]
-    maps = [
-        (f"conv{block}_{i}", width, 2 ** (block - 1))
-        for block, (width, depth) in enumerate(zip(VGG_WIDTHS, depths, strict=True), start=1)
-        for i in range(1, depth + 1)
-    ]
-    layers = _layers(maps, vectors=("fc6", "fc7"))
-    return _torchvision(name, "plain", layers, {"imagenet": filename}, min_side=16, levels=(7,))
-
-
-_VGG = (
-    _vgg("vgg11", "vgg11-8a719046.pth"),
-    _vgg("vgg13", "vgg13-19584684.pth"),
-    _vgg("vgg16", "vgg16-397923af.pth"),
-    _vgg("vgg19", "vgg19-dcbb9e9d.pth"),
-    _vgg("vgg11_bn", "vgg11_bn-6002323d.pth"),
-    _vgg("vgg13_bn", "vgg13_bn-abd245e5.pth"),
-    _vgg("vgg16_bn", "vgg16_bn-6c64b313.pth"),
-    _vgg("vgg19_bn", "vgg19_bn-c79401a0.pth"),
+_CONVNET_STAR_5 = (
+    Part("conv", "conv1", 96, kernel=11, stride=4, padding=2),
+    Part("across"),
+    Part("conv", "conv2", 256, kernel=5),
+    Part("across"),
+    Part("pool-up", stride=2),
+    Part("conv", "conv3", 384),
+    Part("pool-up", stride=2),
+    Part("conv", "conv4", 384),
+    Part("conv", "conv5", 256),
 )
-
-
-def _resnet(name: str, expansion: int, **files: str) -> BackboneInfo:
-    """Describe a ResNet; its bottlenecks widen the stages by the expansion."""
-    stages = [(f"layer{i + 1}", expansion * 64 * 2**i, 4 * 2**i) for i in range(4)]
-    layers = _layers([("conv1", 64, 2), *stages])
-    weights = {key.replace("_", "-"): filename for key, filename in files.items()}
-    return _torchvision(name, "resnet", layers, weights, min_side=1)
-
-
-_RESNET = (
-    _resnet("resnet18", 1, imagenet="resnet18-f37072fd.pth"),
-    _resnet("resnet34", 1, imagenet="resnet34-b627a593.pth"),
-    _resnet(
-        "resnet50",
-        4,
-        imagenet="resnet50-0676ba61.pth",
-        imagenet_v2="resnet50-11ad3fa6.pth",
-    ),
-    _resnet(
-        "resnet101",
-        4,
-        imagenet="resnet101-63fe2227.pth",
-        imagenet_v2="resnet101-cd907fc2.pth",
-    ),
-    _resnet(
-        "resnet152",
-        4,
-        imagenet="resnet152-394f9c45.pth",
-        imagenet_v2="resnet152-f82ba261.pth",
-    ),
+_OVERFEAT_5 = (
+    Part("conv", "conv1", 96, kernel=7, stride=2, padding=0),
+    Part("pool", stride=3),
+    Part("across"),
+    Part("conv", "conv2", 256, kernel=5),
+    Part("pool", kernel=2, stride=2),
+    Part("conv", "conv3", 512),
+    Part("conv", "conv4", 512),
+    Part("conv", "conv5", 512),
 )
-
-
-def _squeezenet(
-    name: str, stem_width: int, strides: tuple[int, ...], filename: str, min_side: int
-) -> BackboneInfo:
-    """Describe a SqueezeNet by the stem's width and the strides of fire2 ... fire9."""
-    widths = (128, 128, 256, 256, 384, 384, 512, 512)
-    fires = [
-        (f"fire{i}", width, stride)
-        for i, (width, stride) in enumerate(zip(widths, strides, strict=True), start=2)
-    ]
-    layers = _layers([("conv1", stem_width, 2), *fires])
-    return _torchvision(name, "squeezenet", layers, {"imagenet": filename}, min_side)
-
-
-_SQUEEZENET = (
-    _squeezenet(
-        "squeezenet1_0", 96, (4, 4, 4, 8, 8, 8, 8, 16), "squeezenet1_0-b66bff10.pth", min_side=21
-    ),
-    _squeezenet(
-        "squeezenet1_1", 64, (4, 4, 8, 8, 16, 16, 16, 16), "squeezenet1_1-b8a52dc0.pth", min_side=17
-    ),
-)
-
-_MOBILENET = (
-    _torchvision(
-        "mobilenet_v2",
-        "mobilenet",
-        _layers(
-            [
-                ("conv1", 32, 2),
-                ("stage1", 16, 2),
-                ("stage2", 24, 4),
-                ("stage3", 32, 8),
-                ("stage4", 64, 16),
-                ("stage5", 96, 16),
-                ("stage6", 160, 32),
-                ("stage7", 320, 32),
-                ("head", 1280, 32),
-            ]
-        ),
-        {"imagenet": "mobilenet_v2-b0353104.pth", "imagenet-v2": "mobilenet_v2-7ebf99e0.pth"},
-        min_side=1,
-    ),
+_OVERFEAT_7 = (*_OVERFEAT_5, Part("conv", "conv6", 512), Part("conv", "conv7", 512))
+# Not in the table: ZF-5 for images of 64 pixels. The second pooling is left out, so that the total
+# stride is 8 and a 64-pixel input keeps 8 x 8 cells, and every convolution is followed by a batch
+# normalisation instead of the response normalisation.
+_ZF5_64 = (
+    Part("conv-bn", "conv1", 64, kernel=7, stride=2),
+    Part("pool", stride=2, padding=1),
+    Part("conv-bn", "conv2", 128, kernel=5, stride=2),
+    Part("conv-bn", "conv3", 192),
+    Part("conv-bn", "conv4", 256),
+    Part("conv-bn", "conv5", 192),
 )
 
 
 def _paper(
-    name: str, maps: Maps, vectors: tuple[str, str], min_side: int, length: int = 4096
-) -> list[BackboneInfo]:
-    """Describe a network of the SPP-net paper (table 1), with its pyramid and without."""
-    layers = _layers(maps, vectors, length)
-    mean, std = (128 / 255,) * 3, (1 / 255,) * 3
-    return [
-        BackboneInfo(name + suffix, "paper", layers, {}, mean, std, min_side, levels)
-        for suffix, levels in (("", (6, 3, 2, 1)), ("-no-spp", (6,)))
-    ]
+    trunk: tuple[Part, ...],
+    min_side: int,
+    levels: tuple[int, ...] = (6, 3, 2, 1),
+    length: int = 4096,
+    num_classes: int = 1000,
+    **weights: WeightsSource,
+) -> Plan:
+    first = int(trunk[-1].layer[-1]) + 1
+    parts = (*trunk, *_connected(first, length))
+    return Plan(parts, min_side, weights, levels, num_classes, from_paper=True)
 
 
-_OVERFEAT = [("conv1", 96, 2), ("conv2", 256, 6), *((f"conv{i}", 512, 12) for i in range(3, 8))]
-
-_PAPER = (
-    *_paper(
-        "zf5",
-        [
-            ("conv1", 96, 2),
-            ("conv2", 256, 8),
-            ("conv3", 384, 16),
-            ("conv4", 384, 16),
-            ("conv5", 256, 16),
-        ],
-        vectors=("fc6", "fc7"),
-        min_side=31,
-    ),
-    *_paper(
-        "convnet-star-5",
-        [
-            ("conv1", 96, 4),
-            ("conv2", 256, 4),
-            ("conv3", 384, 8),
-            ("conv4", 384, 16),
-            ("conv5", 256, 16),
-        ],
-        vectors=("fc6", "fc7"),
-        min_side=19,
-    ),
-    *_paper("overfeat-5", _OVERFEAT[:5], vectors=("fc6", "fc7"), min_side=17),
-    *_paper("overfeat-7", _OVERFEAT, vectors=("fc8", "fc9"), min_side=17),
-)
-
-
-# ZF-5 for small images; its builder takes widths and lengths from here.
-_ZF5_64 = [
-    ("conv1", 64, 2),
-    ("conv2", 128, 8),
-    ("conv3", 192, 8),
-    ("conv4", 256, 8),
-    ("conv5", 192, 8),
-]
-_MINI, _MINI_NO_SPP = _paper("spp-mini", _ZF5_64, ("fc6", "fc7"), min_side=1, length=128)
 _EMBEDDED = WeightsSource(
     "spp_mini.safetensors",
     "d6011401d5f5f94e44cb220a2bfbf60d96fe937bfb82779c01157e99c1382f5c",
     "BSD-3-Clause",
     None,
 )
-_SMALL_PAPER = (
-    *_paper("zf5-64", _ZF5_64, ("fc6", "fc7"), min_side=1, length=512),
-    # Short enough to be shipped: the same network with shorter fully connected layers.
-    replace(_MINI, weights={"embedded": _EMBEDDED}, num_classes=200),
-    _MINI_NO_SPP,
-)
-
-_CATALOGUE = {
-    info.name: info
-    for info in (*_ALEXNET, *_VGG, *_RESNET, *_SQUEEZENET, *_MOBILENET, *_PAPER, *_SMALL_PAPER)
+_TORCHVISION: dict[str, Callable[[], Plan]] = {
+    "alexnet": partial(_alexnet, "alexnet-owt-7be5be79"),
+    "vgg11": partial(_vgg, (1, 1, 2, 2, 2), "vgg11-8a719046"),
+    "vgg13": partial(_vgg, (2, 2, 2, 2, 2), "vgg13-19584684"),
+    "vgg16": partial(_vgg, (2, 2, 3, 3, 3), "vgg16-397923af"),
+    "vgg19": partial(_vgg, (2, 2, 4, 4, 4), "vgg19-dcbb9e9d"),
+    "vgg11_bn": partial(_vgg, (1, 1, 2, 2, 2), "vgg11_bn-6002323d"),
+    "vgg13_bn": partial(_vgg, (2, 2, 2, 2, 2), "vgg13_bn-abd245e5"),
+    "vgg16_bn": partial(_vgg, (2, 2, 3, 3, 3), "vgg16_bn-6c64b313"),
+    "vgg19_bn": partial(_vgg, (2, 2, 4, 4, 4), "vgg19_bn-c79401a0"),
+    "resnet18": partial(_resnet, 1, (2, 2, 2, 2), "resnet18-f37072fd"),
+    "resnet34": partial(_resnet, 1, (3, 4, 6, 3), "resnet34-b627a593"),
+    "resnet50": partial(_resnet, 4, (3, 4, 6, 3), "resnet50-0676ba61", "resnet50-11ad3fa6"),
+    "resnet101": partial(_resnet, 4, (3, 4, 23, 3), "resnet101-63fe2227", "resnet101-cd907fc2"),
+    "resnet152": partial(_resnet, 4, (3, 8, 36, 3), "resnet152-394f9c45", "resnet152-f82ba261"),
+    "squeezenet1_0": partial(_squeezenet, 96, 7, (2, 5, 9), 21, "squeezenet1_0-b66bff10"),
+    "squeezenet1_1": partial(_squeezenet, 64, 3, (2, 4, 6), 17, "squeezenet1_1-b8a52dc0"),
+    "mobilenet_v2": partial(_mobilenet, "mobilenet_v2-b0353104", "mobilenet_v2-7ebf99e0"),
 }
+_PAPER: dict[str, Callable[[], Plan]] = {
+    "zf5": partial(_paper, _ZF5, 31),
+    "zf5-no-spp": partial(_paper, _ZF5, 31, (6,)),
+    "convnet-star-5": partial(_paper, _CONVNET_STAR_5, 19),
+    "convnet-star-5-no-spp": partial(_paper, _CONVNET_STAR_5, 19, (6,)),
+    "overfeat-5": partial(_paper, _OVERFEAT_5, 17),
+    "overfeat-5-no-spp": partial(_paper, _OVERFEAT_5, 17, (6,)),
+    "overfeat-7": partial(_paper, _OVERFEAT_7, 17),
+    "overfeat-7-no-spp": partial(_paper, _OVERFEAT_7, 17, (6,)),
+    "zf5-64": partial(_paper, _ZF5_64, 1, length=512),
+    "zf5-64-no-spp": partial(_paper, _ZF5_64, 1, (6,), length=512),
+    # ZF-5-64 with shorter fully connected layers, so that it can be shipped.
+    "spp-mini": partial(_paper, _ZF5_64, 1, length=128, num_classes=200, embedded=_EMBEDDED),
+    "spp-mini-no-spp": partial(_paper, _ZF5_64, 1, (6,), length=128),
+}
+
+
+_PLANS = _TORCHVISION | _PAPER
+PAPER = tuple(_PAPER)  # names of the networks that `spptransfer pretrain` trains
+
+
+def plan_of(name: str) -> Plan:
+    """Return the plan of a network of this package."""
+    if name in _builders:
+        raise ConfigError(f"backbone '{name}' is a registered one, not a network of this package")
+    if name not in _PLANS:
+        raise ConfigError(f"unknown backbone '{name}': {suggestion(name, names())}")
+    return _PLANS[name]()
+
+
+@cache
+def _planned(name: str) -> BackboneInfo:
+    """Describe a network of this package by its plan."""
+    plan = plan_of(name)
+    maps: list[LayerInfo] = []
+    vectors: list[LayerInfo] = []
+    stride = 1
+    for part in plan.parts:
+        stride *= part.stride
+        if part.kind == "fc":
+            vectors.append(LayerInfo(part.layer, "vector", part.channels, None))
+        elif part.channels:
+            maps.append(LayerInfo(part.layer, "map", part.channels, stride))
+    maps.append(replace(maps[-1], name="spp"))
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD)
+    if plan.from_paper:
+        mean, std = (128 / 255,) * 3, (1 / 255,) * 3
+    facts = (plan.min_side, plan.weights, plan.levels, plan.num_classes)
+    return BackboneInfo(name, (*maps, *vectors), mean, std, *facts)
+
 
 Builder = Callable[[str | os.PathLike[str]], Backbone]
 _builders: dict[str, Builder] = {}
-# Of a registered backbone, by its name and weights and the state of the weights' file.
-_built: dict[tuple[object, ...], tuple[BackboneInfo, str]] = {}
+_PARTS = ("info", "weights_sha256", "layers", "maps_of", "vectors_of")
 
 
 def register(name: str, build: Builder) -> None:
@@ -293,13 +313,12 @@ def register(name: str, build: Builder) -> None:
     >>> backbones.load("my-net", "random", layer="1").layers
     ('1',)
     """
-    if not isinstance(name, str) or not name or name in _CATALOGUE:
+    if not isinstance(name, str) or not name or name in _PLANS:
         raise ConfigError(f"backbone: {name!r} cannot be registered; take a name of your own")
     if not callable(build):
         raise ConfigError(f"backbone: what builds '{name}' must be a function of the weights")
     _builders[name] = build
-    for key in [key for key in _built if key[0] == name]:
-        del _built[key]
+    _known.cache_clear()
 
 
 def builder(name: str) -> Builder | None:
@@ -308,35 +327,29 @@ def builder(name: str) -> Builder | None:
 
 
 def build(name: str, weights: str | os.PathLike[str]) -> Backbone:
-    """Build a registered backbone, and remember what it is."""
+    """Build a registered backbone."""
     backbone = _builders[name](weights)
     missing = [part for part in _PARTS if not hasattr(backbone, part)]
     if missing:
         raise ConfigError(f"backbone '{name}': what was built has no {', '.join(missing)}")
     if backbone.info.name != name:  # the one under which it is asked for
         backbone.info = replace(backbone.info, name=name)
-    _built[name, *_state(weights)] = backbone.info, backbone.weights_sha256
     return backbone
-
-
-_PARTS = ("info", "weights_sha256", "layers", "maps_of", "vectors_of")
 
 
 def built(name: str, weights: str | os.PathLike[str]) -> tuple[BackboneInfo, str]:
     """Return the description and the identity of a registered backbone, built if need be."""
-    key = (name, *_state(weights))
-    if key not in _built:
-        build(name, weights)
-    return _built[key]
+    path = Path(os.path.expanduser(weights))
+    status = path.stat() if os.path.exists(path) else None
+    state = (path.absolute(), status.st_size, status.st_mtime_ns) if status else None
+    return _known(name, os.fspath(weights), state)
 
 
-def _state(weights: str | os.PathLike[str]) -> tuple[object, ...]:
-    """Return what changes when weights do: of a file its size and time too."""
-    try:
-        status = Path(os.path.expanduser(os.fspath(weights))).stat()
-    except (OSError, ValueError):
-        return (os.fspath(weights),)
-    return os.fspath(weights), os.getcwd(), status.st_size, status.st_mtime_ns
+@cache
+def _known(name: str, weights: str, state: object) -> tuple[BackboneInfo, str]:
+    """Remember what a registered backbone is, until it or its weights' file changes."""
+    backbone = build(name, weights)
+    return backbone.info, backbone.weights_sha256
 
 
 def names() -> tuple[str, ...]:
@@ -352,7 +365,7 @@ def names() -> tuple[str, ...]:
     >>> [name for name in backbones.names() if name.startswith("squeezenet")]
     ['squeezenet1_0', 'squeezenet1_1']
     """
-    return (*_CATALOGUE, *_builders)
+    return (*_PLANS, *_builders)
 
 
 def describe(name: str, weights: str | os.PathLike[str] | None = None) -> BackboneInfo:
@@ -384,8 +397,6 @@ def describe(name: str, weights: str | os.PathLike[str] | None = None) -> Backbo
     ...
     spptransfer.errors.ConfigError: unknown backbone 'alexnt': did you mean 'alexnet'? allowed: ...
     """
-    if isinstance(name, str) and name in _CATALOGUE:
-        return _CATALOGUE[name]
-    if isinstance(name, str) and name in _builders:
+    if builder(str(name)):
         return built(name, "random" if weights is None else weights)[0]
-    raise ConfigError(f"unknown backbone '{name}': {suggestion(name, names())}")
+    return _planned(str(name))

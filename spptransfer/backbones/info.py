@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from spptransfer.errors import ConfigError, suggestion
 
 if TYPE_CHECKING:
     import torch
-
-# Assumed of a backbone that tells of vectors alone, for the size of batches.
-_NUMBERS_PER_PIXEL = 16.0
 
 
 @dataclass(frozen=True)
@@ -67,17 +64,15 @@ class BackboneInfo:
     ----------
     name : str
         Name used in pipeline files.
-    family : str
-        Module of this package that builds the network; ``"module"`` for a user's own.
     layers : tuple of LayerInfo
         In the order of computation. The last map of a network of this package is listed twice:
         under its own name and as ``"spp"``, the map that the spatial pyramid pools.
-    weights : mapping of str to WeightsSource
-        Official weights by their name in the catalogue.
     mean, std : tuple of three floats
         What an RGB image in [0, 1] is normalised with, channel by channel.
     min_side : int
         Smallest side of an input for which every map has at least one cell.
+    weights : mapping of str to WeightsSource
+        Official weights by their name in the catalogue.
     levels : tuple of int
         Pyramid on which the fully connected layers were trained; empty if there are none.
     num_classes : int
@@ -92,24 +87,14 @@ class BackboneInfo:
     map_numbers : float or None
         Numbers of the largest map inside, for each pixel of the image, where that is not the
         largest of the layers.
-
-    Examples
-    --------
-    >>> from spptransfer import backbones
-    >>> info = backbones.describe("vgg16")
-    >>> info.layer("conv5_3")
-    LayerInfo(name='conv5_3', kind='map', channels=512, stride=16)
-    >>> info.min_side, info.levels, info.stride, info.numbers_per_pixel
-    (16, (7,), 16, 64.0)
     """
 
     name: str
-    family: str
     layers: tuple[LayerInfo, ...]
-    weights: Mapping[str, WeightsSource]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     min_side: int
+    weights: Mapping[str, WeightsSource] = field(default_factory=dict)
     levels: tuple[int, ...] = ()
     num_classes: int = 1000
     multiple_of: int = 1
@@ -118,20 +103,17 @@ class BackboneInfo:
     map_numbers: float | None = None
 
     @property
-    def last_map(self) -> LayerInfo | None:
-        """The deepest map; None if all layers are vectors."""
-        return next((one for one in reversed(self.layers) if one.kind == "map"), None)
-
-    @property
     def stride(self) -> int:
         """Pixels of the input between neighbouring cells of the last map; 1 without maps."""
-        return (self.last_map and self.last_map.stride) or 1
+        return [1, *(layer.stride for layer in self.layers if layer.stride)][-1]
 
     @property
     def numbers_per_pixel(self) -> float:
-        """Numbers of the largest map, for each pixel of the image."""
+        """Numbers of the largest map, for each pixel of the image; a guess without maps."""
+        if self.map_numbers:
+            return self.map_numbers
         known = [one.channels / one.stride**2 for one in self.layers if one.stride]
-        return self.map_numbers or max(known, default=_NUMBERS_PER_PIXEL)
+        return max(known, default=16.0)
 
     def layer(self, name: str) -> LayerInfo:
         """Look a layer up by its name.
@@ -150,12 +132,11 @@ class BackboneInfo:
         ConfigError
             If the backbone has no such layer.
         """
-        by_name = {layer.name: layer for layer in self.layers}
-        try:
-            return by_name[name]
-        except (KeyError, TypeError):
-            hint = suggestion(name, by_name)
-            raise ConfigError(f"unknown layer '{name}' of backbone '{self.name}': {hint}") from None
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        hint = suggestion(name, [layer.name for layer in self.layers])
+        raise ConfigError(f"unknown layer '{name}' of backbone '{self.name}': {hint}")
 
 
 class Backbone(Protocol):

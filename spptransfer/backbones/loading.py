@@ -1,69 +1,136 @@
-"""Networks by name, and the part of one that computes some layers, with weights from a file."""
+"""Backbones of this package: networks with weights that are read safely, cut, frozen and folded."""
 
 from __future__ import annotations
 
-import importlib
+import contextlib
+import hashlib
+import json
 import logging
-from collections.abc import Sequence
-from functools import cache
+import pickle
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice, pairwise
 from pathlib import Path
 
+import safetensors
 import torch
+from safetensors.torch import load_file as load_safetensors
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from spptransfer.backbones.base import ConvBackbone, Network, cut_at, fold_batch_norms
-from spptransfer.backbones.catalogue import builder, describe
-from spptransfer.backbones.checkpoints import digest, load_into, read_tensors, trained_levels
+from spptransfer.backbones.catalogue import describe
 from spptransfer.backbones.info import BackboneInfo, LayerInfo
-from spptransfer.errors import ConfigError, WeightsError
+from spptransfer.backbones.networks import Network, network
+from spptransfer.errors import WeightsError
 from spptransfer.pyramid import check_levels
+from spptransfer.text import listed
 
 logger = logging.getLogger(__name__)
 
 
-def network(
-    name: str, *, num_classes: int = 1000, levels: tuple[int, ...] | None = None
-) -> Network:
-    """Build a whole network, trainable, with random weights from torch's generator.
+@torch.no_grad()
+def fold_batch_norms(network: nn.Module) -> None:
+    """Fold batch norms into the convolutions registered right before them, in place.
 
-    Parameters
-    ----------
-    name : str
-        One of `names`, but no registered one.
-    num_classes : int, default=1000
-        Length of the last layer.
-    levels : tuple of int, optional
-        Pyramid to train with, for the paper's networks with SPP only.
-
-    Returns
-    -------
-    Network
-        A module from N x 3 x H x W images to N x ``num_classes`` scores.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such network, or its pyramid cannot be chosen.
-
-    Examples
-    --------
-    >>> from spptransfer import backbones
-    >>> with torch.device("meta"):
-    ...     vgg = backbones.network("vgg16")
-    >>> sum(parameter.numel() for parameter in vgg.parameters())
-    138357544
+    The folded parameters are computed in float64 and rounded once; each folded batch norm is
+    replaced by an identity, so that the network cannot be trained any further. Subclasses, which
+    may do more, are left as they are.
     """
-    if builder(name):
-        raise ConfigError(f"backbone '{name}' is a registered one, not a network of this package")
-    info = describe(name)
-    build = importlib.import_module(f"spptransfer.backbones.{info.family}").network
-    if levels is None:
-        return build(name, num_classes)
-    if info.family != "paper" or len(info.levels) == 1:
-        raise ConfigError(
-            f"levels: the pyramid of '{name}' cannot be chosen, only that of SPP nets"
-        )
-    return build(name, num_classes, check_levels(levels))
+    for parent in list(network.modules()):
+        for (_, conv), (name, norm) in pairwise(list(parent.named_children())):
+            if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
+                if norm.running_mean is None:
+                    raise ValueError("a batch norm without running statistics cannot be folded")
+                dtype = conv.weight.dtype
+                folded = fuse_conv_bn_eval(conv.double().eval(), norm.double().eval()).to(dtype)
+                conv.weight, conv.bias = folded.weight, folded.bias
+                setattr(parent, name, nn.Identity())
+
+
+class ConvBackbone(nn.Module):
+    """A frozen network of this package up to a layer, or to several; a `Backbone`.
+
+    Batch norms are folded into the convolutions, no parameter wants a gradient, and nothing in it
+    behaves differently in training. `ends` says, by layer and in the order of computation, how many
+    modules of trunk and head make it.
+    """
+
+    channels_last = True
+
+    def __init__(
+        self,
+        info: BackboneInfo,
+        weights_sha256: str,
+        trunk: nn.Sequential,
+        ends: Mapping[str, int],
+        head: nn.Sequential | None = None,
+    ) -> None:
+        super().__init__()
+        fold_batch_norms(trunk)
+        self.info = info
+        self.weights_sha256 = weights_sha256
+        self.trunk = trunk
+        self.head = head or None
+        self._ends = dict(ends)
+        self.layers = tuple(ends)
+        self.layer = self.layers[-1]
+        self.eval().requires_grad_(False)
+
+    def maps_of(self, images: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Compute the maps that some layers are made of, activation included; see `Backbone`.
+
+        What lies beyond the deepest layer is not computed; vector layers have the last map.
+
+        Examples
+        --------
+        >>> from spptransfer import backbones
+        >>> backbone = backbones.load("squeezenet1_1", "random", layer=("fire4", "spp"))
+        >>> maps = backbone.maps_of(torch.zeros(1, 3, 65, 97), ("fire4", "spp"))
+        >>> {layer: tuple(map.shape[1:]) for layer, map in maps.items()}
+        {'fire4': (256, 8, 12), 'spp': (512, 4, 6)}
+        """
+        last = len(self.trunk)
+        return _run(self.trunk, images, {layer: min(self._ends[layer], last) for layer in layers})
+
+    def vectors_of(
+        self, maps: Mapping[str, torch.Tensor], layers: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        """Compute vector layers from the last map, in one pass; see `Backbone`."""
+        if not layers or self.head is None:
+            return {}
+        ends = {layer: self._ends[layer] - len(self.trunk) for layer in layers}
+        return _run(self.head, maps[layers[0]], ends)  # the same map for all of them
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Compute the deepest layer from N x 3 x H x W images: its maps, or its vectors."""
+        found = self.maps_of(images, [self.layer])
+        return (self.vectors_of(found, [self.layer]) if self.head else found)[self.layer]
+
+
+def _run(
+    modules: nn.Sequential, values: torch.Tensor, ends: Mapping[str, int]
+) -> dict[str, torch.Tensor]:
+    """Apply modules one after the other and keep what is there after a number of them."""
+    # Nothing kept is changed later on: a layer includes its activation, and no module that
+    # follows one works in place.
+    kept: dict[str, torch.Tensor] = {}
+    for count, module in enumerate(islice(modules, max(ends.values())), start=1):
+        values = module(values)
+        for name, end in ends.items():
+            if end == count:
+                kept[name] = values
+    return {name: kept[name] for name in ends}
+
+
+def cut_at(
+    network: Network, info: BackboneInfo, layers: Sequence[LayerInfo], weights_sha256: str
+) -> ConvBackbone:
+    """Cut a network at some layers: each layer's modules are the first ones of the deepest's."""
+    ends = {}
+    for layer in sorted(layers, key=info.layers.index):
+        trunk, head = network.trunk(layer.name), network.head(layer.name)
+        ends[layer.name] = len(trunk) + len(head)
+    return ConvBackbone(info, weights_sha256, trunk, ends, head)
 
 
 def random_network(name: str, seed: int) -> tuple[Network, str]:
@@ -74,75 +141,124 @@ def random_network(name: str, seed: int) -> tuple[Network, str]:
     return built, digest(built.state_dict())
 
 
-def hollow_trunk(name: str) -> nn.Sequential:
-    """Build a network's trunk with zeros for weights: for what only its shape determines."""
-    with torch.device("meta"):
-        trunk = network(name).trunk("spp")
-    trunk = trunk.to_empty(device="cpu").eval().requires_grad_(False)
-    for tensor in (*trunk.parameters(), *trunk.buffers()):
-        tensor.zero_()
-    return trunk
-
-
-@cache
-def map_side(name: str, layer: str, side: int) -> int:
-    """Return the side, in cells, of the map that a square image of `side` pixels becomes.
-
-    Examples
-    --------
-    >>> map_side("alexnet", "conv5", 224)
-    13
-    """
-    with torch.device("meta"):
-        maps = network(name).eval().trunk(layer)(torch.empty(1, 3, side, side))
-    return int(maps.shape[-1])
-
-
-def _shaped_as(info: BackboneInfo, path: Path) -> Network:
-    """Build a network as it was when the weights of a file were trained, without weights."""
-    with torch.device("meta"):
-        levels = trained_levels(path, info.name)
-        levels = None if levels == info.levels else levels
-        return network(info.name, num_classes=info.num_classes, levels=levels)
-
-
-def layers_fitting(info: BackboneInfo, path: Path) -> tuple[str, ...]:
-    """List the layers of a network that the weights of a file suffice for."""
-    tensors = read_tensors(path)
-    built = _shaped_as(info, path)
-    fitting, misfit = [], WeightsError(f"weights '{path}' fit no layer of '{info.name}'")
-    for layer in info.layers:
-        try:
-            load_into(built, tensors, info, layer, origin=str(path))
-            fitting.append(layer.name)
-        except WeightsError as error:
-            misfit = error
-    if not fitting:
-        raise misfit
-    return tuple(fitting)
-
-
-def load_random(info: BackboneInfo, layers: Sequence[LayerInfo], seed: int) -> ConvBackbone:
-    """Cut a network with weights drawn from a seed at some layers."""
-    built, sha256 = random_network(info.name, seed)
-    return _frozen(info, sha256, built, layers)
-
-
 def load_file(
     info: BackboneInfo, layers: Sequence[LayerInfo], path: Path, sha256: str
 ) -> ConvBackbone:
     """Cut a network with the weights of a file at some layers."""
-    tensors = read_tensors(path)
-    built = _shaped_as(info, path)
+    tensors, built = read_tensors(path), _shaped_as(info, path)
     deepest = max(layers, key=info.layers.index)  # what it needs, all of them need together
     load_into(built, tensors, info, deepest, origin=str(path))
     logger.info("loaded '%s' up to layer '%s' from '%s'", info.name, deepest.name, path)
-    return _frozen(info, sha256, built, layers)
+    return cut_at(built, info, layers, sha256)
 
 
-def _frozen(
-    info: BackboneInfo, sha256: str, built: Network, layers: Sequence[LayerInfo]
-) -> ConvBackbone:
-    part = cut_at(built, layers)
-    fold_batch_norms(part.trunk)
-    return ConvBackbone(info, sha256, part)
+def _shaped_as(info: BackboneInfo, path: Path) -> Network:
+    """Build a network, without weights, with the pyramid that a file says it was trained with."""
+    levels = None
+    if path.suffix == ".safetensors":
+        with safetensors.safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("spptransfer", "{}")
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+            about = json.loads(text)
+            if about["network"] == info.name and check_levels(about["levels"]) != info.levels:
+                levels = tuple(about["levels"])
+    with torch.device("meta"):
+        return network(info.name, num_classes=info.num_classes, levels=levels)
+
+
+def layers_fitting(info: BackboneInfo, path: Path) -> tuple[str, ...]:
+    """List the layers of a network that the weights of a file suffice for; at least one."""
+    tensors, built = read_tensors(path), _shaped_as(info, path)
+    fitting = [layer.name for layer in info.layers if not _problems(built, tensors, layer)]
+    if not fitting:
+        load_into(built, tensors, info, info.layers[-1], origin=str(path))  # says why
+    return tuple(fitting)
+
+
+def load_into(
+    network: Network,
+    tensors: Mapping[str, torch.Tensor],
+    info: BackboneInfo,
+    layer: LayerInfo,
+    origin: str,
+) -> None:
+    """Give a network, on any device, the tensors that a layer needs, in float32."""
+    problems = _problems(network, tensors, layer)
+    if problems:
+        enough = [other.name for other in info.layers if not _problems(network, tensors, other)]
+        raise WeightsError(
+            f"weights '{origin}' do not fit '{info.name}' up to layer '{layer.name}': "
+            f"{'; '.join(problems)}; they suffice for {', '.join(enough) or 'no layer of it'}"
+        )
+    needed = {key: tensors[key].float() for key in _shapes(network, layer)}
+    network.load_state_dict(needed, strict=False, assign=True)
+
+
+def _shapes(network: Network, layer: LayerInfo) -> dict[str, torch.Size]:
+    """Shapes of the tensors that a layer is computed with."""
+    shapes = {}
+    for step in network.steps(layer.name):
+        for key, tensor in network.get_submodule(step).state_dict(prefix=f"{step}.").items():
+            if not key.endswith("num_batches_tracked"):  # old files lack it, only training uses it
+                shapes[key] = tensor.shape
+    return shapes
+
+
+def _problems(network: Network, tensors: Mapping[str, torch.Tensor], layer: LayerInfo) -> list[str]:
+    """Say what keeps the tensors from fitting a layer, as phrases of a message."""
+    needed, known = _shapes(network, layer), network.state_dict()
+    # Names beyond the network betray a bigger relative whose first blocks would seem to fit.
+    found: dict[str, list[str]] = {
+        "missing": [],
+        "unexpected": [key for key in tensors if key not in known],
+        "other shapes": [],
+    }
+    for key, shape in needed.items():
+        if key not in tensors:
+            found["missing"].append(key)
+        elif tensors[key].shape != shape:
+            others = (_sides(tensors[key].shape), _sides(shape))
+            found["other shapes"].append(f"{key} is {others[0]} instead of {others[1]}")
+    return [f"{what}: {listed(items, 3)}" for what, items in found.items() if items]
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a ``.safetensors`` file, or a ``.pth`` file with a state dict, onto the CPU."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_safetensors(path)
+        with warnings.catch_warnings():
+            # Such a file is read all the same, or refused by ourselves.
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"weights '{path}' are damaged or hold more than tensors, which is refused because "
+            "reading it could run code; save a plain state dict"
+        ) from error
+    except Exception as error:  # The parsers of foreign bytes raise whatever they stumble upon.
+        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
+        raise WeightsError(f"weights '{path}' cannot be read: {reason}") from error
+    for key, tensor in state.items() if isinstance(state, dict) else [(None, None)]:
+        if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
+            raise WeightsError(f"weights '{path}' are no state dict, a mapping of names to tensors")
+        dense = tensor.layout is torch.strided and not tensor.is_meta
+        if not dense or tensor.is_quantized or tensor.is_complex():
+            raise WeightsError(
+                f"weights '{path}' cannot be read: {key} is sparse, quantized, complex or "
+                "without values"
+            )
+    return dict(state)
+
+
+def _sides(shape: Iterable[int]) -> str:
+    return "x".join(str(side) for side in shape) or "a scalar"
+
+
+def digest(tensors: Mapping[str, torch.Tensor], name: str = "") -> str:
+    """Hash named tensors of the CPU: names, types, shapes and values; in hexadecimal."""
+    sha256 = hashlib.sha256(name.encode())
+    for key, tensor in tensors.items():
+        sha256.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        sha256.update(tensor.detach().contiguous().numpy().tobytes())
+    return sha256.hexdigest()

@@ -7,14 +7,13 @@ import difflib
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from spptransfer.backbones.checkpoints import digest
 from spptransfer.backbones.info import BackboneInfo, LayerInfo
+from spptransfer.backbones.loading import digest
 from spptransfer.errors import ConfigError
 
 # The layer that is what the module itself returns.
@@ -146,9 +145,7 @@ def from_module(
     wanted = [layers] if isinstance(layers, str) else list(dict.fromkeys(layers))
     info = BackboneInfo(
         name,
-        "module",
         (),
-        {},
         _three("mean", mean),
         _three("std", std),
         min_side or 0,
@@ -178,14 +175,11 @@ def _three(key: str, values: Sequence[float]) -> tuple[float, float, float]:
 
 def _copy(module: nn.Module, name: str) -> nn.Module:
     """Copy a module to the CPU in float32, evaluating and frozen."""
-    if any(t.is_meta for t in (*module.parameters(), *module.buffers())):
-        raise ConfigError(f"backbone '{name}': its parameters have no values yet")
     try:
         copied = copy.deepcopy(module).cpu().float().eval().requires_grad_(False)
     except Exception as error:  # whatever the user's classes raise
         raise ConfigError(f"backbone '{name}' cannot be copied: {_first_line(error)}") from error
-    for parameter in copied.parameters():
-        parameter.grad = None
+    copied.zero_grad()
     return copied
 
 
@@ -218,67 +212,66 @@ def _captured(module: nn.Module, images: torch.Tensor, layers: Sequence[str]) ->
 def _probe(module: nn.Module, layers: list[str], info: BackboneInfo) -> BackboneInfo:
     """Find out, on noise, what the layers are and from which size on there are any."""
     step = info.multiple_of
-    sides = (
-        [info.min_side] if info.min_side else sorted({-(-side // step) * step for side in _SIDES})
-    )
-    for side in sides:
+    failure: Exception | None = None
+    for side in [info.min_side] if info.min_side else _SIDES:
+        side = -(-side // step) * step
         noise = _noise(2, side, side, info)
         try:
-            small, order, largest = _observed(module, noise, layers)
+            order, largest = _observed(module, noise, layers)
+            small = _captured(module, noise, layers)
             break
         except Exception as error:  # whatever the user's classes raise
             failure = error
     else:
-        reason = _first_line(failure)
         raise ConfigError(
-            f"backbone '{info.name}' does not take images of {side} x {side} pixels: {reason}"
+            f"backbone '{info.name}' does not take images of {side} x {side} pixels: "
+            f"{_first_line(failure)}"
         ) from failure
+    alone = _captured(module, noise[:1], layers)
     for layer in layers:
-        _check_output(layer, small, order, info.name)
+        what = f"layer '{layer}' of backbone '{info.name}'"
+        if order.count(layer) != 1:
+            times = order.count(layer)
+            raise ConfigError(f"{what} is called {times} times in a forward pass instead of once")
+        _check_output(what, small[layer], alone[layer])
     height, width = (side + -(-more // step) * step for more in (_HIGHER, _WIDER))
     try:
         large = _captured(module, _noise(1, height, width, info), layers)
     except Exception:  # it takes images of one size
         large = {}
-    _check_alone(module, noise, small, info.name)
-    known = sorted(layers, key=order.index)
-    return replace(
-        info,
-        layers=tuple(
-            _layer(one, small[one], large.get(one), (side, height, width), info.name)
-            for one in known
-        ),
-        min_side=side,
-        map_numbers=largest,
-    )
+    found = [
+        _describe(layer, small[layer], large.get(layer), side, width - side, info.name)
+        for layer in sorted(layers, key=order.index)
+    ]
+    return replace(info, layers=tuple(found), min_side=side, map_numbers=largest)
 
 
 def _noise(count: int, height: int, width: int, info: BackboneInfo) -> torch.Tensor:
     mean, std = torch.tensor([info.mean, info.std], dtype=torch.float32)[:, :, None, None]
-    drawn = np.random.default_rng(0).random((count, 3, height, width), np.float32)
-    return (torch.from_numpy(drawn) - mean) / std
+    generator = torch.Generator().manual_seed(0)
+    return (torch.rand(count, 3, height, width, generator=generator) - mean) / std
 
 
 def _observed(
     module: nn.Module, images: torch.Tensor, layers: list[str]
-) -> tuple[dict[str, Any], list[str], float]:
-    """Run the whole module: outputs, layers in the order of their calls, largest map inside.
+) -> tuple[list[str], float]:
+    """Run the whole module: names in the order of calls, numbers of the largest map per pixel.
 
     What comes after the last layer may fail, such as a classifier that takes one size.
     """
     order: list[str] = []
-    largest = [1]
+    largest = 1
 
-    def measure(_: nn.Module, args: Any, output: Any) -> None:
+    def note(name: str, output: Any) -> None:
+        nonlocal largest
+        order.append(name)
         if isinstance(output, torch.Tensor):
-            largest[0] = max(largest[0], output.numel())
+            largest = max(largest, output.numel())
 
-    def note(layer: str) -> Any:
-        return lambda *_: order.append(layer)
-
-    handles = [child.register_forward_hook(measure) for child in module.modules()]
-    for layer in layers:
-        handles.append(_submodule(module, layer, "").register_forward_hook(note(layer)))
+    handles = [
+        child.register_forward_hook(lambda _, __, output, name=name or OUTPUT: note(name, output))
+        for name, child in module.named_modules()
+    ]
     try:
         module(images)
     except Exception:
@@ -287,17 +280,11 @@ def _observed(
     finally:
         for handle in handles:
             handle.remove()
-    pixels = images.numel() / images.shape[1]
-    return _captured(module, images, layers), order, largest[0] / pixels
+    return order, largest * images.shape[1] / images.numel()
 
 
-def _check_output(layer: str, found: Mapping[str, Any], order: list[str], name: str) -> None:
-    """Refuse what is no map and no vector."""
-    called = order.count(layer)
-    what = f"layer '{layer}' of backbone '{name}'"
-    if called != 1:
-        raise ConfigError(f"{what} is called {called} times in a forward pass instead of once")
-    output = found[layer]
+def _check_output(what: str, output: Any, alone: Any) -> None:
+    """Refuse what is no map and no vector, or something else for the first of two images alone."""
     if not isinstance(output, torch.Tensor):
         raise ConfigError(f"{what} puts out a {type(output).__name__} instead of a tensor")
     if output.dim() not in (2, 4) or output.shape[0] != 2 or not output.numel():
@@ -307,19 +294,8 @@ def _check_output(layer: str, found: Mapping[str, Any], order: list[str], name: 
         )
     if not output.is_floating_point() or not output.isfinite().all():
         raise ConfigError(f"{what} puts out numbers that are not finite, for a noisy image")
-
-
-def _check_alone(
-    module: nn.Module, noise: torch.Tensor, found: Mapping[str, torch.Tensor], name: str
-) -> None:
-    """Refuse a module that gives an image something else on its own, or when asked again."""
-    alone = _captured(module, noise[:1], list(found))
-    for layer, output in found.items():
-        if not _are_same(alone[layer], output[:1]):
-            raise ConfigError(
-                f"layer '{layer}' of backbone '{name}' depends on chance or on the other images "
-                "of a batch"
-            )
+    if not _are_same(alone, output[:1]):
+        raise ConfigError(f"{what} depends on chance or on the other images of a batch")
 
 
 def _are_same(found: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -329,30 +305,22 @@ def _are_same(found: torch.Tensor, expected: torch.Tensor) -> bool:
     return bool(distance <= _SAME * length.clamp(min=1e-6))
 
 
-def _layer(
-    layer: str,
-    small: torch.Tensor,
-    large: torch.Tensor | None,
-    sides: tuple[int, int, int],
-    name: str,
+def _describe(
+    layer: str, small: torch.Tensor, large: torch.Tensor | None, side: int, wider: int, name: str
 ) -> LayerInfo:
-    """Describe a layer by what it puts out for a square image and for a larger one."""
-    side, _, width = sides
+    """Describe a layer by what it puts out for a square image and for one that is wider."""
+    channels = small.shape[1]
     what = f"layer '{layer}' of backbone '{name}'"
-    kind: Literal["map", "vector"] = "vector" if small.dim() == 2 else "map"
-    channels = int(small.shape[1])
     if large is not None and large.shape[1] != channels:
         raise ConfigError(f"{what} has a number of channels that depends on the image's size")
-    if kind == "vector":
+    if small.dim() == 2 or (large is not None and small.shape[2:] == large.shape[2:] == (1, 1)):
         return LayerInfo(layer, "vector", channels, None)
-    if large is None:
-        return LayerInfo(layer, "map", channels, max(1, round(side / small.shape[3])))
-    more = large.shape[3] - small.shape[3]
-    if more > 0:
-        return LayerInfo(layer, "map", channels, max(1, round((width - side) / more)))
-    if small.shape[2:] == large.shape[2:] == (1, 1):
-        return LayerInfo(layer, "vector", channels, None)
-    raise ConfigError(f"{what} is a map of as many cells whatever the image's size")
+    more = side, small.shape[3]
+    if large is not None:
+        more = wider, large.shape[3] - small.shape[3]
+    if more[1] <= 0:
+        raise ConfigError(f"{what} is a map of as many cells whatever the image's size")
+    return LayerInfo(layer, "map", channels, max(1, round(more[0] / more[1])))
 
 
 def _takes_channels_last(module: nn.Module, info: BackboneInfo) -> bool:
@@ -372,6 +340,6 @@ def _takes_channels_last(module: nn.Module, info: BackboneInfo) -> bool:
     return all(_are_same(found[layer], expected[layer]) for layer in layers)
 
 
-def _first_line(error: BaseException) -> str:
+def _first_line(error: BaseException | None) -> str:
     lines = str(error).splitlines()
     return lines[0].strip()[:200] if lines and lines[0].strip() else type(error).__name__

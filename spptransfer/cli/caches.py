@@ -294,11 +294,14 @@ def backbones(
     Channels and stride are those of the last map, which the layer 'spp' pools.
     """
     from spptransfer import backbones as catalogue
-    from spptransfer.backbones.weights import path_of
 
     rows, told = [], []
     for info in map(catalogue.describe, [name] if name else catalogue.names()):
-        places = {source: path_of(info.name, source, weights_dir) for source in info.weights}
+        places = {
+            source: path
+            for source in info.weights
+            if (path := catalogue.BackboneRef(info.name, source, weights_dir).path())
+        }
         if name:
             output.say(_one_backbone(info, places))
         shown = ", ".join(s if path.exists() else f"{s} (absent)" for s, path in places.items())

@@ -171,7 +171,7 @@ def evaluate_backbone(
     """
     from tqdm import tqdm
 
-    from spptransfer.backbones.weights import path_of
+    from spptransfer.backbones import BackboneRef
     from spptransfer.pretraining.evaluation import evaluate, load_classifier
     from spptransfer.pretraining.evaluation_data import LabelledFiles
 
@@ -204,7 +204,9 @@ def evaluate_backbone(
     ]
     output.say(table(rows, _HEADER))
     output.say(f"computed by: {', '.join(found.computed_by)}")
-    paths = [str(path_of(name, file, weights_dir).resolve()) for file in weights]
+    paths = [
+        str(BackboneRef(name, file, weights_dir).ensure_downloaded().resolve()) for file in weights
+    ]
     return _tell_errors(found, files, paths, output)
 
 

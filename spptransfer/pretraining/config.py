@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from spptransfer.backbones.catalogue import describe, names
+from spptransfer.backbones.catalogue import PAPER, describe
 from spptransfer.config import PositiveFloat
 from spptransfer.errors import ConfigError, suggestion
 from spptransfer.sections import PositiveInt, Section, check, read_mapping
@@ -37,9 +37,8 @@ class NetworkSection(Section):
 
     @model_validator(mode="after")
     def _known(self) -> NetworkSection:
-        allowed = [name for name in names() if describe(name).family == "paper"]
-        if self.name not in allowed:
-            raise ValueError(f"unknown network '{self.name}': {suggestion(self.name, allowed)}")
+        if self.name not in PAPER:
+            raise ValueError(f"unknown network '{self.name}': {suggestion(self.name, PAPER)}")
         return self
 
 

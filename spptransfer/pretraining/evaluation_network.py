@@ -15,11 +15,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from spptransfer import backbones
-from spptransfer.backbones import Backbone
-from spptransfer.backbones.base import ConvBackbone, Cut, Network, fold_batch_norms
-from spptransfer.backbones.checkpoints import read_tensors
-from spptransfer.backbones.info import BackboneInfo
-from spptransfer.backbones.weights import ensure_downloaded, weights_sha256
+from spptransfer.backbones import Backbone, BackboneInfo, BackboneRef, ConvBackbone
+from spptransfer.backbones.loading import fold_batch_norms, read_tensors
+from spptransfer.backbones.networks import Network
 from spptransfer.errors import ConfigError, WeightsError
 from spptransfer.pyramid import check_levels
 
@@ -68,8 +66,7 @@ def read_about(path: Path) -> About:
 
     Examples
     --------
-    >>> from spptransfer.backbones.weights import path_of
-    >>> read_about(path_of("spp-mini", "embedded")).classes[0]
+    >>> read_about(BackboneRef("spp-mini", "embedded").path()).classes[0]
     'n01443537'
     """
     if path.suffix != ".safetensors":
@@ -166,11 +163,11 @@ class Classifier(nn.Module):
 
     def backbone(self) -> Backbone:
         """Return the trunk as runtimes take it."""
-        return ConvBackbone(self.info, "", Cut(self.trunk, None, {"spp": (len(self.trunk), 0)}))
+        return ConvBackbone(self.info, "", self.trunk, {"spp": len(self.trunk)})
 
     def cells(self, side: int) -> int:
         """Count the cells of the map along the side of a square image, given in pixels."""
-        return backbones.map_side(backbones.BackboneRef(self.info.name, "random"), "spp", side)
+        return backbones.map_side(BackboneRef(self.info.name, "random"), "spp", side)
 
 
 def _pass_through(network: nn.Module, modules: Iterable[nn.Module]) -> None:
@@ -224,9 +221,10 @@ def load_classifier(
     200
     """
     info = backbones.describe(name)
-    path = ensure_downloaded(name, weights, weights_dir)
+    reference = BackboneRef(name, os.fspath(weights), weights_dir)
+    path = reference.ensure_downloaded()
     if os.fspath(weights) in info.weights:
-        weights_sha256(name, weights, weights_dir)  # refuses an official file that is damaged
+        reference.weights_sha256()  # refuses an official file that is damaged
     tensors, about = read_tensors(path), read_about(path)
     if about.network not in (None, name):
         raise WeightsError(f"weights '{path}' are those of '{about.network}', not of '{name}'")

@@ -1,9 +1,10 @@
-"""The torchvision families against facts written down independently of the code."""
+"""The networks against facts written down independently of the code: torchvision's, the paper's."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from spptransfer import backbones
@@ -128,49 +129,6 @@ def test_scores_are_as_many_as_the_classes(name):
         assert network(torch.empty(2, 3, 224, 224)).shape == (2, 7)
 
 
-@pytest.mark.parametrize("name", backbones.names())
-def test_a_trunk_holds_a_layers_modules_and_no_others(name, on_meta):
-    network, info = on_meta(name), backbones.describe(name)
-    trunks = [network.trunk(layer.name) for layer in info.layers if layer.kind == "map"]
-    sizes = [len(list(trunk.modules())) for trunk in trunks]
-    *_, last, spp = sizes
-    assert sizes[:-1] == sorted(set(sizes[:-1]))
-    assert spp == last
-    assert not any(isinstance(module, torch.nn.Dropout) for module in trunks[-1].modules())
-
-
-@pytest.mark.parametrize("name", ["alexnet", "vgg16"])
-def test_heads_are_idle_in_training_too(name, on_meta):
-    head = on_meta(name).head("fc7")
-    assert not any(isinstance(module, torch.nn.Dropout) for module in head)
-
-
-def test_alexnets_level_6_is_its_last_max_pooling_at_224():
-    maps = torch.randn(2, 256, 13, 13)
-    with torch.device("meta"):
-        pyramid = backbones.network("alexnet").pyramid
-    assert pyramid(maps).equal(functional.max_pool2d(maps, 3, 2).flatten(1))
-
-
-def test_vggs_level_7_is_its_last_max_pooling_at_224():
-    maps = torch.randn(2, 512, 14, 14)
-    with torch.device("meta"):
-        pyramid = backbones.network("vgg11").pyramid
-    assert pyramid(maps).equal(functional.max_pool2d(maps, 2).flatten(1))
-
-
-def test_alexnets_fc_layers_follow_its_formula(trained):
-    tensors = trained("alexnet")
-    network = backbones.network("alexnet", num_classes=10)
-    network.load_state_dict(tensors)
-    maps = torch.randn(3, 256, 13, 13)
-    pooled = functional.max_pool2d(maps, 3, 2).flatten(1)
-    fc6 = (pooled @ tensors["classifier.1.weight"].T + tensors["classifier.1.bias"]).relu()
-    fc7 = (fc6 @ tensors["classifier.4.weight"].T + tensors["classifier.4.bias"]).relu()
-    assert torch.allclose(network.head("fc6")(maps), fc6, atol=1e-5)
-    assert torch.allclose(network.head("fc7")(maps), fc7, atol=1e-5)
-
-
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1"])
 def test_a_whole_network_can_be_trained(name):
     torch.manual_seed(0)
@@ -180,30 +138,154 @@ def test_a_whole_network_can_be_trained(name):
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
 
 
-def test_mobilenets_stages_end_without_an_activation():
-    torch.manual_seed(0)
-    network = backbones.network("mobilenet_v2", num_classes=5).eval()
-    images = torch.randn(1, 3, 32, 32)
-    for layer in backbones.describe("mobilenet_v2").layers:
-        maps = network.trunk(layer.name)(images)
-        assert (maps.min() < 0) == layer.name.startswith("stage"), layer.name
-
-
-@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_0"])
-def test_maps_of_other_families_are_taken_after_the_relu(name):
-    torch.manual_seed(0)
-    network = backbones.network(name, num_classes=5).eval()
-    for layer in backbones.describe(name).layers:
-        maps = network.trunk(layer.name)(torch.randn(1, 3, 32, 32))
-        assert maps.min() >= 0, layer.name
-
-
-def test_resnets_bottlenecks_stride_in_their_second_convolution(on_meta):
-    block = on_meta("resnet50").layer2[0]
-    assert (block.conv1.stride, block.conv2.stride, block.conv3.stride) == ((1, 1), (2, 2), (1, 1))
-
-
 @pytest.mark.parametrize("name", ["alexnet", "zf5-no-spp", "resnet18"])
 def test_a_pyramid_cannot_be_chosen_where_there_is_none_to_choose(name):
     with pytest.raises(ConfigError, match=f"pyramid of '{name}' cannot be chosen"):
         backbones.network(name, levels=(4, 3, 2, 1))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_0"])
+def test_layers_end_in_their_activation_but_for_mobilenets_linear_bottlenecks(name):
+    torch.manual_seed(0)
+    network = backbones.network(name, num_classes=5).eval()
+    for layer in backbones.describe(name).layers:
+        maps = network.trunk(layer.name)(torch.randn(1, 3, 32, 32))
+        assert (maps.min() < 0) == layer.name.startswith("stage"), layer.name
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "window"),
+    [("alexnet", (256, 13, 13), (3, 2)), ("vgg11", (512, 14, 14), (2, 2))],
+)
+def test_the_pyramid_is_the_last_max_pooling_at_224(name, shape, window, on_meta):
+    maps = torch.randn(2, *shape)
+    pooled = functional.max_pool2d(maps, *window).flatten(1)
+    assert on_meta(name).pyramid(maps).equal(pooled)
+
+
+PAPER = ("zf5", "convnet-star-5", "overfeat-5", "overfeat-7")
+
+
+def side_after(network, last, side):
+    """Side of the map that comes out of a module."""
+    maps = torch.empty(1, 3, side, side, device="meta")
+    for name, module in network.named_children():
+        maps = module(maps)
+        if name == last:
+            return maps.shape[-1]
+    raise AssertionError(last)
+
+
+@pytest.mark.parametrize(
+    ("name", "last", "cells"),
+    [
+        ("zf5", "pool1", 55),
+        ("zf5", "pool2", 13),
+        ("zf5", "relu5", 13),
+        ("convnet-star-5", "norm1", 55),
+        ("convnet-star-5", "pool2", 27),
+        ("convnet-star-5", "pool3", 13),
+        ("convnet-star-5", "relu5", 13),
+        ("overfeat-5", "pool1", 36),
+        ("overfeat-5", "pool2", 18),
+        ("overfeat-5", "relu5", 18),
+        ("overfeat-7", "pool1", 36),
+        ("overfeat-7", "pool2", 18),
+        ("overfeat-7", "relu7", 18),
+    ],
+)
+def test_maps_have_the_printed_sides_at_224(name, last, cells, on_meta):
+    assert side_after(on_meta(name), last, 224) == cells
+
+
+@pytest.mark.parametrize(
+    ("name", "filters"),
+    [
+        ("zf5", [(96, 7), (256, 5), (384, 3), (384, 3), (256, 3)]),
+        ("convnet-star-5", [(96, 11), (256, 5), (384, 3), (384, 3), (256, 3)]),
+        ("overfeat-5", [(96, 7), (256, 5), (512, 3), (512, 3), (512, 3)]),
+        ("overfeat-7", [(96, 7), (256, 5), *[(512, 3)] * 5]),
+    ],
+)
+def test_filters_are_those_of_table_1(name, filters, on_meta):
+    convolutions = [m for m in on_meta(name).children() if isinstance(m, nn.Conv2d)]
+    assert [(conv.out_channels, conv.kernel_size[0]) for conv in convolutions] == filters
+
+
+@pytest.mark.parametrize(("name", "channels"), [("zf5", 256), ("overfeat-7", 512)])
+def test_the_first_fully_connected_layer_sees_50_bins_or_36(name, channels, on_meta):
+    first = "fc6" if name == "zf5" else "fc8"
+    assert getattr(on_meta(name), first).in_features == channels * 50
+    assert getattr(on_meta(f"{name}-no-spp"), first).in_features == channels * 36
+
+
+def test_another_pyramid_can_be_trained_with():
+    with torch.device("meta"):
+        network = backbones.network("zf5", num_classes=10, levels=(4, 3, 2, 1))
+        assert network(torch.empty(2, 3, 180, 224)).shape == (2, 10)
+    assert network.fc6.in_features == 256 * 30
+
+
+def test_weights_start_narrow_and_biases_at_0_or_1():
+    torch.manual_seed(0)
+    network = backbones.network("zf5", num_classes=10, levels=(1,))
+    for name, module in network.named_children():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            assert module.weight.std().item() == pytest.approx(0.01, rel=0.05)
+            assert abs(module.weight.mean().item()) < 1e-3
+            assert set(module.bias.tolist()) == {0.0 if name in ("conv1", "conv3") else 1.0}
+
+
+def test_the_spp_layer_lets_zf5_learn_from_two_sizes():
+    torch.manual_seed(0)
+    network = backbones.network("zf5", num_classes=3, levels=(2, 1))
+    for side in (48, 57):
+        network.zero_grad()
+        network(torch.randn(2, 3, side, side)).logsumexp(1).sum().backward()
+        assert network.conv1.weight.grad.abs().sum() > 0
+
+
+def test_the_zf5_for_small_images_keeps_eight_cells_at_64_pixels(on_meta):
+    for side, cells in ((64, 8), (48, 6), (96, 12)):
+        assert side_after(on_meta("zf5-64"), "relu5", side) == cells
+    assert 1e6 < sum(p.numel() for p in on_meta("zf5-64").trunk("spp").parameters()) < 3e6
+
+
+@pytest.mark.parametrize(("side", "cells"), [(180, 10), (224, 13), (256, 15), (392, 23)])
+def test_zf5_has_the_map_sides_of_the_authors_code(side, cells, on_meta):
+    assert side_after(on_meta("zf5"), "relu5", side) == cells
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_fully_connected_layers_are_numbered_on_from_the_convolutions(name, on_meta):
+    children = list(on_meta(name).named_children())[-7:]
+    first = int(name[-1]) + 1
+    words = [f"{word}{n}" for n in (first, first + 1) for word in ("fc", "relu", "drop")]
+    assert [key for key, _ in children] == [*words, f"fc{first + 2}"]
+    assert {module.p for key, module in children if key.startswith("drop")} == {0.5}
+
+
+@pytest.mark.parametrize(("name", "within"), [("zf5", True), ("overfeat-5", False)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 5), (7, 4)])
+def test_responses_are_normalised_as_defined(name, within, height, width, on_meta):
+    # The authors' constants, and AlexNet's.
+    norm = on_meta(name).norm1
+    generator = torch.Generator().manual_seed(3)
+    maps = 50 * torch.randn(2, 9, height, width, generator=generator, dtype=torch.float64)
+    padded = functional.pad(maps.square(), (1,) * 4 if within else (0, 0, 0, 0, 2, 2))
+    windows = padded.unfold(2, 3, 1).unfold(3, 3, 1) if within else padded.unfold(1, 5, 1)
+    mean = windows.flatten(4).mean(4)
+    expected = maps / (1 + (5e-5 if within else 1e-4) * mean) ** 0.75
+    torch.testing.assert_close(norm(maps), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["zf5", "overfeat-5"])
+@pytest.mark.parametrize("largest", [2.0, 300.0, 60_000.0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_short_types_no_number_is_too_large_to_be_normalised(name, largest, dtype, on_meta):
+    norm = on_meta(name).norm1
+    generator = torch.Generator().manual_seed(3)
+    maps = (largest * torch.rand(2, 9, 5, 6, generator=generator)).to(dtype)
+    found = norm(maps)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, norm(maps.float()).to(dtype), rtol=2e-2, atol=0)

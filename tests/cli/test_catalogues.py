@@ -35,7 +35,7 @@ def test_one_pixel_is_no_plural(cli):
 
 
 def test_weights_that_are_present_are_said_to_be(cli, tmp_path):
-    path = backbones.weights.path_of("alexnet", "imagenet", tmp_path)
+    path = backbones.BackboneRef("alexnet", "imagenet", tmp_path).path()
     path.write_bytes(b"")
     lines = cli("backbones", "--weights-dir", tmp_path).out.splitlines()
     (alexnet,) = [line for line in lines if line.startswith("alexnet ")]

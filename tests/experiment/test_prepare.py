@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from small_projects import draw_folder, draw_image, experiment, pipeline
 
+from spptransfer.backbones import BackboneRef
 from spptransfer.errors import ConfigError, DatasetError, WeightsError
 from spptransfer.experiment import Machine, Shards, extract_features, prepare
 from spptransfer.extraction import shard_path
@@ -141,9 +142,7 @@ def test_whatever_changes_a_value_changes_the_cache(images, tmp_path, section, c
 
 def test_what_changes_no_value_keeps_the_cache(images, tmp_path):
     copied = tmp_path / "copy.safetensors"
-    shutil.copy(
-        pytest.importorskip("spptransfer.backbones.weights").path_of("spp-mini", "embedded"), copied
-    )
+    shutil.copy(BackboneRef("spp-mini", "embedded").path(), copied)
     plain = cache_name(images, tmp_path)
     for section, change in {
         "features": {"weights": str(copied)},

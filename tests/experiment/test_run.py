@@ -14,7 +14,7 @@ import pytest
 from safetensors import safe_open
 from small_projects import CLASSES, draw_folder, draw_image, experiment
 
-from spptransfer.backbones.weights import path_of
+from spptransfer.backbones import BackboneRef
 from spptransfer.cache import FeatureCache
 from spptransfer.errors import CacheError, ConfigError, DatasetError
 from spptransfer.experiment import extract_features, run
@@ -150,7 +150,7 @@ def note_opened(event: str, arguments: tuple) -> None:
 
 
 def test_another_classifier_opens_neither_an_image_nor_the_weights(images, tmp_path):
-    weights = shutil.copy(path_of("spp-mini", "embedded"), tmp_path / "mine.safetensors")
+    weights = shutil.copy(BackboneRef("spp-mini", "embedded").path(), tmp_path / "mine.safetensors")
     os.utime(weights, (1e9, 1e9))
     features = {"weights": str(weights)}
     first = run(experiment(images, tmp_path, features=features), COMMAND)

@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from spptransfer import backbones
-from spptransfer.backbones.weights import path_of
 from spptransfer.errors import ConfigError, WeightsError
 from spptransfer.pretraining.evaluation import (
     Classifier,
@@ -84,7 +83,9 @@ def test_a_damaged_description_is_refused(tmp_path, text):
 
 def test_an_official_file_that_is_another_is_refused(tmp_path):
     network = backbones.network("squeezenet1_1")
-    torch.save(network.state_dict(), path_of("squeezenet1_1", "imagenet", tmp_path))
+    torch.save(
+        network.state_dict(), backbones.BackboneRef("squeezenet1_1", "imagenet", tmp_path).path()
+    )
     with pytest.raises(WeightsError, match="damaged or not the official file"):
         load_classifier("squeezenet1_1", "imagenet", weights_dir=tmp_path)
 

@@ -20,7 +20,6 @@ from runtime_cases import (
 from torch import nn
 
 from spptransfer.backbones import ConvBackbone
-from spptransfer.backbones.base import Cut
 from spptransfer.errors import ConfigError
 
 
@@ -28,7 +27,7 @@ def own(*modules: nn.Module) -> ConvBackbone:
     """A backbone of any modules, under a name of the catalogue."""
     info = dataclasses.replace(drawn("spp-mini").info, min_side=16)
     torch.manual_seed(1)
-    return ConvBackbone(info, "00", Cut(nn.Sequential(*modules), None, {"spp": (len(modules), 0)}))
+    return ConvBackbone(info, "00", nn.Sequential(*modules), {"spp": len(modules)})
 
 
 @pytest.mark.parametrize("name", FAMILIES)
