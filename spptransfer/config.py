@@ -65,13 +65,17 @@ class FeaturesSection(Section):
     backbone: str = Field("alexnet", description="a name that `spptransfer backbones` lists")
     weights: str = Field("imagenet", description="a catalogue name, a file, or random:SEED")
     layer: str = Field("spp", description="a layer of the backbone")
-    levels: tuple[PositiveInt, ...] = Field(
-        (6, 3, 2, 1),
-        description="n x n grids of the pyramid; none: the whole map of a center_crop or warp",
+    levels: tuple[PositiveInt, ...] | None = Field(
+        None,
+        description="n x n grids of the pyramid; [] is the whole map of a center_crop or warp, "
+        "null the backbone's own: [6, 3, 2, 1], or [3, 2, 1] of 1,024 channels and more",
     )
     pooling: Pooling = Field("max", description="what is taken in a bin")
-    scales: Annotated[tuple[PositiveInt, ...], BeforeValidator(_listed), Field(min_length=1)] = (
-        Field((224,), description="lengths of the smaller side in pixels")
+    scales: (
+        Annotated[tuple[PositiveInt, ...], BeforeValidator(_listed), Field(min_length=1)] | None
+    ) = Field(
+        None,
+        description="lengths of the smaller side in pixels; null: the backbone's own, mostly [224]",
     )
     view: View = Field("full", description="the whole image, its centre, or warped to a square")
     combine: Literal["concat", "mean", "max"] = Field(
@@ -180,8 +184,8 @@ class Pipeline(Section):
     Examples
     --------
     >>> pipeline = parse_pipeline({"dataset": {"name": "demo"}, "protocol": {"name": "folder"}})
-    >>> pipeline.features.levels
-    (6, 3, 2, 1)
+    >>> pipeline.features.layer
+    'spp'
     """
 
     dataset: Annotated[DatasetSection, ByName(datasets.sections)] = Field(

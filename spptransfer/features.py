@@ -19,7 +19,7 @@ from spptransfer.backbones.catalogue import IMAGENET_MEAN, IMAGENET_STD
 from spptransfer.cache.selection import COMBINES, Selection, feature_names
 from spptransfer.errors import ConfigError, ImageError
 from spptransfer.runtimes import ComputeOptions, check_options
-from spptransfer.specify import feature_spec, one_of, weights_name, whole_numbers
+from spptransfer.specify import feature_spec, levels_and_scales, one_of, weights_name
 
 if TYPE_CHECKING:
     from spptransfer.extraction.extractor import Extractor
@@ -71,14 +71,15 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         `torch.nn.Module` the name of a module in it, whose output is a map or a vector.
     mean, std : sequence of 3 floats, optional
         For a `torch.nn.Module`: what RGB in [0, 1] is normalised with; ImageNet's by default.
-    levels : sequence of int, default=(6, 3, 2, 1)
-        Levels of the pyramid, in the order of the columns; without any, the whole map of a
-        ``center_crop`` or ``warp``, channel by channel. Fully connected layers ignore it: they
+    levels : sequence of int, optional
+        Levels of the pyramid, in the order of the columns, by default the backbone's own:
+        (6, 3, 2, 1), or (3, 2, 1) of 1,024 channels and more. With an empty list, the whole map of
+        a ``center_crop`` or ``warp``, channel by channel. Fully connected layers ignore it: they
         use the pyramid that they were trained with.
     pooling : {"max", "mean"}, default="max"
         What is taken in a bin.
-    scales : sequence of int, default=(224,)
-        Lengths of the image's smaller side, in pixels.
+    scales : sequence of int, optional
+        Lengths of the image's smaller side, in pixels, by default the backbone's own: mostly 224.
     view : {"full", "center_crop", "warp"}, default="full"
         The whole image, the central square of it, or the image squashed to a square.
     combine : {"concat", "mean", "max"}, default="concat"
@@ -98,6 +99,8 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
     ----------
     spec_ : FeatureSpec
         All that determines the values, with the weights' hash.
+    levels_, scales_ : tuple of int
+        The levels and scales of the columns, in their order.
     n_features_out_ : int
         Length of a feature vector.
 
@@ -130,9 +133,9 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         layer: str = "spp",
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        levels: Sequence[int] = (6, 3, 2, 1),
+        levels: Sequence[int] | None = None,
         pooling: str = "max",
-        scales: Sequence[int] = (224,),
+        scales: Sequence[int] | None = None,
         view: str = "full",
         combine: str = "concat",
         flip: bool = False,
@@ -188,24 +191,25 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         if given == getattr(self, "_chosen", None):
             return
         self._backbone = self._named_or_given()
+        info = self._backbone.info
+        self.levels_, self.scales_ = levels_and_scales(info, self.layer, self.levels, self.scales)
         self.spec_ = feature_spec(
             self._backbone,
             layer=self.layer,
-            levels=self.levels,
+            levels=self.levels_,
             pooling=self.pooling,
-            scales=self.scales,
+            scales=self.scales_,
             view=self.view,
             flip=self.flip,
             precision=self.precision,
         )
         self._options = ComputeOptions(self.device, self.runtime, _threads(self.n_jobs))
         check_options(self._options, self.spec_.precision)
-        levels = whole_numbers("levels", self.levels, "[6, 3, 2, 1]")
         self._selection = Selection.choose(
             self.spec_,
-            self._backbone.info.layer(self.layer).channels,
-            (levels or self.spec_.levels) if self.spec_.levels else None,
-            whole_numbers("scales", self.scales, "[224]"),
+            info.layer(self.layer).channels,
+            (self.levels_ or self.spec_.levels) if self.spec_.levels else None,
+            self.scales_,
             one_of("combine", self.combine, COMBINES),
         )
         self.n_features_out_ = self._selection.width
@@ -276,9 +280,7 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         ndarray of str objects
         """
         self._choose()
-        return np.array(
-            feature_names(self._selection, whole_map=not len(self.levels)), dtype=object
-        )
+        return np.array(feature_names(self._selection, whole_map=not self.levels_), dtype=object)
 
     def __getstate__(self) -> dict[str, Any]:
         # A named network is loaded again where it is needed; its weights have no place in a pickle.

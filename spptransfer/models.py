@@ -135,10 +135,8 @@ class TransferModel:
             spec=features.spec_,
             weights=os.fspath(features.weights),
             weights_path=None,
-            levels=(tuple(features.levels) or features.spec_.levels)
-            if features.spec_.levels
-            else None,
-            scales=tuple(features.scales),
+            levels=(features.levels_ or features.spec_.levels) if features.spec_.levels else None,
+            scales=features.scales_,
             combine=features.combine,
             normalizer=normalizer,
             coef=coef,

@@ -27,9 +27,9 @@ def feature_spec(
     backbone: Backbone | BackboneRef,
     *,
     layer: str = "spp",
-    levels: Sequence[int] = (6, 3, 2, 1),
+    levels: Sequence[int] | None = None,
     pooling: str = "max",
-    scales: Sequence[int] = (224,),
+    scales: Sequence[int] | None = None,
     view: str = "full",
     flip: bool = False,
     precision: str = "auto",
@@ -62,12 +62,12 @@ def feature_spec(
     >>> spec.levels, spec.precision
     ((6,), 'float32')
     """
-    levels = whole_numbers("levels", levels, "[6, 3, 2, 1]")
-    scales = check_scales(whole_numbers("scales", scales, "[224]"))
+    info = backbone.info
+    levels, scales = levels_and_scales(info, layer, levels, scales)
+    scales = check_scales(scales)
     if not isinstance(flip, (bool, np.bool_)):
         raise ConfigError(f"flip: {flip!r} must be True or False")
     arithmetic = one_of("precision", precision, ("auto", *PRECISIONS))
-    info = backbone.info
     is_map = info.layer(layer).kind == "map"
     checked = stored_levels(levels, check_pooling(pooling), flip) if levels else ()
     if min(scales) < info.min_side:
@@ -89,6 +89,21 @@ def feature_spec(
         storage=one_of("storage", storage, STORAGES),
         preprocessing=preprocessing_of(info),
     )
+
+
+def levels_and_scales(
+    info: BackboneInfo, layer: str, levels: Sequence[int] | None, scales: Sequence[int] | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Validate lists of levels and scales, and take the backbone's own where there is none.
+
+    Examples
+    --------
+    >>> levels_and_scales(BackboneRef("resnet50", "imagenet").info, "spp", None, [320])
+    ((3, 2, 1), (320,))
+    """
+    levels = info.default_levels(layer) if levels is None else levels
+    scales = info.default_scales if scales is None else scales
+    return whole_numbers("levels", levels, "[6, 3, 2, 1]"), whole_numbers("scales", scales, "[224]")
 
 
 def weights_sha256(backbone: Backbone | BackboneRef) -> str:

@@ -36,9 +36,10 @@ def pipeline_file(tmp_path) -> Path:
     return path
 
 
-def test_defaults_are_those_of_the_paper():
+def test_levels_and_scales_are_left_to_the_backbone_by_default():
     features = parse_pipeline(MINIMAL).features
-    assert (features.levels, features.scales, features.view) == ((6, 3, 2, 1), (224,), "full")
+    assert (features.levels, features.scales, features.view) == (None, None, "full")
+    assert parse_pipeline(with_section("features", levels=None, scales=None)).features == features
 
 
 def test_what_is_read_is_what_is_written(pipeline_file):
@@ -283,7 +284,8 @@ def test_the_papers_numbers_come_with_or_without_a_deviation():
 
 
 def test_a_cell_is_the_pipeline_with_what_its_row_and_its_column_set():
-    pipeline = parse_pipeline({**with_grid(), "features": {"pooling": "mean"}})
+    features = {"pooling": "mean", "levels": [6, 3, 2, 1]}
+    pipeline = parse_pipeline({**with_grid(), "features": features})
     cells = {
         (row.label, column.label): cell_pipeline(pipeline, row, column)
         for row, column in pipeline.grid.cells()
@@ -387,6 +389,17 @@ PIPELINES = [path for path in SHIPPED if not path.stem.startswith("pretrain-")]
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
 def test_every_shipped_pipeline_file_is_valid(path):
     assert read_pipeline(path).protocol.name
+
+
+@pytest.mark.parametrize("name", ["caltech101", "voc2007", "paper-caltech101", "paper-voc2007"])
+def test_pipelines_meant_to_be_cited_name_their_precision(name):
+    (path,) = (path for path in PIPELINES if path.stem == name)
+    features = read_pipeline(path).features
+    assert (features.precision, *map(bool, (features.levels, features.scales))) == (
+        "float32",
+        True,
+        True,
+    )
 
 
 @needs("pydantic", "2.12", "the same schema is written in other words")

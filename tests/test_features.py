@@ -248,6 +248,13 @@ def test_columns_of_whole_maps_are_named_by_layer_channel_row_and_column(photos)
     assert grid[9, 2, 1] == X[names.index("scale64_fire4_channel9_row2_column1")]
 
 
+def test_levels_and_scales_are_the_backbones_own_where_none_are_given():
+    spp = SPPFeatures("mobilenet_v2", "random:0", device="cpu").fit()
+    assert (spp.levels_, spp.scales_, spp.n_features_out_) == ((3, 2, 1), (224,), 1280 * 14)
+    mini = SPPFeatures("spp-mini", "embedded", levels=[2], device="cpu").fit()
+    assert (mini.levels_, mini.scales_, mini.n_features_out_) == ((2,), (96, 128), 2 * 192 * 4)
+
+
 def test_vector_layers_need_no_levels(photos):
     given = {"layer": "fc6", "scales": (64,), "device": "cpu"}
     with_levels = SPPFeatures("spp-mini", "embedded", **given)
@@ -282,7 +289,6 @@ def test_vector_layers_need_no_levels(photos):
         ({"weights": 3}, "weights: 3 must be a name of the catalogue, random:SEED or a file's"),
         ({"levels": 3}, "levels: 3 must be a list of whole numbers, as [6, 3, 2, 1]"),
         ({"levels": "63"}, "levels: '63' must be a list of whole numbers"),
-        ({"levels": None}, "levels: None must be a list of whole numbers"),
         ({"scales": 64}, "scales: 64 must be a list of whole numbers, as [224]"),
         ({"scales": np.array(64)}, "scales: array(64) must be a list of whole numbers"),
         ({"flip": "x"}, "flip: 'x' must be True or False"),

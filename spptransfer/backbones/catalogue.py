@@ -41,6 +41,7 @@ class Plan(NamedTuple):
     weights: Mapping[str, WeightsSource] = {}
     levels: tuple[int, ...] = ()
     num_classes: int = 1000
+    default_scales: tuple[int, ...] = (224,)
     from_paper: bool = False  # which takes bytes less 128 and starts from narrow weights
 
 
@@ -190,9 +191,9 @@ def _paper(
     num_classes: int = 1000,
     **weights: WeightsSource,
 ) -> Plan:
-    first = int(trunk[-1].layer[-1]) + 1
-    parts = (*trunk, *_connected(first, length))
-    return Plan(parts, min_side, weights, levels, num_classes, from_paper=True)
+    parts = (*trunk, *_connected(int(trunk[-1].layer[-1]) + 1, length))
+    scales = (96, 128) if trunk is _ZF5_64 else (224,)
+    return Plan(parts, min_side, weights, levels, num_classes, scales, from_paper=True)
 
 
 _EMBEDDED = WeightsSource(
@@ -267,7 +268,7 @@ def _planned(name: str) -> BackboneInfo:
     mean, std = (IMAGENET_MEAN, IMAGENET_STD)
     if plan.from_paper:
         mean, std = (128 / 255,) * 3, (1 / 255,) * 3
-    facts = (plan.min_side, plan.weights, plan.levels, plan.num_classes)
+    facts = (plan.min_side, plan.weights, plan.levels, plan.num_classes, plan.default_scales)
     return BackboneInfo(name, (*maps, *vectors), mean, std, *facts)
 
 

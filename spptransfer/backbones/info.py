@@ -77,6 +77,8 @@ class BackboneInfo:
         Pyramid on which the fully connected layers were trained; empty if there are none.
     num_classes : int
         Classes of the classifier that the official weights come with.
+    default_scales : tuple of int
+        Scales at which features are taken where a user names none.
     multiple_of : int
         What both sides of an input must be multiples of.
     is_local : bool
@@ -97,6 +99,7 @@ class BackboneInfo:
     weights: Mapping[str, WeightsSource] = field(default_factory=dict)
     levels: tuple[int, ...] = ()
     num_classes: int = 1000
+    default_scales: tuple[int, ...] = (224,)
     multiple_of: int = 1
     is_local: bool = True
     resample: str = "bilinear"
@@ -114,6 +117,10 @@ class BackboneInfo:
             return self.map_numbers
         known = [one.channels / one.stride**2 for one in self.layers if one.stride]
         return max(known, default=16.0)
+
+    def default_levels(self, layer: str) -> tuple[int, ...]:
+        """Levels at which a layer is pooled where a user names none: fewer of a wide one."""
+        return (6, 3, 2, 1) if self.layer(layer).channels < 1024 else (3, 2, 1)
 
     def layer(self, name: str) -> LayerInfo:
         """Look a layer up by its name.

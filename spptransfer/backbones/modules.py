@@ -243,7 +243,9 @@ def _probe(module: nn.Module, layers: list[str], info: BackboneInfo) -> Backbone
         _describe(layer, small[layer], large.get(layer), side, width - side, info.name)
         for layer in sorted(layers, key=order.index)
     ]
-    return replace(info, layers=tuple(found), min_side=side, map_numbers=largest)
+    scales = (max(side, 224) if large else side,)
+    facts: dict[str, Any] = {"min_side": side, "default_scales": scales, "map_numbers": largest}
+    return replace(info, layers=tuple(found), **facts)
 
 
 def _noise(count: int, height: int, width: int, info: BackboneInfo) -> torch.Tensor:

@@ -26,7 +26,7 @@ from spptransfer.extraction.specs import shared_part
 from spptransfer.files import make_folder, write_text
 from spptransfer.runtimes import ComputeOptions, check_options
 from spptransfer.spec import FeatureSpec, Precision
-from spptransfer.specify import feature_spec
+from spptransfer.specify import feature_spec, levels_and_scales
 
 # What a command does next or has found out, in lines for people.
 STEPS = "spptransfer.steps"
@@ -172,6 +172,9 @@ def prepare(
     backbone = BackboneRef(
         section.backbone, section.weights, machine.weights_dir, machine.cache_dir
     )
+    levels, scales = levels_and_scales(backbone.info, section.layer, section.levels, section.scales)
+    section = section.model_copy(update={"levels": levels, "scales": scales})
+    pipeline = pipeline.model_copy(update={"features": section})
     asked = section.model_dump(exclude={"backbone", "weights", "combine"})
     wanted = feature_spec(backbone, **asked)
     return _settle(Experiment(name, pipeline, machine, dataset, backbone, wanted, is_open))

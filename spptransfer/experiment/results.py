@@ -27,7 +27,7 @@ from spptransfer.experiment.preparation import Experiment, plain_name
 from spptransfer.extraction import Extraction
 from spptransfer.files import atomic_write, make_folder, os_errors_as_cache_error, write_text
 from spptransfer.protocols import shared_content, splits_checksum, write_splits
-from spptransfer.system import count_processors
+from spptransfer.system import checkout, count_processors, processor_name
 
 if TYPE_CHECKING:
     from spptransfer.protocols.evaluate import Evaluation, SplitResult
@@ -291,7 +291,8 @@ def _plain(value: Any) -> Any:
 
 def machine_facts() -> dict[str, Any]:
     """Return what the numbers were computed on."""
-    return {"platform": platform.platform(), "processors": count_processors()}
+    facts = {"platform": platform.platform(), "processor": processor_name()}
+    return {**facts, "processors": count_processors(), **checkout()}
 
 
 def versions() -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from spptransfer.backbones import BackboneInfo
 from spptransfer.cache import FeatureCache
 from spptransfer.errors import CacheError, ConfigError, DatasetError
 from spptransfer.experiment.preparation import Experiment, pass_key, resolve_precision, steps
@@ -36,6 +37,8 @@ from spptransfer.extraction import (
 from spptransfer.files import make_folder
 from spptransfer.protocols import Split, check_splits
 from spptransfer.protocols.training import Training, check_training
+from spptransfer.pyramid import count_bins
+from spptransfer.spec import FeatureSpec
 from spptransfer.text import plural
 
 logger = logging.getLogger(__name__)
@@ -110,6 +113,9 @@ def _extract_together(experiments: Sequence[Experiment], shards: Shards | None) 
     dataset.check_images()
     if len(experiments) > 1:
         steps.info("%s", _describe_pass(experiments))
+    new = [spec for spec, path in zip(specs, paths, strict=True) if not path.exists()]
+    if new:
+        steps.info("%s", _forecast(len(dataset), new, first.backbone.info))
     make_folder(machine.cache_dir)
     machine.stop.extracting = True
     try:
@@ -128,6 +134,21 @@ def _extract_together(experiments: Sequence[Experiment], shards: Shards | None) 
     if shards is not None and shards.index is not None:
         _tell_how_to_merge(experiments, shards)
     return done
+
+
+def _forecast(images: int, specs: Sequence[FeatureSpec], info: BackboneInfo) -> str:
+    """Say how large the caches of some specs are going to be."""
+    size = 0
+    for spec in specs:
+        bins = count_bins(spec.levels) if spec.levels else 1
+        numbers = info.layer(spec.layer).channels * bins * len(spec.scales)
+        width = np.dtype(spec.storage).itemsize
+        size += images * numbers * width
+    shown = f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+    if len(specs) > 1:
+        return f"{plural(len(specs), 'cache')} to make: {plural(images, 'image')}, {shown}"
+    times = f"{plural(images, 'image')} x {numbers:,} numbers x {width} bytes"
+    return f"cache to make: {times} = {shown}"
 
 
 def _tell_how_to_merge(experiments: Sequence[Experiment], shards: Shards) -> None:

@@ -138,11 +138,12 @@ def test_networks_and_datasets_are_passes_of_their_own(photos, tmp_path, told):
 
 def test_steps_are_told_and_one_pass_serves_all(photos, tmp_path, told):
     run_grid(grid_of(photos, tmp_path), COMMAND)
-    precision, one_pass, computed_by, *cells = told()
+    precision, one_pass, forecast, computed_by, *cells = told()
     assert precision.startswith("precision: float32 (fewer than 64 images")
     assert one_pass == (
         "one pass of spp-mini for conv4, spp, fc6 at center_crop 64, full 64, full 72: 10 caches"
     )
+    assert forecast.startswith("10 caches to make: ")
     assert computed_by.startswith("computed by: ")
     assert computed_by.endswith(" on cpu")
     assert trained(cells) == len(cells) == CELLS

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from small_projects import draw_folder, draw_image, experiment, pipeline
 from spptransfer.backbones import BackboneRef
 from spptransfer.errors import ConfigError, DatasetError, WeightsError
 from spptransfer.experiment import Machine, Shards, extract_features, prepare
+from spptransfer.experiment.preparation import STEPS
 from spptransfer.extraction import shard_path
 from spptransfer.runtimes import ComputeOptions
 
@@ -24,6 +26,33 @@ def test_what_is_wanted_follows_from_the_pipeline(images, tmp_path):
     assert found.wanted.scales == (64, 96)
     assert found.selection["levels"] == (6, 3, 1)
     assert len(found.dataset) == 18
+
+
+def test_naming_another_backbone_suffices(images, tmp_path):
+    def found(backbone, **more):
+        given = {"backbone": backbone, "weights": "random", "levels": None, "scales": None, **more}
+        return experiment(images, tmp_path, features=given)
+
+    for backbone, levels, scales in (
+        ("squeezenet1_1", (6, 3, 2, 1), (224,)),
+        ("mobilenet_v2", (3, 2, 1), (224,)),
+        ("spp-mini", (6, 3, 2, 1), (96, 128)),
+    ):
+        own, named = found(backbone), found(backbone, levels=levels, scales=scales)
+        assert own.wanted.fingerprint == named.wanted.fingerprint
+        assert own.selection == named.selection
+        assert own.pipeline == named.pipeline  # what is put down has the numbers
+    assert found("mobilenet_v2", layer="stage4").selection["levels"] == (6, 3, 2, 1)
+
+
+def test_the_size_of_a_cache_is_told_once_before_it_is_made(images, tmp_path, caplog):
+    caplog.set_level(logging.INFO, STEPS)
+    found = experiment(images, tmp_path, features={"precision": "float32"})
+    for _ in range(2):
+        (done,) = extract_features([found])
+    told = [r.getMessage() for r in caplog.records if r.getMessage().startswith("cache to make")]
+    assert told == ["cache to make: 18 images x 1,728 numbers x 4 bytes = 0.1 MB"]
+    assert done.path.stat().st_size > 18 * 1728 * 4
 
 
 def test_fully_connected_layers_have_no_levels(images, tmp_path):

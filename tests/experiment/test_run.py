@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 from datetime import datetime
@@ -14,6 +15,7 @@ import pytest
 from safetensors import safe_open
 from small_projects import CLASSES, draw_folder, draw_image, experiment
 
+import spptransfer
 from spptransfer.backbones import BackboneRef
 from spptransfer.cache import FeatureCache
 from spptransfer.errors import CacheError, ConfigError, DatasetError
@@ -60,7 +62,12 @@ def test_results_have_the_documented_keys(finished, images):
     assert results["command"] == COMMAND
     assert datetime.fromisoformat(results["started"]) <= datetime.fromisoformat(results["finished"])
     assert set(results["versions"]) >= {"spptransfer", "python", "torch", "numpy", "h5py", "pillow"}
-    assert results["machine"]["device"] == "cpu"
+    machine = results["machine"]
+    assert machine["device"] == "cpu"
+    assert machine["processor"]
+    checkout = Path(spptransfer.__file__).parents[1]
+    assert ("commit" in machine) == (checkout / ".git").exists()
+    assert re.fullmatch("[0-9a-f]{40}(-dirty)?", machine.get("commit", 40 * "0"))
     assert results["dataset"] == {
         "name": "folder",
         "root": str(images),
