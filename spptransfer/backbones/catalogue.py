@@ -54,16 +54,11 @@ def _official(*names: str) -> dict[str, WeightsSource]:
     }
 
 
-def _connected(first: int, length: int = 4096) -> tuple[Part, ...]:
-    """Fully connected layers on a pyramid, numbered on from the convolutions."""
-    return (
-        Part("pyramid"),
-        Part("fc", f"fc{first}", length),
-        Part("drop"),
-        Part("fc", f"fc{first + 1}", length),
-        Part("drop"),
-        Part("classes", f"fc{first + 2}"),
-    )
+def _connected(first: int, length: int = 4096, *, drop_first: bool = False) -> tuple[Part, ...]:
+    """Fully connected layers on a pyramid, numbered on from the convolutions; two of them drop."""
+    pyramid, drop, classes = Part("pyramid"), Part("drop"), Part("classes", f"fc{first + 2}")
+    layers = (Part("fc", f"fc{first}", length), drop, Part("fc", f"fc{first + 1}", length))
+    return (pyramid, drop, *layers, classes) if drop_first else (pyramid, *layers, drop, classes)
 
 
 def _alexnet(file: str) -> Plan:
@@ -75,12 +70,7 @@ def _alexnet(file: str) -> Plan:
         Part("conv", "conv3", 384),
         Part("conv", "conv4", 256),
         Part("conv", "conv5", 256),
-        Part("pyramid"),
-        Part("drop"),
-        Part("fc", "fc6", 4096),
-        Part("drop"),
-        Part("fc", "fc7", 4096),
-        Part("classes"),
+        *_connected(6, drop_first=True),
     )
     return Plan(parts, 31, _official(file), levels=(6,))
 

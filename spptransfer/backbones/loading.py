@@ -8,7 +8,7 @@ import json
 import logging
 import pickle
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -80,14 +80,6 @@ class ConvBackbone(nn.Module):
         """Compute the maps that some layers are made of, activation included; see `Backbone`.
 
         What lies beyond the deepest layer is not computed; vector layers have the last map.
-
-        Examples
-        --------
-        >>> from spptransfer import backbones
-        >>> backbone = backbones.load("squeezenet1_1", "random", layer=("fire4", "spp"))
-        >>> maps = backbone.maps_of(torch.zeros(1, 3, 65, 97), ("fire4", "spp"))
-        >>> {layer: tuple(map.shape[1:]) for layer, map in maps.items()}
-        {'fire4': (256, 8, 12), 'spp': (512, 4, 6)}
         """
         last = len(self.trunk)
         return _run(self.trunk, images, {layer: min(self._ends[layer], last) for layer in layers})
@@ -217,8 +209,8 @@ def _problems(network: Network, tensors: Mapping[str, torch.Tensor], layer: Laye
         if key not in tensors:
             found["missing"].append(key)
         elif tensors[key].shape != shape:
-            others = (_sides(tensors[key].shape), _sides(shape))
-            found["other shapes"].append(f"{key} is {others[0]} instead of {others[1]}")
+            sides = ["x".join(map(str, at)) or "a scalar" for at in (tensors[key].shape, shape)]
+            found["other shapes"].append(f"{key} is {sides[0]} instead of {sides[1]}")
     return [f"{what}: {listed(items, 3)}" for what, items in found.items() if items]
 
 
@@ -249,10 +241,6 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
                 "without values"
             )
     return dict(state)
-
-
-def _sides(shape: Iterable[int]) -> str:
-    return "x".join(str(side) for side in shape) or "a scalar"
 
 
 def digest(tensors: Mapping[str, torch.Tensor], name: str = "") -> str:

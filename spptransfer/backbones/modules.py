@@ -301,10 +301,8 @@ def _check_output(what: str, output: Any, alone: Any) -> None:
 
 
 def _are_same(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    if found.shape != expected.shape:
-        return False
-    distance, length = (found - expected).norm(), expected.norm()
-    return bool(distance <= _SAME * length.clamp(min=1e-6))
+    allowed = _SAME * expected.norm().clamp(min=1e-6)
+    return found.shape == expected.shape and bool((found - expected).norm() <= allowed)
 
 
 def _describe(
@@ -343,5 +341,4 @@ def _takes_channels_last(module: nn.Module, info: BackboneInfo) -> bool:
 
 
 def _first_line(error: BaseException | None) -> str:
-    lines = str(error).splitlines()
-    return lines[0].strip()[:200] if lines and lines[0].strip() else type(error).__name__
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

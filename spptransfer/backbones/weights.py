@@ -31,8 +31,7 @@ _SETTLED_NANOSECONDS = 2 * 10**9
 
 def default_dir() -> Path:
     """Return the folder of official weights: ``SPPTRANSFER_WEIGHTS``, else in the user's cache."""
-    chosen = os.environ.get("SPPTRANSFER_WEIGHTS")
-    if chosen:
+    if chosen := os.environ.get("SPPTRANSFER_WEIGHTS"):
         return Path(os.path.expanduser(chosen))
     import pooch
 
@@ -94,15 +93,6 @@ class BackboneRef:
         Folder of official weights, by default the user's; see `default_dir`.
     hash_cache_dir : Path, optional
         Folder that remembers hashes of weights files; see `sha256_of`.
-
-    Examples
-    --------
-    >>> from spptransfer.backbones import BackboneRef
-    >>> mini = BackboneRef("spp-mini", "embedded")
-    >>> mini.info.stride, mini.weights_sha256()[:8]
-    (8, 'd6011401')
-    >>> mini.load(["conv3"]).layers
-    ('conv3',)
     """
 
     name: str
