@@ -152,7 +152,8 @@ class BackboneRef:
             return path
         source = self._source
         if source is None or source.url is None:
-            raise WeightsError(f"no weights file at '{path}'")
+            advice = "; install the package again" if source else ""
+            raise WeightsError(f"no weights file at '{path}'{advice}")
         watched = sys.stderr is not None and sys.stderr.isatty()
         try:
             files.download([source.url], source.sha256, path, progress=watched)

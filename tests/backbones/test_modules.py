@@ -74,6 +74,7 @@ def test_layers_are_described_in_the_order_of_computation():
     assert backbone.layers == ("stem", "stage", "pool", "fc", "output")
     assert (info.name, info.mean, info.std) == ("Net", tuple(MEAN), tuple(STD))
     assert (info.stride, info.min_side, info.is_local) == (12, 16, False)
+    assert (info.default_scales, info.default_levels("stage")) == ((224,), (6, 3, 2, 1))
     assert info.numbers_per_pixel == 8 / 4**2
 
 
@@ -168,7 +169,7 @@ def test_a_module_of_one_size_is_known_by_it():
             return super().forward(images)
 
     info = wrap(Fixed(), ["stage", "fc"]).info
-    assert (info.min_side, info.layer("stage").stride) == (96, 12)
+    assert (info.min_side, info.default_scales, info.layer("stage").stride) == (96, (96,), 12)
     message = refusal(Fixed(), "stage", min_side=64)
     assert message == (
         "backbone 'Fixed' does not take images of 64 x 64 pixels: [2, 3, 64, 64] is not 96 x 96"

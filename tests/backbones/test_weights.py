@@ -140,6 +140,13 @@ def test_other_weights_have_no_seed(text):
     assert weights.random_seed(text) is None
 
 
+def test_weights_shipped_in_the_package_lie_beside_the_code(catalogued):
+    catalogued(toy(None))
+    assert reference("toy").path().parent == Path(weights.__file__).parent
+    with pytest.raises(WeightsError, match=r"no weights file at .*; install the package again"):
+        reference("toy").ensure_downloaded()
+
+
 def test_random_weights_have_no_file():
     assert reference("random:3").path() is None
     with pytest.raises(ConfigError, match="have no file"):
