@@ -23,10 +23,9 @@ import numpy as np
 
 from spptransfer.cache import FeatureCache
 from spptransfer.cache.layout import blocks_of, row_runs
-from spptransfer.cache.merge import merge
 from spptransfer.cache.rows import OK, RowTable
 from spptransfer.cache.verify import verify
-from spptransfer.cache.writer import CacheWriter
+from spptransfer.cache.writer import CacheWriter, merge
 from spptransfer.ids import Ids
 from spptransfer.spec import FeatureSpec
 

@@ -286,7 +286,7 @@ def write_caches(place: Path, count: int) -> Path:
 
 def run_merge(place: Path) -> dict[str, float]:
     """Seconds, bytes of the merged file, and this process's peak memory in MB."""
-    from spptransfer.cache.merge import merge
+    from spptransfer.cache.writer import merge
 
     start = time.perf_counter()
     merge(place / "c.h5", [place / "a.h5", place / "b.h5"])

@@ -16,7 +16,7 @@ from sklearn.utils import Tags
 from spptransfer import backbones
 from spptransfer.backbones import Backbone, BackboneRef
 from spptransfer.backbones.catalogue import IMAGENET_MEAN, IMAGENET_STD
-from spptransfer.cache.selection import COMBINES, Selection, feature_names
+from spptransfer.cache.reading import COMBINES, Selection, feature_names
 from spptransfer.errors import ConfigError, ImageError
 from spptransfer.runtimes import ComputeOptions, check_options
 from spptransfer.specify import feature_spec, levels_and_scales, one_of, weights_name

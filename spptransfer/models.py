@@ -20,7 +20,7 @@ from safetensors.numpy import save as to_bytes
 from sklearn.pipeline import Pipeline
 
 from spptransfer.backbones import BackboneRef
-from spptransfer.cache.selection import Combine, Selection
+from spptransfer.cache.reading import Combine, Selection
 from spptransfer.errors import ModelError, SPPTransferError, WeightsError
 from spptransfer.files import atomic_write
 from spptransfer.normalization import STEPS, PyramidNormalizer

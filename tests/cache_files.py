@@ -44,7 +44,7 @@ def make_rows(ids: list[str], spec: FeatureSpec, channels: int = CHANNELS, faile
     rows.digest[:] = [f"{seed:02x}{i:062x}".encode() for i in range(len(ids))]
     rows.height[:], rows.width[:] = 40, 60
     rows.status[:] = OK
-    rows.size[:] = np.arange(len(ids))
+    rows.stamp[:, 0] = np.arange(len(ids))
     features = {
         b: generator.normal(size=(len(ids), b.width)).astype(spec.storage)
         for b in blocks_of(spec, channels)
@@ -58,6 +58,11 @@ def make_rows(ids: list[str], spec: FeatureSpec, channels: int = CHANNELS, faile
 
 def default_labels(count: int) -> Labels:
     return Labels(("ant", "bee", "cat"), np.arange(count, dtype=np.int32) % 3)
+
+
+def open_writer(path: Path, ids, spec=None, labels=None, channels=CHANNELS) -> CacheWriter:
+    about = {"spec": spec or make_spec(), "channels": channels, "dataset": "made up"}
+    return CacheWriter(path, **about, ids=Ids(ids), labels=labels)
 
 
 def make_cache(
@@ -76,13 +81,6 @@ def write_cache(path, rows, features, spec, channels=CHANNELS, labels=None) -> N
     """Write rows to a file of their own; one that is there goes."""
     path.unlink(missing_ok=True)
     labels = default_labels(len(rows)) if isinstance(labels, str) else labels
-    with CacheWriter(
-        path,
-        spec=spec,
-        channels=channels,
-        dataset="made up",
-        ids=Ids(rows.ids),
-        labels=labels,
-    ) as writer:
+    with open_writer(path, rows.ids, spec, labels, channels) as writer:
         writer.put(np.arange(len(rows)), rows, features, "torch 2")
         writer.finish()

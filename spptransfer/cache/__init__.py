@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from spptransfer.cache.layout import Labels
-from spptransfer.cache.reading import FeatureCache
-from spptransfer.cache.selection import Column
-from spptransfer.cache.view import FeatureView
+from spptransfer.cache.reading import Column, FeatureCache, FeatureView
 
 __all__ = ["Column", "FeatureCache", "FeatureView", "Labels"]

@@ -2,7 +2,8 @@
 
 A file is an ordinary HDF5 file behind a user block of one page. It is made with room for every
 row, so that nothing of HDF5's own changes afterwards. Its *head* is all of that, the labels, and
-the columns that vouch for rows or change with the file system; the rows come behind it.
+the columns that vouch for rows or change with the file system; the rows come behind it. The page
+of a finished file is its *seal*: one line that says how long the file is and what its head is.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import contextlib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import IO
 
 import h5py
 import numpy as np
@@ -28,22 +31,31 @@ from spptransfer.spec import FeatureSpec
 FORMAT = "spptransfer-features"
 FORMAT_VERSION = 3
 
-CHECKSUM_BYTES = 16
 # HDF5's part begins behind so many bytes, and larger datasets on a page of their own.
 PAGE = 4096
+CHECKSUM_BYTES = 16
+ERROR_BYTES = 160
+COMPUTED_BY_BYTES = 256
+# Datasets that lie in the head, besides the labels.
+HEAD = {"computed_by", "rows/stamp", "rows/checksum"}
+_SEAL = re.compile(rb"spptransfer-features (\d{1,9}) (?:(\d{1,18}) (\d{1,18}) ([0-9a-f]{64})\n)?")
+_PIECE = 1 << 20
 _RUN_BYTES = 1 << 22
 _RUN_ROWS = 256
-_COMPUTED_BY = "S256"
 
 Shape = tuple[int, ...]
-# The columns of the table of rows that lie behind the head, but for the ids.
-_COLUMNS = {
-    "digest": "|S64",
-    "height": "<i4",
-    "width": "<i4",
-    "error": "|S160",
-    "status": "|u1",
-}
+
+
+class ForeignFileError(CacheError):
+    """A file that does not begin as ours do."""
+
+
+class DamagedFileError(CacheError):
+    """A file that is not what was written."""
+
+    def __init__(self, path: Path, reason: object) -> None:
+        way_out = "copy it anew if it is a copy, or remove it and extract again"
+        super().__init__(f"'{path}' is damaged: {' '.join(str(reason).split())}; {way_out}")
 
 
 @dataclass(frozen=True)
@@ -102,37 +114,36 @@ def row_runs(count: int, row_bytes: int) -> Iterator[slice]:
         yield slice(start, min(start + step, count))
 
 
-def head_datasets(count: int) -> dict[str, tuple[Shape, str]]:
-    """Return shape and type of the datasets in the head, but for the labels."""
+def datasets_of(count: int, storage: str, blocks: Sequence[Block]) -> dict[str, tuple[Shape, str]]:
+    """Return shape and type of all datasets but ids and labels, those of the head first."""
     return {
-        "computed_by": ((), f"|{_COMPUTED_BY}"),
+        "computed_by": ((), f"|S{COMPUTED_BY_BYTES}"),
         "rows/stamp": ((count, 3), "<i8"),
         "rows/checksum": ((count, CHECKSUM_BYTES), "|u1"),
-    }
-
-
-def row_datasets(count: int, storage: str, blocks: Sequence[Block]) -> dict[str, tuple[Shape, str]]:
-    """Return shape and type of the datasets behind the head, but for the ids."""
-    return {
-        **{f"rows/{name}": ((count,), dtype) for name, dtype in _COLUMNS.items()},
+        "rows/digest": ((count,), "|S64"),
+        "rows/height": ((count,), "<i4"),
+        "rows/width": ((count,), "<i4"),
+        "rows/error": ((count,), f"|S{ERROR_BYTES}"),
+        "rows/status": ((count,), "|u1"),
         **{block.name: ((count, block.width), np.dtype(storage).str) for block in blocks},
     }
 
 
-def short_text(text: str, dtype: str = _COLUMNS["error"]) -> str:
+def short_text(text: str, room: int = ERROR_BYTES) -> str:
     """Cut a text to what its column holds, an ellipsis at the end.
 
     Examples
     --------
-    >>> short_text("too long", "S6")
+    >>> short_text("too long", 6)
     'too...'
     """
-    raw, room = text.encode("utf-8", "backslashreplace"), np.dtype(dtype).itemsize
-    cut = raw if len(raw) <= room else raw[: room - 3]
-    return cut.decode("utf-8", "ignore") + ("..." if cut is not raw else "")
+    raw = text.encode("utf-8", "backslashreplace")
+    if len(raw) <= room:
+        return raw.decode()
+    return raw[: room - 3].decode("utf-8", "ignore") + "..."
 
 
-@dataclass(frozen=True)
+@dataclass
 class Layout:
     """All that is known of a file before its first row; parameters as of `CacheWriter`."""
 
@@ -143,32 +154,20 @@ class Layout:
     labels: Labels | None = None
 
     def __post_init__(self) -> None:
-        if not len(self.ids):
-            raise CacheError("a cache needs at least one row")
+        self.ids = self.ids.narrow()
         if self.labels is not None:
-            object.__setattr__(self, "labels", _storable(self.labels, len(self.ids)))
+            self.labels = _storable(self.labels, len(self.ids))
+        blocks = blocks_of(self.spec, self.channels)
+        self._datasets = datasets_of(len(self.ids), self.spec.storage, blocks)
+        # Room for HDF5's own description of the file: it must not need a second piece.
+        estimate = (1 << 14) + 2 * len(json.dumps(self.spec.to_dict())) + 2048 * len(blocks)
+        self._metadata_bytes = 1 << (estimate - 1).bit_length()
+        # Bytes that the file will have, about.
+        self.needed = 3 * self._metadata_bytes + self.ids.encoded.nbytes
+        for shape, dtype in self._datasets.values():
+            self.needed += math.prod(shape) * np.dtype(dtype).itemsize
 
     @cached_property
-    def encoded_ids(self) -> npt.NDArray[np.bytes_]:
-        """Ids as wide as the longest."""
-        return self.ids.narrow().encoded
-
-    @property
-    def needed(self) -> int:
-        """Bytes that the file will have, about."""
-        blocks, count = blocks_of(self.spec, self.channels), len(self.ids)
-        found = row_datasets(count, self.spec.storage, blocks) | head_datasets(count)
-        rows = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in found.values())
-        return 3 * self._metadata_bytes + rows + self.encoded_ids.nbytes
-
-    @property
-    def _metadata_bytes(self) -> int:
-        """Room for HDF5's own description of the file: it must not need a second piece."""
-        blocks = blocks_of(self.spec, self.channels)
-        estimate = (1 << 14) + 2 * len(json.dumps(self.spec.to_dict())) + 2048 * len(blocks)
-        return 1 << (estimate - 1).bit_length()
-
-    @property
     def digest(self) -> str:
         """Hash of it; where it is the same an unfinished file can be gone on with."""
         hasher = hashlib.sha256(f"{self.spec.fingerprint} {self.channels}".encode())
@@ -180,7 +179,6 @@ class Layout:
 
     def create(self, path: Path) -> None:
         """Make a file with room for every row, which takes nothing on the disk yet."""
-        count, blocks = len(self.ids), blocks_of(self.spec, self.channels)
         # A dataset takes its place at once, and has there what the disk has: zeros.
         room = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         room.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -204,20 +202,20 @@ class Layout:
             if self.labels is not None:
                 file["labels/classes"] = encode(self.labels.classes)
                 file["labels/targets"] = self.labels.targets
-            file["computed_by"] = np.zeros((), _COMPUTED_BY)
-            for name, (shape, dtype) in head_datasets(count).items():
-                if shape:
-                    file.create_dataset(name, shape, dtype, dcpl=room)
+            file["computed_by"] = np.zeros((), f"S{COMPUTED_BY_BYTES}")
+            for name in ("rows/stamp", "rows/checksum"):
+                file.create_dataset(name, *self._datasets[name], dcpl=room)
         # HDF5 puts small datasets into what is left of a block of small ones. Closing the file
         # ends that block, so that from here on all rows come to lie behind the head.
         with h5py.File(path, "r+", **options) as file:
-            for block in blocks:
-                file.require_group(block.name.rpartition("/")[0])
-            file.create_dataset("rows/id", (count,), self.encoded_ids.dtype, dcpl=room)
-            for name, (shape, dtype) in row_datasets(count, self.spec.storage, blocks).items():
-                file.create_dataset(name, shape, dtype, dcpl=room)
-            for run in row_runs(count, self.encoded_ids.itemsize):
-                file["rows/id"][run] = self.encoded_ids[run]
+            for scale in self.spec.scales:
+                file.create_group(f"features/scale_{scale}")
+            ids = file.create_dataset("rows/id", len(self.ids), self.ids.encoded.dtype, dcpl=room)
+            for name, (shape, dtype) in self._datasets.items():
+                if name not in HEAD:
+                    file.create_dataset(name, shape, dtype, dcpl=room)
+            for run in row_runs(len(self.ids), ids.dtype.itemsize):
+                ids[run] = self.ids.encoded[run]
 
 
 def _storable(labels: Labels, count: int) -> Labels | None:
@@ -235,3 +233,50 @@ def _storable(labels: Labels, count: int) -> Labels | None:
         f"targets of {targets.dtype} {targets.shape} and {len(labels.classes)} classes "
         f"do not fit {count} rows"
     )
+
+
+def seal_of(file: IO[bytes], head_bytes: int) -> bytes:
+    """Compute the first page of a file whose rows are complete.
+
+    As the head holds the checksums of all rows, its SHA-256 identifies the whole content.
+    """
+    size, hasher, position = file.seek(0, 2), hashlib.sha256(), file.seek(PAGE)
+    while piece := file.read(min(_PIECE, max(0, head_bytes - position))):
+        hasher.update(piece)
+        position += len(piece)
+    line = f"{FORMAT} {FORMAT_VERSION} {size} {head_bytes} {hasher.hexdigest()}\n"
+    return line.encode().ljust(PAGE, b"\0")
+
+
+def check_seal(file: IO[bytes], path: Path) -> str:
+    """Compare a file with its first page, without trusting what that says; return the hash."""
+    file.seek(0)
+    page = file.read(PAGE)
+    seal = _SEAL.match(page)
+    if seal is None:
+        raise ForeignFileError(f"'{path}' is no feature cache of spptransfer: {_guess(page)}")
+    if int(seal[1]) != FORMAT_VERSION:
+        version = int(seal[1])
+        raise CacheError(
+            f"'{path}' has format version {version}; this release reads {FORMAT_VERSION}"
+        )
+    if not seal[4]:
+        raise DamagedFileError(path, "its first page is not what was written")
+    size, head_bytes = int(seal[2]), int(seal[3])
+    if (found := file.seek(0, 2)) != size:
+        what = f"it is truncated or was added to ({found:,} of {size:,} bytes)"
+        raise DamagedFileError(path, what)
+    if seal_of(file, head_bytes) != page:
+        raise DamagedFileError(path, "its head is not what was written")
+    return seal[4].decode()
+
+
+def _guess(page: bytes) -> str:
+    """Say what a foreign file probably is."""
+    if not page:
+        return "it is empty"
+    if not page.strip(b"\0"):
+        return "it is not finished yet; run the command that makes it again"
+    if page.startswith(b"\x89HDF"):
+        return "it is an HDF5 file of another program"
+    return "it is another kind of file"

@@ -2,24 +2,154 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from spptransfer.cache.layout import row_runs
-from spptransfer.cache.rows import FAILED, OK
-from spptransfer.cache.seal import Seal
-from spptransfer.cache.selection import Column, Combine, Selection, derived_levels
-from spptransfer.cache.stored import RowFile, as_slice, decode_loosely
-from spptransfer.cache.view import FeatureView
-from spptransfer.errors import CacheError, SpecMismatchError
+from spptransfer.cache.layout import Block, row_runs
+from spptransfer.cache.rows import OK, RowFile
+from spptransfer.errors import CacheError, SpecMismatchError, suggestion
 from spptransfer.ids import Ids, decode
-from spptransfer.spec import FeatureSpec
+from spptransfer.pyramid import check_levels, derive_level
+from spptransfer.spec import FeatureSpec, check_scales
+
+Combine = Literal["concat", "mean", "max"]
+COMBINES: tuple[Combine, ...] = get_args(Combine)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A run of columns of a feature matrix that belong to one level at one scale.
+
+    `level` is None for fully connected layers, `scale` None where scales were combined. Inside,
+    numbers are channel-major: channel, then bin row, then bin column.
+    """
+
+    scale: int | None
+    level: int | None
+    start: int
+    stop: int
+
+    @property
+    def width(self) -> int:
+        """Number of columns."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Levels and scales of a spec, checked, and how several scales are combined.
+
+    `columns` come scale by scale, within each level by level.
+    """
+
+    spec: FeatureSpec
+    channels: int
+    scales: tuple[int, ...]
+    combine: Combine
+    columns: tuple[Column, ...]
+
+    @classmethod
+    def choose(
+        cls,
+        spec: FeatureSpec,
+        channels: int,
+        levels: Sequence[int] | None = None,
+        scales: Sequence[int] | None = None,
+        combine: Combine = "concat",
+    ) -> Selection:
+        """Check a choice against what is stored; None stands for everything stored."""
+        if combine not in COMBINES:
+            raise CacheError(f"combine: {combine!r} is unknown; {suggestion(combine, COMBINES)}")
+        chosen = spec.scales if scales is None else check_scales(scales)
+        for scale in chosen:
+            if scale not in spec.scales:
+                raise CacheError(f"scale {scale} is not stored; allowed: {list(spec.scales)}")
+        wanted = _choose_levels(spec, levels)
+        shown: Sequence[int | None] = chosen if combine == "concat" else (None,)
+        columns: list[Column] = []
+        for of_scale, level in itertools.product(shown, wanted):
+            start = columns[-1].stop if columns else 0
+            width = channels * (1 if level is None else level**2)
+            columns.append(Column(of_scale, level, start, start + width))
+        return cls(spec, channels, chosen, combine, tuple(columns))
+
+    @property
+    def width(self) -> int:
+        """Number of columns."""
+        return self.columns[-1].stop
+
+    @property
+    def only_block(self) -> Block | None:
+        """The block that is the whole matrix as stored, if the choice comes down to that."""
+        level, block = self.columns[0].level, self._source(self.scales[0], self.columns[0].level)
+        is_stored = len(self.columns) == len(self.scales) == 1 and block.level == level
+        return block if is_stored else None
+
+    def fill(self, out: npt.NDArray[Any], read: Callable[[Block], npt.NDArray[Any]]) -> None:
+        """Derive the chosen columns from stored blocks, as `read` gives them, into `out`."""
+        for column in self.columns:
+            levels = []
+            for scale in self.scales if column.scale is None else (column.scale,):
+                source = self._source(scale, column.level)
+                rows = read(source)
+                if source.level is not None and column.level is not None:
+                    rows = derive_level(rows, source.level, column.level)
+                levels.append(rows)
+            if self.combine == "concat":
+                out[:, column.start : column.stop] = levels[0]
+            else:
+                reduce = np.mean if self.combine == "mean" else np.max
+                stacked = np.stack(levels, dtype=np.float32)
+                out[:, column.start : column.stop] = reduce(stacked, axis=0)
+
+    def _source(self, scale: int, level: int | None) -> Block:
+        return Block(scale, level and self.spec.source_of(level), self.channels)
+
+
+def _choose_levels(spec: FeatureSpec, levels: Sequence[int] | None) -> tuple[int | None, ...]:
+    if not spec.levels:
+        if levels:
+            raise CacheError(f"layer '{spec.layer}' is a vector; it has no levels")
+        return (None,)
+    chosen = spec.levels if levels is None else check_levels(levels)
+    for level in chosen:
+        if spec.source_of(level) is None:
+            raise CacheError(
+                f"level {level} does not follow from the stored levels {list(spec.levels)}"
+            )
+    return chosen
+
+
+def feature_names(selection: Selection, *, whole_map: bool = False) -> list[str]:
+    """Name every column, as ``"scale224_level6_channel0_bin0_5"``.
+
+    For whole maps (``levels: []``) it is ``"scale224_conv4_channel0_row0_column5"``, for vectors
+    ``"scale224_unit0"``.
+    """
+    layer = selection.spec.layer
+    names = []
+    for column in selection.columns:
+        scale = selection.combine if column.scale is None else f"scale{column.scale}"
+        if column.level is None:
+            names += [f"{scale}_unit{unit}" for unit in range(selection.channels)]
+            continue
+        block = layer if whole_map else f"level{column.level}"
+        cell = "row{}_column{}" if whole_map else "bin{}_{}"
+        names += [
+            f"{scale}_{block}_channel{channel}_{cell.format(row, side)}"
+            for channel in range(selection.channels)
+            for row in range(column.level)
+            for side in range(column.level)
+        ]
+    return names
 
 
 class FeatureCache(RowFile):
@@ -57,6 +187,8 @@ class FeatureCache(RowFile):
     >>> X, y = cache.matrix(levels=[3, 1]), cache.labels()      # doctest: +SKIP
     """
 
+    _is_sealed = True
+
     @classmethod
     def open(cls, path: str | os.PathLike[str], spec: FeatureSpec | None = None) -> FeatureCache:
         """Open a cache for reading.
@@ -85,24 +217,23 @@ class FeatureCache(RowFile):
             raise SpecMismatchError(f"'{path}' was made with another spec: {differences}")
         return cache
 
-    def _check_start(self) -> None:
-        self.sha256 = Seal.read(self._raw, self.path).sha256
-
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.path, self.sha256)
 
     def __len__(self) -> int:
         """Number of rows that hold features."""
-        return int(np.count_nonzero(self.column("status") == OK))
+        return int(np.count_nonzero(self.column("rows/status") == OK))
 
     def __contains__(self, id: object) -> bool:
         position = self.find([str(id)])[0]
-        return bool(position >= 0 and self.column("status")[position] == OK)
+        return bool(position >= 0 and self.column("rows/status")[position] == OK)
 
     def __repr__(self) -> str:
         spec = self.spec
         levels = f", levels={list(spec.levels)}" if spec.levels else ""
-        if derived := derived_levels(spec):
+        coarser = range(max(spec.levels, default=1) - 1, 0, -1)
+        derived = [n for n in coarser if n not in spec.levels and spec.source_of(n)]
+        if derived:
             levels += f" (and {', '.join(map(str, derived))})"
         failed = f", failed={self.count - len(self)}" if self.count > len(self) else ""
         return (
@@ -114,23 +245,21 @@ class FeatureCache(RowFile):
     @property
     def ids(self) -> list[str]:
         """Ids of the rows that hold features, in the order of the dataset."""
-        return decode(self.column("id")[self.column("status") == OK])
+        return decode(self.column("rows/id")[self.column("rows/status") == OK])
 
     @cached_property
     def _all_ids(self) -> Ids:
-        return Ids.from_encoded(self.column("id"))
+        return Ids.from_encoded(self.column("rows/id"))
 
     @property
     def failures(self) -> dict[str, str]:
         """Reason for every row that has no features, by id."""
-        failed = np.flatnonzero(self.column("status") == FAILED)
-        errors = decode_loosely(self._rows("rows/error", failed))
-        return dict(zip(self.ids_at(failed), errors, strict=True))
+        return self.failures_at(np.arange(self.count))
 
     def digests(self) -> dict[str, str]:
         """Return the SHA-256 of the image file of every row that holds features, by id."""
-        good = self.column("status") == OK
-        return dict(zip(self.ids, decode(self.column("digest")[good]), strict=True))
+        good = self.column("rows/status") == OK
+        return dict(zip(self.ids, decode(self.column("rows/digest")[good]), strict=True))
 
     def find(self, ids: Iterable[str]) -> npt.NDArray[np.intp]:
         """Find rows, failed ones included.
@@ -170,7 +299,7 @@ class FeatureCache(RowFile):
         CacheError
             If a level or scale does not follow from what is stored.
         """
-        return self._select(levels, scales, combine).columns
+        return Selection.choose(self.spec, self.channels, levels, scales, combine).columns
 
     def matrix(
         self,
@@ -207,8 +336,8 @@ class FeatureCache(RowFile):
             If an id is unknown or its row failed, or a level or scale does not follow from what
             is stored.
         """
-        selection = self._select(levels, scales, combine)
-        return self.read_selected(self._positions(ids), selection, np.dtype(dtype))
+        view = self.view(ids, levels=levels, scales=scales, combine=combine, dtype=dtype)
+        return np.asarray(view)
 
     def view(
         self,
@@ -237,7 +366,7 @@ class FeatureCache(RowFile):
         CacheError
             As in `matrix`.
         """
-        selection = self._select(levels, scales, combine)
+        selection = Selection.choose(self.spec, self.channels, levels, scales, combine)
         return FeatureView(self, self._positions(ids), selection, np.dtype(dtype))
 
     def iter_blocks(
@@ -291,27 +420,9 @@ class FeatureCache(RowFile):
             raise CacheError(f"'{self.path}' is damaged: a label is of no class")
         return np.array(self.classes)[targets]
 
-    def read_selected(
-        self, positions: npt.NDArray[np.intp], selection: Selection, dtype: np.dtype[Any]
-    ) -> npt.NDArray[Any]:
-        """Read chosen columns of rows by position; `matrix` and `FeatureView` do so."""
-        out = np.empty((len(positions), selection.width), dtype)
-        run = as_slice(positions)
-        if run is not None and selection.only_block and dtype == self.spec.storage:
-            self._read_into(selection.only_block.name, run.start, out)
-            return out
-        for part in row_runs(len(positions), out.itemsize * selection.width):
-            selection.fill(out[part], partial(self.read, positions=positions[part]))
-        return out
-
-    def _select(
-        self, levels: Sequence[int] | None, scales: Sequence[int] | None, combine: Combine
-    ) -> Selection:
-        return Selection.choose(self.spec, self.channels, levels, scales, combine)
-
     def _positions(self, ids: Iterable[str] | None) -> npt.NDArray[np.intp]:
         """Find rows that hold features; an id without any is an error."""
-        status = self.column("status")
+        status = self.column("rows/status")
         if ids is None:
             return np.flatnonzero(status == OK)
         wanted = ids if isinstance(ids, Ids) else list(ids)
@@ -329,3 +440,83 @@ def _reopen(path: Path, sha256: str) -> FeatureCache:
     if cache.sha256 != sha256:
         raise CacheError(f"'{path}' was replaced by another cache since it was opened")
     return cache
+
+
+class FeatureView:
+    """Rows of a cache that behave like a read-only matrix.
+
+    Made by `FeatureCache.view`. Slicing reads just the rows asked for; a pickle holds the
+    file's path and row numbers, never features. scikit-learn's cross-validation slices it like
+    an array, and ``np.asarray`` reads all of it.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        Rows and columns.
+    dtype : dtype
+        Type of what slicing gives.
+    positions : ndarray of int, shape (n_rows,)
+        Where the rows are in the file.
+    selection : Selection
+        What its columns are.
+
+    Examples
+    --------
+    >>> X = FeatureCache.open("cache/demo.h5").view(levels=[1])         # doctest: +SKIP
+    >>> cross_val_score(LinearSVC(), X, y, n_jobs=4)                    # doctest: +SKIP
+    """
+
+    ndim = 2
+
+    def __init__(
+        self,
+        cache: FeatureCache,
+        positions: npt.NDArray[np.intp],
+        selection: Selection,
+        dtype: np.dtype[Any],
+    ) -> None:
+        self._cache = cache
+        self.positions = positions
+        self.selection = selection
+        self.dtype = dtype
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return len(self.positions), self.selection.width
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the whole matrix takes once read."""
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __repr__(self) -> str:
+        return f"<FeatureView {self.shape[0]} x {self.shape[1]} {self.dtype} of {self._cache!r}>"
+
+    def __getitem__(self, key: Any) -> Any:
+        """Read rows, and of these columns, by whatever indexes a numpy matrix."""
+        rows, *rest = key if isinstance(key, tuple) else (key,)
+        chosen = self.positions[rows]
+        values = self._read(np.atleast_1d(chosen)).reshape(*np.shape(chosen), self.shape[1])
+        return values[..., *(part for part in rest if part is not Ellipsis)]
+
+    def __array__(
+        self, dtype: npt.DTypeLike | None = None, copy: bool | None = None
+    ) -> npt.NDArray[Any]:
+        """Read everything; every call reads anew, so ``copy=False`` is refused."""
+        if copy is False:
+            raise ValueError("a FeatureView cannot become an array without being read")
+        values = self._read(self.positions)
+        return values if dtype is None else values.astype(dtype, copy=False)
+
+    def _read(self, positions: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
+        cache, block = self._cache, self.selection.only_block
+        if block is not None and self.dtype == cache.spec.storage:
+            return cache.read(block, positions)
+        out = np.empty((len(positions), self.selection.width), self.dtype)
+        for run in row_runs(len(positions), out.itemsize * self.selection.width):
+            self.selection.fill(out[run], partial(cache.read, positions=positions[run]))
+        return out

@@ -259,7 +259,7 @@ def merge(
 
     Where they hold the same image they must agree.
     """
-    from spptransfer.cache.merge import merge as bring_together
+    from spptransfer.cache.writer import merge as bring_together
 
     merged = bring_together(file, sources)
     failed = len(merged.failures)

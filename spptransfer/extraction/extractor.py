@@ -84,7 +84,7 @@ class _RowBuffer:
         table = self.table
         table.digest[position] = info.digest.encode()
         table.height[position], table.width[position] = info.height, info.width
-        table.size[position], table.modified[position], table.changed[position] = info.stamp
+        table.stamp[position] = info.stamp
         table.error[position] = error
 
     def note_features(self, scale: int, positions: Sequence[int], vectors: Mapping) -> None:

@@ -42,14 +42,14 @@ class Plan:
         self.changed = int(self.todo.sum()) - self.added
         self.unchanged = len(dataset) - self.added - self.changed
         self.reused = self.unchanged - int((failed & ~self.todo).sum())
-        self.removed = writer.count_removed()
+        self.removed = writer.removed
 
     def _is_unchanged(self, table: RowTable, i: int, path: Path) -> bool:
         """Tell whether a row still describes its file, by the file's stamp alone where it can."""
         error = table.error[i]
         if error in PASSING:
             return False
-        known = Stamp(int(table.size[i]), int(table.modified[i]), int(table.changed[i]))
+        known = Stamp(*table.stamp[i].tolist())
         try:
             # What could not even be read may be readable now, and its stamp would not tell.
             if stamp_of(path) == known and (table.digest[i] or not error):

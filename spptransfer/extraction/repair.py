@@ -13,10 +13,9 @@ import numpy.typing as npt
 from spptransfer.backbones import Backbone, BackboneRef
 from spptransfer.cache.reading import FeatureCache
 from spptransfer.cache.rows import OK
-from spptransfer.cache.verify import Problem, rescue
+from spptransfer.cache.verify import Problem
 from spptransfer.datasets import Dataset
 from spptransfer.extraction.engine import Extraction, extract
-from spptransfer.files import resolve_symlink
 from spptransfer.ids import Ids
 from spptransfer.runtimes import ComputeOptions
 
@@ -61,7 +60,7 @@ def compare_sample(
 
 def _draw(cache: FeatureCache, bad: set[str | None], count: int) -> dict[str, int]:
     """Draw rows with features; returns their positions by id."""
-    good = np.flatnonzero(cache.column("status") == OK)
+    good = np.flatnonzero(cache.column("rows/status") == OK)
     drawn = random.Random(0).sample(range(len(good)), min(count + len(bad), len(good)))
     named = zip(cache.ids_at(good[drawn]), good[drawn].tolist(), strict=True)
     return dict(sorted([(id, row) for id, row in named if id not in bad][:count]))
@@ -83,11 +82,10 @@ def repair(
     progress: bool = False,
 ) -> Extraction:
     """Extract anew the rows that `verify` complained of, and write the file anew around them."""
-    wrong = {problem.id for problem in problems}
     spec = FeatureCache.open(path).spec
-    rescue(resolve_symlink(path), wrong)
-    # By name, since what an interrupted run left may have the same rows.
-    names = sorted(filter(None, wrong))
-    found = Ids.of(dataset.ids).find(names) >= 0
-    redo = [name for name, there in zip(names, found, strict=True) if there]
+    names = sorted({problem.id for problem in problems if problem.id is not None})
+    there = Ids.of(dataset.ids).find(names) >= 0
+    # One row is made anew at least: then the whole file is, with the bytes that are no row's.
+    redo = [name for name, is_there in zip(names, there, strict=True) if is_there]
+    redo = redo or list(dataset.ids[:1])
     return extract(dataset, spec, path, backbone, options, progress=progress, redo=redo)

@@ -14,7 +14,7 @@ import joblib
 import numpy as np
 
 from spptransfer.backbones import Backbone, BackboneRef
-from spptransfer.cache.merge import merge
+from spptransfer.cache.writer import merge
 from spptransfer.datasets import Dataset
 from spptransfer.errors import CacheError, ConfigError
 from spptransfer.extraction.engine import Extraction, Interrupted, extract

@@ -25,7 +25,7 @@ def test_npz_holds_what_the_matrix_holds(cache, tmp_path):
         assert file["ids"].tolist() == cache.ids
         assert file["labels"].tolist() == cache.labels().tolist()
         assert file["classes"].tolist() == ["ant", "bee", "cat"]
-        assert file["columns"][0] == "s48_n2_0"
+        assert file["columns"][0] == "scale48_level2_channel0_bin0_0"
         assert len(file["columns"]) == file["features"].shape[1]
 
 
@@ -34,7 +34,7 @@ def test_csv_restores_every_number_exactly(cache, tmp_path):
     export(cache, tmp_path / "x.csv", some, levels=[1], combine="max")
     with open(tmp_path / "x.csv", newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
-    assert header == ["id", "label", "n1_0", "n1_1", "n1_2"]
+    assert header == ["id", "label", *(f"max_level1_channel{i}_bin0_0" for i in range(3))]
     assert [row[0] for row in rows] == some
     assert [row[1] for row in rows] == cache.labels(some).tolist()
     numbers = np.array([row[2:] for row in rows], dtype=np.float32)
@@ -46,7 +46,7 @@ def test_several_labels_per_image_become_a_column_per_class(tmp_path):
     make_cache(tmp_path / "a.h5", 2, make_spec(levels=(1,)), labels=labels)
     export(FeatureCache.open(tmp_path / "a.h5"), tmp_path / "x.csv")
     lines = (tmp_path / "x.csv").read_text().splitlines()
-    assert lines[0].startswith("id,label_a,label_b,s64_n1_0")
+    assert lines[0].startswith("id,label_a,label_b,scale64_level1_channel0_bin0_0")
     assert lines[2].split(",")[1:3] == ["0", "1"]
 
 

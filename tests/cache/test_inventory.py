@@ -2,27 +2,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cache_files import CHANNELS, make_cache, make_ids, make_rows, make_spec
-from unfinished_caches import unfinished_file
+from cache_files import make_cache, make_ids, make_rows, make_spec, open_writer
+from damaged_caches import unfinished_file
 
 from spptransfer.cache import FeatureCache
 from spptransfer.cache.inventory import inspect, is_begun, list_caches, precision_note, prune
-from spptransfer.cache.writer import CacheWriter
 from spptransfer.errors import CacheError
-from spptransfer.ids import Ids
 
 SPEC = make_spec()
 
 
-def writer(path, ids):
-    return CacheWriter(
-        path, spec=SPEC, channels=CHANNELS, dataset="made up", ids=Ids(ids), labels=None
-    )
-
-
 def begin(path, ids, count=4):
     """Leave an unfinished cache behind."""
-    with writer(path, ids) as space:
+    with open_writer(path, ids) as space:
         space.put(np.arange(count), *make_rows(ids[:count], SPEC), "torch 2")
 
 
@@ -47,7 +39,7 @@ def test_caches_are_listed_with_what_they_hold(folder):
     assert (done.rows, done.failed, done.complete, done.dataset) == (9, 1, True, "made up")
     assert done.spec == SPEC
     assert (begun.rows, begun.complete, begun.spec) == (4, False, SPEC)
-    assert begun.computed_by == ("torch 2",)
+    assert begun.computed_by == {"torch 2"}
     assert is_begun(folder / "begun.h5")
     assert not is_begun(folder / "done.h5")
     assert not damaged.complete
@@ -56,7 +48,7 @@ def test_caches_are_listed_with_what_they_hold(folder):
 
 def test_an_unfinished_cache_is_listed_with_the_space_that_it_takes(tmp_path):
     path, ids = tmp_path / "a.h5", make_ids(30_000)
-    with writer(path, ids) as space:
+    with open_writer(path, ids) as space:
         space.put(np.arange(5), *make_rows(ids[:5], SPEC), "torch 2")
         assert unfinished_file(path).stat().st_size > 10_000_000
         info = inspect(path)
@@ -119,6 +111,9 @@ def test_the_note_of_a_pruned_cache_goes_with_it_and_no_file_of_the_users(folder
 
 
 def test_pruning_leaves_alone_what_is_being_written(folder):
-    with writer(folder / "done.h5", make_ids(10)), writer(folder / "begun.h5", make_ids(9)):
+    with (
+        open_writer(folder / "done.h5", make_ids(10)),
+        open_writer(folder / "begun.h5", make_ids(9)),
+    ):
         assert names(prune(folder, dry_run=False)) == ["damaged"]
     assert is_begun(folder / "begun.h5")

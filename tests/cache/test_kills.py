@@ -15,23 +15,22 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from cache_files import CHANNELS, make_ids, make_rows, make_spec
+from cache_files import make_ids, make_rows, make_spec, open_writer
 
 from spptransfer.cache import Labels
 from spptransfer.cache.rows import RowTable
 from spptransfer.cache.verify import verify
 from spptransfer.cache.writer import CacheWriter
-from spptransfer.ids import Ids
 
 # What changes the disk: HDF5's own writes go through the first two.
 CALLS = [(h5py.Dataset, "__setitem__"), (h5py.Group, "create_dataset")]
 CALLS += [(os, name) for name in ("fsync", "replace", "unlink", "open")]
 KILLED = 77
 SPEC = make_spec(levels=(3, 2), storage="float16")
-IDS = [f"ü/{id}" for id in make_ids(10)]
+IDS = [f"ü/{id}" for id in make_ids(8)]
 OTHERS = [*IDS[3:], "new.jpg", IDS[1]]
-RENEWED = {IDS[1], IDS[6], IDS[7]}
-BROKEN = {IDS[5], IDS[8]}
+RENEWED = {IDS[1], IDS[6]}
+BROKEN = {IDS[5]}
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
 
@@ -50,16 +49,15 @@ def rows_of(ids, renewed=()) -> tuple[RowTable, dict]:
     return table, {block: np.concatenate([f[block] for f in features]) for block in features[0]}
 
 
-def open_writer(path: Path, ids) -> CacheWriter:
+def begun(path: Path, ids) -> CacheWriter:
     labels = Labels(("ant", "bee"), np.arange(len(ids), dtype=np.int32) % 2)
-    about = {"spec": SPEC, "channels": CHANNELS, "dataset": "made up"}
-    return CacheWriter(path, ids=Ids(ids), labels=labels, **about)
+    return open_writer(path, ids, SPEC, labels)
 
 
 def extract(path: Path, ids, renewed=()) -> None:
     """Bring a cache up to date, in the order in which an extraction does so."""
     expected, features = rows_of(ids, renewed)
-    with open_writer(path, ids) as writer:
+    with begun(path, ids) as writer:
         todo = ~writer.known
         for positions, rows in writer.known_rows():
             todo[positions] |= rows.digest != expected.digest[positions]
@@ -84,7 +82,7 @@ def finished(path: Path) -> None:
 
 def unfinished(path: Path) -> None:
     """An unfinished file for another list of images."""
-    with open_writer(path, IDS) as writer:
+    with begun(path, IDS) as writer:
         writer.put(np.arange(6), *rows_of(IDS[:6]), "torch 2")
 
 
@@ -164,13 +162,13 @@ def test_killed_at_any_call_the_next_run_ends_in_the_same_bytes(folder, made):
         assert [file.name for file in path.parent.iterdir()] == ["a.h5"]
         if not was_killed:
             break
-    assert number > 60
+    assert number > 50
 
 
 @pytest.mark.parametrize("made", [finished], indirect=True)
 def test_killed_again_and_again_at_any_moment_it_ends_in_the_same_bytes(folder, made):
     chance, kills = random.Random(0), 0
-    for _ in range(20):
+    for _ in range(12):
         path = afresh(folder)
         for _ in range(chance.randrange(1, 4)):
             child = in_a_child(lambda: extract(path, OTHERS, RENEWED))  # noqa: B023
@@ -180,4 +178,4 @@ def test_killed_again_and_again_at_any_moment_it_ends_in_the_same_bytes(folder, 
         extract(path, OTHERS, RENEWED)
         assert path.read_bytes() == made
         assert [file.name for file in path.parent.iterdir()] == ["a.h5"]
-    assert kills >= 20
+    assert kills >= 12

@@ -6,8 +6,8 @@ from cache_files import make_cache, make_ids, make_spec, write_cache
 from damaged_caches import flip, position_of
 
 from spptransfer.cache import Labels
-from spptransfer.cache.merge import merge
 from spptransfer.cache.verify import verify
+from spptransfer.cache.writer import merge
 from spptransfer.errors import CacheError, SpecMismatchError
 
 IDS = make_ids(12)
@@ -22,13 +22,6 @@ def test_caches_of_disjoint_ids_become_one(tmp_path):
     np.testing.assert_array_equal(merged.matrix(), np.concatenate([a[block], b[block]]))
     assert len(merged.labels()) == 12
     assert verify(tmp_path / "c.h5") == []
-
-
-def test_rows_that_several_hold_are_taken_once_if_they_agree(tmp_path):
-    make_cache(tmp_path / "a.h5", ids=IDS[:8])
-    make_cache(tmp_path / "b.h5", ids=[*IDS[:8], "more"])
-    merged = merge(tmp_path / "c.h5", [tmp_path / "a.h5", tmp_path / "b.h5"])
-    assert merged.ids == [*IDS[:8], "more"]
 
 
 def test_a_cache_that_adds_nothing_changes_nothing(tmp_path):

@@ -7,32 +7,26 @@ import os
 import shutil
 import signal
 import subprocess
-import threading
 import time
 
 import numpy as np
 import pytest
-from cache_files import CHANNELS, default_labels, make_cache, make_ids, make_rows, make_spec
-from damaged_caches import flip, position_of
-from unfinished_caches import drafted_rows, overwrite, unfinished_file, unfinished_files
+from cache_files import default_labels, make_cache, make_ids, make_rows, make_spec, open_writer
+from damaged_caches import flip, overwrite, position_of, unfinished_file, unfinished_files
 
 from spptransfer.cache import FeatureCache, Labels
 from spptransfer.cache.inventory import is_begun
-from spptransfer.cache.merge import merge
 from spptransfer.cache.rows import FAILED
-from spptransfer.cache.verify import rescue, verify
-from spptransfer.cache.writer import CacheWriter
+from spptransfer.cache.verify import verify
+from spptransfer.cache.writer import merge
 from spptransfer.errors import CacheError, SpecMismatchError
-from spptransfer.ids import Ids
 
 SPEC = make_spec()
 IDS = make_ids(12)
 
 
 def writer(path, spec=SPEC, ids=IDS, labels=None):
-    return CacheWriter(
-        path, spec=spec, channels=CHANNELS, dataset="made up", ids=Ids(ids), labels=labels
-    )
+    return open_writer(path, ids, spec, labels)
 
 
 def put(space, positions, seed=0, failed=(), computed_by="torch 2", spec=SPEC):
@@ -77,18 +71,6 @@ def test_rows_put_in_any_order_are_the_file_written_at_once(tmp_path):
         for positions in ([7, 8], [0], [9, 11], [1, 2, 3, 5, 6], [10], [4]):
             put(space, positions)
         space.finish()
-        assert space.failures() == {}
-    assert_finished(tmp_path / "a.h5")
-
-
-def test_threads_put_side_by_side(tmp_path):
-    with writer(tmp_path / "a.h5") as space:
-        threads = [threading.Thread(target=put, args=(space, [i, i + 6])) for i in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        space.finish()
     assert_finished(tmp_path / "a.h5")
 
 
@@ -107,7 +89,7 @@ def test_what_is_known_of_rows_is_told_in_runs(tmp_path):
         found = {}
         for positions, table in space.known_rows():
             found |= dict(zip(positions.tolist(), table.ids, strict=True))
-            assert table.size.tolist() == positions.tolist()
+            assert table.stamp[:, 0].tolist() == positions.tolist()
         assert found == {i: IDS[i] for i in (0, 1, 2, 5)}
         assert space.failures() == {IDS[2]: "reason 2"}
 
@@ -213,7 +195,7 @@ def test_removed_ids_disappear_and_the_order_follows_the_dataset(tmp_path):
     make_cache(path, 12, SPEC)
     expected = matrix(path, kept)
     with writer(path, ids=kept) as space:
-        assert space.count_removed() == 6
+        assert space.removed == 6
         assert space.known.all()
         space.finish()
     assert FeatureCache.open(path).ids == kept
@@ -327,7 +309,7 @@ def test_a_file_is_not_finished_before_every_image_has_a_row(tmp_path):
         put(space, range(6))
         with pytest.raises(CacheError, match="not every image has a row"):
             space.finish()
-    assert drafted_rows(tmp_path / "a.h5") == list(range(6))
+    assert go_on(tmp_path / "a.h5") == list(range(6))
 
 
 def test_nothing_is_left_where_no_row_was_written(tmp_path):
@@ -337,16 +319,10 @@ def test_nothing_is_left_where_no_row_was_written(tmp_path):
     assert files_in(tmp_path) == []
 
 
-def test_who_puts_after_the_end_or_other_rows_is_told(tmp_path):
-    with writer(tmp_path / "a.h5") as space:
-        rows, features = make_rows(IDS[::-1], SPEC)
-        with pytest.raises(ValueError, match="are not those of the file"):
-            space.put(np.arange(12), rows, features, "torch 2")
-        put(space, range(12))
-        space.finish()
-    with pytest.raises(CacheError, match="no longer being written"):
-        put(space, [3], seed=1)
-    assert_finished(tmp_path / "a.h5")
+def test_rows_of_other_ids_are_not_put(tmp_path):
+    rows, features = make_rows(IDS[::-1], SPEC)
+    with writer(tmp_path / "a.h5") as space, pytest.raises(ValueError, match="not those of the"):
+        space.put(np.arange(12), rows, features, "torch 2")
 
 
 def test_who_computed_is_remembered_over_a_kill_unless_none_of_it_is_left(tmp_path):
@@ -384,8 +360,6 @@ def test_a_second_writer_is_told_who_writes_and_since_when(tmp_path):
             pass
         with told:
             merge(path, [path, link])
-        with told:
-            rescue(path, {IDS[0]})
     with writer(link) as space:
         put(space, [1], seed=4)
         space.finish()

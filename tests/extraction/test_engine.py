@@ -103,7 +103,7 @@ def test_every_awkward_image_has_the_features_of_the_plain_path(awkward, tmp_pat
 def test_the_table_holds_digest_upright_size_and_labels_by_id(awkward):
     dataset, cache, _ = awkward
     (row,) = cache.find(["turned.png"])
-    assert (cache.column("height")[row], cache.column("width")[row]) == (50, 70)
+    assert (cache.column("rows/height")[row], cache.column("rows/width")[row]) == (50, 70)
     data = dataset.path("turned.png").read_bytes()
     assert cache.digests()["turned.png"] == images.content_digest(data)
     some = list(dataset.ids)[::-2]

@@ -63,12 +63,21 @@ def test_a_repaired_file_holds_what_the_undamaged_one_held(made, name):
     assert done.unchanged >= 8  # a flipped id may be that of another row
 
 
+def test_a_byte_that_is_no_rows_is_repaired(made):
+    dataset, path = made
+    flip(path, FeatureCache.open(path).extents["rows/status"][1])
+    problems = verify(path, dataset)
+    assert [problem.id for problem in problems] == [None]
+    assert repair(path, problems, dataset, NET, TORCH).unchanged == 13
+    assert verify(path, dataset) == []
+
+
 def test_a_row_of_another_image_is_repaired(made):
     dataset, path = made
     before = FeatureCache.open(path).matrix(dataset.ids[:10])
     rewrite(path, swap)
     done = repair(path, found_by_both(path, dataset), dataset, NET, TORCH)
-    assert done.unchanged == 9  # the wrong row and the four broken images are made again
+    assert done.unchanged == 13
     after = FeatureCache.open(path).matrix(dataset.ids[:10])
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-5 * before.max())
 

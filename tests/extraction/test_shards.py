@@ -24,7 +24,7 @@ from extraction_cases import (
 
 from spptransfer.backbones import BackboneRef
 from spptransfer.cache import FeatureCache
-from spptransfer.cache.merge import merge
+from spptransfer.cache.writer import merge
 from spptransfer.errors import CacheError, ConfigError
 from spptransfer.extraction import Interrupted, extract_shards, shard_of, shard_path
 
