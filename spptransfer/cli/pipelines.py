@@ -346,9 +346,7 @@ def report(
 ) -> int:
     """Write the HTML report of a run, or of a table of runs, anew: one file without others."""
     from spptransfer.report import write_report
-    from spptransfer.report.grid_page import is_grid, write_grid_page
 
-    write = write_grid_page if is_grid(run) else write_report
-    written = write(run, output=output)
+    written = write_report(run, output=output)
     words.say(f"report: {short_path(written)}")
     return words.finish(run=str(run.resolve()), report=str(written.resolve()))

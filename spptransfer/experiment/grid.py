@@ -127,7 +127,7 @@ def run_grid(grid: Grid, command: str, *, from_cache: bool = False) -> RunResult
 
     A cell that was finished with the same settings, splits and features is not trained again.
     """
-    from spptransfer.report.grid_page import write_grid_page
+    from spptransfer.report import write_report
 
     started = datetime.now(UTC)
     make_folder(grid.folder)
@@ -147,7 +147,7 @@ def run_grid(grid: Grid, command: str, *, from_cache: bool = False) -> RunResult
         }
         results = describe_grid(grid, runs, extractions, command, started)
         write_text(grid.folder / RESULTS, json.dumps(results, indent=1))
-        write_grid_page(grid.folder)
+        write_report(grid.folder)
     return RunResult(grid.folder, results)
 
 

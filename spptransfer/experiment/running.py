@@ -243,8 +243,11 @@ def run(experiment: Experiment, command: str, *, from_cache: bool = False) -> Ru
         (experiment,) = resolve_precision([experiment])
     started = datetime.now(UTC)
     with run_folder(experiment, started, command) as folder:
+        begin = time.perf_counter()
         extraction = use_cache(experiment) if from_cache else extract_features([experiment])[0]
-        return finish_run(folder, experiment, extraction, command, started)
+        # What is left of the extraction: importing torch, opening the network, comparing lists.
+        loading = time.perf_counter() - begin - sum(extraction.seconds.values())
+        return finish_run(folder, experiment, extraction, command, started, loading=loading)
 
 
 def check(experiment: Experiment) -> Training:
@@ -274,10 +277,14 @@ def finish_run(
     command: str,
     started: datetime,
     notes: Mapping[str, Any] | None = None,
+    *,
+    loading: float = 0.0,
 ) -> RunResult:
     """Train and test on features that are there, and fill the run's folder."""
-    from spptransfer.protocols.evaluate import evaluate  # imports scikit-learn
+    begin = time.perf_counter()
+    from spptransfer.protocols.evaluate import evaluate  # imports scikit-learn, which takes seconds
 
+    loading = max(0.0, loading) + time.perf_counter() - begin
     _log_features(experiment, extraction)
     cache, selection = FeatureCache.open(extraction.path), experiment.selection
     begin = time.perf_counter()
@@ -290,7 +297,7 @@ def finish_run(
         block_sizes=[column.stop - column.start for column in cache.columns(**selection)],
         progress=experiment.machine.progress,
     )
-    seconds = {**extraction.seconds, "train": time.perf_counter() - begin}
+    seconds = {"load": loading, **extraction.seconds, "train": time.perf_counter() - begin}
     facts = RunFacts(experiment, cache, extraction, evaluation, seconds, command, started)
     results = write_run(folder, facts, notes or {})
     logger.info("%(metric)s: %(value)s (standard deviation %(std)s)", results["headline"])

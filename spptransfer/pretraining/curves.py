@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup
 
-from spptransfer.report.figures import ticks
+from spptransfer.report.figures import Axes, ticks
 
 Line = Mapping[str, float]
 
@@ -64,12 +64,15 @@ def training_curves(history: Sequence[Line], epochs: int) -> str:
     """
     panels = _panels(history)
     height = _TOP + len(panels) * (_PANEL + _GAP) - _GAP + _BOTTOM
-    across = _scale(1, max(epochs, 2), _LEFT, _WIDTH - _RIGHT)
     body = Markup("")
     for number, panel in enumerate(panels):
         top = _TOP + number * (_PANEL + _GAP)
-        body += _draw(panel, history, across, top)
-    body += _epoch_axis(epochs, across, height - _BOTTOM)
+        values = [panel.factor * line[key] for key in panel.names for line in history]
+        edges = (1, max(epochs, 2))
+        axes = Axes(edges, _domain(values), _LEFT, top, _WIDTH - _RIGHT, top + _PANEL)
+        body += _draw(panel, history, axes)
+    numbers = [number for number in ticks(*edges, wanted=8) if 2 <= number <= epochs]
+    body += axes.labels([1, *numbers], "epoch ")
     return Markup(
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {0} {1}" width="{0}" height="{1}" '
         'role="img" aria-label="loss and accuracy over epochs"><style>{2}</style>{3}</svg>\n'
@@ -84,51 +87,27 @@ def _panels(history: Sequence[Line]) -> list[_Panel]:
     return [*panels, _Panel("accuracy, validation, %", names, factor=100)]
 
 
-def _draw(
-    panel: _Panel, history: Sequence[Line], across: Callable[[float], float], top: float
-) -> Markup:
-    """Draw one pair of axes with its curves."""
-    values = [panel.factor * line[key] for key in panel.names for line in history]
-    low, high = _domain(values)
-    upward = _scale(low, high, top + _PANEL, top)
+def _draw(panel: _Panel, history: Sequence[Line], axes: Axes) -> Markup:
+    """Draw one pair of axes with its curves; pointing at a dot tells its numbers."""
     body = Markup('<text class="title" x="{}" y="{}">{}</text>').format(
-        _LEFT, top - 10, panel.title
+        axes.left, axes.top - 10, panel.title
     )
-    for tick in ticks(low, high, wanted=5):
-        body += Markup(
-            '<path class="grid" d="M{0} {1}H{2}"/>'
-            '<text x="{3}" y="{4}" text-anchor="end">{5:g}</text>'
-        ).format(_LEFT, upward(tick), _WIDTH - _RIGHT, _LEFT - 8, upward(tick) + 4, tick)
+    body += axes.guides(5)
     for epoch, rate in rate_marks(history):
+        x = axes.across(epoch)
         body += Markup(
             '<path class="rate" d="M{0} {1}V{2}"/><text x="{3}" y="{4}">lr {5:.2g}</text>'
-        ).format(across(epoch), top, top + _PANEL, across(epoch) + 4, top + 11, rate)
+        ).format(x, axes.top, axes.bottom, x + 4, axes.top + 11, rate)
     for css, (key, name) in zip(("first", "second"), panel.names.items(), strict=False):
-        points = [(across(line["epoch"]), upward(panel.factor * line[key])) for line in history]
-        body += _curve(css, name, points)
-        body += _dots(css, points, [_told(line, key) for line in history])
-    return body
-
-
-def _curve(css: str, name: str, points: Sequence[tuple[float, float]]) -> Markup:
-    """Join points by straight lines and name the last one."""
-    path = "M" + "L".join(f"{x} {y}" for x, y in points)
-    x, y = points[-1]
-    return Markup(
-        '<path class="line {0}" d="{1}"/>'
-        '<text class="{0}" x="{2}" y="{3}" text-anchor="{4}">{5}</text>'
-    ).format(css, path, x, y - 8, "end" if x > _LEFT + 60 else "start", name)
-
-
-def _dots(css: str, points: Sequence[tuple[float, float]], told: Sequence[str]) -> Markup:
-    """Mark points; pointing at one tells its numbers."""
-    radius = 2.5 if len(points) <= 50 else 1.5
-    return Markup("").join(
-        Markup('<circle class="{}" cx="{}" cy="{}" r="{}"><title>{}</title></circle>').format(
-            css, x, y, radius, text
+        points = [(line["epoch"], panel.factor * line[key]) for line in history]
+        x, y = axes.across(points[-1][0]), axes.upward(points[-1][1])
+        body += axes.line(f"line {css}", points)
+        body += Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>').format(
+            css, x, y - 8, "end" if x > _LEFT + 60 else "start", name
         )
-        for (x, y), text in zip(points, told, strict=True)
-    )
+        for line, point in zip(history, points, strict=True):
+            body += axes.dot(css, point, 2.5 if len(points) <= 50 else 1.5, _told(line, key))
+    return body
 
 
 def _told(line: Line, key: str) -> str:
@@ -172,19 +151,3 @@ def _domain(values: Sequence[float]) -> tuple[float, float]:
     """Interval around values; never empty."""
     extent = max(max(values) - min(values), 0.02 * max(map(abs, values)), 1e-6)
     return min(values) - 0.06 * extent, max(values) + 0.1 * extent
-
-
-def _scale(low: float, high: float, start: float, stop: float) -> Callable[[float], float]:
-    """Map an interval to a drawing's units, to a tenth."""
-    return lambda value: round(start + (stop - start) * (value - low) / (high - low), 1)
-
-
-def _epoch_axis(epochs: int, across: Callable[[float], float], bottom: float) -> Markup:
-    numbers = sorted({1, *(int(tick) for tick in ticks(1, max(epochs, 2), wanted=8) if tick >= 2)})
-    return Markup("").join(
-        Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(
-            across(number), bottom + 20, number if number > 1 else "epoch 1"
-        )
-        for number in numbers
-        if number <= epochs
-    )

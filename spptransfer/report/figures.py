@@ -1,37 +1,111 @@
 """Numbers to inline SVG: small pure functions that know nothing of runs or pages.
 
 Colours come from the page's style sheet through class names, so that one drawing serves light
-mode, dark mode and paper. Bars and strips place everything in percent of their width: they fill
-whatever column they stand in without scaling text or lines.
+mode, dark mode and paper. Plots against axes are drawn by `Axes`. Bars and strips place
+everything in percent of their width: they fill whatever column they stand in without scaling
+text or lines.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
+from spptransfer.report.formatting import cut
+
 HEAT_STEPS = 9
+# Upper ends of all shades but the strongest, as shares of the true class's images.
+RIGHT_SHADES = (0.5, 0.7, 0.8, 0.9, 0.95)
+WRONG_SHADES = (0.01, 0.02, 0.05, 0.1, 0.2)
+LABEL_CHARACTERS = 22
+_COUNTS_UP_TO = 25
+_LABELS_UP_TO = 150
+
+Points = Iterable[Sequence[float]] | npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """A rectangle of a drawing and the numbers at its edges; y points upwards.
+
+    Attributes
+    ----------
+    x, y : (float, float)
+        Numbers at left and right, and at the bottom and the top.
+    left, top, right, bottom : float
+        The rectangle in units of the drawing.
+    inset : float
+        Room between the rectangle's sides and the numbers at its left and right.
+    logarithmic : bool
+        Whether x is.
+    """
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    left: float
+    top: float
+    right: float
+    bottom: float
+    inset: float = 0.0
+    logarithmic: bool = False
+
+    def across(self, x: float) -> float:
+        """Map a number to the drawing's x, to a tenth; the middle if all numbers are one."""
+        low, high = self.x
+        if not high > low:
+            return round((self.left + self.right) / 2, 1)
+        if self.logarithmic:
+            low, high, x = math.log(low), math.log(high), math.log(x)
+        room = self.right - self.left - 2 * self.inset
+        return round(self.left + self.inset + room * (x - low) / (high - low), 1)
+
+    def upward(self, y: float) -> float:
+        """Map a number to the drawing's y, to a tenth."""
+        low, high = self.y
+        return round(self.bottom - (self.bottom - self.top) * (y - low) / (high - low), 1)
+
+    def line(self, css: str, points: Points) -> Markup:
+        """Join points by straight lines."""
+        steps = [f"{self.across(x):g} {self.upward(y):g}" for x, y in points]
+        return Markup('<path class="{}" d="M{}"/>').format(css, "L".join(steps))
+
+    def dot(self, css: str, point: Sequence[float], radius: float, title: str) -> Markup:
+        """Mark a point; pointing at it tells its title."""
+        return Markup(
+            '<circle class="{}" cx="{}" cy="{}" r="{}"><title>{}</title></circle>'
+        ).format(css, self.across(point[0]), self.upward(point[1]), radius, title)
+
+    def guides(self, wanted: int, factor: float = 1) -> Markup:
+        """Draw horizontal guide lines with their numbers, times a factor."""
+        body = Markup("")
+        for tick in ticks(*self.y, wanted):
+            y = self.upward(tick)
+            body += Markup(
+                '<path class="grid" d="M{0} {1}H{2}"/>'
+                '<text class="tick" x="{3}" y="{4}" text-anchor="end">{5:g}</text>'
+            ).format(self.left, y, self.right, self.left - 7, y + 4, round(factor * tick, 6))
+        return body
+
+    def labels(self, numbers: Iterable[float], name: str = "") -> Markup:
+        """Write numbers below the axes, the first one after a name."""
+        body = Markup("")
+        for x in numbers:
+            body += Markup(
+                '<text class="tick" x="{}" y="{}" text-anchor="middle">{}{:g}</text>'
+            ).format(self.across(x), self.bottom + 22, name, x)
+            name = ""
+        return body
 
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """Round positions that cover an interval from the inside.
-
-    Parameters
-    ----------
-    low, high : float
-        The interval.
-    wanted : int, default=5
-        About how many.
-
-    Returns
-    -------
-    list of float
-        Multiples of 1, 2 or 5 times a power of ten.
+    """Choose round positions, multiples of 1, 2 or 5 times a power of ten, within an interval.
 
     Examples
     --------
@@ -42,26 +116,14 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
         return [low]
     raw = (high - low) / wanted
     power = 10.0 ** math.floor(math.log10(raw))
-    step = min((power * factor for factor in (1, 2, 5, 10)), key=lambda step: abs(step - raw))
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    steps = power * np.array([1, 2, 5, 10])
+    step = float(steps[np.abs(steps - raw).argmin()])
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return (step * np.arange(first, last + 1)).round(12).tolist()
 
 
-def padded(values: Iterable[float], *, share: float = 0.12) -> tuple[float, float]:
-    """Interval around values, widened at both ends, within [0, 1].
-
-    Parameters
-    ----------
-    values : iterable of float
-        Fractions.
-    share : float, default=0.12
-        Widening as a share of the values' range.
-
-    Returns
-    -------
-    low, high : float
-        The interval; never empty.
+def padded(values: Iterable[float], share: float = 0.12) -> tuple[float, float]:
+    """Interval around fractions, widened at both ends by a share of their range, within [0, 1].
 
     Examples
     --------
@@ -74,88 +136,44 @@ def padded(values: Iterable[float], *, share: float = 0.12) -> tuple[float, floa
     return round(max(0.0, low), 9), round(min(1.0, high), 9)
 
 
-def bar(value: float | None, low: float | None = None, high: float | None = None) -> Markup:
-    """Draw a horizontal bar of a fraction, with the range over the splits as a whisker.
-
-    Parameters
-    ----------
-    value : float or None
-        Length of the bar, in [0, 1].
-    low, high : float or None, default=None
-        Ends of the whisker.
-
-    Returns
-    -------
-    Markup
-        An SVG that fills its box.
-    """
-    body = Markup('<rect class="track" width="100%" height="100%" rx="2"/>')
-    if value is not None:
-        body += Markup('<rect class="fill" width="{}%" height="100%" rx="2"/>').format(_pct(value))
-    if low is not None and high is not None and high > low:
-        body += Markup('<line class="whisker" x1="{}%" x2="{}%" y1="50%" y2="50%"/>').format(
-            _pct(low), _pct(high)
-        )
-    return Markup('<svg class="bar" aria-hidden="true">{}</svg>').format(body)
-
-
-def dot_strip(
-    values: Sequence[float], mean: float, std: float | None, domain: tuple[float, float]
+def validation_curves(
+    curves: Sequence[Sequence[tuple[float, float]]], chosen: Mapping[float, int]
 ) -> Markup:
-    """Draw the splits' values as dots on a band of mean ± one standard deviation.
+    """Draw the validation score against C: every split faint, their mean strong.
 
     Parameters
     ----------
-    values : sequence of float
-        One value per split.
-    mean : float
-        Their mean.
-    std : float or None
-        Their standard deviation.
-    domain : (float, float)
-        Values at the left and right ends.
+    curves : sequence of sequence of (C, score)
+        One curve per split, by rising C; not empty.
+    chosen : mapping of float to int
+        How many splits chose which C; marked on the mean.
 
     Returns
     -------
     Markup
-        An SVG that fills its box.
+        An SVG that scales with its box.
     """
-    place = _scale(domain)
-    body = Markup('<line class="axis" x1="0" x2="100%" y1="50%" y2="50%"/>')
-    if std:
-        left = place(mean - std)
-        body += Markup(
-            '<rect class="band" x="{}%" y="15%" width="{}%" height="70%" rx="3"/>'
-        ).format(left, round(place(mean + std) - left, 2))
-    for value in values:
-        body += Markup('<circle class="dot" cx="{}%" cy="50%" r="4.5"/>').format(place(value))
-    body += Markup('<line class="mean" x1="{0}%" x2="{0}%" y1="8%" y2="92%"/>').format(place(mean))
-    return Markup('<svg class="strip" role="img" aria-label="{}">{}</svg>').format(
-        f"{len(values)} splits, mean {mean:.4f}", body
-    )
-
-
-def strip_axis(domain: tuple[float, float]) -> Markup:
-    """Draw the percent axis that belongs under dot strips.
-
-    Parameters
-    ----------
-    domain : (float, float)
-        Values at the left and right ends.
-
-    Returns
-    -------
-    Markup
-        An SVG that fills its box.
-    """
-    place = _scale(domain)
-    body = Markup("")
-    for tick in ticks(*domain):
-        body += Markup(
-            '<line class="axis" x1="{0}%" x2="{0}%" y1="0" y2="5"/>'
-            '<text class="tick" x="{0}%" y="17" text-anchor="middle">{1:g}</text>'
-        ).format(place(tick), round(100 * tick, 6))
-    return Markup('<svg class="strip-axis" aria-hidden="true">{}</svg>').format(body)
+    by_C = defaultdict(list)
+    for curve in curves:
+        for C, score in curve:
+            by_C[C].append(score)
+    mean = [(C, math.fsum(by_C[C]) / len(by_C[C])) for C in sorted(by_C)]
+    domain = padded(chain.from_iterable(by_C.values()))
+    axes = Axes((mean[0][0], mean[-1][0]), domain, 36, 10, 412, 206, 12, logarithmic=True)
+    body = axes.guides(4, factor=100) + axes.labels(sorted(by_C)[:: math.ceil(len(by_C) / 7)])
+    for curve in curves if len(curves) > 1 else ():
+        body += axes.line("curve faint", curve)
+    body += axes.line("curve", mean)
+    for C, score in mean:
+        times = chosen.get(C, 0)
+        css, radius = ("dot", 5.5) if times else ("stop", 2.5)
+        body += axes.dot(
+            css, (C, score), radius, f"C = {C:g}: {100 * score:.2f} %, chosen {times}×"
+        )
+    return Markup(
+        '<svg class="plot" viewBox="0 0 420 240" role="img" aria-label="validation score over C">'
+        "{}</svg>"
+    ).format(body)
 
 
 def precision_recall(
@@ -177,21 +195,87 @@ def precision_recall(
     Markup
         An SVG of 100 × 100 units that scales with its box.
     """
+    axes = Axes((0, 1), (0, 1), 0, 0, 100, 100)
     body = Markup("")
     for points in envelopes[:1]:
-        body += Markup('<path class="area" d="{}V100H0Z"/>').format(_steps(points))
+        # Each precision holds back to the recall before it.
+        recalls = np.concatenate([[0], points[:, 0]]).repeat(2)[1:]
+        stairs = np.column_stack([recalls, np.append(points[:, 1].repeat(2), 0)])
+        body += axes.line("area", [(0, 0), *stairs])
     body += Markup(
         '<path class="grid" d="M0 25H100M0 50H100M0 75H100M25 0V100M50 0V100M75 0V100"/>'
     )
     for number, points in enumerate(curves):
-        css = "curve" if number == 0 else "curve faint"
-        body += Markup('<path class="{}" d="{}"/>').format(css, _polyline(points))
-    body += Markup('<path class="chance" d="M0 {0}H100"/>').format(_unit(1 - chance))
-    body += Markup('<path class="frame" d="M0 0V100H100"/>')
+        body += axes.line("curve faint" if number else "curve", points)
+    body += axes.line("chance", [(0, chance), (1, chance)])
     return Markup(
         '<svg class="pr" viewBox="-1 -1 102 102" role="img" aria-label="precision over recall">'
-        "{}</svg>"
+        '{}<path class="frame" d="M0 0V100H100"/></svg>'
     ).format(body)
+
+
+def bar(value: float, low: float, high: float) -> Markup:
+    """Draw a horizontal bar of a fraction, with its range over the splits as a whisker.
+
+    What is NaN is not drawn.
+    """
+    body = Markup('<rect class="track" width="100%" height="100%" rx="2"/>')
+    if math.isfinite(value):
+        body += Markup('<rect class="fill" width="{}%" height="100%" rx="2"/>').format(_pct(value))
+    if high > low:
+        body += Markup('<line class="whisker" x1="{}%" x2="{}%" y1="50%" y2="50%"/>').format(
+            _pct(low), _pct(high)
+        )
+    return Markup('<svg class="bar" aria-hidden="true">{}</svg>').format(body)
+
+
+def dot_strip(
+    values: Sequence[float], mean: float, std: float | None, domain: tuple[float, float]
+) -> Markup:
+    """Draw the splits' values as dots on a band of mean ± one standard deviation.
+
+    Parameters
+    ----------
+    values : sequence of float
+        One value per split.
+    mean, std : float, float or None
+        Their mean and standard deviation.
+    domain : (float, float)
+        Values at the left and right ends.
+
+    Returns
+    -------
+    Markup
+        An SVG that fills its box.
+    """
+    low, high = domain
+    body = Markup('<line class="axis" x1="0" x2="100%" y1="50%" y2="50%"/>')
+    if std:
+        left = _pct(mean - std, low, high)
+        body += Markup(
+            '<rect class="band" x="{}%" y="15%" width="{}%" height="70%" rx="3"/>'
+        ).format(left, round(_pct(mean + std, low, high) - left, 2))
+    for value in values:
+        body += Markup('<circle class="dot" cx="{}%" cy="50%" r="4.5"/>').format(
+            _pct(value, low, high)
+        )
+    body += Markup('<line class="mean" x1="{0}%" x2="{0}%" y1="8%" y2="92%"/>').format(
+        _pct(mean, low, high)
+    )
+    return Markup('<svg class="strip" role="img" aria-label="{}">{}</svg>').format(
+        f"{len(values)} splits, mean {mean:.4f}", body
+    )
+
+
+def strip_axis(domain: tuple[float, float]) -> Markup:
+    """Draw the percent axis that belongs under dot strips."""
+    body = Markup("")
+    for tick in ticks(*domain):
+        body += Markup(
+            '<line class="axis" x1="{0}%" x2="{0}%" y1="0" y2="5"/>'
+            '<text class="tick" x="{0}%" y="17" text-anchor="middle">{1:g}</text>'
+        ).format(_pct(tick, *domain), round(100 * tick, 6))
+    return Markup('<svg class="strip-axis" aria-hidden="true">{}</svg>').format(body)
 
 
 def heat_map(grid: npt.NDArray[np.floating], domain: tuple[float, float]) -> Markup:
@@ -218,69 +302,154 @@ def heat_map(grid: npt.NDArray[np.floating], domain: tuple[float, float]) -> Mar
     ).format(width, height, height, width, cells(shades, "heat"))
 
 
-def heat_scale() -> Markup:
-    """Draw the shades of `heat_map` from faint to strong.
-
-    Returns
-    -------
-    Markup
-        An SVG of one unit per shade.
-    """
+def scale(prefix: str, steps: int) -> Markup:
+    """Draw the shades of `cells` from faint to strong."""
     return Markup(
-        '<svg class="scale" viewBox="0 0 {} 1" preserveAspectRatio="none">{}</svg>'
-    ).format(HEAT_STEPS, cells(np.arange(HEAT_STEPS)[None], "heat"))
+        '<svg class="scale" viewBox="0 0 {} 1" preserveAspectRatio="none" aria-hidden="true">'
+        "{}</svg>"
+    ).format(steps, cells(np.arange(steps)[None], prefix))
 
 
 def cells(shades: npt.NDArray[np.integer], prefix: str) -> Markup:
-    """Draw unit squares, one path for all cells of a shade.
-
-    Parameters
-    ----------
-    shades : ndarray of int, shape (height, width)
-        Shade of every cell; negative ones are left empty.
-    prefix : str
-        Shade 3 gets the class ``prefix-3``.
-
-    Returns
-    -------
-    Markup
-        The paths.
+    """Draw unit squares, one path for all cells of a shade; negative ones are left empty.
 
     Examples
     --------
     >>> print(cells(np.array([[0, 0], [-1, 2]]), "heat"))
     <path class="heat-0" d="M0 0h2v1h-2z"/><path class="heat-2" d="M1 1h1v1h-1z"/>
     """
-    paths: dict[int, list[str]] = defaultdict(list)
+    paths: dict[int, str] = defaultdict(str)
     for row, shade_row in enumerate(shades):
         edges = np.flatnonzero(np.diff(shade_row, prepend=shade_row[:1] - 1))
         for start, stop in zip(edges, [*edges[1:], len(shade_row)], strict=True):
-            shade, run = int(shade_row[start]), stop - start
-            if shade >= 0:
-                paths[shade].append(f"M{start} {row}h{run}v1h-{run}z")
-    return Markup("").join(
-        Markup('<path class="{}-{}" d="{}"/>').format(prefix, shade, "".join(paths[shade]))
-        for shade in sorted(paths)
-    )
+            paths[int(shade_row[start])] += f"M{start} {row}h{stop - start}v1h-{stop - start}z"
+    body = Markup("")
+    for shade in sorted(paths):
+        if shade >= 0:
+            body += Markup('<path class="{}-{}" d="{}"/>').format(prefix, shade, paths[shade])
+    return body
 
 
-def stacked_bar(names: Sequence[str], shares: Sequence[float]) -> Markup:
-    """Draw parts of a whole side by side.
+def confusion_matrix(counts: npt.NDArray[np.integer], labels: Sequence[str]) -> Markup:
+    """Draw a confusion matrix at its natural size, with labels, for a box that scrolls.
+
+    Cells are shaded by their share of the true class's images: those on the diagonal in one
+    colour, the confusions in another on a finer scale, or a few of them would vanish beside the
+    diagonal. Up to 25 classes the counts are written into the cells.
 
     Parameters
     ----------
-    names : sequence of str
-        Names of the parts; part "read" gets the class ``part-read``.
-    shares : sequence of float
-        Share of every part.
+    counts : ndarray of int, shape (n_classes, n_classes)
+        Rows are true classes, columns predicted ones.
+    labels : sequence of str
+        Class names.
 
     Returns
     -------
     Markup
-        An SVG that fills its box.
+        An SVG whose ``data-`` attributes say where the cells lie.
+    """
+    n_classes, shades = len(labels), shade(counts)
+    # Pixels per cell: as large as a wide screen allows; the page may shrink it.
+    limits = np.array([3, 8, 14, _COUNTS_UP_TO, 50, _LABELS_UP_TO])
+    cell = (84, 52, 34, 27, 16, 9, 4)[np.searchsorted(limits, n_classes)]
+    margin, written = 4, Markup("")
+    if n_classes <= _LABELS_UP_TO:
+        margin, written = _class_labels(labels, cell)
+    if n_classes <= _COUNTS_UP_TO:
+        written += _cell_counts(counts, shades, margin, cell)
+    diagonal = np.eye(n_classes, dtype=bool)
+    body = Markup(
+        '<g transform="translate({0} {0}) scale({1})">'
+        '<rect class="ground" width="{2}" height="{2}"/>{3}{4}<path class="lines" d="{5}"/></g>{6}'
+        '<rect class="cross" id="cross-row" x="0" height="{1}" width="{7}" visibility="hidden"/>'
+        '<rect class="cross" id="cross-column" y="0" width="{1}" height="{7}" visibility="hidden"/>'
+    ).format(
+        margin,
+        cell,
+        n_classes,
+        cells(np.where(diagonal, -1, shades), "wrong"),
+        cells(np.where(diagonal, shades, -1), "right"),
+        _guide_lines(n_classes, 1 if n_classes <= _COUNTS_UP_TO else 10),
+        written,
+        margin + n_classes * cell,
+    )
+    density = "small" if n_classes <= 8 else "medium" if n_classes <= _COUNTS_UP_TO else "dense"
+    return Markup(
+        '<svg class="matrix {0}" id="matrix" tabindex="0" role="img" viewBox="0 0 {1} {1}" '
+        'width="{1}" height="{1}" data-margin="{2}" data-cell="{3}" '
+        'aria-label="confusion matrix of {4} classes">{5}</svg>'
+    ).format(density, margin + n_classes * cell + 1, margin, cell, n_classes, body)
+
+
+def shade(counts: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    """Say how strongly each cell of a confusion matrix is drawn; -1 for empty ones.
+
+    The diagonal follows `RIGHT_SHADES`, the rest `WRONG_SHADES`.
+
+    Examples
+    --------
+    >>> shade(np.array([[98, 2], [30, 70]]))
+    array([[5, 1],
+           [5, 1]])
+    """
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    shades = np.searchsorted(WRONG_SHADES, shares, side="left")
+    diagonal = np.diag_indices(len(counts))
+    shades[diagonal] = np.searchsorted(RIGHT_SHADES, shares[diagonal], side="left")
+    shades[counts == 0] = -1
+    return shades
+
+
+def _guide_lines(n_cells: int, step: int) -> str:
+    path = ""
+    for at in range(0, n_cells + 1, step):
+        path += f"M0 {at}H{n_cells}M{at} 0V{n_cells}"
+    return path
+
+
+def _class_labels(labels: Sequence[str], cell: float) -> tuple[int, Markup]:
+    """Write the class names left of the rows and, upwards, over the columns, with their room."""
+    font = min(12.0, max(7.0, cell - 0.5))
+    longest = min(LABEL_CHARACTERS, max(map(len, labels)))
+    margin = round(longest * 0.64 * font) + 10  # a wide sans-serif's mean letter has 0.64 em
+    rows, columns = Markup(""), Markup("")
+    for index, label in enumerate(labels):
+        place = Markup('<text x="{}" y="{}">{}</text>')
+        middle, text = round(margin + (index + 0.5) * cell, 2), cut(label, LABEL_CHARACTERS)
+        rows += place.format(margin - 5, middle, text)
+        columns += place.format(5 - margin, middle, text)
+    return margin, Markup(
+        '<g class="labels" font-size="{0}"><g text-anchor="end">{1}</g>'
+        '<g transform="rotate(-90)">{2}</g></g>'
+    ).format(font, rows, columns)
+
+
+def _cell_counts(
+    counts: npt.NDArray[np.integer], shades: npt.NDArray[np.integer], margin: float, cell: float
+) -> Markup:
+    """Write the counts into the cells that have any."""
+    body = Markup("")
+    for row, column in np.argwhere(counts).tolist():
+        strong = shades[row, column] >= (3 if row == column else 4)
+        body += Markup('<text class="{}" x="{}" y="{}">{}</text>').format(
+            "on-strong" if strong else "on-faint",
+            round(margin + (column + 0.5) * cell, 2),
+            round(margin + (row + 0.5) * cell, 2),
+            counts[row, column],
+        )
+    return Markup('<g class="counts" font-size="{}">{}</g>').format(
+        round(min(12, cell * 0.42), 1), body
+    )
+
+
+def stacked_bar(parts: Sequence[tuple[str, float, float]]) -> Markup:
+    """Draw stages of a run, each a name, seconds and a share, side by side as parts of a whole.
+
+    Part "read" gets the class ``part-read``.
     """
     body, start = Markup(""), 0.0
-    for name, share in zip(names, shares, strict=True):
+    for name, _, share in parts:
         body += Markup(
             '<rect class="part-{}" x="{}%" width="{}%" height="100%"><title>{}</title></rect>'
         ).format(name, _pct(start), _pct(share), f"{name}: {100 * share:.1f} %")
@@ -288,95 +457,43 @@ def stacked_bar(names: Sequence[str], shares: Sequence[float]) -> Markup:
     return Markup('<svg class="stack" role="img" aria-label="time by stage">{}</svg>').format(body)
 
 
-def choice_strip(shares: Sequence[float]) -> Markup:
-    """Draw how often each of a few candidates was chosen, as dots whose area is the share.
-
-    Parameters
-    ----------
-    shares : sequence of float
-        Share of every candidate, in their order.
-
-    Returns
-    -------
-    Markup
-        An SVG that fills its box.
-    """
-    body = Markup('<line class="axis" x1="0" x2="100%" y1="50%" y2="50%"/>')
-    for index, share in enumerate(shares):
-        css, radius = ("dot", round(6 * math.sqrt(share), 2)) if share else ("stop", 1.5)
-        body += Markup('<circle class="{}" cx="{}%" cy="50%" r="{}"/>').format(
-            css, candidate_place(index, len(shares)), radius
+def choice_axis(candidates: Sequence[float]) -> Markup:
+    """Write the candidates over their dots in choice strips."""
+    body = Markup("")
+    for index, C in enumerate(candidates):
+        body += Markup('<text class="tick" x="{}%" y="13" text-anchor="middle">{:g}</text>').format(
+            _pct(index + 0.5, 0, len(candidates)), C
         )
     return Markup('<svg class="choice" aria-hidden="true">{}</svg>').format(body)
 
 
-def candidate_place(index: int, n_candidates: int) -> float:
-    """Say where `choice_strip` draws a candidate.
-
-    Parameters
-    ----------
-    index, n_candidates : int
-        Which candidate of how many.
-
-    Returns
-    -------
-    float
-        Distance from the left in percent of the width.
-    """
-    return round(100 * (index + 0.5) / n_candidates, 2)
+def choice_strip(chosen: Mapping[float, int], candidates: Sequence[float]) -> Markup:
+    """Draw how often each candidate was chosen, as dots whose area is the share."""
+    body = Markup('<line class="axis" x1="0" x2="100%" y1="50%" y2="50%"/>')
+    for index, C in enumerate(candidates):
+        share = chosen.get(C, 0) / sum(chosen.values())
+        css, radius = ("dot", round(6 * math.sqrt(share), 2)) if share else ("stop", 1.5)
+        body += Markup('<circle class="{}" cx="{}%" cy="50%" r="{}"/>').format(
+            css, _pct(index + 0.5, 0, len(candidates)), radius
+        )
+    return Markup('<svg class="choice" aria-hidden="true">{}</svg>').format(body)
 
 
 def pyramid(levels: Sequence[int]) -> Markup:
-    """Draw a pyramid's grids side by side, as an emblem.
-
-    Parameters
-    ----------
-    levels : sequence of int
-        The n of every n×n grid.
-
-    Returns
-    -------
-    Markup
-        An SVG whose grids are 36 units wide.
-    """
+    """Draw a pyramid's grids side by side, as an emblem."""
     side, gap = 36, 9
-    paths = []
+    path = ""
     for number, level in enumerate(levels):
         left = number * (side + gap)
-        for line in range(level + 1):
-            offset = round(side * line / level, 2)
-            paths.append(f"M{left + offset:g} 0v{side}M{left} {offset:g}h{side}")
+        for offset in np.linspace(0, side, level + 1).round(2).tolist():
+            path += f"M{left + offset:g} 0v{side}M{left} {offset:g}h{side}"
     width = len(levels) * (side + gap) - gap
     return Markup(
-        '<svg class="pyramid" viewBox="-1 -1 {} {}" width="{}" height="{}" aria-hidden="true">'
-        '<path d="{}"/></svg>'
-    ).format(width + 2, side + 2, width + 2, side + 2, "".join(paths))
+        '<svg class="pyramid" viewBox="-1 -1 {0} {1}" width="{0}" height="{1}" aria-hidden="true">'
+        '<path d="{2}"/></svg>'
+    ).format(width + 2, side + 2, path)
 
 
-def _scale(domain: tuple[float, float]) -> Callable[[float], float]:
-    """Map a domain to percent of the width."""
-    low, high = domain
-    return lambda value: _pct((value - low) / (high - low))
-
-
-def _pct(share: float) -> float:
-    """Write a share as a percentage within the drawing, to a hundredth."""
-    return round(100 * min(max(share, 0.0), 1.0), 2)
-
-
-def _unit(share: float) -> str:
-    """Write a share in units of a 100 × 100 drawing."""
-    return f"{100 * share:.1f}".rstrip("0").rstrip(".")
-
-
-def _polyline(points: npt.NDArray[np.floating]) -> str:
-    """Join points of the unit square, y upwards, by straight lines."""
-    return "M" + "L".join(f"{_unit(x)} {_unit(1 - y)}" for x, y in points)
-
-
-def _steps(points: npt.NDArray[np.floating]) -> str:
-    """Join points of the unit square by a falling staircase, each level up to its recall."""
-    path = f"M0 {_unit(1 - points[0, 1])}"
-    for x, y in points:
-        path += f"V{_unit(1 - y)}H{_unit(x)}"
-    return path
+def _pct(value: float, low: float = 0, high: float = 1) -> float:
+    """Map a number to percent of the width, to a hundredth."""
+    return round(100 * min(max((value - low) / (high - low), 0.0), 1.0), 2)

@@ -10,19 +10,7 @@ NOTHING = "–"
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
-    """Write a fraction as a percentage without its sign.
-
-    Parameters
-    ----------
-    fraction : float or None
-        A share in [0, 1]; None or NaN where there is none.
-    digits : int, default=1
-        Digits after the point.
-
-    Returns
-    -------
-    str
-        The number alone, a dash where there is none.
+    """Write a fraction as a percentage without its sign; a dash where there is none.
 
     Examples
     --------
@@ -45,30 +33,34 @@ def plus_minus(value: float | None, std: float | None) -> str:
     return percent(value, 2) if std is None else f"{percent(value, 2)} ± {percent(std, 2)}"
 
 
+def cut(value: Any, width: int) -> str:
+    """Write a value with at most so many characters.
+
+    Examples
+    --------
+    >>> cut("a long name", 7)
+    'a long…'
+    """
+    text = str(value)
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
 def clean(value: Any, width: int | None = None) -> str:
-    r"""Text without control characters, which could rewrite the terminal, cut to a width.
+    r"""Write a value without control characters, which could rewrite the terminal.
 
     Examples
     --------
     >>> clean("a\x1b[2Jb"), clean("a long name", 7)
     ('a�[2Jb', 'a long…')
     """
-    text = "".join(character if character.isprintable() else "�" for character in str(value))
-    return text if width is None or len(text) <= width else text[: width - 1] + "…"
+    text = str(value) if width is None else cut(value, width)
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else "�" for character in text)
 
 
 def duration(seconds: float | None) -> str:
     """Write a length of time with the two largest units that matter.
-
-    Parameters
-    ----------
-    seconds : float or None
-        Length in seconds.
-
-    Returns
-    -------
-    str
-        The length, a dash where there is none.
 
     Examples
     --------
@@ -89,16 +81,6 @@ def duration(seconds: float | None) -> str:
 def count(number: float | None) -> str:
     """Write a whole number with its thousands set apart.
 
-    Parameters
-    ----------
-    number : float or None
-        The number.
-
-    Returns
-    -------
-    str
-        The number, a dash where there is none.
-
     Examples
     --------
     >>> count(12800), count(None)
@@ -108,17 +90,7 @@ def count(number: float | None) -> str:
 
 
 def signed(score: float) -> str:
-    """Write a decision value with its sign, which is what it says.
-
-    Parameters
-    ----------
-    score : float
-        A decision value.
-
-    Returns
-    -------
-    str
-        The value with three digits and a true minus sign.
+    """Write a decision value with its sign, which is what it says, and a true minus.
 
     Examples
     --------
@@ -129,58 +101,22 @@ def signed(score: float) -> str:
 
 
 def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """List a nested mapping as dotted names with their values as text.
-
-    Parameters
-    ----------
-    value : mapping or any other value
-        What to list, as it stands in a JSON file.
-    prefix : str, default=""
-        Dotted name of `value` itself.
-
-    Returns
-    -------
-    list of (str, str)
-        Name and value, in the mapping's order.
+    """List a nested mapping, as it stands in a JSON file, as dotted names with values as text.
 
     Examples
     --------
-    >>> flatten({"levels": [6, 3], "preprocessing": {"flip": False, "mean": None}})
-    [('levels', '6, 3'), ('preprocessing.flip', 'no'), ('preprocessing.mean', '–')]
+    >>> flatten({"a": [6, 0.5], "b": {"flip": False, "mean": None, "std": []}})
+    [('a', '6, 0.5'), ('b.flip', 'no'), ('b.mean', '–'), ('b.std', '–')]
     """
-    if isinstance(value, Mapping):
-        rows = []
-        for key, item in value.items():
-            rows += flatten(item, f"{prefix}.{key}" if prefix else str(key))
-        return rows
-    return [(prefix, _as_text(value))]
-
-
-def pick(mapping: Mapping[str, Any], *keys: str) -> list[tuple[str, str]]:
-    """List some entries of a mapping as text.
-
-    Parameters
-    ----------
-    mapping : mapping
-        Where to look.
-    *keys : str
-        Which entries, in this order.
-
-    Returns
-    -------
-    list of (str, str)
-        Key and value, a dash for what is not there.
-
-    Examples
-    --------
-    >>> pick({"levels": [6, 3], "dimension": 11520}, "dimension", "cache")
-    [('dimension', '11520'), ('cache', '–')]
-    """
-    return [(key, _as_text(mapping.get(key))) for key in keys]
+    if not isinstance(value, Mapping):
+        return [(prefix, _as_text(value))]
+    rows = []
+    for key, item in value.items():
+        rows += flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    return rows
 
 
 def _as_text(value: Any) -> str:
-    """Write one JSON value for a table's cell."""
     if value is None:
         return NOTHING
     if isinstance(value, bool):
@@ -188,5 +124,5 @@ def _as_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list):
-        return ", ".join(_as_text(item) for item in value) or NOTHING
+        return ", ".join(map(_as_text, value)) or NOTHING
     return str(value)

@@ -47,6 +47,9 @@ if (matrix) {
   const crosses = { y: document.getElementById("cross-row"), x: document.getElementById("cross-column") };
   let at = { row: 0, column: 0 };
 
+  // A name that is written from right to left must not turn the sentence around.
+  const isolated = (name) => `\u2068${name}\u2069`;
+
   const show = (row, column) => {
     at = { row, column };
     crosses.y.setAttribute("y", margin + row * side);
@@ -54,8 +57,8 @@ if (matrix) {
     for (const cross of Object.values(crosses)) cross.setAttribute("visibility", "visible");
     const times = count.get(row * size + column) ?? 0;
     const share = totals[row] ? (100 * times / totals[row]).toFixed(1) : "0";
-    const verb = row === column ? "recognised" : `taken for ${labels[column]}`;
-    readout.textContent = `${labels[row]} ${verb}: ${times} of ${totals[row]} (${share} %)`;
+    const verb = row === column ? "recognised" : `taken for ${isolated(labels[column])}`;
+    readout.textContent = `${isolated(labels[row])} ${verb}: ${times} of ${totals[row]} (${share} %)`;
   };
 
   const point = (event) => {

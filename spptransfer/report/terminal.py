@@ -1,18 +1,19 @@
-"""Results as a plain-text table for the command line."""
+"""A run's results as a plain-text table for the command line."""
 
 from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from itertools import repeat
+from operator import itemgetter
 from typing import Any
 
 from spptransfer.report.formatting import clean, count, duration, percent, plus_minus
-from spptransfer.report.summary import (
-    ClassScore,
-    choice_of_C,
-    class_table,
-    metrics,
+from spptransfer.report.run_folder import (
+    chosen_C,
+    coverage,
+    metrics_of,
     per_class_metric,
     stages,
 )
@@ -20,9 +21,9 @@ from spptransfer.text import plural
 
 WIDTH = 100
 CLASSES_SHOWN = 5
-FAILURES_SHOWN = 5
 _LABEL = 11
 _SECOND_COLUMN = 35
+_ROOM = WIDTH - _LABEL - 2
 
 
 def terminal_table(results: Mapping[str, Any]) -> str:
@@ -53,110 +54,79 @@ def terminal_table(results: Mapping[str, Any]) -> str:
       metrics    overall accuracy                   90.00 ± 2.00 %
       C          1 in every split
     """
-    lines = [_headline(results), *_protocol(results), ""]
-    for label, block in (
-        ("metrics", _metrics(results)),
-        ("classes", _classes(results)),
-        ("C", _choice(results)),
-        ("rows", _rows(results)),
-        ("time", _time(results)),
-        ("files", _files(results)),
-    ):
-        lines += [
-            f"  {label if number == 0 else '':<{_LABEL}}{line}".rstrip()
-            for number, line in enumerate(block)
-        ]
+    headline = results["headline"]
+    value = plus_minus(headline.get("value"), headline.get("std"))
+    lines = [f"{clean(results['name'], 40)}   {value} %   {clean(headline['metric'], 40)}"]
+    description = (results.get("protocol") or {}).get("description") or ""
+    lines += [*textwrap.wrap(clean(description), WIDTH), ""]
+    labelled = ""
+    for label, line in _parts(results):
+        lines.append(f"  {label if label != labelled else '':<{_LABEL}}{line}".rstrip())
+        labelled = label
     return "\n".join(lines)
 
 
-def _headline(results: Mapping[str, Any]) -> str:
-    """Name of the run, its number, the number's metric."""
-    headline = results["headline"]
-    value = plus_minus(headline.get("value"), headline.get("std"))
-    return f"{clean(results['name'], 40)}   {value} %   {clean(headline['metric'], 40)}"
-
-
-def _protocol(results: Mapping[str, Any]) -> list[str]:
-    """The protocol in its own words."""
-    text = clean((results.get("protocol") or {}).get("description") or "")
-    return textwrap.wrap(text, WIDTH)
+def _parts(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each line with the label of its part; what the results do not hold has none."""
+    yield from zip(repeat("metrics"), _metrics(results), strict=False)
+    yield from zip(repeat("classes"), _classes(results), strict=False)
+    yield from zip(repeat("C"), _choice(results), strict=False)
+    if trained_on := (results.get("model") or {}).get("trained_on"):
+        sentence = textwrap.wrap(f"trained on {clean(trained_on)}", _ROOM)
+        yield from zip(repeat("model"), sentence, strict=False)
+    if rows := results.get("rows"):
+        ok, reused, failed = map(count, map(rows.get, ("ok", "reused", "failed")))
+        yield "rows", f"{ok} ok, {reused} of them reused, {failed} failed"
+    if timings := results.get("timings"):
+        parts = []
+        for name, seconds, _ in stages(timings):
+            parts.append(f"{name} {duration(seconds)}")
+        whole = f"{duration(timings.get('total'))}: {', '.join(parts)}"
+        yield from zip(repeat("time"), textwrap.wrap(whole, _ROOM), strict=False)
+    for name, path in (results.get("files") or {}).items():
+        if path:
+            yield "files", f"{clean(name, 10):<10} {clean(path)}"
 
 
 def _metrics(results: Mapping[str, Any]) -> list[str]:
     """Every metric with its deviation."""
-    named = [(clean(metric.name, 50), metric) for metric in metrics(results)]
-    width = max((len(name) + 2 for name, _ in named), default=0)
-    column = max(width, _SECOND_COLUMN)
-    return [f"{name:<{column}}{plus_minus(metric.value, metric.std)} %" for name, metric in named]
+    metrics = metrics_of(results)
+    column = max(_SECOND_COLUMN, min(50, max(map(len, metrics))) + 2)
+    lines = []
+    for name, metric in metrics.items():
+        value = plus_minus(metric.get("value"), metric.get("std"))
+        lines.append(f"{clean(name, 50):<{column}}{value} %")
+        lines += textwrap.wrap(f"  {coverage(results, name)}", _ROOM, subsequent_indent="  ")
+    return lines
 
 
 def _classes(results: Mapping[str, Any]) -> list[str]:
-    """The worst and the best classes side by side; few classes are listed whole."""
+    """The worst and the best classes side by side."""
     name = per_class_metric(results)
     if name is None:
         return []
-    values, classes = results["metrics"][name]["per_class"], results["dataset"]["classes"]
-    known = [
-        score for score in class_table(name, values, classes).scores if score.value is not None
-    ]
+    values = results["metrics"][name]["per_class"]
+    known = [(name, value) for name, value in values.items() if value is not None]
+    known.sort(key=itemgetter(1))
     shown = min(CLASSES_SHOWN, len(known) // 2)
     if not shown:
         return []
-    worst, best = known[:shown], known[::-1][:shown]
     rows = [f"{'lowest':<{_SECOND_COLUMN}}highest"]
-    rows += [
-        f"{_class(low):<{_SECOND_COLUMN}}{_class(high)}"
-        for low, high in zip(worst, best, strict=True)
-    ]
+    for (low, least), (high, most) in zip(known[:shown], known[: -shown - 1 : -1], strict=True):
+        worst = f"{clean(low, 24):<24} {percent(least):>6}"
+        rows.append(f"{worst:<{_SECOND_COLUMN}}{clean(high, 24):<24} {percent(most):>6}")
     left = len(known) - 2 * shown
     return [*rows, f"… {plural(left, 'class', 'classes')} between"] if left else rows
 
 
-def _class(score: ClassScore) -> str:
-    """One class with its value."""
-    return f"{clean(score.name, 24):<24} {percent(score.value):>6}"
-
-
 def _choice(results: Mapping[str, Any]) -> list[str]:
     """Which C was chosen, how often."""
-    choice = choice_of_C(results["splits"])
-    chosen: Counter[float] = Counter(choice.shared)
-    for counts in choice.per_class.values():
-        chosen.update(counts)
+    choices = chosen_C(results)
+    chosen = sum(choices.values(), Counter())
     if not chosen:
         return []
-    noun = ("class", "classes") if choice.per_class else ("split", "splits")
+    noun = ("split", "splits") if None in choices else ("class", "classes")
     if len(chosen) == 1:
         return [f"{next(iter(chosen)):g} in every {noun[0]}"]
-    listed = ", ".join(f"{C:g} in {plural(chosen[C], *noun)}" for C in sorted(chosen))
-    return textwrap.wrap(listed, WIDTH - _LABEL - 2)
-
-
-def _rows(results: Mapping[str, Any]) -> list[str]:
-    """What became of the images."""
-    rows = results.get("rows") or {}
-    if not rows:
-        return []
-    line = f"{count(rows.get('ok'))} ok, {count(rows.get('reused'))} of them reused, "
-    lines = [line + f"{count(rows.get('failed'))} failed"]
-    failures: Sequence[Mapping[str, Any]] = rows.get("failures") or ()
-    for failure in failures[:FAILURES_SHOWN]:
-        name, reason = clean(failure.get("id"), 36), clean(failure.get("error"), 48)
-        lines.append(f"{name}: {reason}")
-    left = len(failures) - FAILURES_SHOWN
-    return [*lines, f"… and {count(left)} more in results.json"] if left > 0 else lines
-
-
-def _time(results: Mapping[str, Any]) -> list[str]:
-    """The whole time and its parts."""
-    timings = results.get("timings") or {}
-    if not timings:
-        return []
-    parts = ", ".join(f"{stage.name} {duration(stage.seconds)}" for stage in stages(timings))
-    return textwrap.wrap(f"{duration(timings.get('total'))}: {parts}", WIDTH - _LABEL - 2)
-
-
-def _files(results: Mapping[str, Any]) -> list[str]:
-    """Where the files are."""
-    files = results.get("files") or {}
-    return [f"{clean(name, 10):<10} {clean(path)}" for name, path in files.items() if path]
+    times = ", ".join(f"{C:g} in {plural(chosen[C], *noun)}" for C in sorted(chosen))
+    return textwrap.wrap(times, _ROOM)

@@ -80,7 +80,7 @@ def test_results_have_the_documented_keys(finished, images):
     assert results["classifier"]["C"] == [0.1, 1.0]
     assert results["protocol"]["name"] == "folder"
     assert len(results["protocol"]["checksum"]) == 64
-    assert set(results["timings"]) == {"read", "compute", "write", "train", "total"}
+    assert set(results["timings"]) == {"load", "read", "compute", "write", "train", "total"}
     assert sum(results["timings"].values()) <= 2 * results["timings"]["total"]
     json.dumps(results, allow_nan=False)
 

@@ -43,38 +43,22 @@ def multi_label_split(rng, n_classes: int, n_test: int) -> tuple[np.ndarray, np.
 
 def metrics_of(splits, classes: list[str], multi_label: bool) -> dict[str, Any]:
     """The results' metrics from the splits' (scores, targets), as a run computes them."""
-    if multi_label:
-        computed = {
-            name: [metrics.mean_average_precision(Y, S, method) for S, Y in splits]
-            for method, name in metrics.MEAN_AVERAGE_PRECISION.items()
+    found = {}
+    for name in metrics.metrics_of(multi_label):
+        metric = metrics.METRICS[name]
+        computed = [metric.compute(targets, scores) for scores, targets in splits]
+        per_split = [float(value[0] if metric.per_class else value) for value in computed]
+        per_class = None
+        if metric.per_class:
+            means = np.mean([value[1] for value in computed], axis=0).tolist()
+            per_class = dict(zip(classes, means, strict=True))
+        found[name] = {
+            "value": float(np.mean(per_split)),
+            "std": float(np.std(per_split, ddof=1)) if len(per_split) > 1 else None,
+            "per_split": per_split,
+            "per_class": per_class,
         }
-    else:
-        n_classes = len(classes)
-        computed = {
-            "overall accuracy": [
-                (metrics.overall_accuracy(y, S.argmax(axis=1)), None) for S, y in splits
-            ],
-            "mean per-class accuracy": [
-                (
-                    metrics.mean_per_class_accuracy(y, S.argmax(axis=1), n_classes),
-                    metrics.per_class_accuracy(y, S.argmax(axis=1), n_classes),
-                )
-                for S, y in splits
-            ],
-        }
-    return {name: _entry(values, classes) for name, values in computed.items()}
-
-
-def _entry(values, classes: list[str]) -> dict[str, Any]:
-    per_split = [float(value) for value, _ in values]
-    known = [row for _, row in values if row is not None]
-    per_class = np.mean(known, axis=0).tolist() if known else None
-    return {
-        "value": float(np.mean(per_split)),
-        "std": float(np.std(per_split, ddof=1)) if len(per_split) > 1 else None,
-        "per_split": per_split,
-        "per_class": dict(zip(classes, per_class, strict=True)) if per_class else None,
-    }
+    return found
 
 
 def results_of(
@@ -136,7 +120,14 @@ def results_of(
             }
             for number, (_, targets) in enumerate(splits)
         ],
-        "timings": {"read": 12.1, "compute": 200.3, "write": 1.2, "train": 30.2, "total": 250.0},
+        "timings": {
+            "load": 5.5,
+            "read": 12.1,
+            "compute": 200.3,
+            "write": 1.2,
+            "train": 30.2,
+            "total": 250.0,
+        },
     }
 
 
@@ -189,6 +180,20 @@ def write_predictions(run: Path, drawn, ids: list[str]) -> None:
         arrays[f"split{number:02d}/scores"] = scores
         arrays[f"split{number:02d}/targets"] = targets
     np.savez(run / "predictions.npz", **arrays)
+
+
+@pytest.fixture
+def change_predictions() -> Callable[..., Path]:
+    """Replace arrays of a run's first split: ``change_predictions(run, scores=…) -> run``."""
+
+    def change(run: Path, **replaced: np.ndarray) -> Path:
+        with np.load(run / "predictions.npz") as file:
+            arrays = dict(file)
+        arrays.update({f"split00/{name}": array for name, array in replaced.items()})
+        np.savez(run / "predictions.npz", **arrays)
+        return run
+
+    return change
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 from grid_tables import RESULTS
 
 from spptransfer.report import write_report
-from spptransfer.report.grid_page import render_grid
+from spptransfer.report.page import grid_page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
@@ -159,8 +159,9 @@ def test_pointing_walking_and_choosing_a_pair_read_out_the_cell(browser, make_ru
     labels = json.loads(report.read_text().split('id="confusion-data">')[1].split("</script>")[0])[
         "labels"
     ]
-    assert found["pointed"].startswith(f"{labels[0]} recognised: ")
-    assert found["walked"].startswith(f"{labels[0]} taken for {labels[1]}: ")
+    first, second = (f"\u2068{label}\u2069" for label in labels[:2])
+    assert found["pointed"].startswith(f"{first} recognised: ")
+    assert found["walked"].startswith(f"{first} taken for {second}: ")
     assert re.search(r"taken for .*: \d+ of 30 \(\d+\.\d %\)", found["pair"])
 
 
@@ -176,7 +177,7 @@ def test_a_hostile_page_runs_nothing(browser, make_run, tmp_path):
 
 
 def test_what_a_table_of_runs_says_of_itself_fits_a_phone(browser, tmp_path):
-    grid = html.escape(render_grid(RESULTS), quote=True)
+    grid = html.escape(grid_page(RESULTS), quote=True)
     page = tmp_path / "probe.html"
     page.write_text(
         f'<pre id="found"></pre><iframe id="frame" width="360" srcdoc="{grid}"></iframe>'

@@ -32,18 +32,3 @@ def test_durations_carry_over_to_the_next_unit(seconds, text):
 def test_negative_scores_have_a_true_minus_sign():
     assert formatting.signed(-0.0004) == "−0.000"
     assert "-" not in formatting.signed(-12.5)
-
-
-def test_flatten_keeps_order_and_every_leaf():
-    value = {"b": {"y": 1, "x": {"deep": True}}, "a": [1.5, None], "empty": [], "none": None}
-    assert formatting.flatten(value) == [
-        ("b.y", "1"),
-        ("b.x.deep", "yes"),
-        ("a", "1.5, –"),
-        ("empty", "–"),
-        ("none", "–"),
-    ]
-
-
-def test_pick_says_what_is_not_there():
-    assert formatting.pick({}, "cache") == [("cache", "–")]

@@ -1,20 +1,21 @@
-"""A table of experiments as text: our numbers, the paper's, and why some are missing."""
+"""A table of runs, as text and as a page: our numbers, the paper's, and why some are missing."""
 
 from __future__ import annotations
 
+import html
+import json
 import re
+from pathlib import Path
 
 import pytest
 from grid_tables import OVERALL, PER_CLASS, RESULTS, cell, changed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spptransfer.report.grid import (
-    grid_columns,
-    grid_table,
-    missing_notes,
-    shown_metrics,
-)
+from spptransfer.config import read_pipeline
+from spptransfer.report import write_report
+from spptransfer.report.grid import grid_columns, grid_table, missing_notes, shown_metrics
+from spptransfer.report.page import grid_page
 
 TABLE = """Table 7
 ours: alexnet (weights e7811f10), overall accuracy, mean ± standard deviation of 10 splits
@@ -44,9 +45,9 @@ def test_one_split_has_no_deviation():
 
 
 def test_without_numbers_of_a_paper_none_are_promised():
-    columns = [{"label": "full", "paper": {}}]
-    text = grid_table(changed(columns=columns, cells=[cell("conv4", "full", 0.5, 0.1)]))
-    assert "paper" not in text
+    results = changed(columns=[{"label": "full", "paper": {}}], cells=[cell("conv4", "full", 0.5)])
+    assert "paper" not in grid_table(results)
+    assert "paper" not in grid_page(results).split("<body>")[1]
 
 
 def test_both_accuracies_are_shown_and_one_average_precision():
@@ -118,10 +119,6 @@ def test_every_number_stands_below_the_start_of_its_column(rows, columns, papers
 
 @pytest.mark.parametrize("name", ["paper-caltech101", "paper-voc2007"])
 def test_the_tables_of_the_paper_are_not_much_wider_than_a_terminal(name):
-    from pathlib import Path
-
-    from spptransfer.config import read_pipeline
-
     pipelines = Path(__file__).parent.parent.parent / "pipelines"
     grid = read_pipeline(pipelines / f"{name}.yaml").grid
     results = changed(
@@ -132,3 +129,41 @@ def test_the_tables_of_the_paper_are_not_much_wider_than_a_terminal(name):
         cells=[cell(row.label, column.label, 0.9, 0.01) for row, column in grid.cells()],
     )
     assert max(map(len, grid_table(results).splitlines())) <= 120
+
+
+def test_the_page_holds_the_tables_of_both_accuracies():
+    page = grid_page(RESULTS)
+    assert page.count("<table>") == 2
+    for expected in ("61.23 ± 0.40", "60.23 ± 0.40", "93.42 ± 0.50", "80.12", "Table 7",
+                     "30 training images.", "weights lack fc6", "9,144 images"):  # fmt: skip
+        assert expected in page
+
+
+def test_our_numbers_lead_to_their_runs():
+    links = re.findall(r'<a href="([^"]+)">([^<]+)</a>', grid_page(RESULTS))
+    assert ("SPP 50 bins--full 224/report.html", "89.87 ± 0.47") in links
+    assert len(links) == 2 * 4
+
+
+def test_the_page_needs_nothing_else_and_hostile_names_are_escaped_and_cut():
+    hostile = "<script>alert(1)</script>" + "x" * 10_000
+    page = grid_page(
+        changed(
+            **dict.fromkeys(("title", "name", "command", "protocol"), hostile),
+            rows=[hostile],
+            columns=[{"label": hostile, "paper": {hostile: {}}}],
+            cells=[],
+        )
+    )
+    assert "<script" not in page
+    assert 'src="' not in page
+    assert "default-src 'none'" in html.unescape(page)
+    assert html.escape(hostile[:100]) in page
+    assert len(page) < 20_000
+
+
+def test_the_page_is_written_beside_the_results(tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(changed(title="odd \udcff name")))
+    assert write_report(tmp_path) == tmp_path / "report.html"
+    assert "odd ? name" in (tmp_path / "report.html").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "report.html"}

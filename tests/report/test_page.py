@@ -1,11 +1,14 @@
 from __future__ import annotations
 
-import errno
+import base64
+import hashlib
+import io
 import json
-import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import pytest
@@ -13,8 +16,8 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from spptransfer.errors import CacheError
-from spptransfer.report import write_report
-from spptransfer.report.page import FAILURES_SHOWN
+from spptransfer.report import terminal_table, write_report
+from spptransfer.report.page import FAILURES_SHOWN, THUMBNAIL_BYTES, THUMBNAIL_SIDE, thumbnail
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>",
@@ -72,16 +75,8 @@ def report_of(run: Path) -> Page:
 
 def test_a_run_of_two_classes_has_every_section(make_run):
     page = report_of(make_run(2, splits=3))
-    assert {
-        "classes",
-        "confusion",
-        "images",
-        "where",
-        "choice",
-        "time",
-        "rows",
-        "origin",
-    } <= page.ids()
+    sections = "classes confusion images where choice time rows origin"
+    assert set(sections.split()) <= page.ids()
     assert "curves" not in page.ids()
     assert page.count("svg", "bar") == 2
     assert page.count("svg", "matrix") == 1
@@ -91,7 +86,8 @@ def test_a_run_of_two_classes_has_every_section(make_run):
 
 
 def test_a_multi_label_run_has_curves_and_no_confusion(make_run):
-    page = report_of(make_run(20, test=200, multi_label=True))
+    page = report_of(make_run(20, splits=2, test=200, multi_label=True))
+    assert page.count("line", "whisker") == 20
     assert "curves" in page.ids()
     assert "confusion" not in page.ids()
     assert page.count("svg", "pr") == 20
@@ -101,19 +97,9 @@ def test_a_multi_label_run_has_curves_and_no_confusion(make_run):
         assert f"mean average precision ({method})" in page.text
 
 
-def test_several_multi_label_splits_show_their_spread(make_run):
-    page = report_of(make_run(3, splits=2, test=60, multi_label=True))
-    assert page.count("line", "whisker") == 3
-
-
 def test_a_large_run_stays_under_five_megabytes(make_run, noise_images):
-    run = make_run(102, splits=10, test=4400, levels=(6, 3, 2, 1), root=noise_images)
     ids = [f"image {number % 40:05d}.jpg" for number in range(4400)]
-    with np.load(run / "predictions.npz") as file:
-        arrays = {
-            name: np.array(ids) if name.endswith("ids") else array for name, array in file.items()
-        }
-    np.savez(run / "predictions.npz", **arrays)
+    run = make_run(102, splits=10, test=4400, levels=(6, 3, 2, 1), ids=ids, root=noise_images)
     path = write_report(run)
     page = Page(path)
     assert path.stat().st_size < 5_000_000
@@ -136,7 +122,8 @@ def test_nothing_is_loaded_from_elsewhere(make_run, noise_images):
     for tag, attributes in page.elements:
         assert tag not in ("iframe", "object", "embed", "base", "form")
         for name in ("src", "href", "action", "data", "srcset", "xlink:href"):
-            assert (attributes.get(name) or "#").startswith(("#", "data:")), (tag, attributes)
+            allowed = ("#", "file:") if tag == "a" else ("#", "data:")
+            assert (attributes.get(name) or "#").startswith(allowed), (tag, attributes)
     text = (Path(__file__).parents[2] / "spptransfer/report/report.css").read_text()
     assert "url(" not in text
     assert "@import" not in text
@@ -182,7 +169,7 @@ def test_splits_without_a_number_are_not_called_one_split(make_run):
 
 
 def test_a_long_class_name_is_cut_below_an_image_and_whole_on_pointing(make_run):
-    long = "word " * 40 + "end"
+    long = "word " * 30 + "end"
     page = report_of(make_run([long, "b"], ids=[f"{n}.jpg" for n in range(40)]))
     assert "over " + long not in page.text
     assert ("strong", {"title": long}) in page.elements
@@ -195,35 +182,13 @@ def test_features_of_the_cache_and_those_of_the_classifier_are_told_apart(make_r
     assert "3, 1" in used
 
 
-def test_hostile_metric_names_stay_text(make_run):
-    def change(results):
-        results["metrics"] = {HOSTILE[1]: {**results["headline"], "per_class": {"class_0": 0.5}}}
-        results["headline"]["metric"] = HOSTILE[1]
-
-    page = report_of(make_run(2, change=change))
-    assert page.count("script") == 2
-
-
 def test_the_embedded_data_cannot_close_its_script(make_run):
     text = write_report(make_run(["</script><b>", "<!--<script>"])).read_text()
     embedded = text.split('id="confusion-data">')[1].split("</script>")[0]
     assert json.loads(embedded)["labels"] == ["</script><b>", "<!--<script>"]
 
 
-def test_names_that_are_no_unicode_do_not_stop_the_report(make_run):
-    run = make_run(
-        2,
-        change=lambda results: results["rows"].update(
-            failures=[{"id": "caf\udce9.jpg", "error": "bad"}]
-        ),
-    )
-    assert "caf?.jpg" in report_of(run).text
-
-
 def test_the_policy_allows_exactly_the_pages_own_script_and_style(make_run):
-    import base64
-    import hashlib
-
     text = write_report(make_run(2)).read_text(encoding="utf-8")
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1].replace("&#39;", "'")
     assert policy.startswith("default-src 'none'")
@@ -265,19 +230,8 @@ def test_features_without_a_grid_have_no_maps(make_run):
 
 def test_only_the_required_sections_are_required(make_run):
     def change(results):
-        for key in (
-            "pipeline",
-            "command",
-            "versions",
-            "machine",
-            "rows",
-            "classifier",
-            "protocol",
-            "metrics",
-            "timings",
-            "started",
-            "finished",
-        ):
+        optional = "pipeline command versions machine rows classifier protocol metrics timings"
+        for key in f"{optional} started finished".split():
             del results[key]
         results["features"] = {}
         results["dataset"] = {"name": "bare", "classes": results["dataset"]["classes"]}
@@ -286,13 +240,38 @@ def test_only_the_required_sections_are_required(make_run):
 
     page = report_of(make_run(3, change=change, model=False))
     assert "The results hold no timings." in page.text
-    assert page.count("svg", "bar") == 3  # from the predictions
+    assert "The results hold no score per class." in page.text
 
 
-def test_a_class_without_test_images_is_listed_without_a_value(make_run):
-    page = report_of(make_run(5, test=4, change=lambda results: results.update(metrics={})))
-    assert page.count("svg", "bar") == 5
-    assert "–" in page.text
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_what_the_results_say_of_classes_without_test_images_is_told(make_run, multi_label):
+    def change(results):
+        results.update(cautions=["class_0 has <4> test images"])
+        for metric in results["metrics"].values():
+            if metric["per_class"]:
+                metric["per_class"]["class_1"] = None
+                metric["left_out"] = ["class_1"]
+
+    run = make_run(3, multi_label=multi_label, change=change)
+    page = report_of(run)
+    told = "over 2 of 3 classes: no test image shows class_1"
+    assert f"The mean is {told}." in page.text
+    assert "class_0 has <4> test images" in page.text
+    assert page.count("svg", "bar") == 3
+    assert re.search(r"class_1\s*–", page.text)
+    assert told in terminal_table(json.loads((run / "results.json").read_text()))
+
+
+def test_images_that_are_in_training_and_test_are_told(make_run):
+    found = {"pairs": 7, "examples": [["<b>.jpg", "copy.jpg"]]}
+    page = report_of(
+        make_run(
+            2, change=lambda results: results["protocol"].update(same_image_in_train_and_test=found)
+        )
+    )
+    assert "7 test images, over all splits, are the same file as a training image" in page.text
+    assert "<b>.jpg" in page.text
+    assert "copy.jpg" in page.text
 
 
 def test_images_that_are_gone_are_counted(make_run, tmp_path):
@@ -302,10 +281,27 @@ def test_images_that_are_gone_are_counted(make_run, tmp_path):
     assert page.count("li", "picture") > 0
 
 
-def test_images_are_embedded_where_they_are_found(make_run, noise_images):
+def test_images_are_embedded_where_they_are_found_and_lead_to_their_files(make_run, noise_images):
     page = report_of(make_run(3, root=noise_images))
     assert page.count("img") == page.count("li", "picture") > 0
     assert "could not be read" not in page.text
+    links = [attributes["href"] for tag, attributes in page.elements if tag == "a"]
+    files = [link for link in links if link.startswith("file:")]
+    assert len(files) == page.count("img")
+    assert all(Path(url2pathname(urlsplit(link).path)).is_file() for link in files)
+
+
+def test_names_of_files_are_quoted_in_their_links(make_run, tmp_path):
+    root = tmp_path / 'a "><b> & #1'
+    root.mkdir()
+    ids = [f"{number} %41.jpg" for number in range(40)]
+    for name in ids:
+        Image.new("RGB", (9, 9)).save(root / name)
+    page = report_of(make_run(2, ids=ids, root=root))
+    links = [attributes["href"] for tag, attributes in page.elements if tag == "a"]
+    found = {url2pathname(urlsplit(link).path) for link in links if link.startswith("file:")}
+    assert found <= {str(root / name) for name in ids}
+    assert len(found) > 2
 
 
 def test_many_failed_rows_are_cut_and_counted(make_run):
@@ -324,6 +320,37 @@ def test_beyond_the_limit_pairs_replace_the_matrix(make_run):
     assert "confusion-data" not in page.ids()
 
 
+@pytest.mark.parametrize("classes", [3, 102])
+def test_at_most_ten_of_the_most_confused_pairs_are_listed(make_run, classes):
+    page = report_of(make_run(classes, splits=4, test=204))
+    pairs = [attributes for tag, attributes in page.elements if "data-row" in attributes]
+    assert len(pairs) == min(10, classes * (classes - 1))
+
+
+def test_the_folder_of_the_users_own_images_stands_in_title_head_and_facts(make_run):
+    def change(results):
+        results["dataset"].update(name="folder", root="/data/<my> birds")
+
+    run = make_run(2, change=change)
+    page = report_of(run)
+    assert "<title>synthetic · &lt;my&gt; birds · " in (run / "report.html").read_text()
+    assert "Dataset<my> birds" in page.text.replace("\n", "")
+    assert not re.search(r"\bfolder\b", page.text.split("Classes")[1])
+
+
+def test_names_as_long_as_a_user_likes_do_not_fill_the_page(make_run):
+    long = [str(number) + "\u202e" * 10_000 for number in range(20)]
+
+    def change(results):
+        results.update(name="n" * 10_000)
+        results["rows"]["failures"] = [{"id": "i" * 10_000, "error": "e" * 10_000}] * 50
+        results["pipeline"] = {"p" * 10_000: "v" * 10_000}
+
+    ids = [f"{number}{'x' * 10_000}" for number in range(40)]
+    path = write_report(make_run(long, ids=ids, splits=2, change=change))
+    assert path.stat().st_size < 300_000
+
+
 def test_a_given_C_is_told_from_a_chosen_one(make_run):
     def change(results):
         for split in results["splits"]:
@@ -332,16 +359,11 @@ def test_a_given_C_is_told_from_a_chosen_one(make_run):
     assert "not chosen but given" in report_of(make_run(2, change=change)).text
 
 
-def test_perfect_results_have_no_confused_pairs(make_run):
+def test_perfect_results_have_no_confused_pairs(make_run, change_predictions):
     run = make_run(2, test=4)
     targets = np.array([0, 1, 0, 1], np.int32)
     scores = np.where(np.arange(2) == targets[:, None], 1, -1).astype(np.float32)
-    arrays = {
-        "split00/ids": np.array(list("abcd")),
-        "split00/scores": scores,
-        "split00/targets": targets,
-    }
-    np.savez(run / "predictions.npz", **arrays)
+    change_predictions(run, scores=scores, targets=targets)
     assert "No test image was put into a wrong class." in report_of(run).text
 
 
@@ -357,21 +379,6 @@ def test_a_place_that_cannot_be_written_is_told(make_run, tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(CacheError, match=r"cannot write '.*file'"):
         write_report(make_run(2), output=tmp_path / "file" / "page.html")
-
-
-def test_a_report_that_fails_leaves_the_old_one_and_no_debris(make_run, monkeypatch):
-    run = make_run(2)
-    before = write_report(run).read_bytes()
-
-    def refuse(source, target):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(CacheError, match=r"the disk is full while writing '.*report\.html'"):
-        write_report(run)
-    names = {path.name for path in run.iterdir()}
-    assert names == {"results.json", "predictions.npz", "model.safetensors", "report.html"}
-    assert (run / "report.html").read_bytes() == before
 
 
 def test_the_same_run_gives_the_same_bytes(make_run, noise_images):
@@ -398,3 +405,50 @@ def test_a_broken_image_among_good_ones_costs_only_itself(make_run, tmp_path):
     page = report_of(run)
     assert page.count("img") == complete - shown.count(shown[0])
     assert "1 image of" in page.text
+
+
+def decoded(uri: str | None) -> Image.Image:
+    prefix = "data:image/jpeg;base64,"
+    assert uri is not None
+    assert uri.startswith(prefix)
+    assert len(uri) < 4 / 3 * THUMBNAIL_BYTES + 50
+    return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix(prefix))))
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [("1", "x.png"), ("LA", "x.png"), ("P", "x.gif"), ("CMYK", "x.jpg"), ("I;16", "x.png")],
+)
+def test_a_thumbnail_of_any_mode_is_a_small_rgb_jpeg(tmp_path, mode, name):
+    Image.new(mode, (600, 300)).save(tmp_path / name)
+    image = decoded(thumbnail(tmp_path / name))
+    assert (image.format, image.mode) == ("JPEG", "RGB")
+    assert image.size == (THUMBNAIL_SIDE, THUMBNAIL_SIDE // 2)
+
+
+@pytest.mark.parametrize("size", [(7, 5), (1, 1), (1, 3000), (3000, 1)])
+def test_small_images_are_not_enlarged_and_thin_ones_keep_a_pixel(tmp_path, size):
+    Image.new("RGB", size).save(tmp_path / "x.png")
+    found = decoded(thumbnail(tmp_path / "x.png")).size
+    assert found == size if max(size) <= THUMBNAIL_SIDE else sorted(found) == [1, THUMBNAIL_SIDE]
+
+
+def test_a_thumbnail_is_upright_and_of_noise_no_larger(tmp_path):
+    picture = Image.effect_noise((400, 200), 150).convert("RGB")
+    picture.paste("red", (0, 0, 200, 200))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the upper side is on the right: turn a quarter clockwise
+    picture.save(tmp_path / "x.jpg", exif=exif, quality=95)
+    image = decoded(thumbnail(tmp_path / "x.jpg"))
+    assert image.size == (THUMBNAIL_SIDE // 2, THUMBNAIL_SIDE)
+    red, green, blue = image.getpixel((60, 30))
+    assert red > 200 > 90 > max(green, blue)
+    assert not image.getexif()
+
+
+@pytest.mark.parametrize("contents", [b"", b"not an image", b"\x89PNG\r\n\x1a\n", None])
+@pytest.mark.parametrize("name", ["x.jpg", "nul\0byte.jpg", "x" * 5000])
+def test_what_is_no_image_has_no_thumbnail(tmp_path, contents, name):
+    if contents is not None and name == "x.jpg":
+        (tmp_path / name).write_bytes(contents)
+    assert thumbnail(tmp_path / name) is None
