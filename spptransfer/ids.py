@@ -6,16 +6,20 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
+from operator import methodcaller
 from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
-_CHUNK = 1 << 16
+Encoded = npt.NDArray[np.bytes_]
+
+_CHUNK = 1 << 13
 _SHOWN = 8
+_UTF8 = ("utf-8", "surrogateescape")  # names of files that are no UTF-8 come as lone surrogates
 
 
-def encode(texts: Iterable[str]) -> npt.NDArray[np.bytes_]:
+def encode(texts: Iterable[str]) -> Encoded:
     r"""Encode strings as fixed-width UTF-8, which every HDF5 reader understands.
 
     Examples
@@ -25,34 +29,36 @@ def encode(texts: Iterable[str]) -> npt.NDArray[np.bytes_]:
     >>> decode(encode(["caf\xe9"]))
     ['café']
     """
-    remaining, chunks = iter(texts), []
-    while chunk := [_to_bytes(text) for text in islice(remaining, _CHUNK)]:
-        chunks.append(np.array(chunk, dtype=np.bytes_))
-    return np.concatenate(chunks) if chunks else np.empty(0, "S1")
+    remaining, chunks = iter(texts), [np.empty(0, "S1")]
+    while chunk := list(islice(remaining, _CHUNK)):
+        try:
+            encoded = np.array(list(map(methodcaller("encode", *_UTF8), chunk)), np.bytes_)
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{error.object!r} is no text in UTF-8") from None
+        if (found := decode(encoded)) != chunk:
+            text = next(text for text, back in zip(chunk, found, strict=True) if text != back)
+            nul = text.endswith("\0")
+            why = (
+                "ends in a NUL, which fixed-width text cannot hold"
+                if nul
+                else "is no text in UTF-8"
+            )
+            raise ValueError(f"{text!r} {why}")
+        chunks.append(encoded)
+    return np.concatenate(chunks)
 
 
-def decode(encoded: npt.NDArray[np.bytes_]) -> list[str]:
+def decode(encoded: Encoded) -> list[str]:
     """Decode what `encode` made."""
-    return [text.decode("utf-8", "surrogateescape") for text in encoded.tolist()]
-
-
-def _to_bytes(text: str) -> bytes:
-    try:
-        raw = text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        raise ValueError(f"{text!r} is no text in UTF-8") from None
-    if raw.endswith(b"\0"):
-        raise ValueError(f"{text!r} ends in a NUL, which fixed-width text cannot hold")
-    if not text.isascii() and raw.decode("utf-8", "surrogateescape") != text:
-        raise ValueError(f"{text!r} is no text in UTF-8")
-    return raw
+    return list(map(methodcaller("decode", *_UTF8), encoded.tolist()))
 
 
 class Ids(Sequence[str]):
     """An immutable sequence of strings, found by value.
 
     It holds their UTF-8 text in one array as wide as the longest, and 8 bytes more per string
-    once strings are looked up. It equals tuples and lists of the same strings.
+    once strings are looked up. It equals tuples and lists of the same strings. An array that
+    `encode` made is taken over as it is.
 
     Examples
     --------
@@ -65,15 +71,8 @@ class Ids(Sequence[str]):
     array([ 2, -1,  0])
     """
 
-    def __init__(self, texts: Iterable[str] = ()) -> None:
-        self.encoded = encode(texts)
-
-    @classmethod
-    def from_encoded(cls, encoded: npt.NDArray[np.bytes_]) -> Ids:
-        """Take over an array that `encode` made."""
-        ids = cls.__new__(cls)
-        ids.encoded = encoded
-        return ids
+    def __init__(self, texts: Iterable[str] | Encoded = ()) -> None:
+        self.encoded = texts if isinstance(texts, np.ndarray) else encode(texts)
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> Ids:
@@ -89,9 +88,7 @@ class Ids(Sequence[str]):
         >>> Ids.sort(["b", "a"])
         Ids(['a', 'b'])
         """
-        encoded = encode(texts)
-        encoded.sort()
-        return cls.from_encoded(encoded)
+        return cls(np.sort(encode(texts)))
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -103,8 +100,9 @@ class Ids(Sequence[str]):
     def __getitem__(self, key: int | slice) -> str | Ids:
         """Return one string, or some of them."""
         if isinstance(key, slice):
-            return self.from_encoded(self.encoded[key])
-        return bytes(self.encoded[key]).decode("utf-8", "surrogateescape")
+            return Ids(self.encoded[key])
+        text: str = self.encoded[key].decode(*_UTF8)
+        return text
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), _CHUNK):
@@ -114,11 +112,9 @@ class Ids(Sequence[str]):
         return isinstance(text, str) and bool(self.find([text])[0] >= 0)
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, Ids):
-            return np.array_equal(self.encoded, other.encoded)
-        if not isinstance(other, (tuple, list)):
-            return NotImplemented
-        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+        if isinstance(other, (tuple, list)):
+            return list(self) == list(other)
+        return np.array_equal(self.encoded, other.encoded) if isinstance(other, Ids) else False
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -128,22 +124,18 @@ class Ids(Sequence[str]):
         return f"Ids([{shown}{more}])"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Ids.from_encoded, (self.encoded,)
+        return Ids, (self.encoded,)
 
     def take(self, positions: Iterable[int] | npt.NDArray[np.intp]) -> Ids:
         """Return the strings at some positions, in that order."""
         if not isinstance(positions, np.ndarray):
             positions = np.fromiter(positions, np.intp)
-        return self.from_encoded(self.encoded[positions])
+        return Ids(self.encoded[positions])
 
     def narrow(self) -> Ids:
         """Return the same strings in an array no wider than the longest."""
-        chunks = [self.encoded[at : at + _CHUNK] for at in range(0, len(self), _CHUNK)]
-        longest = max((int(np.char.str_len(chunk).max()) for chunk in chunks), default=0)
-        narrow = f"S{max(1, longest)}"
-        return (
-            self if self.encoded.dtype == narrow else self.from_encoded(self.encoded.astype(narrow))
-        )
+        longest = np.char.str_len(self.encoded).max(initial=1)
+        return Ids(self.encoded.astype(f"S{longest}", copy=False))
 
     def sha256(self) -> str:
         """Return a hash of the strings and their order.
@@ -162,33 +154,25 @@ class Ids(Sequence[str]):
     def _order(self) -> npt.NDArray[np.intp]:
         return np.argsort(self.encoded, kind="stable")
 
-    def find(self, texts: Iterable[str]) -> npt.NDArray[np.intp]:
-        """Find strings."""
-        if isinstance(texts, Ids):
-            return self.find_encoded(texts.encoded)
-        wanted = list(texts)
-        try:
-            return self.find_encoded(encode(wanted))
-        except ValueError:  # such a string cannot be here
-            return np.array([self._find_one(text) for text in wanted], np.intp)
-
-    def _find_one(self, text: str) -> int:
-        try:
-            return int(self.find_encoded(encode([text]))[0])
-        except ValueError:
-            return -1
-
-    def find_encoded(self, wanted: npt.NDArray[np.bytes_]) -> npt.NDArray[np.intp]:
-        """Find strings as `encode` stores them; see `find`."""
-        found = np.full(len(wanted), -1, dtype=np.intp)
-        if not len(self):
-            return found
+    def find(self, texts: Iterable[str] | Encoded) -> npt.NDArray[np.intp]:
+        """Return the positions of strings, -1 for those that are not here."""
+        if not isinstance(texts, (Ids, np.ndarray)):
+            wanted = list(texts)
+            try:
+                texts = Ids(wanted)
+            except ValueError:  # such a string cannot be here
+                if len(wanted) == 1:
+                    return np.array([-1])
+                return np.concatenate([self.find([text]) for text in wanted])
+        encoded = texts.encoded if isinstance(texts, Ids) else texts
+        found = np.full(len(encoded), -1, dtype=np.intp)
         # Some at a time, for temporary arrays would otherwise be as long as the ids.
-        for start in range(0, len(wanted), _CHUNK):
-            part = wanted[start : start + _CHUNK]
+        for start in range(0, len(encoded) if len(self) else 0, _CHUNK):
+            part = encoded[start : start + _CHUNK]
             # Cutting longer ones off to the ids' width is undone by comparing whole strings.
-            narrow = part.astype(self.encoded.dtype)
-            rank = np.searchsorted(self.encoded, narrow, sorter=self._order)
+            rank = np.searchsorted(
+                self.encoded, part.astype(self.encoded.dtype), sorter=self._order
+            )
             position = self._order[np.minimum(rank, len(self) - 1)]
             known = self.encoded[position] == part
             found[start : start + _CHUNK] = np.where(known, position, -1)

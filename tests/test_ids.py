@@ -83,11 +83,11 @@ def test_of_a_text_that_repeats_the_first_is_found_and_the_first_repetition(give
 
 
 def test_many_texts_are_found():
-    numbers = np.random.default_rng(0).permutation(200_000)
+    numbers = np.random.default_rng(0).permutation(30_000)
     ids = Ids(map(str, numbers))
-    assert (ids.find(ids) == np.arange(200_000)).all()
-    assert (ids.find(Ids(map(str, range(200_000)))) == np.argsort(numbers)).all()
-    assert ids.take(np.argsort(numbers)) == Ids(map(str, range(200_000)))
+    assert (ids.find(ids) == np.arange(30_000)).all()
+    assert (ids.find(Ids(map(str, range(30_000)))) == np.argsort(numbers)).all()
+    assert ids.take(np.argsort(numbers)) == Ids(map(str, range(30_000)))
     assert ids.take([3, 1]) == [str(numbers[3]), str(numbers[1])]
 
 
@@ -108,13 +108,6 @@ def test_it_equals_what_has_the_same_strings(given, other):
     assert (ids == Ids(other)) == (given == other)
     assert (ids == other) == (given == other)
     assert (ids.sha256() == Ids(other).sha256()) == (given == other)
-
-
-def test_equality_minds_where_one_string_ends():
-    assert Ids(["ab", "c"]) != Ids(["a", "bc"])
-    assert Ids(["x", "ab", "c"])[1:] == Ids(["ab", "c", "y"])[:2]
-    assert Ids(["a"]) != "a"
-    assert Ids() == () == Ids.sort([])
 
 
 def test_the_hash_and_the_narrow_form_do_not_mind_what_else_there_was():
@@ -140,13 +133,6 @@ def test_a_pickled_slice_takes_only_its_own():
     assert len(pickle.dumps(large[5000:5010])) < 1000
 
 
-def test_a_position_that_is_not_there_is_an_error():
-    for ids in (Ids(), Ids(["a", "b"])):
-        for position in (len(ids), -len(ids) - 1):
-            with pytest.raises(IndexError):
-                ids[position]
-
-
 def test_it_cannot_be_changed():
     with pytest.raises(TypeError):
         Ids(["a"])[0] = "b"
@@ -162,16 +148,16 @@ def test_the_repr_of_many_is_short():
 
 
 def test_an_id_takes_its_text_and_a_little_to_find_it_by():
-    count, length = 100_000, 20
+    count, length = 20_000, 20
     tracemalloc.start()
     try:
         ids = Ids(f"class{number % 100:04d}/{number:010d}" for number in range(count))
         assert ids.repetition() is None
         held, _ = tracemalloc.get_traced_memory()
-        part = ids[10:90_000]
+        part = ids[10:19_000]
         assert tracemalloc.get_traced_memory()[0] - held < 2000
     finally:
         tracemalloc.stop()
     assert len(ids[0]) == length
     assert held / count < length + 8.5
-    assert len(part) == 89_990
+    assert len(part) == 18_990

@@ -249,7 +249,7 @@ class FeatureCache(RowFile):
 
     @cached_property
     def _all_ids(self) -> Ids:
-        return Ids.from_encoded(self.column("rows/id"))
+        return Ids(self.column("rows/id"))
 
     @property
     def failures(self) -> dict[str, str]:

@@ -267,7 +267,7 @@ class CacheWriter:
         self._files.append(file)
         wanted, others = 0, 0
         for rows in runs:
-            positions = self._ids.find_encoded(file.rows("rows/id", rows))
+            positions = self._ids.find(file.rows("rows/id", rows))
             here = positions >= 0
             self._note(file, positions[here], rows[here])
             wanted, others = wanted + int(here.sum()), others + int((~here).sum())
@@ -423,7 +423,7 @@ def _merge(path: Path, caches: Sequence[FeatureCache]) -> None:
             )
     chosen = _choose_rows(caches)
     parts = [cache.rows("rows/id", rows) for cache, rows in zip(caches, chosen, strict=True)]
-    ids, labels = Ids.from_encoded(np.concatenate(parts)), _merge_labels(caches, chosen)
+    ids, labels = Ids(np.concatenate(parts)), _merge_labels(caches, chosen)
     layout = Layout(first.spec, first.channels, first.dataset, ids, labels)
     with atomic_write(path, layout.needed) as temporary:
         layout.create(temporary)
