@@ -1,9 +1,10 @@
 """From the bytes of a file to an upright RGB array at a scale: the only place that does so.
 
 The definition, recorded in every feature spec by `description`: the first frame, turned upright
-by its EXIF orientation; 16-bit samples divided by 257; transparency composited onto white; then
-one antialiased bilinear resize in 8 bits to the size that the view asks for. A JPEG file much
-larger than that is decoded at a half, a quarter or an eighth of its size.
+once by its orientation; 12- and 16-bit grey scaled so that its white is white; transparency
+composited onto white; then one antialiased bilinear resize in 8 bits to the size that the view
+asks for. A JPEG file much larger than that is decoded at a half, a quarter or an eighth of its
+size.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import hashlib
 import io
 import os
 import stat
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,10 +24,10 @@ from PIL import (  # importing a plugin registers its format
     BmpImagePlugin,  # noqa: F401
     GifImagePlugin,  # noqa: F401
     Image,
-    JpegImagePlugin,
-    PngImagePlugin,  # noqa: F401
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,
     PpmImagePlugin,  # noqa: F401
-    TiffImagePlugin,  # noqa: F401
+    TiffImagePlugin,
     WebPImagePlugin,  # noqa: F401
 )
 
@@ -41,7 +43,13 @@ MAX_VIEW_PIXELS = 1 << 28
 # Raster formats only: Pillow would hand EPS to an outside interpreter.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
-_ORIENTATION_TAG = 0x0112
+_PNG = b"\x89PNG\r\n\x1a\n"
+# Beginnings of PNG text chunks in which programs note an orientation.
+_TURNING_TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
+
+# Tags of TIFF and EXIF.
+_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION = 256, 257, 258, 262, 274
+_PLANES, _SAMPLE_FORMAT = 284, 339
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -73,9 +81,9 @@ def description() -> dict[str, Any]:
     'bilinear, antialiased, 8 bits (torch; Pillow from 2**22 pixels on or to a width of 1)'
     """
     return {
-        "orientation": "exif",
+        "orientation": "turned upright once",
         "transparency": "composited onto white",
-        "deep samples": "16 bits divided by 257",
+        "deep samples": "grey of 12 and 16 bits scaled to 8, colours cut to their upper 8 bits",
         "large JPEG": "decoded at 1/2, 1/4 or 1/8 while the smaller side keeps 3 times the scale",
         "resize": _RESIZE,
     }
@@ -115,7 +123,7 @@ def content_digest(data: bytes) -> str:
 
 def upright_size(data: bytes) -> tuple[int, int]:
     """Read height and width in pixels, after turning upright, from the header alone."""
-    return _upright_size(_open(data))
+    return _open(data)[1]
 
 
 def decode(data: bytes, reduction: int = 1) -> Image.Image:
@@ -128,22 +136,7 @@ def decode(data: bytes, reduction: int = 1) -> Image.Image:
     >>> decode(buffer.getvalue()).mode
     'RGB'
     """
-    return _decode(_open(data), reduction)
-
-
-def _decode(image: Image.Image, reduction: int) -> Image.Image:
-    """Decode an opened image, once."""
-    orientation = _orientation(image)
-    try:
-        if reduction > 1:
-            image.draft(None, (image.width // reduction, image.height // reduction))
-        image.load()
-        rgb = _to_rgb(image)
-    except ImageError:
-        raise
-    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files.
-        raise ImageError(f"cannot decode the image: {_one_line(error)}") from error
-    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+    return _decode(_open(data)[0], reduction)
 
 
 def from_array(array: npt.ArrayLike) -> Image.Image:
@@ -186,8 +179,16 @@ def view_size(height: int, width: int, scale: int, view: View = "full") -> tuple
     """
     if view == "warp":
         return scale, scale
-    resized = _resized_size(height, width, scale)
-    return (scale, scale) if view == "center_crop" else resized
+    shorter = min(height, width)
+    longer = (2 * max(height, width) * scale + shorter) // (2 * shorter)  # half is rounded up
+    if longer * scale > MAX_VIEW_PIXELS:
+        raise ImageError(
+            f"{height} x {width} pixels at scale {scale} become {scale} x {longer}; "
+            f"at most {MAX_VIEW_PIXELS:,} pixels are resized to"
+        )
+    if view == "center_crop":
+        return scale, scale
+    return (scale, longer) if height <= width else (longer, scale)
 
 
 def views(data: bytes, renderings: Sequence[tuple[int, View]]) -> tuple[npt.NDArray[np.uint8], ...]:
@@ -200,17 +201,16 @@ def views(data: bytes, renderings: Sequence[tuple[int, View]]) -> tuple[npt.NDAr
     >>> [view.shape for view in views(buffer.getvalue(), [(224, "full"), (392, "warp")])]
     [(224, 299, 3), (392, 392, 3)]
     """
-    header = _open(data)
-    is_jpeg = isinstance(header, JpegImagePlugin.JpegImageFile)
-    reductions = [reduction_of(min(header.size), s) if is_jpeg else 1 for s, _ in renderings]
-    size = _upright_size(header)
+    image, size = _open(data)
+    is_jpeg = image.format in ("JPEG", "MPO")
     decoded: dict[int, Image.Image] = {}
-    for reduction in dict.fromkeys(reductions):  # the first one takes what is open
-        decoded[reduction] = decode(data, reduction) if decoded else _decode(header, reduction)
-    return tuple(
-        render(decoded[reduction], scale, view, size)
-        for reduction, (scale, view) in zip(reductions, renderings, strict=True)
-    )
+    rendered = []
+    for scale, view in renderings:
+        reduction = reduction_of(min(size), scale) if is_jpeg else 1
+        if reduction not in decoded:  # the first one takes what is open
+            decoded[reduction] = decode(data, reduction) if decoded else _decode(image, reduction)
+        rendered.append(render(decoded[reduction], scale, view, size))
+    return tuple(rendered)
 
 
 def render(
@@ -226,8 +226,8 @@ def render(
     height, width = size or (image.height, image.width)
     if view != "center_crop":
         return resize(image, *view_size(height, width, scale, view))
-    whole = resize(image, *_resized_size(height, width, scale))
-    top, left = ((side - scale) // 2 for side in whole.shape[:2])
+    whole = resize(image, *view_size(height, width, scale))
+    top, left = (whole.shape[0] - scale) // 2, (whole.shape[1] - scale) // 2
     return whole[top : top + scale, left : left + scale].copy()
 
 
@@ -264,62 +264,125 @@ def resize(image: Image.Image, height: int, width: int) -> npt.NDArray[np.uint8]
     return rows
 
 
-def _resized_size(height: int, width: int, scale: int) -> tuple[int, int]:
-    """Bring the smaller side to `scale` and keep the aspect, rounding half up."""
-    shorter = min(height, width)
-    longer = (2 * max(height, width) * scale + shorter) // (2 * shorter)
-    if longer * scale > MAX_VIEW_PIXELS:
-        raise ImageError(
-            f"{height} x {width} pixels at scale {scale} become {scale} x {longer}; "
-            f"at most {MAX_VIEW_PIXELS:,} pixels are resized to"
-        )
-    return (scale, longer) if height <= width else (longer, scale)
-
-
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes) -> tuple[Image.Image, tuple[int, int]]:
+    """Open an image file; return its height and width after turning upright with it."""
+    if data.startswith(_PNG):
+        data = _without_extras(data)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageError(f"the image has more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:
-        raise ImageError(f"no image of a known format ({', '.join(FORMATS)})") from error
+        raise ImageError(_why_not(data)) from error
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(f"the image has more than {MAX_PIXELS:,} pixels")
     if min(image.size) < 1:
         raise ImageError(f"the image has no pixels: {image.height} x {image.width}")
-    return image
+    tags = _tiff_tags(image)  # which size Pillow announces of a turned TIFF depends on its version
+    width, height = tags.get(_WIDTH, image.width), tags.get(_HEIGHT, image.height)
+    return image, (width, height) if _orientation(image) in _SWAPS_SIDES else (height, width)
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    upright = _orientation(image) not in _SWAPS_SIDES
-    return (image.height, image.width) if upright else image.size
+def _without_extras(data: bytes) -> bytes:
+    """Leave out the chunks of a PNG that its pixels do not need: Pillow refuses files for them.
+
+    What says how the image is turned comes first, or Pillow would decode the pixels to look for it.
+    """
+    needed, at = [], len(_PNG) + 25  # behind the header
+    extras = [data[:at]]
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        kind, chunk = data[at + 4 : at + 8], data[at:end]
+        is_sound = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        if not kind[:1].islower():
+            needed.append(chunk)
+        elif is_sound and (kind in (b"tRNS", b"eXIf") or chunk[8:].startswith(_TURNING_TEXTS)):
+            extras.append(chunk)
+        at = end
+    return b"".join(extras + needed)
+
+
+def _why_not(data: bytes) -> str:
+    """Say what Pillow has against a file that cannot be opened."""
+    for name in FORMATS:
+        opener, accepts = Image.OPEN[name]
+        if accepts is None or not accepts(data[:16]):
+            continue
+        try:
+            opener(io.BytesIO(data), "")
+        except Exception as error:
+            return f"cannot read the {name} file: {_one_line(error)}"
+    return f"no image of a known format ({', '.join(FORMATS)})"
+
+
+def _tiff_tags(image: Image.Image) -> Mapping[int, Any]:
+    return image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation from 1 to 8; 1 where there is none or the EXIF block is damaged."""
+    """Read how an image is still to be turned, 1 to 8; 1 also where the EXIF block is damaged."""
     try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+        # Not that of `PngImageFile`, which decodes the pixels first.
+        return int(Image.Image.getexif(image).get(_ORIENTATION, 1))
     except Exception:
         return 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if (mode := image.mode) == "RGB" and "transparency" not in image.info:
-        return image
-    if mode.startswith("I"):
-        return _sixteen_bits_to_rgb(image)
-    if mode == "F":
+def _decode(image: Image.Image, reduction: int) -> Image.Image:
+    """Decode an opened image, once."""
+    try:
+        _check_samples(image)
+        if reduction > 1:
+            image.draft(None, (image.width // reduction, image.height // reduction))
+        image.load()
+        rgb = _to_rgb(image)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files.
+        raise ImageError(f"cannot decode the image: {_one_line(error)}") from error
+    # Pillow has turned a TIFF by now, and taken its orientation away.
+    turn = _UPRIGHT.get(_orientation(image))
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _check_samples(image: Image.Image) -> None:
+    """Refuse samples that have no defined white or that Pillow misreads."""
+    tags = _tiff_tags(image)
+    bits, signed = max(tags.get(_BITS, (8,))), 2 in tags.get(_SAMPLE_FORMAT, ())
+    if image.mode == "F":
         raise ImageError("floating-point samples have no defined white; convert to 8 or 16 bits")
+    if signed or bits > 16:
+        kind = f"{'signed ' if signed else ''}{bits}-bit"
+        raise ImageError(f"{kind} samples have no defined white; convert to unsigned 8 or 16 bits")
+    if bits > 8 and tags.get(_PLANES) == 2:
+        raise ImageError(f"{bits}-bit samples in separate planes cannot be read; interleave them")
+    tile = image.tile[0][3] if isinstance(image, PngImagePlugin.PngImageFile) else None
+    if tile == "RGB;16B" and "transparency" in image.info:
+        raise ImageError("a transparent colour of 16 bits cannot be read; use an alpha channel")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    mode = image.mode
+    if mode.startswith("I"):
+        return _deep_grey_to_rgb(image)
+    if mode == "La":  # premultiplied, which Pillow converts to nothing else
+        image = image.convert("LA")
     if ("A" in mode.upper() and mode != "LAB") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    return image if mode == "RGB" else image.convert("RGB")
 
 
-def _sixteen_bits_to_rgb(image: Image.Image) -> Image.Image:
-    samples = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-    return Image.fromarray(((samples + 128) // 257).astype(np.uint8)).convert("RGB")
+def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
+    tags = _tiff_tags(image)
+    white = (1 << min(tags.get(_BITS, (16,)))) - 1
+    samples = np.clip(np.asarray(image).astype(np.int64), 0, white)
+    grey = ((255 * samples + white // 2) // white).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == 0:  # white is zero
+        grey = 255 - grey
+    grey[samples == image.info.get("transparency", -1)] = 255
+    return Image.fromarray(grey).convert("RGB")
 
 
 def _one_line(error: Exception) -> str:

@@ -24,8 +24,8 @@ def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     return buffer.getvalue()
 
 
-def rotated_by_exif(image: Image.Image, orientation: int) -> bytes:
-    """A PNG stored so that viewers that follow its EXIF orientation show `image`."""
+def rotated_by_exif(image: Image.Image, orientation: int, kind: str = "PNG", **options) -> bytes:
+    """A file stored so that viewers that follow its EXIF orientation show `image`."""
     undo = {
         1: None,
         2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,4 +39,4 @@ def rotated_by_exif(image: Image.Image, orientation: int) -> bytes:
     stored = image if undo is None else image.transpose(undo)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return encode(stored, "PNG", exif=exif)
+    return encode(stored, kind, exif=exif, **options)
