@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import hashlib
+import io
 import logging
 import os
 import shutil
@@ -12,6 +14,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
@@ -52,6 +55,32 @@ def atomic_write(path: Path, needed: int = 0) -> Iterator[Path]:
         sync_folder(path.parent)
 
 
+def expand_path(path: str | os.PathLike[str]) -> Path:
+    """Put the home folder and environment variables into a path that a user wrote.
+
+    Examples
+    --------
+    >>> os.environ["PHOTOS"] = "/data/photos"
+    >>> expand_path("$PHOTOS/cats").as_posix()
+    '/data/photos/cats'
+    """
+    return Path(os.path.expandvars(os.path.expanduser(path)))
+
+
+def open_text(path: Path, newline: str | None = None, errors: str = "strict") -> TextIO:
+    """Open a text in UTF-8, or in what its byte order mark says, which is skipped."""
+    file = io.BufferedReader(io.FileIO(path))
+    is_utf16 = file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    encoding = "utf-16" if is_utf16 else "utf-8-sig"
+    return io.TextIOWrapper(file, encoding, errors=errors, newline=newline)
+
+
+def read_text(path: Path, errors: str = "strict") -> str:
+    """Read a whole text as `open_text` does."""
+    with open_text(path, errors=errors) as text:
+        return text.read()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with atomic_write(path) as temporary:
@@ -84,18 +113,15 @@ def os_errors_as_cache_error(path: Path, needed: int = 0) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # RuntimeError is HDF5's when it closes a file
-        raise CacheError(_explain(error, path, needed)) from error
-
-
-def _explain(error: BaseException, path: Path, needed: int) -> str:
-    if is_disk_full(error):
-        size = f" ({human_bytes(needed)} are needed)" if needed else ""
-        return (
-            f"the disk is full while writing '{path}'{size}; everything finished is kept: "
-            "free some space and run the same command again"
-        )
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-    return f"cannot write '{path}': {reason}"
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        message = f"cannot write '{path}': {reason}"
+        if is_disk_full(error):
+            size = f" ({human_bytes(needed)} are needed)" if needed else ""
+            message = (
+                f"the disk is full while writing '{path}'{size}; everything finished is kept: "
+                "free some space and run the same command again"
+            )
+        raise CacheError(message) from error
 
 
 def is_disk_full(error: BaseException | None) -> bool:
@@ -198,7 +224,12 @@ def exclusive_lock(path: Path, what: str) -> Iterator[None]:
     is_native = isinstance(lock, filelock.FileLock)
     try:
         if is_native:
-            _write_note(path)
+            since = datetime.now(UTC).isoformat(timespec="seconds")
+            note = f"process {os.getpid()} on {socket.gethostname()} since {since}"
+            with os_errors_as_cache_error(path), open(path, "rb+") as file:
+                file.seek(_NOTE_OFFSET)
+                file.write(note.encode("utf-8", "backslashreplace"))
+                file.truncate()
         yield
     finally:
         if is_native:
@@ -206,15 +237,6 @@ def exclusive_lock(path: Path, what: str) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 path.unlink()
         lock.release()
-
-
-def _write_note(path: Path) -> None:
-    since = datetime.now(UTC).isoformat(timespec="seconds")
-    note = f"process {os.getpid()} on {socket.gethostname()} since {since}"
-    with os_errors_as_cache_error(path), open(path, "rb+") as file:
-        file.seek(_NOTE_OFFSET)
-        file.write(note.encode("utf-8", "backslashreplace"))
-        file.truncate()
 
 
 def _read_note(path: Path) -> str:

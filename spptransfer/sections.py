@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from spptransfer.errors import ConfigError, suggestion
+from spptransfer.files import read_text
 
 _SHOWN_CHARACTERS = 80
 
@@ -202,7 +203,7 @@ def read_mapping(
 ) -> dict[str, Any]:
     """Read a YAML file that holds a mapping, and replace values in it."""
     try:
-        values = yaml.load(Path(path).read_text("utf-8-sig"), _Loader)
+        values = yaml.load(read_text(Path(path)), _Loader)
     except OSError as error:
         raise ConfigError(f"cannot read the pipeline file '{path}': {error.strerror}") from error
     except (yaml.YAMLError, ValueError) as error:

@@ -53,6 +53,15 @@ def test_text_keeps_names_that_are_no_utf8(tmp_path):
     assert (tmp_path / "a.txt").read_bytes() == b"caf\xe9"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_a_byte_order_mark_is_skipped_and_heeded(tmp_path, encoding):
+    mark = "\ufeff" if encoding[-3:] in ("-le", "-be") else ""
+    (tmp_path / "a.txt").write_bytes(f"{mark}é\r\nb".encode(encoding))
+    assert files.read_text(tmp_path / "a.txt") == "é\nb"
+    (tmp_path / "a.txt").write_bytes(b"")
+    assert files.read_text(tmp_path / "a.txt") == ""
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [

@@ -181,11 +181,12 @@ def export(
     """Write features with their ids and labels for other programs."""
     from spptransfer.cache import FeatureCache
     from spptransfer.cache.export import export as write
+    from spptransfer.files import read_text
 
     chosen = None
     if ids is not None:
         try:
-            text = ids.read_text("utf-8-sig", errors="surrogateescape")  # as file names are read
+            text = read_text(ids, errors="surrogateescape")  # as file names are read
         except OSError as error:
             raise CacheError(f"cannot read the ids in '{ids}': {error.strerror}") from error
         chosen = [line for line in text.split("\n") if line]

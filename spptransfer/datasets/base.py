@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import unicodedata
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +16,28 @@ from spptransfer.errors import DatasetError, suggestion
 from spptransfer.ids import Ids
 
 UNLABELLED = -1
+
+
+def class_name(label: str) -> str:
+    """Return a label in the form NFC, for the same word in another form is the same class."""
+    return unicodedata.normalize("NFC", label)
+
+
+def number_labels(labels: Iterable[str]) -> tuple[tuple[str, ...], npt.NDArray[np.int32]]:
+    r"""Sort the classes that labels name, and number each label.
+
+    Examples
+    --------
+    >>> number_labels(["dog", "cafe\u0301", "caf\xe9"])
+    (('café', 'dog'), array([1, 0, 0], dtype=int32))
+    """
+    found: dict[str, int] = {}
+    seen = array("i")
+    for label in labels:
+        seen.append(found.setdefault(class_name(label), len(found)))
+    classes = sorted(found)
+    position = np.argsort(list(map(found.__getitem__, classes))).astype(np.int32)
+    return tuple(classes), position[np.asarray(seen, np.int32)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,39 +95,29 @@ class Dataset:
     official_splits: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        about = f"dataset '{self.name}'"
         try:
             ids = Ids.of(self.ids)
-            splits = {name: Ids.of(ids) for name, ids in self.official_splits.items()}
+            parts = map(Ids.of, self.official_splits.values())
+            splits = dict(zip(self.official_splits, parts, strict=True))
         except ValueError as error:
-            raise DatasetError(f"dataset '{self.name}': the id {error}") from error
-        object.__setattr__(self, "root", Path(self.root))
-        object.__setattr__(self, "targets", np.asarray(self.targets))
-        object.__setattr__(self, "ids", ids)
-        object.__setattr__(self, "official_splits", splits)
-        repetition = ids.repetition()
-        if repetition is not None:
-            twice = ids[repetition[0]]
-            raise DatasetError(f"dataset '{self.name}': the id '{twice}' occurs more than once")
-        expected = (len(ids), len(self.classes)) if self.multi_label else (len(ids),)
-        if self.targets.shape != expected:
+            raise DatasetError(f"{about}: the id {error}") from error
+        if (twice := ids.repetition()) is not None:
+            raise DatasetError(f"{about}: the id '{ids[twice[0]]}' occurs more than once")
+        given = np.asarray(self.targets)
+        wanted = np.dtype(np.int32 if given.ndim < 2 else np.int8)
+        if given.shape != (len(ids), len(self.classes))[: max(1, given.ndim)]:
             raise DatasetError(
-                f"dataset '{self.name}': targets of shape {self.targets.shape} do not fit "
-                f"{len(ids)} images and {len(self.classes)} classes"
+                f"{about}: targets of shape {given.shape} do not fit {len(ids)} images and "
+                f"{len(self.classes)} classes"
             )
-        object.__setattr__(self, "targets", self._whole_numbers())
-
-    def _whole_numbers(self) -> npt.NDArray[np.int32] | npt.NDArray[np.int8]:
-        """Convert the targets to the type that all readers of datasets and caches rely on."""
-        wanted = np.dtype(np.int8 if self.multi_label else np.int32)
-        given = self.targets
         is_whole = given.dtype.kind in "iub"
-        found = given.astype(wanted, copy=False).view() if is_whole else given
-        if not is_whole or not np.array_equal(found, given):
-            raise DatasetError(
-                f"dataset '{self.name}': targets of type {given.dtype} are not {wanted} numbers"
-            )
-        found.flags.writeable = False  # of our view: the caller's array stays as it was
-        return found
+        targets = given.astype(wanted, copy=False).view() if is_whole else given
+        if not is_whole or not np.array_equal(targets, given):
+            raise DatasetError(f"{about}: targets of type {given.dtype} are not {wanted} numbers")
+        targets.flags.writeable = False  # of our view: the caller's array stays as it was
+        checked = {"root": Path(self.root), "ids": ids, "targets": targets}
+        vars(self).update(checked, official_splits=splits)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -140,8 +154,7 @@ class Dataset:
         DatasetError
             If the dataset has no such id.
         """
-        self.positions([id])
-        return self._path_of(id)
+        return next(self.iter_paths(self.positions([id])))
 
     def paths(self) -> list[Path]:
         """Return the paths of all images, in the order of `ids`."""
@@ -149,10 +162,8 @@ class Dataset:
 
     def iter_paths(self, positions: Iterable[int]) -> Iterator[Path]:
         """Yield the paths of some images by position; see `path`."""
-        return map(self._path_of, Ids.of(self.ids).take(positions))
-
-    def _path_of(self, id: str) -> Path:
-        return self.root / self.path_template.format(id=id)
+        for id in Ids.of(self.ids).take(positions):
+            yield self.root / self.path_template.format(id=id)
 
     def check_images(self) -> None:
         """Raise a `DatasetError` where no image is there at all, as on a disk that is not mounted.
@@ -162,8 +173,8 @@ class Dataset:
         if len(self) and not any(map(os.path.isfile, self.iter_paths(range(len(self))))):
             raise DatasetError(
                 f"dataset '{self.name}': none of its {len(self):,} images is there; the first is "
-                f"looked for at '{self._path_of(self.ids[0])}'; paths are "
-                f"relative to {self.root.absolute()}"
+                f"looked for at '{self.path(self.ids[0])}'; paths are relative to "
+                f"{self.root.absolute()}"
             )
 
     def positions(self, ids: Iterable[str]) -> npt.NDArray[np.intp]:

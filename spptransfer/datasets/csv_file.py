@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import csv
 import os
+import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, NamedTuple
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, Field
 
-from spptransfer.datasets.base import Dataset
+from spptransfer.datasets.base import Dataset, number_labels
 from spptransfer.errors import DatasetError
+from spptransfer.files import expand_path, open_text
 from spptransfer.ids import Ids
 
 _HEADERS = "path,label or path,labels, either with a further column split"
@@ -30,37 +32,18 @@ class CsvOptions(BaseModel):
     )
 
 
-class _Header(NamedTuple):
-    """Where the columns stand that are read; `split` is None where there is none."""
-
-    width: int
-    path: int
-    label: int
-    split: int | None
-    multi_label: bool
-
-
 @dataclass
 class _Columns:
-    """What is kept of all rows but their paths: numbers, not Python objects for each.
+    """What is kept of all rows but their paths: numbers and a few strings, not one for each row.
 
-    `numbers` counts lines as a text editor does. `labels` of all rows stand one after another,
-    by their number in `classes`; `counts` says how many each row has. `splits` holds numbers in
-    `names`, -1 for none.
+    `rows` counts lines as a text editor does. The `labels` of all rows stand one after another,
+    and `counts` says how many each row has; a row that is in no split has an empty one.
     """
 
-    numbers: array[int] = field(default_factory=lambda: array("q"))
-    labels: array[int] = field(default_factory=lambda: array("i"))
+    rows: array[int] = field(default_factory=lambda: array("q"))
     counts: array[int] = field(default_factory=lambda: array("i"))
-    splits: array[int] = field(default_factory=lambda: array("i"))
-    classes: dict[str, int] = field(default_factory=dict)
-    names: dict[str, int] = field(default_factory=dict)
-
-    def add(self, number: int, labels: Sequence[str], split: str) -> None:
-        self.numbers.append(number)
-        self.counts.append(len(labels))
-        self.labels.extend(self.classes.setdefault(label, len(self.classes)) for label in labels)
-        self.splits.append(self.names.setdefault(split, len(self.names)) if split else -1)
+    labels: list[str] = field(default_factory=list)
+    splits: list[str] = field(default_factory=list)
 
 
 def read_csv(table: str | os.PathLike[str], *, separator: str = ";") -> Dataset:
@@ -75,9 +58,9 @@ def read_csv(table: str | os.PathLike[str], *, separator: str = ";") -> Dataset:
     table : path-like
         The CSV file, or a folder with exactly one: UTF-8 (with or without a byte order mark),
         comma-separated. Relative paths in it are relative to its folder. An image's id is its
-        path as written, but with forward slashes, so that a table written on Windows names the
-        same images everywhere; only where a file's name itself holds a backslash, which other
-        systems allow, is it kept.
+        path as written, but with forward slashes and without ``./``, so that a table written on
+        Windows names the same images everywhere; only where a file's name itself holds a
+        backslash, which other systems allow, is it kept.
     separator : str, default=";"
         What stands between several labels of an image in the column ``labels``.
 
@@ -111,12 +94,12 @@ def read_csv(table: str | os.PathLike[str], *, separator: str = ";") -> Dataset:
     >>> dataset.official_splits
     {'train': Ids(['a.jpg']), 'test': Ids(['b.jpg'])}
     """
-    found = find_csv(Path(table))
+    found = find_csv(expand_path(table))
     if found is None:
         raise DatasetError(f"cannot read {table}: neither a file nor a folder with one CSV file")
     table, columns = found, _Columns()
     try:
-        with table.open(encoding="utf-8-sig", newline="") as lines:
+        with open_text(table, newline="") as lines:
             reader = csv.reader(lines, strict=True)
             header = _read_header(table, next(reader, []))
             ids = Ids(_read_rows(table, reader, header, separator, columns))
@@ -130,20 +113,31 @@ def read_csv(table: str | os.PathLike[str], *, separator: str = ";") -> Dataset:
         raise DatasetError(f"{table}: the path {error}") from error
     if not ids:
         raise DatasetError(f"{table} has a header but no rows")
-    _check_unique(table, ids, columns)
-    if not columns.classes:
+    places = Ids(map(partial(_place, os.path.abspath(table.parent)), ids))
+    if (twice := places.repetition()) is not None:
+        first, again = (columns.rows[position] for position in twice)
+        earlier, later = (ids[position] for position in twice)
+        written = "" if earlier == later else f" as '{earlier}'"
+        raise DatasetError(f"{table}, row {again}: '{later}' is already in row {first}{written}")
+    if not columns.labels:
         raise DatasetError(f"{table}: no row has a label")
-    classes = sorted(columns.classes)
-    splits = np.asarray(columns.splits)
+    classes, labels = number_labels(columns.labels)
+    targets = labels if "label" in header else np.full((len(ids), len(classes)), -1, np.int8)
+    if "labels" in header:
+        rows = np.repeat(np.arange(len(ids), dtype=np.int32), np.asarray(columns.counts))
+        targets[rows, labels] = 1
+    names = list(dict.fromkeys(columns.splits))
+    splits = np.fromiter(map(names.index, columns.splits), np.int32)
     return Dataset(
         name="csv",
         root=table.parent,
         ids=ids,
-        classes=tuple(classes),
-        targets=_targets(columns, classes, header.multi_label),
+        classes=classes,
+        targets=targets,
         official_splits={
             name: ids.take(np.flatnonzero(splits == number))
-            for name, number in columns.names.items()
+            for number, name in enumerate(names)
+            if name
         },
     )
 
@@ -156,63 +150,49 @@ def find_csv(place: Path) -> Path | None:
     return tables[0] if len(tables) == 1 else None
 
 
-def _read_header(table: Path, cells: Sequence[str]) -> _Header:
-    """Find the columns, or say what they may be."""
+def _read_header(table: Path, cells: Sequence[str]) -> list[str]:
+    """Return the names of the columns, or say what they may be."""
     names = [name.strip().lower() for name in cells]
-    labels = [name for name in names if name in ("label", "labels")]
-    if names.count("path") != 1 or len(labels) != 1 or names.count("split") > 1:
+    known = sorted(name for name in names if name in ("path", "label", "labels", "split"))
+    allowed = (["label", "path"], ["labels", "path"])
+    if known[:2] not in allowed or known[2:] not in ([], ["split"]):
         raise DatasetError(f"{table}: the header is '{','.join(names)}'; allowed: {_HEADERS}")
-    split = names.index("split") if "split" in names else None
-    multi_label = labels == ["labels"]
-    return _Header(len(names), names.index("path"), names.index(labels[0]), split, multi_label)
+    return names
 
 
 def _read_rows(
-    table: Path, lines: Iterator[list[str]], header: _Header, separator: str, columns: _Columns
+    table: Path, lines: Iterator[list[str]], header: list[str], separator: str, columns: _Columns
 ) -> Iterator[str]:
     """Yield the ids of all rows; what else they say is added to the columns."""
     for cells in lines:
-        if not any(cell.strip() for cell in cells):
+        if not any(map(str.strip, cells)):
             continue
-        number: int = lines.line_num  # type: ignore[attr-defined]
-        if len(cells) != header.width:
+        row: int = lines.line_num  # type: ignore[attr-defined]
+        if len(cells) != len(header):
             raise DatasetError(
-                f"{table}, row {number}: {len(cells)} columns where the header has {header.width}"
+                f"{table}, row {row}: {len(cells)} columns where the header has {len(header)}"
             )
-        path, written = cells[header.path].strip(), cells[header.label].strip()
-        labels = [written]
-        if header.multi_label:
-            labels = [part.strip() for part in written.split(separator) if part.strip()]
+        values = dict(zip(header, map(str.strip, cells), strict=True))
+        path, labels = values["path"], [values.get("label", "")]
+        if "labels" in values:
+            labels = list(filter(None, map(str.strip, values["labels"].split(separator))))
         if not path or "" in labels:
             lacking = "label" if path else "path"
-            raise DatasetError(f"{table}, row {number}: the {lacking} is empty")
-        columns.add(number, labels, "" if header.split is None else cells[header.split].strip())
-        yield path if "\\" not in path or _is_name(table.parent, path) else path.replace("\\", "/")
+            raise DatasetError(f"{table}, row {row}: the {lacking} is empty")
+        columns.rows.append(row)
+        columns.counts.append(len(labels))
+        columns.labels += map(sys.intern, labels)
+        columns.splits.append(sys.intern(values.get("split", "")))
+        # Outside Windows, a backslash can belong to a file's name.
+        if "\\" in path and not (os.sep == "/" and os.path.lexists(table.parent / path)):
+            path = path.replace("\\", "/")
+        is_roundabout = "./" in path or "//" in path
+        yield str(PurePosixPath(path)) if is_roundabout else path
 
 
-def _is_name(folder: Path, path: str) -> bool:
-    """Whether a path's backslashes belong to a file's name, as they can outside Windows."""
-    return os.sep == "/" and os.path.lexists(folder / path)
-
-
-def _check_unique(table: Path, ids: Ids, columns: _Columns) -> None:
-    """Refuse images that are named twice."""
-    repetition = ids.repetition()
-    if repetition is not None:
-        first, again = (columns.numbers[position] for position in repetition)
-        path = ids[repetition[0]]
-        raise DatasetError(f"{table}, row {again}: '{path}' is already in row {first}")
-
-
-def _targets(
-    columns: _Columns, classes: Sequence[str], multi_label: bool
-) -> npt.NDArray[np.int32] | npt.NDArray[np.int8]:
-    """Number the labels as a `Dataset` does."""
-    index = {label: position for position, label in enumerate(classes)}
-    in_order = np.array([index[label] for label in columns.classes], dtype=np.int32)
-    labels = in_order[np.asarray(columns.labels)]
-    if not multi_label:
-        return labels
-    targets = np.full((len(columns.counts), len(classes)), -1, dtype=np.int8)
-    targets[np.repeat(np.arange(len(targets)), np.asarray(columns.counts)), labels] = 1
-    return targets
+def _place(folder: str, id: str) -> str:
+    """Return the one path to an image that may be written in several ways."""
+    if ".." not in id and not os.path.isabs(id):
+        return id
+    path = os.path.normpath(os.path.join(folder, id)).removeprefix(folder + os.sep)
+    return path.replace(os.sep, "/")

@@ -9,7 +9,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -43,16 +43,15 @@ class Archive:
 
 
 def _voc2007(filename: str, sha256: str, size: int, split: str) -> Archive:
-    """Describe one of the two archives of VOC 2007 and its mirrors."""
-    hosts = (
-        "http://host.robots.ox.ac.uk/pascal/VOC/voc2007",
-        "https://thor.robots.ox.ac.uk/pascal/VOC/voc2007",
-        "https://pjreddie.com/media/files",
-    )
     marker = f"VOCdevkit/VOC2007/ImageSets/Main/{split}.txt"
-    return Archive(filename, sha256, size, marker, tuple(f"{host}/{filename}" for host in hosts))
+    return Archive(filename, sha256, size, marker, tuple(f"{host}/{filename}" for host in _HOSTS))
 
 
+_HOSTS = (
+    "http://host.robots.ox.ac.uk/pascal/VOC/voc2007",
+    "https://thor.robots.ox.ac.uk/pascal/VOC/voc2007",
+    "https://pjreddie.com/media/files",
+)
 _CALTECH101_RECORD = "https://data.caltech.edu/{}records/mzrjq-6wc02/files/caltech-101.zip{}"
 
 # Digests and sizes as TensorFlow Datasets records them. Where two archives have one marker,
@@ -118,20 +117,15 @@ def fetch(
         for archive, file in known.items():
             _install(archive, file, root)
         return root
-    for archive in _missing(official[name], root):
+    wanted = {archive.marker: archive for archive in official[name] if archive.mirrors}
+    missing = [archive for marker, archive in wanted.items() if not (root / marker).exists()]
+    if not missing:
+        logger.info("%s is complete; nothing to fetch", root)
+    for archive in missing:
         downloads = root / ".downloads"
         _install(archive, _download(archive, downloads, progress), root)
         shutil.rmtree(downloads)
     return root
-
-
-def _missing(archives: Iterable[Archive], root: Path) -> list[Archive]:
-    """List the archives to fetch, one for each marker that is not there."""
-    wanted = {archive.marker: archive for archive in archives if archive.mirrors}
-    missing = [archive for marker, archive in wanted.items() if not (root / marker).exists()]
-    if not missing:
-        logger.info("%s is complete; nothing to fetch", root)
-    return missing
 
 
 def _download(archive: Archive, folder: Path, progress: bool) -> Path:
@@ -218,15 +212,25 @@ def unpack(
     """
     if not hasattr(tarfile, "data_filter"):
         raise DatasetError(f"unpack {archive} yourself: only Python 3.11.4 or later does it safely")
-    n_files = 0
+    n_files = n_members = n_bytes = 0
     try:
         with ExitStack() as stack:
             stream: IO[bytes] = stack.enter_context(archive.open("rb"))
             if inner is not None:
                 outer = zipfile.ZipFile(stream)
-                stream = stack.enter_context(outer.open(_name_of(inner, outer, archive)))
+                found = (name for name in outer.namelist() if PurePosixPath(name).name == inner)
+                name = next((name for name in found if not _is_clutter(name)), None)
+                if name is None:
+                    raise DatasetError(f"{archive} does not hold {inner}")
+                stream = stack.enter_context(outer.open(name))
             tar = stack.enter_context(tarfile.open(fileobj=stream, mode="r|*"))
-            for member in _within(tar, max_bytes, max_files):
+            for member in tar:
+                if _is_clutter(member.name):
+                    continue
+                n_members, n_bytes = n_members + 1, n_bytes + member.size
+                if n_members > max_files or n_bytes > max_bytes:
+                    limits = f"{max_files:,} files or {max_bytes:,} bytes"
+                    raise DatasetError(f"refused: the archive holds more than {limits}")
                 tar.extract(member, destination, filter=_plain_and_inside)
                 n_files += member.isfile()
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
@@ -234,28 +238,6 @@ def unpack(
     except OSError as error:
         raise DatasetError(f"cannot unpack {archive} into {destination}: {error}") from error
     return n_files
-
-
-def _name_of(inner: str, outer: zipfile.ZipFile, path: Path) -> str:
-    """Find the tar archive inside a zip archive."""
-    for name in outer.namelist():
-        if PurePosixPath(name).name == inner and not _is_clutter(name):
-            return name
-    raise DatasetError(f"{path} does not hold {inner}")
-
-
-def _within(tar: tarfile.TarFile, max_bytes: int, max_files: int) -> Iterator[tarfile.TarInfo]:
-    """Yield the members to unpack, each before it is unpacked, up to the limits."""
-    n_files = n_bytes = 0
-    for member in tar:
-        if _is_clutter(member.name):
-            continue
-        n_files, n_bytes = n_files + 1, n_bytes + member.size
-        if n_files > max_files or n_bytes > max_bytes:
-            raise DatasetError(
-                f"refused: the archive holds more than {max_files:,} files or {max_bytes:,} bytes"
-            )
-        yield member
 
 
 def _plain_and_inside(member: tarfile.TarInfo, destination: str) -> tarfile.TarInfo:

@@ -1,21 +1,24 @@
-"""A folder of class folders, as users keep their own images."""
+"""A folder of class folders, as users keep their own images, and as Caltech-101 is."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Container, Iterable, Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, Field
 
-from spptransfer.datasets.base import UNLABELLED, Dataset
-from spptransfer.datasets.left_out import LeftOut
+from spptransfer.datasets.base import UNLABELLED, Dataset, class_name, number_labels
 from spptransfer.errors import DatasetError
+from spptransfer.files import expand_path
 from spptransfer.ids import Ids
-from spptransfer.text import plural
+from spptransfer.text import counted, listed, plural
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +28,25 @@ IMAGE_SUFFIXES = frozenset(
     | {".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 )
 
+# Notes, labels and what systems and programs leave beside images: nobody misses them.
+_COMPANION_SUFFIXES = frozenset(
+    {".txt", ".md", ".rst", ".html", ".htm", ".log", ".csv", ".tsv", ".json", ".jsonl", ".xml"}
+    | {".yaml", ".yml", ".toml", ".cfg", ".ini", ".md5", ".sha256", ".py", ".ipynb"}
+    | {".db", ".lnk", ".url", ".xmp", ".aae"}
+)
+_COMPANION_NAMES = frozenset({"readme", "license", "makefile", "tmp"})  # Caltech-101 holds a tmp
+
+# Previews, snapshots and what was deleted: network drives', Windows', macOS', Linux' and Jupyter's.
+SYSTEM_FOLDER = re.compile(
+    r"@eadir|[#@]recycle|[#@](recently-)?snapshot|\$recycle\.bin|system volume information"
+    r"|__macosx|\.ipynb_checkpoints|lost\+found|\.trash(es|-\d+)?",
+    re.IGNORECASE,
+)
+
+
+# Folders of these names are a dataset's own splits.
+_SPLITS = ("train", "val", "valid", "validation", "test")
+
 
 class FolderOptions(BaseModel):
     """Keys of the section of a ``folder`` dataset."""
@@ -32,24 +54,73 @@ class FolderOptions(BaseModel):
     root: str = Field(description="a folder that holds one folder of images per class")
 
 
-def read_folder(root: str | os.PathLike[str], *, name: str = "folder") -> Dataset:
+@dataclass
+class LeftOut:
+    """What lies among images and is not read: counted, to be told in a line.
+
+    Examples
+    --------
+    >>> left_out = LeftOut()
+    >>> for name in ("a.HEIC", "b.heic", "photo", "notes.txt"):
+    ...     left_out.note_file(name)
+    >>> left_out.system_folders["@eaDir"] += 1
+    >>> left_out.skipped()
+    '3 files by suffix: .heic (2), none (1); 1 folder of a system: @eaDir (1)'
+    """
+
+    suffixes: Counter[str] = field(default_factory=Counter)
+    system_folders: Counter[str] = field(default_factory=Counter)
+    folders: set[str] = field(default_factory=set)  # directly below the root
+
+    def note_file(self, name: str) -> None:
+        """Count a file that is not read, unless nobody would take it for an image."""
+        stem, suffix = os.path.splitext(name.lower())
+        is_companion = suffix in _COMPANION_SUFFIXES if suffix else stem in _COMPANION_NAMES
+        if not is_companion:
+            self.suffixes[suffix or "none"] += 1
+
+    def skipped(self) -> str:
+        """Say how many files and folders were left out; nothing if none was."""
+        parts = []
+        if number := self.suffixes.total():
+            parts.append(f"{plural(number, 'file')} by suffix: {counted(self.suffixes)}")
+        if number := self.system_folders.total():
+            folders = plural(number, "folder of a system", "folders of systems")
+            parts.append(f"{folders}: {counted(self.system_folders)}")
+        return "; ".join(parts)
+
+    def tell(self, root: Path, classes: Iterable[str] | None = None, stray: int = 0) -> None:
+        """Warn of what is not read: stray images, files by suffix, folders that are no classes."""
+        if stray:
+            images = plural(stray, "image that lies", "images that lie")
+            logger.warning("%s: skipped %s in no class folder", root, images)
+        if skipped := self.skipped():
+            logger.warning("%s: skipped %s", root, skipped)
+        if classes is None:
+            return
+        if others := set(map(class_name, self.folders)).difference(classes):
+            names = listed(sorted(others))
+            logger.warning("%s: folders without images are no classes: %s", root, names)
+
+
+def read_folder(root: str | os.PathLike[str]) -> Dataset:
     """Read a folder whose subfolders are classes and hold images at any depth.
 
-    Hidden files, hidden folders and files without an image's suffix are skipped; a subfolder
-    without images is no class. Except for hidden files, notes and the like, a warning says what
-    was left out. Symbolic links are followed, except into a folder that contains the link. Ids
-    are the images' paths relative to `root`, with forward slashes, in the order of their code
-    points, which is the same on every machine.
+    Hidden files, hidden folders, folders that systems leave behind and files without an image's
+    suffix are skipped; a subfolder without images is no class. Except for hidden files, notes
+    and the like, a warning says what was left out. Symbolic links are followed, except into a
+    folder that contains the link. Ids are the images' paths relative to `root`, with forward
+    slashes, in the order of their code points, which is the same on every machine.
 
-    A folder that holds images but no class folders is read as well, without labels: features
-    can be extracted from it, but nothing can be trained on it.
+    Folders ``train`` and ``val``, ``valid``, ``validation`` or ``test``, and no others, that hold
+    the same class folders are the dataset's own splits; without ``test``, the validation images
+    are the split ``test``. A folder that holds images but no class folders is read as well,
+    without labels: features can be extracted from it, but nothing can be trained on it.
 
     Parameters
     ----------
     root : path-like
         The folder of class folders.
-    name : str, default="folder"
-        What the dataset calls itself.
 
     Returns
     -------
@@ -75,60 +146,53 @@ def read_folder(root: str | os.PathLike[str], *, name: str = "folder") -> Datase
     >>> dataset.classes
     ('cat', 'dog')
     """
-    root = Path(root)
+    root = expand_path(root)
     if not root.is_dir():
-        raise DatasetError(f"dataset '{name}': {root} is not a folder")
+        raise DatasetError(f"{root} is not a folder")
     left_out = LeftOut()
     try:
         ids = Ids.sort(find_images(root, left_out))
     except ValueError as error:  # as Windows allows
-        raise DatasetError(f"dataset '{name}': in {root}, the file name {error}") from error
+        raise DatasetError(f"in {root}, the file name {error}") from error
     if not ids:
-        skipped = f"; skipped {left_out.files()}" if left_out.files() else ""
-        raise DatasetError(
-            f"dataset '{name}': no images in {root}; "
-            f"looked for {_looked_for()} in it and its subfolders{skipped}"
-        )
-    in_class = np.fromiter(("/" in id for id in ids), bool, len(ids))
+        skipped = left_out.skipped()
+        raise _no_images(str(root), [f"skipped {skipped}"] if skipped else [])
+    in_class = np.char.find(ids.encoded, b"/") > 0
     if not in_class.any():
         logger.warning("%s holds images but no class folders: read without labels", root)
-        tell_left_out(root, left_out, ())
-        targets = np.full(len(ids), UNLABELLED, dtype=np.int32)
-        return Dataset(name, root, ids, (), targets)
-    if not in_class.all():
-        tell_stray(root, len(ids) - int(np.count_nonzero(in_class)))
-        ids = ids.take(np.flatnonzero(in_class))
-    classes, targets = _classes_of(ids)
-    tell_left_out(root, left_out, classes)
-    return Dataset(name, root, ids, classes, targets)
+        left_out.tell(root, ())
+        return Dataset("folder", root, ids, (), np.full(len(ids), UNLABELLED))
+    labelled = ids.take(np.flatnonzero(in_class))
+    classes, targets = number_labels(id.partition("/")[0] for id in labelled)
+    left_out.tell(root, classes, len(ids) - len(labelled))
+    dataset = Dataset("folder", root, labelled, classes, targets)
+    return _with_own_splits(dataset) if set(map(str.lower, classes)) <= set(_SPLITS) else dataset
 
 
-def tell_stray(root: Path, number: int) -> None:
-    """Say how many images lie in no class folder."""
-    images = plural(number, "image that lies", "images that lie")
-    logger.warning("%s: skipped %s in no class folder", root, images)
-
-
-def tell_left_out(root: Path, left_out: LeftOut, classes: Container[str]) -> None:
-    """Say which files are no images by their names, and which folders are no classes."""
-    if files := left_out.files():
-        logger.warning("%s: skipped %s", root, files)
-    if folders := left_out.folders_without(classes):
-        logger.warning("%s: folders without images are no classes: %s", root, folders)
-
-
-def _looked_for() -> str:
-    return ", ".join(sorted(IMAGE_SUFFIXES))
-
-
-def _classes_of(ids: Ids) -> tuple[tuple[str, ...], npt.NDArray[np.int32]]:
-    """Return the names of the class folders, and the number of each image's."""
-    found: dict[str, int] = {}
-    numbers = (found.setdefault(id.partition("/")[0], len(found)) for id in ids)
-    seen = np.fromiter(numbers, np.int32, len(ids))
-    classes = sorted(found)
-    in_order = {label: position for position, label in enumerate(classes)}
-    return tuple(classes), np.array([in_order[label] for label in found], np.int32)[seen]
+def _with_own_splits(dataset: Dataset) -> Dataset:
+    """Read the folders that are called like splits as such, if they hold the same class folders."""
+    ids = Ids.of(dataset.ids)
+    is_deep = np.char.count(ids.encoded, b"/") > 1
+    split = dataset.targets[is_deep]
+    inside = ids.take(np.flatnonzero(is_deep))
+    classes, targets = number_labels(id.split("/", 2)[1] for id in inside)
+    known = {name.lower(): split == k for k, name in enumerate(dataset.classes)}
+    of_split = {name: set(targets[members].tolist()) for name, members in known.items()}
+    trained = of_split.pop("train", set())
+    is_one_of_each = of_split and all(of_split.values()) and len(known) == len(dataset.classes)
+    if not is_one_of_each or len(trained) < len(classes):
+        return dataset
+    if stray := len(ids) - len(inside):
+        LeftOut().tell(dataset.root, None, stray)
+    names = sorted(known, key=_SPLITS.index)
+    splits = {name: inside.take(np.flatnonzero(known[name])) for name in names}
+    sizes = ", ".join(f"{name} ({plural(len(ids), 'image')})" for name, ids in splits.items())
+    if "test" not in splits and len(splits) == 2:
+        sizes += f"; '{names[1]}' is tested on"
+        splits["test"] = splits.pop(names[1])
+    what = "folders with the same class folders are the splits"
+    logger.warning("%s: %s: %s", dataset.root, what, sizes)
+    return Dataset("folder", dataset.root, inside, classes, targets, official_splits=splits)
 
 
 def find_images(root: Path, left_out: LeftOut | None = None) -> Iterator[str]:
@@ -137,48 +201,42 @@ def find_images(root: Path, left_out: LeftOut | None = None) -> Iterator[str]:
     Paths have forward slashes; bytes of a name that are no UTF-8 are lone surrogates, as
     everywhere in Python. What is found besides is noted in `left_out`.
     """
-    pending: list[tuple[str, str, frozenset[tuple[int, int]]]] = [(str(root), "", frozenset())]
-    while pending:
-        folder, prefix, ancestors = pending.pop()
-        key = _identity(folder)
-        if key in ancestors:
-            logger.warning("%s: skipped, since this link leads into a folder that holds it", folder)
-            continue
-        if left_out is not None and prefix.count("/") == 1:
-            left_out.note_folder(prefix[:-1])
-        for entry in _visible(folder):
-            if _is(entry.is_dir):
-                pending.append((entry.path, f"{prefix}{entry.name}/", ancestors | {key}))
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
-                yield f"{prefix}{entry.name}"
-            elif left_out is not None and _is(entry.is_file):
-                left_out.note_file(entry.name)
+    left_out = LeftOut() if left_out is None else left_out
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_refuse):
+        prefix = "" if folder == str(root) else f"{Path(folder).relative_to(root).as_posix()}/"
+        subfolders[:] = filter(partial(_is_read, folder, left_out), subfolders)
+        if not prefix:
+            left_out.folders.update(subfolders)
+        for name in files:
+            if name.startswith("."):
+                continue
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                yield prefix + name
+            elif os.path.isfile(os.path.join(folder, name)):  # and no link that leads nowhere
+                left_out.note_file(name)
 
 
-def _identity(folder: str) -> tuple[int, int]:
-    """What tells a folder from all others, whatever path leads to it."""
-    try:
-        found = os.stat(folder)
-    except OSError as error:
-        raise DatasetError(f"cannot read the folder {folder}: {error.strerror}") from error
-    return found.st_dev, found.st_ino
-
-
-def _visible(folder: str) -> Iterator[os.DirEntry[str]]:
-    """Entries of a folder but the hidden ones, as they are found: there may be millions."""
-    try:
-        with os.scandir(folder) as listing:
-            yield from (entry for entry in listing if not entry.name.startswith("."))
-    except OSError as error:
-        raise DatasetError(f"cannot read the folder {folder}: {error.strerror}") from error
-
-
-def _is(kind: Callable[[], bool]) -> bool:
-    """Whether an entry, or what it links to, is of a kind; a link to itself is of none."""
-    try:
-        return kind()
-    except OSError:
+def _is_read(folder: str, left_out: LeftOut, name: str) -> bool:
+    path = os.path.join(folder, name)
+    if SYSTEM_FOLDER.fullmatch(name):
+        left_out.system_folders[name] += 1
         return False
+    if name.startswith("."):
+        return False
+    around = (folder, *Path(folder).parents)
+    if os.path.islink(path) and any(map(partial(os.path.samefile, path), around)):
+        logger.warning("%s: skipped, since this link leads into a folder that holds it", path)
+        return False
+    return True
+
+
+def _refuse(error: OSError) -> None:
+    raise DatasetError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+
+
+def _no_images(where: str, skipped: Iterable[str]) -> DatasetError:
+    looked_for = f"looked for {', '.join(sorted(IMAGE_SUFFIXES))} in it and its subfolders"
+    return DatasetError("; ".join([f"no images in {where}", looked_for, *skipped]))
 
 
 def gather_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -189,22 +247,36 @@ def gather_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """
     given = [Path(path) for path in paths]
     found: dict[Path, None] = {}
-    skipped = []
+    of_folders = {}
     for path in given:
         if path.is_dir():
-            left_out = LeftOut()
+            left_out = of_folders[path] = LeftOut()
             found |= dict.fromkeys(path / id for id in sorted(find_images(path, left_out)))
-            if files := left_out.files():
-                skipped.append(f"{path}: skipped {files}")
         elif path.exists() or path.is_symlink():
             found[path] = None
         else:
             raise DatasetError(f"there is no image or folder '{path}'")
     if not found:
-        raise DatasetError(
-            f"no images in {', '.join(map(str, given))}; looked for {_looked_for()} in it and "
-            f"its subfolders{''.join(f'; {line}' for line in skipped)}"
-        )
-    for line in skipped:
-        logger.warning("%s", line)
+        told = {path: each.skipped() for path, each in of_folders.items() if each.skipped()}
+        skipped = [f"{path}: skipped {text}" for path, text in told.items()]
+        raise _no_images(", ".join(map(str, given)), skipped)
+    for path, left_out in of_folders.items():
+        left_out.tell(path)
     return list(found)
+
+
+FOLDER = "101_ObjectCategories"
+BACKGROUND = "BACKGROUND_Google"
+
+
+def find_caltech101(place: Path) -> Path | None:
+    """Find the folder of Caltech-101's categories at or below a place, None where there is none.
+
+    Its official archive also holds a file ``BACKGROUND_Google/tmp`` that is no image.
+    """
+    for above in (".", "caltech101", "caltech-101"):
+        if (place / above / FOLDER).is_dir():
+            return place / above / FOLDER
+    # A renamed copy is told from any other folder by the category no other dataset has.
+    is_itself = place.name == FOLDER or (place / BACKGROUND).is_dir()
+    return place if place.is_dir() and is_itself else None

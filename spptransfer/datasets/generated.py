@@ -15,17 +15,13 @@ import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
-from pydantic import Field
 
-from spptransfer.datasets.base import Dataset
-from spptransfer.datasets.folder import read_folder
 from spptransfer.errors import ConfigError, DatasetError
-from spptransfer.sections import CountFromZero
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +38,6 @@ _EXIF_ORIENTATION = 0x0112
 _TURNS = (Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270)
 _STORED_AS = dict(zip((3, 6, 8), _TURNS, strict=True))
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-
-
-def read_demo(
-    root: Path, *, seed: Annotated[CountFromZero, Field(description="of the drawn images")] = 0
-) -> Dataset:
-    """Read the generated images, drawing them first if they are absent."""
-    generate(root, seed)
-    return read_folder(root, name="demo")
 
 
 def generate(root: Path, seed: int = 0, images_per_class: int = 30) -> None:

@@ -7,22 +7,22 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 from pydantic import BaseModel, Field, create_model
 
 from spptransfer.datasets.base import Dataset
-from spptransfer.datasets.caltech101 import find_caltech101, read_caltech101
 from spptransfer.datasets.csv_file import CsvOptions, read_csv
-from spptransfer.datasets.folder import FolderOptions, read_folder
-from spptransfer.datasets.generated import read_demo
+from spptransfer.datasets.folder import FolderOptions, find_caltech101, read_folder
 from spptransfer.datasets.voc2007 import find_voc2007, read_voc2007
 from spptransfer.errors import ConfigError, DatasetError, suggestion
-from spptransfer.sections import Section, check, named_section
+from spptransfer.files import expand_path
+from spptransfer.sections import CountFromZero, Section, check, named_section
 
 DEFAULT_DATA_ROOT = Path("data")
 
 StrPath = str | os.PathLike[str]
+_Located = tuple[Path | None, list[Path]]
 
 
 class DatasetSection(Section):
@@ -33,8 +33,7 @@ class DatasetSection(Section):
 
     def options(self) -> dict[str, Any]:
         """Return the options of this kind of dataset, those not given with their defaults."""
-        keys = type(self).model_fields.keys() - DatasetSection.model_fields.keys()
-        return {key: getattr(self, key) for key in type(self).model_fields if key in keys}
+        return self.model_dump(exclude=set(DatasetSection.model_fields))
 
 
 @dataclass(frozen=True)
@@ -46,14 +45,16 @@ class _Kind:
     read: Callable[..., Dataset]
     how: str
 
-    @property
-    def needs_root(self) -> bool:
-        return self.section.model_fields["root"].is_required()
-
-    def first_of(self, places: list[Path]) -> Path | None:
-        """Return the first place where the dataset is."""
-        found = map(self.find or _existing, places)
-        return next((place for place in found if place is not None), None)
+    def locate(self, name: str, root: StrPath | None, data_root: StrPath | None) -> _Located:
+        """Look everywhere that a dataset may be; the place is None where it is not there."""
+        around = expand_path(DEFAULT_DATA_ROOT if data_root is None else data_root)
+        if root is not None:
+            given = expand_path(root)
+            places = [given, around / given]  # an absolute root joined to another is itself
+        else:
+            places = [around / name, around] if self.find else [around / name]
+        found = filter(None, map(self.find, places)) if self.find else filter(Path.exists, places)
+        return next(found, None), list(dict.fromkeys(places))
 
 
 class DatasetStatus(NamedTuple):
@@ -135,11 +136,11 @@ def _options_of(read: Callable[..., Dataset]) -> type[BaseModel]:
     """Derive the model of the options from the parameters of a reader."""
     types = get_type_hints(read, include_extras=True)
     _, *parameters = inspect.signature(read).parameters.values()
-    fields: dict[str, Any] = {
-        item.name: (types.get(item.name, Any), ... if item.default is item.empty else item.default)
-        for item in parameters
-        if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)
-    }
+    fields: dict[str, Any] = {}
+    for item in parameters:
+        if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD):
+            default = ... if item.default is item.empty else item.default
+            fields[item.name] = (types.get(item.name, Any), default)
     return create_model("Options", **fields)
 
 
@@ -204,8 +205,7 @@ def open_dataset(
     kind = _kind(name)
     given = {} if root is None else {"root": os.fspath(root)}
     section = check(kind.section, {"name": name, **given, **options}, where="dataset")
-    places = _places(name, kind, section.root, data_root)
-    found = kind.first_of(places)
+    found, places = kind.locate(name, section.root, data_root)
     if found is None:
         tried = ", ".join(str(place.absolute()) for place in places)
         how = f"; to get it: {kind.how}" if kind.how else ""
@@ -228,28 +228,16 @@ def status(data_root: StrPath | None = None) -> list[DatasetStatus]:
 
 def _status_of(name: str, kind: _Kind, data_root: StrPath | None) -> DatasetStatus:
     absent = DatasetStatus(name, False, 0, None, kind.how)
-    if kind.needs_root:
+    if kind.section.model_fields["root"].is_required():
         return absent
-    found = kind.first_of(_places(name, kind, None, data_root))
-    if found is None or not _holds_something(found):
+    found, _ = kind.locate(name, None, data_root)
+    if found is None or not (found.is_file() or (found.is_dir() and any(found.iterdir()))):
         return absent
     try:
         dataset = open_dataset(name, data_root=data_root)
     except (ConfigError, DatasetError) as error:  # ConfigError: an option without a default
         return absent._replace(where=found, how=str(error))
     return DatasetStatus(name, True, len(dataset), dataset.root, kind.how)
-
-
-def _holds_something(place: Path) -> bool:
-    return place.is_file() or (place.is_dir() and any(place.iterdir()))
-
-
-def _existing(place: Path) -> Path | None:
-    return place if place.exists() else None
-
-
-def _anywhere(place: Path) -> Path | None:
-    return place
 
 
 def _kind(name: str) -> _Kind:
@@ -260,20 +248,18 @@ def _kind(name: str) -> _Kind:
         raise ConfigError(f"unknown dataset '{name}'; {suggestion(str(name), _KINDS)}") from None
 
 
-def _places(name: str, kind: _Kind, root: StrPath | None, data_root: StrPath | None) -> list[Path]:
-    """Return every place to look in, without repetition."""
-    around = DEFAULT_DATA_ROOT if data_root is None else Path(data_root)
-    if root is not None:
-        given = Path(root).expanduser()
-        places = [given, around / given]  # an absolute root joined to another is itself
-    else:
-        places = [around / name] if kind.find is None else [around / name, around]
-    return list(dict.fromkeys(places))
+def _read_demo(
+    place: Path, *, seed: Annotated[CountFromZero, Field(description="of the drawn images")] = 0
+) -> Dataset:
+    from spptransfer.datasets.generated import generate  # its shapes take a moment
+
+    generate(place, seed)
+    return read_folder(place)
 
 
 register(
     "caltech101",
-    read_caltech101,
+    read_folder,
     find=find_caltech101,
     how="`spptransfer datasets --fetch caltech101`, or unpack 101_ObjectCategories.tar.gz from "
     "https://data.caltech.edu/records/mzrjq-6wc02 and point --data-root at the folder with it",
@@ -284,7 +270,7 @@ register(
     options=CsvOptions,
     how="set dataset.root to a CSV file with the header path,label (or path,labels) [,split]",
 )
-register("demo", read_demo, find=_anywhere, how="drawn on first use; nothing to download")
+register("demo", _read_demo, find=Path, how="drawn on first use; nothing to download")
 register(
     "folder",
     read_folder,

@@ -6,21 +6,18 @@ is in the image, 0 where all of them are marked *difficult*, -1 where there is n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from spptransfer.datasets.base import Dataset
+from spptransfer.datasets.base import Dataset, class_name
 from spptransfer.errors import DatasetError
+from spptransfer.files import read_text
 
 _MAIN = Path("ImageSets", "Main")
 _TREES = ("VOCdevkit/VOC2007", "voc2007/VOCdevkit/VOC2007", "VOC2007", ".")
 _OFFICIAL_ORDER = ("train", "val", "trainval", "test")
 _LABELS = {"1": 1, "0": 0, "-1": -1}
-
-_Labels = dict[str, int]
 
 
 def find_voc2007(place: Path) -> Path | None:
@@ -37,23 +34,39 @@ def read_voc2007(tree: Path) -> Dataset:
     classes that list other images, and splits that contradict each other are refused.
     """
     files = _label_files(tree / _MAIN)
-    classes = sorted({name for name, _ in files})
+    classes = tuple(sorted({name for name, _ in files}))
     splits: dict[str, tuple[str, ...]] = {}
-    targets: dict[str, npt.NDArray[np.int8]] = {}
-    for split in _ordered({split for _, split in files}):
-        labels = {name: _read_labels(files, tree, name, split) for name in classes}
-        splits[split] = _common_ids(tree, split, labels)
-        columns = np.array([list(labels[name].values()) for name in classes], dtype=np.int8)
-        _merge(targets, splits[split], columns.T, classes, split)
-    ids = tuple(sorted(targets))
-    root, template = _root_and_template(tree)
+    known: dict[str, tuple[int, ...]] = {}
+    usual = {name: position for position, name in enumerate(_OFFICIAL_ORDER)}
+    for split in sorted({split for _, split in files}, key=lambda name: (usual.get(name, 9), name)):
+        columns = []
+        for name in classes:
+            if (name, split) not in files:
+                raise DatasetError(f"{tree / _MAIN}: class '{name}' lacks the split '{split}'")
+            labels = _read_labels(files[name, split])
+            if tuple(labels) != splits.setdefault(split, tuple(labels)):
+                raise DatasetError(
+                    f"{tree / _MAIN}: '{classes[0]}_{split}.txt' and '{name}_{split}.txt' "
+                    f"do not list the same images in the same order"
+                )
+            columns.append(labels.values())
+        for id, row in zip(splits[split], zip(*columns, strict=True), strict=True):
+            for name, old, new in zip(classes, known.setdefault(id, row), row, strict=True):
+                if old != new:
+                    raise DatasetError(
+                        f"voc2007: image {id} has another label of '{name}' in split '{split}' "
+                        f"than in a split before it"
+                    )
+    ids = tuple(sorted(known))
+    # The official tree's ids lie below the folder around it, a renamed one's in itself.
+    root = tree.parent.parent if tree.parts[-2:] == ("VOCdevkit", "VOC2007") else tree
     return Dataset(
         name="voc2007",
         root=root,
         ids=ids,
-        classes=tuple(classes),
-        targets=np.array([targets[id] for id in ids], dtype=np.int8).reshape(-1, len(classes)),
-        path_template=template,
+        classes=classes,
+        targets=np.array([known[id] for id in ids], dtype=np.int8).reshape(-1, len(classes)),
+        path_template=f"{(tree / 'JPEGImages').relative_to(root).as_posix()}/{{id}}.jpg",
         official_splits=splits,
     )
 
@@ -66,7 +79,7 @@ def _label_files(folder: Path) -> dict[tuple[str, str], Path]:
     """
     files = {}
     for path in sorted(folder.glob("*_*.txt")):
-        name, _, split = path.stem.partition("_")
+        name, _, split = class_name(path.stem).partition("_")
         if name and split and not path.name.startswith("."):
             files[name, split] = path
     if not files:
@@ -74,22 +87,11 @@ def _label_files(folder: Path) -> dict[tuple[str, str], Path]:
     return files
 
 
-def _ordered(splits: Iterable[str]) -> list[str]:
-    """Sort the official splits in their usual order, then any others by name."""
-    known = {name: position for position, name in enumerate(_OFFICIAL_ORDER)}
-    return sorted(splits, key=lambda name: (known.get(name, len(known)), name))
-
-
-def _read_labels(
-    files: Mapping[tuple[str, str], Path], tree: Path, name: str, split: str
-) -> _Labels:
+def _read_labels(path: Path) -> dict[str, int]:
     """Read the labels of one class in one split, by id, in the order of the file."""
-    path = files.get((name, split))
-    if path is None:
-        raise DatasetError(f"{tree / _MAIN}: class '{name}' lacks the split '{split}'")
-    labels: _Labels = {}
+    labels: dict[str, int] = {}
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"cannot read {path}: {error}") from error
     for number, line in enumerate(lines, start=1):
@@ -102,41 +104,3 @@ def _read_labels(
             raise DatasetError(f"{path}, line {number}: image {cells[0]} is listed twice")
         labels[cells[0]] = _LABELS[cells[1]]
     return labels
-
-
-def _common_ids(tree: Path, split: str, labels: Mapping[str, _Labels]) -> tuple[str, ...]:
-    """Return the ids of a split, which every class must list in the same order."""
-    (first, reference), *others = ((name, tuple(labels[name])) for name in labels)
-    for name, ids in others:
-        if ids != reference:
-            raise DatasetError(
-                f"{tree / _MAIN}: '{first}_{split}.txt' and '{name}_{split}.txt' "
-                f"do not list the same images in the same order"
-            )
-    return reference
-
-
-def _merge(
-    targets: dict[str, npt.NDArray[np.int8]],
-    ids: Iterable[str],
-    rows: npt.NDArray[np.int8],
-    classes: list[str],
-    split: str,
-) -> None:
-    """Add the labels of a split to those of the splits before it."""
-    for id, row in zip(ids, rows, strict=True):
-        known = targets.setdefault(id, row)
-        if not np.array_equal(known, row):
-            name = classes[int(np.flatnonzero(known != row)[0])]
-            raise DatasetError(
-                f"voc2007: image {id} has another label of '{name}' in split '{split}' "
-                f"than in a split before it"
-            )
-
-
-def _root_and_template(tree: Path) -> tuple[Path, str]:
-    """Give the root around the folder ``VOC2007``, and where images lie below it."""
-    official = tree.parts[-2:] == ("VOCdevkit", "VOC2007")
-    root = tree.parent.parent if official else tree
-    images = (tree / "JPEGImages").relative_to(root)
-    return root, f"{images.as_posix()}/{{id}}.jpg"

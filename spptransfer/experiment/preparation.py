@@ -23,7 +23,7 @@ from spptransfer.datasets import Dataset, open_dataset
 from spptransfer.datasets.csv_file import find_csv
 from spptransfer.errors import CacheError, ConfigError
 from spptransfer.extraction.specs import shared_part
-from spptransfer.files import make_folder, write_text
+from spptransfer.files import expand_path, make_folder, write_text
 from spptransfer.runtimes import ComputeOptions, check_options
 from spptransfer.spec import FeatureSpec, Precision
 from spptransfer.specify import feature_spec, levels_and_scales
@@ -145,7 +145,7 @@ class Experiment:
         parts = [self.dataset.name, self.wanted.backbone, self.wanted.layer]
         if self.dataset.name not in _PUBLISHED:
             place = self.dataset.root.resolve()
-            named = place / Path(self.pipeline.dataset.root or "").name
+            named = place / expand_path(self.pipeline.dataset.root or "").name
             if named.is_file():  # one folder can hold several tables
                 place = named
             elif self.dataset.name == "csv":

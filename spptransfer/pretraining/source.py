@@ -13,9 +13,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from spptransfer.datasets.folder import IMAGE_SUFFIXES, find_images, tell_left_out, tell_stray
-from spptransfer.datasets.left_out import LeftOut
+from spptransfer.datasets.base import class_name
+from spptransfer.datasets.folder import IMAGE_SUFFIXES, SYSTEM_FOLDER, LeftOut, find_images
 from spptransfer.errors import DatasetError, ImageError
+from spptransfer.files import expand_path
 from spptransfer.images import MAX_FILE_BYTES, read_bytes
 from spptransfer.pretraining.config import DatasetSection
 
@@ -88,7 +89,9 @@ class ZipSource(Source):
         except Exception as error:  # A damaged directory makes zipfile raise nearly anything.
             reason = getattr(error, "strerror", None) or error
             raise DatasetError(f"cannot read the ZIP file '{root}': {reason}") from error
-        visible = [at for at in self._archive.infolist() if not _is_hidden(at.filename)]
+        members = self._archive.infolist()
+        self._system_folders = set(filter(None, (_system_folder(at.filename) for at in members)))
+        visible = [at for at in members if not _is_hidden(at.filename)]
         self._members = {at.filename: at for at in visible if _is_image(at.filename)}
         self._others = [at.filename for at in visible if not _is_image(at.filename)]
 
@@ -101,16 +104,16 @@ class ZipSource(Source):
 
     def _note(self, prefix: str, left_out: LeftOut) -> None:
         """Note what is no image, and the folders directly below a prefix, as `find_images` does."""
-        folders = set()
         for name in (*self._members, *self._others):
             if name.startswith(prefix):
                 first, slash, _ = name.removeprefix(prefix).partition("/")
-                folders.update([first] if slash else [])
-        for first in folders:
-            left_out.note_folder(first)
+                left_out.folders.update([first] if slash else [])
         for name in self._others:
             if name.startswith(prefix) and not name.endswith("/"):
                 left_out.note_file(PurePosixPath(name).name)
+        for name in self._system_folders:
+            if name.startswith(prefix):
+                left_out.system_folders[PurePosixPath(name).name] += 1
 
     def size(self, name: str) -> int:
         """Bytes of a file, unpacked."""
@@ -127,7 +130,16 @@ class ZipSource(Source):
 
 
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+    hidden = any(part.startswith(".") for part in PurePosixPath(name).parts)
+    return hidden or _system_folder(name) is not None
+
+
+def _system_folder(name: str) -> str | None:
+    """Return the folder that a system left behind and that a member is or lies in."""
+    parts = PurePosixPath(name).parts
+    depths = (n for n, part in enumerate(parts, 1) if SYSTEM_FOLDER.fullmatch(part))
+    depth = next(depths, None)
+    return None if depth is None else "/".join(parts[:depth])
 
 
 def _is_image(name: str) -> bool:
@@ -153,7 +165,7 @@ def open_source(root: str, data_root: Path | None = None) -> Source:
     DatasetError
         If there is none, or the file is no ZIP file.
     """
-    given = Path(os.path.expanduser(root))
+    given = expand_path(root)
     candidates = [(data_root or Path("data")) / given, given]
     found = [path for path in candidates if os.path.exists(path)]  # of any length
     if not found:
@@ -249,16 +261,18 @@ def labelled(source: Source, folder: str) -> tuple[list[str], list[str]]:
     steps = PurePosixPath(folder.strip("/")).parts
     left_out, where = LeftOut(), source.root.joinpath(*steps)
     found = [(name, name.split("/")) for name in source.names("/".join(steps), left_out)]
-    kept = [(name, parts[len(steps)]) for name, parts in found if len(parts) > len(steps) + 1]
+    kept = [
+        (name, class_name(parts[len(steps)]))
+        for name, parts in found
+        if len(parts) > len(steps) + 1
+    ]
     if not kept:
-        skipped = f"; skipped {left_out.files()}" if left_out.files() else ""
+        skipped = f"; skipped {left_out.skipped()}" if left_out.skipped() else ""
         raise DatasetError(
             f"'{source.root}': no images in class folders of '{folder or '.'}'{skipped}"
         )
-    if len(kept) < len(found):
-        tell_stray(where, len(found) - len(kept))
     labels = [label for _, label in kept]
-    tell_left_out(where, left_out, set(labels))
+    left_out.tell(where, labels, len(found) - len(kept))
     return [name for name, _ in kept], labels
 
 

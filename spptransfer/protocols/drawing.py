@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from spptransfer.datasets.base import Dataset
-from spptransfer.datasets.caltech101 import BACKGROUND
+from spptransfer.datasets.folder import BACKGROUND
 from spptransfer.errors import ConfigError, DatasetError
 from spptransfer.protocols.protocol import Settings
 from spptransfer.protocols.splits import Split, ranked, strata, stratified_folds
@@ -18,6 +18,7 @@ from spptransfer.text import counted, plural
 logger = logging.getLogger(__name__)
 
 DEFAULT_TEST_FRACTION = 0.25
+FOLDER_SPLITS = {"train": "train", "test": "test", "validation": None}
 _VALIDATION_NAMES = ("val", "validation", "valid")
 
 # Splits are drawn again for every experiment on a table; what is odd about it is told once.
@@ -87,6 +88,18 @@ def draw_table(dataset: Dataset, settings: Settings) -> list[Split]:
     held_out = _official(dataset, validation, "validation")
     _tell_unused(dataset, [*taken, validation])
     return [Split(name, train + held_out, test, (held_out,))]
+
+
+def draw_folder(dataset: Dataset, settings: Settings) -> list[Split]:
+    """Take the splits that a folder's own folders are, or draw them where there are none."""
+    if not has_own_folders(dataset):
+        return draw_per_class(dataset, settings)
+    return draw_table(dataset, {**settings, **FOLDER_SPLITS})
+
+
+def has_own_folders(dataset: Dataset) -> bool:
+    """Tell whether folders of a dataset are its splits; another dataset's splits are not asked."""
+    return dataset.name == "folder" and bool(dataset.official_splits)
 
 
 def _tell_unused(dataset: Dataset, taken: Collection[str]) -> None:

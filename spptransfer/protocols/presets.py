@@ -11,10 +11,13 @@ from spptransfer.metrics import (
 )
 from spptransfer.protocols.drawing import (
     DEFAULT_TEST_FRACTION,
+    FOLDER_SPLITS,
     caltech101_classes,
+    draw_folder,
     draw_official,
     draw_per_class,
     draw_table,
+    has_own_folders,
     table_validation_split,
     validation_split,
 )
@@ -79,7 +82,10 @@ def _describe_caltech101(settings: Settings, dataset: Dataset | None) -> str:
 
 
 def _describe_folder(settings: Settings, dataset: Dataset | None) -> str:
-    """Describe images per class, or their share, and splits."""
+    """Describe images per class, or their share, and splits; or the folders that are the splits."""
+    if dataset is not None and has_own_folders(dataset):
+        own = _describe_table({**settings, **FOLDER_SPLITS}, dataset)
+        return own.replace("a table with its", "class folders with their", 1)
     n_train, n_test = settings["train_per_class"], settings["test_per_class"]
     if n_train is not None:
         tested = "all others" if n_test is None else f"at most {n_test} others"
@@ -167,14 +173,14 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(
             name="folder",
             defaults=_FOLDER,
-            draw=draw_per_class,
+            draw=draw_folder,
             describe=_describe_folder,
             single_label_headline=OVERALL_ACCURACY,
             multi_label_headline=MEAN_AVERAGE_PRECISION["area"],
         ),
         Protocol(
             name="csv",
-            defaults={**_FOLDER, "train": "train", "test": "test", "validation": None},
+            defaults={**_FOLDER, **FOLDER_SPLITS},
             draw=draw_table,
             describe=_describe_table,
             single_label_headline=OVERALL_ACCURACY,

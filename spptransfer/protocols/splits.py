@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from spptransfer.datasets.base import Dataset
 from spptransfer.errors import DatasetError
+from spptransfer.files import read_text
 
 FORMAT = "spptransfer-splits"
 FORMAT_VERSION = 1
@@ -363,7 +364,7 @@ def read_splits(path: str | os.PathLike[str]) -> list[Split]:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         version = content.get("format_version", FORMAT_VERSION)
         if content.get("format", FORMAT) != FORMAT or version != FORMAT_VERSION:
             raise DatasetError(f"{path}: not a file of the format {FORMAT} {FORMAT_VERSION}")

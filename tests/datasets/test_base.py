@@ -146,18 +146,6 @@ def test_a_class_that_is_not_there_cannot_be_dropped():
         multi_label().without_class("x")
 
 
-def test_many_ids_are_no_burden():
-    n_images = 200_000
-    ids = tuple(f"class{number % 100:02d}/{number}.jpg" for number in range(n_images))
-    targets = np.arange(n_images, dtype=np.int32) % 100
-    dataset = Dataset("folder", Path("/i"), ids, tuple(f"{k:02d}" for k in range(100)), targets)
-    np.testing.assert_array_equal(dataset.targets_of(ids[::-1]), targets[::-1])
-
-
-def test_the_repr_says_what_it_is():
-    assert repr(single_label()) == "Dataset('folder', 4 images, 3 classes, root='/images')"
-
-
 def test_ids_and_splits_are_arrays_whatever_sequence_they_come_in():
     dataset = single_label(ids=["b", "a", "c", "d"], official_splits={"train": ["a", "b"]})
     assert isinstance(dataset.ids, Ids)
@@ -170,8 +158,3 @@ def test_a_pickled_dataset_finds_its_images():
     dataset = pickle.loads(pickle.dumps(multi_label()))
     assert dataset.targets_of(("c", "b")).tolist() == [[-1, -1], [0, 1]]
     assert dataset.paths() == multi_label().paths()
-
-
-def test_paths_are_found_by_position_too():
-    dataset = multi_label()
-    assert list(dataset.iter_paths(np.array([2, 0]))) == [Path("/images/c"), Path("/images/a")]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import tracemalloc
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -40,15 +41,6 @@ def test_several_labels_per_image_and_none(table):
     assert dataset.targets.tolist() == [[1, 1], [-1, -1], [1, -1]]
 
 
-def test_the_separator_of_labels_is_an_option(table):
-    dataset = read_csv(table("path,labels\na.jpg,dog|cat;x\nb.jpg,dog\n"), separator="|")
-    assert dataset.classes == ("cat;x", "dog")
-
-
-def test_the_column_label_is_never_cut(table):
-    assert read_csv(table("path,label\na.jpg,x;y\nb.jpg,z\n")).classes == ("x;y", "z")
-
-
 def test_the_split_column_gives_official_splits(table):
     text = "path,label,split\na.jpg,dog,train\nb.jpg,cat,\nsub/c.png,cat,test\n"
     assert read_csv(table(text)).official_splits == {"train": ("a.jpg",), "test": ("sub/c.png",)}
@@ -71,20 +63,40 @@ def test_what_spreadsheets_write_is_read(table):
 def test_paths_may_be_absolute_or_climb(table, tmp_path):
     elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere.jpg"
     elsewhere.touch()
-    text = f"path,label\n{elsewhere},dog\n../{elsewhere.name},cat\n"
-    dataset = read_csv(table(text))
-    assert dataset.path(str(elsewhere)) == elsewhere
-    assert dataset.path(f"../{elsewhere.name}").samefile(elsewhere)
+    for path in (str(elsewhere), f"../{elsewhere.name}"):
+        dataset = read_csv(table(f"path,label\n{path},dog\n"))
+        assert dataset.path(path).samefile(elsewhere)
 
 
 def test_paths_with_backslashes_name_the_same_images_everywhere(table):
     text = "path,label,split\nsub\\c.png,dog,train\n.\\a.jpg,cat,train\n"
     dataset = read_csv(table(text))
-    assert dataset.ids == ("sub/c.png", "./a.jpg")
-    assert dataset.official_splits == {"train": ("sub/c.png", "./a.jpg")}
+    assert dataset.ids == ("sub/c.png", "a.jpg")
+    assert dataset.official_splits == {"train": ("sub/c.png", "a.jpg")}
     assert all(path.is_file() for path in dataset.paths())
-    with pytest.raises(DatasetError, match=r"row 3: 'sub/c.png' is already in row 2"):
-        read_csv(table("path,label\nsub\\c.png,dog\nsub/c.png,cat\n"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["sub/c.png", "sub\\c.png", "./sub/c.png", "sub//c.png", "sub/../sub/c.png", "{0}/sub/c.png"],
+)
+def test_one_path_written_in_two_ways_is_told_with_both_rows(table, tmp_path, path):
+    text = f"path,label\na.jpg,cat\n{path.format(tmp_path)},dog\nsub/c.png,cat\n"
+    with pytest.raises(DatasetError, match=r"row 4: 'sub/c.png' is already in row 3"):
+        read_csv(table(text))
+
+
+def test_labels_that_differ_only_by_unicodes_form_are_one_class(table):
+    forms = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
+    dataset = read_csv(table(f"path,label\na.jpg,{forms[0]}\nb.jpg,{forms[1]}\nsub/c.png,x\n"))
+    assert dataset.classes == (forms[0], "x")
+    assert dataset.targets.tolist() == [0, 0, 1]
+
+
+def test_a_table_in_the_encoding_of_its_byte_order_mark_is_read(table):
+    for encoding in ("utf-8-sig", "utf-16"):
+        dataset = read_csv(table("path,label\na.jpg,Füchse\n", encoding=encoding))
+        assert (dataset.ids, dataset.classes) == (("a.jpg",), ("Füchse",))
 
 
 @pytest.mark.skipif(os.sep == "\\", reason="a backslash is no part of a name here")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import io
+import os
 import tarfile
 import threading
 import zipfile
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from spptransfer.datasets import open_dataset
-from spptransfer.datasets.fetch import OFFICIAL, Archive, fetch
+from spptransfer.datasets.fetch import OFFICIAL, Archive, fetch, unpack
 from spptransfer.errors import ConfigError, DatasetError
 
 MAIN = "VOCdevkit/VOC2007/ImageSets/Main"
@@ -124,12 +125,6 @@ def test_caltech101_is_fetched_from_the_tar_inside_the_zip_and_opens(tmp_path, o
     fetch("caltech101", tmp_path, progress=False, official=official)
     dataset = open_dataset("caltech101", data_root=tmp_path)
     assert dataset.ids == ("BACKGROUND_Google/image_0001.jpg", "accordion/image_0001.jpg")
-
-
-def test_nothing_is_left_beside_the_dataset(tmp_path, official):
-    root = fetch("voc2007", tmp_path / "data", progress=False, official=official)
-    assert [path.name for path in root.iterdir()] == ["VOCdevkit"]
-    assert [path.name for path in (tmp_path / "data").iterdir()] == ["voc2007"]
 
 
 def test_what_is_there_is_not_fetched_again(tmp_path, official, server):
@@ -250,3 +245,127 @@ def test_the_official_archives_are_told_apart_by_full_checksums():
     assert all(len(digest) == 64 and int(digest, 16) for digest in digests)
     for archives in OFFICIAL.values():
         assert sum(len(archive.mirrors) > 1 for archive in archives) >= 1
+
+
+# Unpacking -----------------------------------------------------------------------------------
+
+
+def member(name: str, content: bytes = b"content", **attributes):
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for key, value in attributes.items():
+        setattr(info, key, value)
+    return info, content
+
+
+def make_tar(path: Path, *members, mode="w") -> Path:
+    with tarfile.open(path, mode) as tar:
+        for info, content in members:
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_files_and_folders_are_unpacked_whatever_the_compression(tmp_path, mode):
+    members = [
+        member("images", b"", type=tarfile.DIRTYPE),
+        member("images/cat/1.jpg", b"one"),
+        member("./images/2.jpg", b"two" * 100_000),
+        member("images/empty.jpg", b""),
+    ]
+    archive = make_tar(tmp_path / "a.tar", *members, mode=mode)
+    assert unpack(archive, tmp_path / "out") == 3
+    assert contents(tmp_path / "out") == {
+        "images/cat/1.jpg": b"one",
+        "images/2.jpg": b"two" * 100_000,
+        "images/empty.jpg": b"",
+    }
+
+
+def test_a_tar_inside_a_zip_is_unpacked(tmp_path):
+    inner = make_tar(tmp_path / "images.tar.gz", member("images/1.jpg", b"one"), mode="w:gz")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("__MACOSX/record/._images.tar.gz", b"rubbish")
+        archive.writestr("record/notes.m", b"notes")
+        archive.write(inner, "record/images.tar.gz")
+    assert unpack(tmp_path / "a.zip", tmp_path / "out", inner="images.tar.gz") == 1
+    assert contents(tmp_path / "out") == {"images/1.jpg": b"one"}
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "a/../../evil", "/evil", "a/..", "..", "a\\..\\..\\evil", "//evil"]
+)
+def test_paths_that_leave_the_folder_are_refused(tmp_path, name):
+    archive = make_tar(tmp_path / "a.tar", member(name))
+    (tmp_path / "deep").mkdir()
+    with pytest.raises(DatasetError, match="would lie outside its folder"):
+        unpack(archive, tmp_path / "deep" / "out")
+    assert not list(tmp_path.rglob("evil*"))
+    assert not os.path.lexists("/evil")
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE]
+)
+def test_links_and_devices_are_refused(tmp_path, kind):
+    entry = member("a", b"", type=kind, linkname="/etc/passwd")
+    archive = make_tar(tmp_path / "a.tar", entry, member("a/b"))
+    with pytest.raises(DatasetError, match="'a' in the archive is a link or a device"):
+        unpack(archive, tmp_path / "out")
+    assert not os.path.lexists(tmp_path / "out" / "a")
+
+
+def test_others_get_no_right_to_write_or_to_run_as_the_owner(tmp_path):
+    archive = make_tar(tmp_path / "a.tar", member("run.sh", mode=0o6777, uid=0))
+    unpack(archive, tmp_path / "out")
+    assert not (tmp_path / "out" / "run.sh").stat().st_mode & 0o6022
+
+
+def test_what_macos_adds_is_skipped(tmp_path):
+    members = [
+        member("._1.jpg"),
+        member("a/.DS_Store"),
+        member("__MACOSX/a/1.jpg"),
+        member("1.jpg"),
+    ]
+    assert unpack(make_tar(tmp_path / "a.tar", *members), tmp_path / "out") == 1
+    assert list(contents(tmp_path / "out")) == ["1.jpg"]
+
+
+def test_too_many_bytes_or_files_are_refused_before_they_are_written(tmp_path):
+    bomb = make_tar(tmp_path / "a.tar", member("big", b"0" * 10_000_000), mode="w:gz")
+    assert bomb.stat().st_size < 100_000
+    with pytest.raises(DatasetError, match="more than 100,000 files or 1,000,000 bytes"):
+        unpack(bomb, tmp_path / "out", max_bytes=1_000_000)
+    assert contents(tmp_path / "out") == {}
+    many = make_tar(tmp_path / "b.tar", *(member(f"{k}", b"") for k in range(4)))
+    with pytest.raises(DatasetError, match="more than 3 files"):
+        unpack(many, tmp_path / "out", max_files=3)
+
+
+def test_a_file_used_as_a_folder_is_refused(tmp_path):
+    archive = make_tar(tmp_path / "a.tar", member("a", b"a"), member("a/b", b"b"))
+    with pytest.raises(DatasetError, match="cannot unpack"):
+        unpack(archive, tmp_path / "out")
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.9])
+def test_a_truncated_archive_is_refused(tmp_path, mode, kept):
+    whole = make_tar(tmp_path / "a.tar", member("1.jpg", os.urandom(100_000)), mode=mode)
+    content = whole.read_bytes()
+    whole.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(DatasetError, match=r"damaged|cannot unpack"):
+        unpack(whole, tmp_path / "out")
+
+
+@pytest.mark.parametrize("inner", [None, "images.tar.gz"])
+def test_what_is_no_archive_is_refused(tmp_path, inner):
+    (tmp_path / "a.tar").write_bytes(b"<html>404</html>" * 100)
+    with pytest.raises(DatasetError, match="is damaged"):
+        unpack(tmp_path / "a.tar", tmp_path / "out", inner=inner)

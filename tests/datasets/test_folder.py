@@ -3,11 +3,20 @@ from __future__ import annotations
 import os
 import sys
 import tracemalloc
+import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from spptransfer.datasets.folder import IMAGE_SUFFIXES, gather_images, read_folder
+from spptransfer.datasets import open_dataset
+from spptransfer.datasets.folder import (
+    BACKGROUND,
+    FOLDER,
+    find_caltech101,
+    gather_images,
+    read_folder,
+)
 from spptransfer.errors import DatasetError
 
 
@@ -25,12 +34,6 @@ def test_subfolders_are_classes_and_ids_are_relative_paths(tmp_path):
     assert dataset.classes == ("cat", "dog")
     assert dataset.targets.tolist() == [0, 1, 1]
     assert dataset.path("dog/2.png") == tmp_path / "dog" / "2.png"
-
-
-def test_images_lie_at_any_depth_of_their_class(tmp_path):
-    dataset = read_folder(touch(tmp_path, "cat/a/b/c/1.jpg", "cat/1.jpg", "dog/x/1.jpg"))
-    assert dataset.ids == ("cat/1.jpg", "cat/a/b/c/1.jpg", "dog/x/1.jpg")
-    assert dataset.targets.tolist() == [0, 0, 1]
 
 
 def test_the_order_is_that_of_code_points_whatever_the_locale(tmp_path):
@@ -88,11 +91,6 @@ def test_images_beside_class_folders_are_skipped_with_a_warning(tmp_path, caplog
     assert "skipped 2 images that lie in no class folder" in caplog.text
 
 
-def test_every_usual_suffix_of_a_jpeg_file_is_an_images(tmp_path):
-    dataset = read_folder(touch(tmp_path, "cat/1.jfif", "cat/2.jpe", "cat/3.JFIF", "dog/1.jpg"))
-    assert dataset.ids == ("cat/1.jfif", "cat/2.jpe", "cat/3.JFIF", "dog/1.jpg")
-
-
 def test_files_left_out_by_their_suffix_are_told_with_counts(tmp_path, caplog):
     touch(tmp_path, "cat/1.jpg", "dog/1.jpg", "dog/2.HEIC", "dog/deep/3.heic", "cat/photo1")
     read_folder(tmp_path)
@@ -116,7 +114,7 @@ def test_what_is_left_out_of_a_flat_folder_is_told_too(tmp_path, caplog):
 
 
 def test_hidden_files_notes_and_what_systems_leave_make_no_noise(tmp_path, caplog):
-    touch(tmp_path, "cat/1.jpg", "dog/1.jpg", "README", "labels.csv", ".hidden/x", "__MACOSX/._1")
+    touch(tmp_path, "cat/1.jpg", "dog/1.jpg", "README", "labels.csv", ".hidden/x", ".git/1.jpg")
     touch(tmp_path, "cat/Thumbs.db", "cat/.DS_Store", "cat/desktop.ini", "cat/1.txt", "dog/1.xml")
     touch(tmp_path, "dog/1.json", "dog/tmp")
     (tmp_path / "dog" / "gone").symlink_to(tmp_path / "nowhere")
@@ -124,8 +122,81 @@ def test_hidden_files_notes_and_what_systems_leave_make_no_noise(tmp_path, caplo
     assert not caplog.messages
 
 
-def test_a_single_class_can_be_read(tmp_path):
-    assert read_folder(touch(tmp_path, "cat/1.jpg")).classes == ("cat",)
+SYSTEM_FOLDERS = (
+    *("@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "__MACOSX"),
+    *(".ipynb_checkpoints", "lost+found", ".Trash-1000", "@Recycle", "#snapshot", "$Recycle.Bin"),
+)
+
+
+@pytest.mark.parametrize("name", SYSTEM_FOLDERS)
+def test_folders_that_systems_leave_behind_are_left_out_at_any_depth_and_counted(
+    tmp_path, caplog, name
+):
+    touch(tmp_path, "cat/1.jpg", "dog/1.jpg", f"{name}/1.jpg", f"cat/{name}/1/2.jpg")
+    assert read_folder(tmp_path).ids == ("cat/1.jpg", "dog/1.jpg")
+    told = f"{tmp_path}: skipped 2 folders of systems: {name} (2)"
+    assert caplog.messages == [told]
+    assert gather_images([tmp_path / "cat"]) == [tmp_path / "cat" / "1.jpg"]
+    assert caplog.messages[1] == f"{tmp_path / 'cat'}: skipped 1 folder of a system: {name} (1)"
+
+
+def test_links_that_lead_into_each_other_are_followed_once(tmp_path):
+    images, elsewhere = touch(tmp_path / "images", "cat/1.jpg"), touch(tmp_path / "e", "2.jpg")
+    (images / "cow").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(images)
+    assert read_folder(images).ids == ("cat/1.jpg", "cow/2.jpg")
+
+
+def test_class_folders_that_differ_only_by_unicodes_form_are_one_class(tmp_path, caplog):
+    names = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
+    touch(tmp_path, f"{names[0]}/1.jpg", f"{names[1]}/2.jpg", "tea/1.jpg")
+    dataset = read_folder(tmp_path)
+    assert dataset.classes == (names[0], "tea")
+    assert dataset.targets_of([f"{names[1]}/2.jpg", f"{names[0]}/1.jpg"]).tolist() == [0, 0]
+    assert all(path.is_file() for path in dataset.paths())
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("validation", ["val", "valid", "Validation"])
+def test_folders_called_like_splits_with_the_same_class_folders_are_the_splits(
+    tmp_path, caplog, validation
+):
+    names = ("train/cat/1.jpg", "train/dog/1.jpg", f"{validation}/cat/2.jpg", "test/dog/x/1.jpg")
+    dataset = read_folder(touch(tmp_path, *names, "train/stray.jpg"))
+    assert dataset.classes == ("cat", "dog")
+    assert set(dataset.ids) == set(names)
+    assert dataset.targets_of(names).tolist() == [0, 1, 0, 1]
+    assert dataset.official_splits == {
+        "train": names[:2],
+        validation.lower(): names[2:3],
+        "test": names[3:],
+    }
+    assert "skipped 1 image that lies in no class folder" in caplog.text
+    sizes = f"train (2 images), {validation.lower()} (1 image), test (1 image)"
+    assert f"folders with the same class folders are the splits: {sizes}" in caplog.text
+
+
+def test_without_a_test_folder_the_validation_images_are_tested_on(tmp_path, caplog):
+    dataset = read_folder(touch(tmp_path, "train/cat/1.jpg", "train/dog/1.jpg", "val/cat/2.jpg"))
+    assert dataset.official_splits["test"] == ("val/cat/2.jpg",)
+    assert set(dataset.official_splits) == {"train", "test"}
+    assert "train (2 images), val (1 image); 'val' is tested on" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train/steam/1.jpg", "test/tube/1.jpg"),
+        ("train/1.jpg", "test/1.jpg"),
+        ("train/cat/1.jpg", "val/1.jpg"),
+        ("train/cat/1.jpg", "val/cat/1.jpg", "bus/cat/1.jpg"),
+        ("val/cat/1.jpg", "test/cat/1.jpg"),
+    ],
+)
+def test_other_folders_called_like_splits_are_classes(tmp_path, names):
+    dataset = read_folder(touch(tmp_path, *names))
+    assert set(dataset.classes) == {name.split("/")[0] for name in names}
+    assert not dataset.official_splits
 
 
 def test_names_with_spaces_unicode_and_newlines_survive(tmp_path):
@@ -171,11 +242,6 @@ def test_a_file_or_a_missing_folder_is_no_dataset(tmp_path):
             read_folder(path)
 
 
-def test_suffixes_are_those_that_images_are_decoded_from():
-    assert {".jpg", ".jpeg", ".png", ".webp", ".tiff"} <= IMAGE_SUFFIXES
-    assert all(suffix == suffix.lower() and suffix[0] == "." for suffix in IMAGE_SUFFIXES)
-
-
 def test_a_folder_of_many_images_is_held_as_text_of_fixed_width(tmp_path):
     names = [f"{label}/{number}.jpg" for label in ("b", "a") for number in range(1000)]
     touch(tmp_path, *names)
@@ -189,3 +255,48 @@ def test_a_folder_of_many_images_is_held_as_text_of_fixed_width(tmp_path):
     assert dataset.targets.tolist() == [0] * 1000 + [1] * 1000
     assert held / len(dataset) < 60
     assert peak / len(dataset) < 300
+
+
+# Caltech-101 ---------------------------------------------------------------------------------
+
+
+def make_caltech101(root: Path, n_categories: int = 101, n_images: int = 2) -> Path:
+    """Empty files in the layout of the official archive, the stray file `tmp` included."""
+    for name in (BACKGROUND, *(f"category_{k:03d}" for k in range(n_categories))):
+        folder = root / FOLDER / name
+        folder.mkdir(parents=True)
+        for number in range(1, n_images + 1):
+            (folder / f"image_{number:04d}.jpg").touch()
+    (root / FOLDER / BACKGROUND / "tmp").touch()
+    return root / FOLDER
+
+
+@pytest.mark.parametrize("above", [".", "caltech101", "caltech-101"])
+def test_it_is_found_from_the_folder_around_it(tmp_path, above):
+    categories = make_caltech101(tmp_path / above, n_categories=1)
+    assert find_caltech101(tmp_path).samefile(categories)
+    assert find_caltech101(categories) == categories
+
+
+def test_a_renamed_folder_of_categories_is_recognised(tmp_path):
+    renamed = make_caltech101(tmp_path, n_categories=1).rename(tmp_path / "images")
+    assert find_caltech101(renamed) == renamed
+    assert find_caltech101(tmp_path) is None
+
+
+def test_the_file_that_is_no_image_does_not_count(tmp_path):
+    dataset = read_folder(make_caltech101(tmp_path))
+    assert len(dataset) == 204
+    assert len(dataset.classes) == 102
+    assert f"{BACKGROUND}/image_0001.jpg" in dataset.ids
+    assert not any(id.endswith("tmp") for id in dataset.ids)
+
+
+def test_the_complete_archive_has_9144_images_in_102_categories(caltech101_root):
+    dataset = open_dataset("caltech101", data_root=caltech101_root)
+    assert len(dataset) == 9144
+    assert len(dataset.classes) == 102
+    sizes = np.bincount(dataset.targets)
+    assert dict(zip(dataset.classes, sizes, strict=True))["airplanes"] == 800
+    assert sizes.min() == 31
+    assert dataset.path("accordion/image_0001.jpg").is_file()

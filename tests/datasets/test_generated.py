@@ -98,17 +98,6 @@ def test_the_pixels_are_those_of_every_machine_so_that_the_demos_number_is():
 # The files -----------------------------------------------------------------------------------
 
 
-def test_every_class_has_the_same_files(demo):
-    names = {
-        folder.name: [path.name for path in sorted(folder.iterdir())]
-        for folder in demo.iterdir()
-        if folder.is_dir()
-    }
-    assert sorted(names) == sorted(DEMO_CLASSES)
-    assert all(files == names["striped_disc"] for files in names.values())
-    assert len(names["striped_disc"]) == PER_CLASS
-
-
 def test_the_files_are_as_awkward_as_users_own(demo):
     modes, formats, orientations, portrait = Counter(), Counter(), Counter(), Counter()
     sides = []
@@ -142,13 +131,6 @@ def test_an_image_depends_on_nothing_but_seed_class_and_index(tmp_path, demo):
 
 
 # Whole or not at all -------------------------------------------------------------------------
-
-
-def test_a_complete_set_is_reused(tmp_path):
-    generate(tmp_path / "set", 0, 1)
-    before = {path: path.stat().st_mtime_ns for path in images(tmp_path / "set")}
-    generate(tmp_path / "set", 0, 1)
-    assert {path: path.stat().st_mtime_ns for path in images(tmp_path / "set")} == before
 
 
 def test_parents_are_made_and_an_empty_folder_is_filled(tmp_path):
@@ -190,12 +172,6 @@ def test_a_users_folder_is_not_touched(tmp_path):
     with pytest.raises(DatasetError, match=r"mine.* is not a generated image set"):
         generate(tmp_path / "mine", 0, 1)
     assert os.listdir(tmp_path / "mine") == ["photo.jpg"]
-
-
-def test_a_file_in_the_way_is_named(tmp_path):
-    (tmp_path / "set").write_bytes(b"x")
-    with pytest.raises(DatasetError, match="set exists"):
-        generate(tmp_path / "set", 0, 1)
 
 
 def test_a_set_with_other_settings_is_not_taken_for_this_one(tmp_path):

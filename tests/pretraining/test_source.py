@@ -172,12 +172,15 @@ def test_what_is_left_out_is_told_with_counts_as_of_a_dataset(tmp_path, caplog, 
     draw_image(root / "train" / "stray.png", 0, 0)
     draw_image(root / "val" / "dog" / "1.png", 2, 99)
     (root / "elsewhere.heic").touch()
+    for name in ("@eaDir", "cat/@eaDir/deep"):
+        draw_image(root / "train" / name / "1.png", 0, 0)
     if kind == "ZIP":
         root = Path(shutil.make_archive(str(tmp_path / "photos"), "zip", root))
     splits(root)
     assert caplog.messages == [
         f"{root}/train: skipped 1 image that lies in no class folder",
-        f"{root}/train: skipped 4 files by suffix: .heic (3), .nef (1)",
+        f"{root}/train: skipped 4 files by suffix: .heic (3), .nef (1); "
+        "2 folders of systems: @eaDir (2)",
         f"{root}/train: folders without images are no classes: empty, raw, x.png",
     ]
 

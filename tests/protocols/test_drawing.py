@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from protocol_cases import make, single_label, table, voc2007
 
+from spptransfer import protocols
 from spptransfer.datasets import Dataset
 from spptransfer.errors import ConfigError, DatasetError
 from spptransfer.protocols.splits import images_per_class
@@ -118,6 +119,16 @@ def test_validation_images_of_a_table_choose_C_and_are_then_trained_on(name):
     assert split.folds == (dataset.official_splits[name],)
     (split,) = make("csv", dataset, folds=0)
     assert split.train == dataset.official_splits["train"]
+
+
+def test_folders_that_are_the_splits_are_used_as_those_of_a_table_are():
+    of_table = table({"train": 10, "val": 4, "test": 6})
+    dataset = replace(of_table, name="folder")
+    assert make("folder", dataset) == make("csv", dataset)
+    assert make("folder", of_table) != make("csv", of_table)
+    protocol = protocols.get("folder")
+    described = protocol.describe(protocol.settings({}), dataset)
+    assert described.startswith("Images in class folders with their own splits: trained on 'train'")
 
 
 def test_splits_of_a_table_under_other_names():

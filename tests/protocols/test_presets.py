@@ -6,7 +6,7 @@ from protocol_cases import make, single_label, table, voc2007
 
 from spptransfer import protocols
 from spptransfer.datasets import Dataset, open_dataset
-from spptransfer.datasets.caltech101 import BACKGROUND
+from spptransfer.datasets.folder import BACKGROUND
 from spptransfer.errors import ConfigError, DatasetError
 from spptransfer.metrics import metrics_of
 from spptransfer.protocols.splits import images_per_class

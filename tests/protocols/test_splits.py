@@ -251,6 +251,8 @@ def test_lists_written_by_hand_need_neither_names_nor_checksum(tmp_path):
     path = tmp_path / "splits.json"
     path.write_text('{"splits": [{"train": ["a"], "test": ["b"]}]}')
     assert read_splits(path) == [Split("split 1", ("a",), ("b",))]
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # a byte order mark
+    assert read_splits(path) == [Split("split 1", ("a",), ("b",))]
 
 
 def test_lists_that_were_changed_are_refused(tmp_path):
