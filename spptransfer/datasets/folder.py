@@ -246,23 +246,25 @@ def gather_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     A path that does not exist, and finding nothing, is a `DatasetError`.
     """
     given = [Path(path) for path in paths]
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}  # by the one place that several paths may lead to
     of_folders = {}
     for path in given:
         if path.is_dir():
             left_out = of_folders[path] = LeftOut()
-            found |= dict.fromkeys(path / id for id in sorted(find_images(path, left_out)))
+            images = [path / id for id in sorted(find_images(path, left_out))]
         elif path.exists() or path.is_symlink():
-            found[path] = None
+            images = [path]
         else:
             raise DatasetError(f"there is no image or folder '{path}'")
+        for image in images:
+            found.setdefault(os.path.abspath(image), image)
     if not found:
         told = {path: each.skipped() for path, each in of_folders.items() if each.skipped()}
         skipped = [f"{path}: skipped {text}" for path, text in told.items()]
         raise _no_images(", ".join(map(str, given)), skipped)
     for path, left_out in of_folders.items():
         left_out.tell(path)
-    return list(found)
+    return list(found.values())
 
 
 FOLDER = "101_ObjectCategories"

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from spptransfer.datasets.base import Dataset
 from spptransfer.errors import DatasetError
-from spptransfer.files import read_text
+from spptransfer.files import expand_path, read_text
 
 FORMAT = "spptransfer-splits"
 FORMAT_VERSION = 1
@@ -362,7 +362,7 @@ def read_splits(path: str | os.PathLike[str]) -> list[Split]:
         If the file cannot be read, is of another form or a later version, or its lists do not
         have the checksum that it carries.
     """
-    path = Path(path)
+    path = expand_path(path)
     try:
         content = json.loads(read_text(path))
         version = content.get("format_version", FORMAT_VERSION)

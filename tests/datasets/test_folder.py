@@ -236,6 +236,12 @@ def test_files_left_out_of_a_folder_to_score_are_told(tmp_path, caplog):
     assert caplog.messages == [f"{tmp_path / 'new'}: skipped 1 file by suffix: .heic (1)"]
 
 
+def test_an_image_that_several_paths_lead_to_is_scored_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(touch(tmp_path, "new/1.jpg", "new/2.jpg"))
+    given = ["new/2.jpg", tmp_path / "new", "new/../new/1.jpg", "./new"]
+    assert gather_images(given) == [Path("new/2.jpg"), tmp_path / "new" / "1.jpg"]
+
+
 def test_a_file_or_a_missing_folder_is_no_dataset(tmp_path):
     for path in (tmp_path / "missing", touch(tmp_path, "1.jpg") / "1.jpg"):
         with pytest.raises(DatasetError, match="is not a folder"):
