@@ -293,10 +293,11 @@ def _without_extras(data: bytes) -> bytes:
     while at < len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
         kind, chunk = data[at + 4 : at + 8], data[at:end]
-        is_sound = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
         if not kind[:1].islower():
             needed.append(chunk)
-        elif is_sound and (kind in (b"tRNS", b"eXIf") or chunk[8:].startswith(_TURNING_TEXTS)):
+        elif (kind in (b"tRNS", b"eXIf") or chunk[8:].startswith(_TURNING_TEXTS)) and (
+            zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        ):
             extras.append(chunk)
         at = end
     return b"".join(extras + needed)
@@ -306,7 +307,7 @@ def _why_not(data: bytes) -> str:
     """Say what Pillow has against a file that cannot be opened."""
     for name in FORMATS:
         opener, accepts = Image.OPEN[name]
-        if accepts is None or not accepts(data[:16]):
+        if accepts is None or not accepts(data[:16].ljust(16, b"\0")):
             continue
         try:
             opener(io.BytesIO(data), "")

@@ -287,7 +287,9 @@ def test_damaged_bytes_give_an_image_or_an_image_error_and_nothing_else(data):
     assert decoded.mode == "RGB"
 
 
-@pytest.mark.parametrize("content", [b"not an image", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"<svg/>"])
+@pytest.mark.parametrize(
+    "content", [b"not an image", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"<svg/>", b"P"]
+)
 def test_what_is_no_raster_image_is_refused(content):
     with pytest.raises(ImageError, match="no image of a known format"):
         images.decode(content)

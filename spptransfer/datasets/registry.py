@@ -33,7 +33,7 @@ class DatasetSection(Section):
 
     def options(self) -> dict[str, Any]:
         """Return the options of this kind of dataset, those not given with their defaults."""
-        return self.model_dump(exclude=set(DatasetSection.model_fields))
+        return {key: value for key, value in self if key not in DatasetSection.model_fields}
 
 
 @dataclass(frozen=True)
