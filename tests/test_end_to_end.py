@@ -91,15 +91,15 @@ def photographs(caltech101_root, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("backbone", "weights", "at_least"),
+    ("backbone", "weights", "levels", "at_least"),
     [
-        ("alexnet", "alexnet_trunk.pth", 0.88),
-        ("squeezenet1_1", "squeezenet1_1.pth", 0.90),
-        ("mobilenet_v2", "mobilenet_v2_trunk.pth", 0.92),
+        ("alexnet", "alexnet_trunk.pth", [6, 3, 2, 1], 0.88),
+        ("squeezenet1_1", "squeezenet1_1.pth", [6, 3, 2, 1], 0.90),
+        ("mobilenet_v2", "mobilenet_v2_trunk.pth", [3, 2, 1], 0.92),
     ],
 )
 def test_real_photographs_are_told_apart_by_real_backbones(
-    backbone, weights, at_least, photographs, tmp_path, monkeypatch, capsys
+    backbone, weights, levels, at_least, photographs, tmp_path, monkeypatch, capsys
 ):
     path = real_data(f"weights/{weights}")
     monkeypatch.chdir(tmp_path)
@@ -107,12 +107,14 @@ def test_real_photographs_are_told_apart_by_real_backbones(
         capsys,
         PIPELINES / "your_images.yaml",
         "--set", f"dataset.root={photographs}",
-        "--set", f"features={{backbone: {backbone}, weights: {path}, scales: [224]}}",
+        "--set", f"features.backbone={backbone}",
+        "--set", f"features.weights={path}",
         "--set", "classifier.C=[1]",
         "--set", "protocol={name: folder, test_fraction: 0.5, splits: 3, folds: 0}",
     )  # fmt: skip
     assert line["headline"]["value"] >= at_least
-    assert line["results"]["features"]["levels"] == [6, 3, 2, 1]
+    features = line["results"]["features"]
+    assert (features["levels"], features["scales"]) == (levels, [224])
     check_model_and_report(line, photographs)
 
 
