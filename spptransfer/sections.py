@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from spptransfer.errors import ConfigError, suggestion
+from spptransfer.text import expanded
 
 _SHOWN_CHARACTERS = 80
 
@@ -34,11 +35,7 @@ PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 CountFromZero = Annotated[int, Field(ge=0, strict=True)]
 
 
-def _as_text(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-PathText = Annotated[str, BeforeValidator(_as_text)]
+PathText = Annotated[str, BeforeValidator(expanded)]
 
 
 class Section(BaseModel):
@@ -197,14 +194,30 @@ def _expectation(mistake: Mapping[str, Any]) -> str:
 # ---- reading ----
 
 
+def shipped() -> dict[str, Path]:
+    """Return the pipeline files of this package by name: in it, or beside it in a checkout."""
+    package = Path(__file__).parent
+    for folder in (package / "pipelines", package.parent / "pipelines"):
+        if files := sorted(folder.glob("*.yaml")):
+            return {file.stem: file for file in files}
+    return {}
+
+
 def read_mapping(
     path: str | os.PathLike[str], schema: Schema, overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping, and replace values in it."""
+    """Read a YAML file that holds a mapping, or a shipped one, and replace values in it."""
+    file = Path(path)
+    if not file.is_file():
+        file = shipped().get(os.fspath(path), file)
     try:
-        values = yaml.load(Path(path).read_text("utf-8-sig"), _Loader)
+        values = yaml.load(file.read_text("utf-8-sig"), _Loader)
     except OSError as error:
-        raise ConfigError(f"cannot read the pipeline file '{path}': {error.strerror}") from error
+        missing = isinstance(error, FileNotFoundError) and file.name == os.fspath(path)
+        hint = f"; of those shipped: {suggestion(file.stem, shipped())}" if missing else ""
+        raise ConfigError(
+            f"cannot read the pipeline file '{path}': {error.strerror}{hint}"
+        ) from error
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"'{path}' is no YAML file: {' '.join(str(error).split())}") from error
     except RecursionError as error:

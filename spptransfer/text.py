@@ -1,8 +1,10 @@
-"""Names and numbers in a sentence: only as many as a line holds, and in the right form."""
+"""Names, numbers and paths as text: only as many as a line holds, and in the right form."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def listed(names: Sequence[str], shown: int = 8) -> str:
@@ -38,3 +40,10 @@ def plural(number: int, noun: str, nouns: str | None = None) -> str:
     ('1 image', '1,200 images', '3 classes')
     """
     return f"{int(number):,} {noun if number == 1 else nouns or noun + 's'}"
+
+
+def expanded(path: Any) -> Any:
+    """Write a path as text, with the user's folder for ``~`` and environment variables replaced."""
+    if isinstance(path, str | os.PathLike):
+        return os.path.expandvars(os.path.expanduser(os.fspath(path)))
+    return path

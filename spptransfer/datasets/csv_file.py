@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 from spptransfer.datasets.base import Dataset
 from spptransfer.errors import DatasetError
 from spptransfer.ids import Ids
+from spptransfer.sections import PathText
 
 _HEADERS = "path,label or path,labels, either with a further column split"
 
@@ -24,7 +25,7 @@ _HEADERS = "path,label or path,labels, either with a further column split"
 class CsvOptions(BaseModel):
     """Keys of the section of a ``csv`` dataset."""
 
-    root: str = Field(description="a CSV file with the header path,label (or labels) [,split]")
+    root: PathText = Field(description="a CSV file with the header path,label (or labels) [,split]")
     separator: Annotated[str, Field(min_length=1)] = Field(
         ";", description="what separates several labels of an image"
     )

@@ -15,6 +15,7 @@ from spptransfer.datasets.base import UNLABELLED, Dataset
 from spptransfer.datasets.left_out import LeftOut
 from spptransfer.errors import DatasetError
 from spptransfer.ids import Ids
+from spptransfer.sections import PathText
 from spptransfer.text import plural
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ IMAGE_SUFFIXES = frozenset(
 class FolderOptions(BaseModel):
     """Keys of the section of a ``folder`` dataset."""
 
-    root: str = Field(description="a folder that holds one folder of images per class")
+    root: PathText = Field(description="a folder that holds one folder of images per class")
 
 
 def read_folder(root: str | os.PathLike[str], *, name: str = "folder") -> Dataset:
