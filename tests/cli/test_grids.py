@@ -100,18 +100,6 @@ def test_extract_fills_all_caches_and_train_uses_them(cli, table):
     assert list(trained.json["metrics"]) == CELLS
 
 
-@pytest.mark.parametrize("command", ["run", "extract", "train"])
-def test_a_failed_image_is_no_reused_one(cli, table, command):
-    (table / "photos/bee/broken.jpg").write_bytes(b"")
-    first = cli("extract", "table.yaml", "--json").json
-    assert first["rows"] == {"ok": 18, "failed": 1, "reused": 0}
-    again = cli(command, "table.yaml", "--json").json
-    assert again["rows"] == {"ok": 18, "failed": 1, "reused": 18}
-    if command == "run":
-        images = json.loads(Path(again["run"], "results.json").read_text())["images"]
-        assert (images["total"], images["reused"]) == (19, 18)
-
-
 def test_report_writes_the_page_of_a_table_anew(cli, table):
     line = cli("run", "table.yaml", "--json").json
     page = Path(line["report"]).read_text()
