@@ -2,7 +2,7 @@
 
 Takes caches that hold several scales and the levels 6 and 4, such as those made by
 
-    spptransfer extract pipelines/caltech101.yaml --set "features.levels=[6,4,3,2,1]" \\
+    spptransfer extract caltech101 --set "features.levels=[6,4,3,2,1]" \\
         --set "features.scales=[224,256,320,392,448]" --set features.precision=bfloat16
 
 and prints one table per cache. With --json a line per setting is kept, and --plot draws all lines

@@ -14,6 +14,9 @@ def main() -> int:
     listening = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if listening:
         signal.signal(signal.SIGINT, _end)
+    if sys.stderr is None or not sys.stderr.isatty():
+        for name in ("TQDM_MININTERVAL", "TQDM_MAXINTERVAL"):
+            os.environ.setdefault(name, "60")  # seconds: a log needs no bar that moves
     from spptransfer.cli import main as command
 
     if listening:

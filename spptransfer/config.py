@@ -14,7 +14,15 @@ from spptransfer.errors import ConfigError, suggestion
 from spptransfer.images import View
 from spptransfer.protocols import ProtocolSection
 from spptransfer.pyramid.bins import Pooling
-from spptransfer.sections import ByName, PositiveInt, Section, check, read_mapping, replace
+from spptransfer.sections import (
+    ByName,
+    PathText,
+    PositiveInt,
+    Section,
+    check,
+    read_mapping,
+    replace,
+)
 from spptransfer.spec import Storage
 
 
@@ -63,7 +71,7 @@ class FeaturesSection(Section):
     """How an image becomes a vector."""
 
     backbone: str = Field("alexnet", description="a name that `spptransfer backbones` lists")
-    weights: str = Field("imagenet", description="a catalogue name, a file, or random:SEED")
+    weights: PathText = Field("imagenet", description="a catalogue name, a file, or random:SEED")
     layer: str = Field("spp", description="a layer of the backbone")
     levels: tuple[PositiveInt, ...] | None = Field(
         None,

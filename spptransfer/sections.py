@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from spptransfer.errors import ConfigError, suggestion
-from spptransfer.files import read_text
+from spptransfer.files import expand_path, read_text
 
 _SHOWN_CHARACTERS = 80
 
@@ -35,11 +35,11 @@ PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 CountFromZero = Annotated[int, Field(ge=0, strict=True)]
 
 
-def _as_text(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+def _expanded(path: Any) -> Any:
+    return str(expand_path(path)) if path and isinstance(path, str | os.PathLike) else path
 
 
-PathText = Annotated[str, BeforeValidator(_as_text)]
+PathText = Annotated[str, BeforeValidator(_expanded)]
 
 
 class Section(BaseModel):
@@ -198,14 +198,30 @@ def _expectation(mistake: Mapping[str, Any]) -> str:
 # ---- reading ----
 
 
+def shipped() -> dict[str, Path]:
+    """Return the pipeline files of this package by name: in it, or beside it in a checkout."""
+    package = Path(__file__).parent
+    for folder in (package / "pipelines", package.parent / "pipelines"):
+        if files := sorted(folder.glob("*.yaml")):
+            return {file.stem: file for file in files}
+    return {}
+
+
 def read_mapping(
     path: str | os.PathLike[str], schema: Schema, overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping, and replace values in it."""
+    """Read a YAML file that holds a mapping, or a shipped one, and replace values in it."""
+    file = Path(path)
+    if not file.is_file():
+        file = shipped().get(os.fspath(path), file)
     try:
-        values = yaml.load(read_text(Path(path)), _Loader)
+        values = yaml.load(read_text(file), _Loader)
     except OSError as error:
-        raise ConfigError(f"cannot read the pipeline file '{path}': {error.strerror}") from error
+        missing = isinstance(error, FileNotFoundError) and file.name == os.fspath(path)
+        hint = f"; of those shipped: {suggestion(file.stem, shipped())}" if missing else ""
+        raise ConfigError(
+            f"cannot read the pipeline file '{path}': {error.strerror}{hint}"
+        ) from error
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"'{path}' is no YAML file: {' '.join(str(error).split())}") from error
     except RecursionError as error:

@@ -1,4 +1,4 @@
-"""Names and numbers in a sentence: only as many as a line holds, and in the right form."""
+"""Names and numbers as text: only as many as a line holds, and in the right form."""
 
 from __future__ import annotations
 

@@ -42,12 +42,6 @@ def test_levels_and_scales_are_left_to_the_backbone_by_default():
     assert parse_pipeline(with_section("features", levels=None, scales=None)).features == features
 
 
-def test_what_is_read_is_what_is_written(pipeline_file):
-    pipeline = read_pipeline(pipeline_file)
-    assert pipeline.dataset.name == "demo"
-    assert pipeline.protocol.settings()["splits"] == 3
-
-
 def test_one_scale_and_one_C_need_no_brackets():
     pipeline = parse_pipeline({**with_section("features", scales=392), "classifier": {"C": 1}})
     assert pipeline.features.scales == (392,)
@@ -79,42 +73,29 @@ def test_weights_of_positives_and_negatives_are_written_as_they_were_read(pipeli
     assert written == {"1": 2, "-1": 1.5}
 
 
-def test_later_overrides_win(pipeline_file):
-    pipeline = read_pipeline(pipeline_file, ["features.scales=[64]", "features.scales=[96]"])
-    assert pipeline.features.scales == (96,)
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         (with_section("features", levls=[1]), "unknown key 'features.levls'; did you mean 'level"),
         ({**MINIMAL, "clasifier": {}}, "unknown key 'clasifier'; did you mean 'classifier'"),
         (with_section("features", levels=[6, "a"]), r"features.levels.1: .*integer, got 'a'"),
-        (with_section("features", levels=[1.5]), r"features.levels.0: .*got 1.5"),
         (with_section("features", levels=[0]), "features.levels.0: .*greater than or equal to 1"),
         (with_section("features", levels=3), "features.levels: must be a list, got 3"),
-        (with_section("features", scales=[True]), "features.scales.0"),
         (with_section("features", view="crop"), "'full', 'center_crop' or 'warp', got 'crop'"),
-        (with_section("features", precision="fp8"), "'auto', 'float32', 'bfloat16' or 'float16'"),
-        (with_section("features", pooling="sum"), "'max' or 'mean', got 'sum'"),
         (with_section("features", flip="perhaps"), "features.flip: .*boolean"),
         (with_section("features", backbone=3), "features.backbone: must be a string, got 3"),
         (with_section("classifier", C=-1), "classifier.C.0: .*greater than 0, got -1"),
         (with_section("classifier", C=1e100), "classifier.C.0: must be at most 1e\\+20, got 1e"),
-        (with_section("classifier", C=float("nan")), "classifier.C.0: .*finite"),
         (with_section("classifier", C=[]), "classifier.C: must not be empty"),
         (with_section("classifier", scheduler="tcp://a:1"), "scheduler 'tcp://a:1' goes with"),
         (with_section("classifier", class_weight="heavy"), "must be 'balanced' or weights"),
         (with_section("classifier", class_weight={2: 1}), "must be 'balanced' or weights"),
         (with_section("classifier", normalize=["l3"]), "'l2', 'l2_block', 'signed_sqrt'"),
-        (with_section("classifier", solver="svmlight"), "'spptransfer' or 'scikit-learn'"),
         ({**MINIMAL, "features": [1]}, "features: must be a mapping of keys"),
-        ({**MINIMAL, "features": None}, "features: must be a mapping of keys"),
         ({"dataset": {}, "protocol": {"name": "folder"}}, "'dataset.name' is missing"),
         ({"dataset": {"name": "demo"}}, "'protocol' is missing"),
         (with_section("dataset", name="caltech"), "dataset.name: 'caltech' is unknown; did you me"),
         (with_section("dataset", sed=1), "unknown key 'dataset.sed'; did you mean 'seed'"),
-        (with_section("dataset", seed="1"), "dataset.seed: input should be a valid integer"),
         (with_section("dataset", seed=-1), "dataset.seed: .*greater than or equal to 0, got -1"),
         (with_section("dataset", root=3), "dataset.root: must be a string, got 3"),
         (with_section("dataset", name="folder"), "'dataset.root' is missing: a folder that holds"),
@@ -128,7 +109,6 @@ def test_later_overrides_win(pipeline_file):
             "dataset.separator: must not be empty",
         ),
         (with_section("protocol", name="foldr"), "protocol.name: 'foldr' is unknown; did you mean"),
-        (with_section("protocol", sed=1), "unknown key 'protocol.sed'; did you mean 'seed'"),
         (with_section("protocol", splits=0), "protocol.splits: .*greater than or equal to 1"),
         (with_section("protocol", choose_C="each"), "protocol.choose_C: .*'shared' or 'per class'"),
     ],
@@ -143,11 +123,9 @@ def test_a_mistake_is_one_line_that_names_the_key_and_what_is_allowed(values, me
     ("text", "message"),
     [
         ("", "must hold the keys dataset, protocol, and may hold features, classifier, grid"),
-        ("[1, 2]", "must hold the keys"),
         ("a: [", "is no YAML file"),
         ("dataset: {name: demo}\ndataset: {name: voc2007}", "key 'dataset' occurs twice"),
         ("dataset: !!python/object/apply:os.system [ls]", "is no YAML file"),
-        ("\x00", "is no YAML file"),
         ("[" * 3000, "is no pipeline file: it is nested too deeply"),
     ],
 )
@@ -167,17 +145,6 @@ def test_a_missing_or_unreadable_file_is_named(tmp_path):
     (tmp_path / "latin.yaml").write_bytes("name: é".encode("latin-1"))
     with pytest.raises(ConfigError, match="is no YAML file"):
         read_pipeline(tmp_path / "latin.yaml")
-
-
-@pytest.mark.parametrize("override", ["features", "=1", "features.=1", ".x=1", "a.b=[1"])
-def test_an_override_that_is_no_assignment_is_refused(pipeline_file, override):
-    with pytest.raises(ConfigError, match="--set"):
-        read_pipeline(pipeline_file, [override])
-
-
-def test_an_override_of_an_unknown_key_is_refused(pipeline_file):
-    with pytest.raises(ConfigError, match=r"unknown key 'features.scale'; did you mean 'scales'"):
-        read_pipeline(pipeline_file, ["features.scale=3"])
 
 
 def test_a_section_knows_its_options_and_settings_with_their_defaults():
@@ -330,7 +297,6 @@ def test_the_command_line_reaches_every_cell(tmp_path):
         (with_grid(columns=3), "grid.columns: must be a list, got 3"),
         (with_grid(rows=[{"set": {}}]), r"'grid\.rows\.0\.label' is missing"),
         (rows_with(label=""), "grid.rows.3.label: must not be empty"),
-        (rows_with(label=6), "grid.rows.3.label: must be a string, got 6"),
         (rows_with(label="conv4"), "grid: two rows are called 'conv4'"),
         (columns_with(label="crop"), "grid: two columns are called 'crop'"),
         (rows_with(only=["corp"]), "grid: no column is called 'corp'; did you mean 'crop'"),

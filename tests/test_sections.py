@@ -4,10 +4,21 @@ from pathlib import Path
 from typing import Annotated
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel, Field, model_validator
 
 from spptransfer.errors import ConfigError
-from spptransfer.sections import ByName, PathText, Section, check, named_section
+from spptransfer.sections import (
+    ByName,
+    PathText,
+    Section,
+    check,
+    named_section,
+    override,
+    read_mapping,
+    replace,
+)
 
 
 class Row(Section):
@@ -115,3 +126,96 @@ def test_an_unknown_key_comes_before_what_it_leaves_missing():
 def test_a_section_that_stands_alone_is_named():
     assert mistake({"low": 1}, "zoo").startswith("unknown key 'zoo.low'; ")
     assert mistake({"section": 7}, "zoo").startswith("zoo.section: must be a mapping")
+
+
+def test_a_key_of_another_section_is_suggested_with_that_section():
+    assert mistake({"low": 1}).startswith("unknown key 'low'; did you mean 'section.low'? allowed:")
+    assert mistake({"pet": {"plce": 1}}).startswith(
+        "unknown key 'pet.plce'; did you mean 'place'? allowed: name, place, lives, tail"
+    )
+
+
+# ---- reading, and replacing by --set ----
+
+
+def read(tmp_path, text, overrides=()):
+    path = tmp_path / "a.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_mapping(path, Schema, overrides)
+
+
+def test_overrides_are_applied_in_order_to_what_was_read(tmp_path):
+    overrides = ["section.low=2", "section.low=3", "section.rows=[{label: x}]", "a.b=1"]
+    found = read(tmp_path, b"\xef\xbb\xbfsection: {low: 1}\n", overrides)
+    assert found == {"section": {"low": 3, "rows": [{"label": "x"}]}, "a": {"b": 1}}
+
+
+@given(st.dictionaries(st.text("ab", min_size=1), st.dictionaries(st.text("cd"), st.integers())))
+def test_replacing_a_value_changes_no_other_and_not_the_original(values):
+    before = {key: dict(section) for key, section in values.items()}
+    changed = replace(values, "a.c", "new", "set a.c")
+    assert values == before
+    assert changed == {**before, "a": {**before.get("a", {}), "c": "new"}}
+
+
+@pytest.mark.parametrize("assignment", ["a", "=1", "a.=1", ".a=1", "a=[1", "a=" + "[" * 3000])
+def test_what_is_no_assignment_is_refused(assignment):
+    with pytest.raises(ConfigError, match="--set"):
+        override({}, [assignment])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[1]", "must hold the keys section, animal, pet"),
+        ("a: [", "is no YAML file"),
+        ("section: {low: 1, low: 2}", "key 'low' occurs twice"),
+        ("a: !!python/name:os.system", "is no YAML file"),
+        ("a: " + "9" * 5000, "is no YAML file"),
+    ],
+)
+def test_what_is_no_mapping_is_refused_by_name(tmp_path, text, told):
+    with pytest.raises(ConfigError, match=told) as caught:
+        read(tmp_path, text)
+    assert str(tmp_path / "a.yaml") in str(caught.value)
+
+
+TEXTS = ("photos #2", "2012", "yes", "2024-01-05", "a: b", "[x", "'q'", "1e3", " x ", "@here", "*")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("name", ["cat", "sea-dog"])
+def test_where_a_string_is_wanted_the_shells_text_is_taken_as_it_is(text, name):
+    given = [f"pet.place={text}", f"pet.name={name}"]
+    assert check(Schema, override({}, given, Schema)).pet.place == text
+
+
+def test_null_is_no_text_and_numbers_and_lists_are_yaml():
+    given = ["pet={name: sea-dog, place: x}", "pet.place=null", "section.high=010  # ten"]
+    found = check(Schema, override({}, [*given, "section.rows=[{label: '1'}]"], Schema))
+    assert found.pet.place is None
+    assert (found.section.high, found.section.rows) == (10, (Row(label="1"),))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0224", 224),
+        ("010", 10),
+        ("0o10", 8),
+        ("0x10", 16),
+        ("1e-1", 0.1),
+        ("1e3", 1000.0),
+        (".5", 0.5),
+        ("1:30", "1:30"),
+        ("1_000", "1_000"),
+        ("2024-01-05", "2024-01-05"),
+        ("yes", "yes"),
+        ("true", True),
+        ("", None),
+        ("~", None),
+    ],
+)
+def test_numbers_and_words_are_those_of_yaml_1_2(tmp_path, text, value):
+    found = read(tmp_path, f"a: {text}")["a"]
+    assert (found, type(found)) == (value, type(value))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spptransfer.errors import CacheError, ConfigError
-from spptransfer.spec import FeatureSpec, check_scales, stored_levels
+from spptransfer.spec import FeatureSpec
 
 SPEC = make_spec(levels=(6,), scales=(224,))
 
@@ -46,17 +46,6 @@ def test_the_fingerprint_changes_with_everything_that_changes_a_value(change):
 @pytest.mark.parametrize("levels", [(6, 3, 2, 1), (1, 6), (2, 6, 3)])
 def test_levels_that_follow_from_others_do_not_change_the_fingerprint(levels):
     assert dataclasses.replace(SPEC, levels=levels).fingerprint == SPEC.fingerprint
-
-
-def test_the_order_of_scales_and_levels_does_not_change_the_fingerprint():
-    a = make_spec(scales=(64, 48), levels=(4, 3))
-    b = make_spec(scales=(48, 64), levels=(3, 4))
-    assert a == b
-    assert a.fingerprint == b.fingerprint
-
-
-def test_tuples_in_the_preprocessing_are_what_lists_are():
-    assert make_spec(preprocessing={"mean": (1, 2)}) == make_spec(preprocessing={"mean": [1, 2]})
 
 
 @pytest.mark.parametrize(
@@ -128,14 +117,3 @@ def test_a_vector_covers_no_map_and_a_map_no_vector():
     assert vector.covers(vector)
     assert not vector.covers(make_spec())
     assert not make_spec().covers(vector)
-
-
-def test_averages_over_mirror_images_determine_only_themselves():
-    assert stored_levels([6, 3], flip=True) == (6, 3)
-    assert make_spec(levels=(6,), flip=True).source_of(3) is None
-
-
-@pytest.mark.parametrize("scales", [[], [0], [True], [2.5], ["224"], [64, 64]])
-def test_scales_are_checked(scales):
-    with pytest.raises(ConfigError, match="scales"):
-        check_scales(scales)

@@ -6,6 +6,7 @@ One place turns what went wrong into one line and an exit status.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -38,7 +39,7 @@ class Commands(TyperGroup):
 
 app = typer.Typer(
     cls=Commands,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Spatial-pyramid features from frozen networks, cached once; exact linear SVMs on top.",
@@ -87,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     """Do what the arguments ask for, or tell on one line why not."""
     command = typer.main.get_command(app)
+    if "_SPPTRANSFER_COMPLETE" in os.environ:  # a shell asks how a line can go on
+        command.main(arguments, "spptransfer")
     try:
         # What typer's own `main` would catch is left to ours.
         with (
@@ -106,8 +109,9 @@ def _run(arguments: list[str]) -> int:
         interrupted = extraction is not None and isinstance(error, extraction.Interrupted)
         status = INTERRUPTED if interrupted else WRONG_INPUT
         return _refuse(arguments, str(error), status, **error.facts)
-    except KeyboardInterrupt:
-        return _refuse(arguments, "interrupted; everything finished so far is kept", INTERRUPTED)
+    except KeyboardInterrupt as interrupt:
+        kept = "interrupted; everything finished so far is kept"
+        return _refuse(arguments, str(interrupt) or kept, INTERRUPTED)
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise

@@ -102,7 +102,7 @@ def verify(
     output: Output,
     pipeline: Annotated[
         Path | None,
-        choice("The pipeline file that it was made for.", metavar="PIPELINE.yaml"),
+        choice("The pipeline file that it was made for.", metavar="PIPELINE"),
     ] = None,
     sample: Annotated[int, choice("Rows to extract again and compare.", min=0)] = 10,
     repair: Annotated[bool, typer.Option("--repair", help="Extract wrong rows anew.")] = False,
@@ -136,7 +136,7 @@ def verify(
         option, what = (
             ("--repair", "which images are they") if repair else ("--set", "whose values are they")
         )
-        raise ConfigError(f"{option} needs --pipeline PIPELINE.yaml: {what}?")
+        raise ConfigError(f"{option} needs --pipeline PIPELINE: {what}?")
     problems = remaining = find_problems(cache, dataset)
     if dataset is not None:
         problems += compare_sample(cache, problems, *images, sample=sample)
@@ -209,7 +209,7 @@ def prune(
     pipelines: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="PIPELINE.yaml",
+            metavar="PIPELINE",
             help="Pipeline files whose caches stay; without any, finished caches all stay.",
         ),
     ] = None,
@@ -228,7 +228,7 @@ def prune(
     from spptransfer.files import human_bytes
 
     if overrides and not pipelines:
-        raise ConfigError("--set needs a PIPELINE.yaml: whose values are they?")
+        raise ConfigError("--set needs a PIPELINE: whose values are they?")
     machine, keep = Machine(**vars(folders)), []
     for file in pipelines or ():
         for each in prepare_file(file, machine, overrides or ()).experiments:
@@ -269,18 +269,46 @@ def merge(
     return output.finish(rows=rows, cache=str(file.resolve()))
 
 
-add_command(app, list_caches, "What caches there are.", "list")
-add_command(app, info, "What a cache holds, and which images failed.")
-add_command(app, verify, "Look for damage, and repair it.")
-add_command(app, export, "Write features as .npz, .csv or .parquet.")
-add_command(app, prune, "Remove what no pipeline file needs.")
-add_command(app, merge, "Bring caches together into one.")
+add_command(app, list_caches, "What caches there are.", "cache list", name="list")
+add_command(app, info, "What a cache holds, and which images failed.", "cache info cache/mine.h5")
+add_command(
+    app,
+    verify,
+    "Look for damage, and repair it.",
+    "cache verify cache/mine.h5",
+    "cache verify cache/mine.h5 --pipeline mine.yaml --repair",
+)
+add_command(
+    app,
+    export,
+    "Write features as .npz, .csv or .parquet.",
+    "cache export cache/mine.h5 features.npz --levels 6,1",
+)
+add_command(app, prune, "Remove what no pipeline file needs.", "cache prune mine.yaml --delete")
+add_command(
+    app,
+    merge,
+    "Bring caches together into one.",
+    "cache merge cache/all.h5 cache/a.h5 cache/b.h5",
+)
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    add_command(app, backbones, "List backbones, their layers and weights.")
-    add_command(app, datasets, "List datasets, or fetch one.")
+    """Add the commands that are no commands of `cache`."""
+    add_command(
+        app,
+        backbones,
+        "List backbones, their layers and weights.",
+        "backbones",
+        "backbones alexnet",
+    )
+    add_command(
+        app,
+        datasets,
+        "List datasets, or fetch one.",
+        "datasets --data-root data",
+        "datasets --fetch caltech101",
+    )
 
 
 def backbones(

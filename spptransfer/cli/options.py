@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import itertools
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from spptransfer.errors import ConfigError
+from spptransfer.files import expand_path
 
 if TYPE_CHECKING:
     from spptransfer.runtimes import ComputeOptions
@@ -28,7 +30,11 @@ _KEYS = ("status", "headline", "metrics", "rows", "run", "cache", "report", "mod
 
 
 def add_command(
-    app: typer.Typer, function: Callable[..., int], short_help: str, name: str | None = None
+    app: typer.Typer,
+    function: Callable[..., int],
+    short_help: str,
+    *examples: str,
+    name: str | None = None,
 ) -> None:
     """Add a command; a parameter that is a dataclass of options stands for all of these."""
     hints = get_type_hints(function, include_extras=True)
@@ -45,6 +51,7 @@ def add_command(
             single.append(parameter)
 
     def call(**given: Any) -> int:
+        given = {option: _expanded(value) for option, value in given.items()}
         for name, options in groups.items():
             given[name] = hints[name](**{option: given.pop(option) for option in options})
         return function(**given)
@@ -55,7 +62,16 @@ def add_command(
         for each in single + grouped
     ]
     vars(call)["__signature__"] = inspect.Signature(parameters)
-    app.command(name, short_help=short_help)(call)
+    lines = "\n".join(f"  spptransfer {example}" for example in examples)
+    # Click leaves the lines of a paragraph that begins with this character as they are.
+    app.command(name, short_help=short_help, epilog=f"\b\nExamples:\n{lines}")(call)
+
+
+def _expanded(value: Any) -> Any:
+    """Replace ``~`` and environment variables in paths, which not every shell does everywhere."""
+    if isinstance(value, list):
+        return [_expanded(each) for each in value]
+    return expand_path(value) if isinstance(value, Path) else value
 
 
 def choice(help: str, default: str | None = None, **given: Any) -> Any:
@@ -63,9 +79,11 @@ def choice(help: str, default: str | None = None, **given: Any) -> Any:
     return typer.Option(help=help, show_default=default or True, **given)
 
 
-PipelineFile = Annotated[
-    Path, typer.Argument(metavar="PIPELINE.yaml", help="Pipeline file.", show_default=False)
-]
+_PIPELINE = typer.Argument(
+    metavar="PIPELINE", help="A pipeline file, or the name of a shipped one.", show_default=False
+)
+PipelineFile = Annotated[Path, _PIPELINE]
+PipelineOrNone = Annotated[Path | None, _PIPELINE]
 DataRoot = Annotated[Path | None, choice("Folder in which datasets are looked for.", "data")]
 CacheDir = Annotated[Path, choice("Folder of feature caches.")]
 RunsDir = Annotated[Path, choice("Folder in which runs land.")]
@@ -173,7 +191,7 @@ class Output:
         hint: str = "; `spptransfer cache info` lists all",
     ) -> None:
         """List the first images that failed, and count the others."""
-        for id, error in islice(failures.items(), shown):
+        for id, error in itertools.islice(failures.items(), shown):
             self.complain(f"  failed: {printable(id)}: {printable(error)}")
         if len(failures) > shown:
             self.complain(f"  ... and {len(failures) - shown:,} more{hint}")
@@ -202,6 +220,22 @@ def logged(name: str, level: int, say: Callable[[str], object]) -> Iterator[None
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
+
+
+def list_shipped(command: str, output: Output) -> int:
+    """List the shipped pipeline files for a command, each with what its first comment says."""
+    from spptransfer.sections import shipped
+
+    rows = []
+    for name, file in shipped().items():
+        if name.startswith("pretrain-") == (command == "pretrain"):
+            lines = itertools.takewhile(lambda line: line[:2] == "# ", file.open(encoding="utf-8"))
+            words = " ".join(line[2:].strip() for line in lines)
+            rows.append([name, re.split(r"[.:;] ", words)[0].rstrip(".")])
+    output.say(table(rows, ["PIPELINE", "what it is"]))
+    output.say(f"\n`spptransfer {command} PIPELINE` takes one of them or a file of your own;")
+    output.say("`spptransfer init PIPELINE` writes a copy to edit.")
+    return output.finish(pipelines=[name for name, _ in rows])
 
 
 def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:

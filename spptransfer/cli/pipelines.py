@@ -21,16 +21,18 @@ from spptransfer.cli.options import (
     Output,
     Overrides,
     PipelineFile,
+    PipelineOrNone,
     RunsDir,
     WeightsDir,
     add_command,
     choice,
+    list_shipped,
     logged,
     printable,
     short_path,
 )
-from spptransfer.cli.process import stopping
-from spptransfer.errors import ConfigError
+from spptransfer.cli.process import interruptible, stopping
+from spptransfer.errors import ConfigError, OutputError, suggestion
 from spptransfer.text import plural
 
 if TYPE_CHECKING:
@@ -41,15 +43,42 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    add_command(app, run, "From images to results, a model and a report.")
-    add_command(app, extract, "Fill the feature cache.")
-    add_command(app, train, "Like run, from a cache that is there already.")
-    add_command(app, predict, "Score new images with a saved model.")
-    add_command(app, report, "Write the HTML report of a run anew.")
+    add_command(
+        app,
+        run,
+        "From images to results, a model and a report.",
+        "run your_images --set dataset.root=photos",
+        "run mine.yaml --set features.scales=[224,320] --device cuda",
+    )
+    add_command(app, init, "Write a copy of a shipped pipeline file.", "init your_images")
+    add_command(
+        app,
+        extract,
+        "Fill the feature cache.",
+        "extract mine.yaml",
+        "extract mine.yaml --shard 2/8",
+    )
+    add_command(
+        app,
+        train,
+        "Like run, from a cache that is there already.",
+        "train mine.yaml --set classifier.C=[1,10]",
+    )
+    add_command(
+        app,
+        predict,
+        "Score new images with a saved model.",
+        "predict runs path/to/new/images",
+        "predict runs/mine-20261122-172418 a.jpg b.jpg --json",
+    )
+    add_command(
+        app, report, "Write the HTML report of a run anew.", "report runs/mine-20261122-172418"
+    )
 
 
 def run(
-    pipeline: PipelineFile,
+    pipeline: PipelineOrNone = None,
+    *,
     folders: Folders,
     compute: ComputeMany,
     output: Output,
@@ -59,10 +88,41 @@ def run(
     """From images to a results table, a saved model and an HTML report.
 
     What the feature cache holds already is not computed again. A file with a grid makes a table
-    of runs, from one pass over the images.
+    of runs, from one pass over the images. Without a pipeline it lists those that are shipped.
     """
+    if pipeline is None:
+        return list_shipped("run", output)
     given = {"runs_dir": runs_dir, "compute": compute.options()}
     return _run(pipeline, overrides, folders, output, given)
+
+
+def init(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A shipped pipeline file.")],
+    output: Output,
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="What to write; NAME.yaml if absent."),
+    ] = None,
+) -> int:
+    """Write a copy of a shipped pipeline file, comments and all, to edit.
+
+    `spptransfer run` lists those that there are.
+    """
+    from spptransfer.sections import shipped
+
+    found = shipped()
+    if name not in found:
+        raise ConfigError(f"no pipeline file '{name}' is shipped; {suggestion(name, found)}")
+    file = file or Path(f"{name}.yaml")
+    try:
+        with file.open("xb") as copy:
+            copy.write(found[name].read_bytes())
+    except OSError as error:
+        raise OutputError(f"cannot write '{file}': {error.strerror}") from error
+    command = "pretrain" if name.startswith("pretrain-") else "run"
+    next_step = shlex.join(["spptransfer", command, str(file)])
+    output.say(f"{short_path(file)}: edit it, then `{next_step}`")
+    return output.finish(file=str(file.resolve()))
 
 
 def train(
@@ -268,7 +328,10 @@ def _finish_run(result: RunResult, output: Output, rows: dict[str, Any], **found
 
 def predict(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="A model file, or the folder of a run.")
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="A model file, the folder of a run, or of runs for the latest."
+        ),
     ],
     paths: Annotated[
         list[Path],
@@ -292,8 +355,10 @@ def predict(
     from tqdm import tqdm
 
     from spptransfer.datasets.folder import gather_images
+    from spptransfer.experiment.results import MODEL
     from spptransfer.models import TransferModel
 
+    model = _latest(model, MODEL, output)
     loaded, files = TransferModel.load(model), gather_images(paths)
     # The column of names; a few long ones stand out of it.
     width = min(60, max([5, *(len(printable(file)) for file in files)]))
@@ -302,18 +367,20 @@ def predict(
     failed = 0
     # A table on the screen is its own progress bar; one that goes into a file needs another.
     silent = output.quiet or sys.stdout.isatty() or not sys.stderr.isatty()
-    for number, scores in enumerate(tqdm(scored, total=len(files), unit="image", disable=silent)):
-        failed += scores.values is None
-        if output.json:
-            output.emit(_as_json(loaded, scores))
-            continue
-        if not number:
-            output.say(f"{'image':{width}}  predicted (decision values)")
-        name = f"{printable(scores.path):{width}}"
-        if scores.values is None:
-            output.complain(f"{name}  failed: {printable(scores.error)}")
-        else:
-            output.say(f"{name}  {_in_words(loaded, scores.values, top)}")
+    bar = tqdm(scored, total=len(files), unit="image", disable=silent)
+    with interruptible("interrupted; what was printed is all: no scores are kept"):
+        for number, scores in enumerate(bar):
+            failed += scores.values is None
+            if output.json:
+                output.emit(_as_json(loaded, scores))
+                continue
+            if not number:
+                output.say(f"{'image':{width}}  predicted (decision values)")
+            name = f"{printable(scores.path):{width}}"
+            if scores.values is None:
+                output.complain(f"{name}  failed: {printable(scores.error)}")
+            else:
+                output.say(f"{name}  {_in_words(loaded, scores.values, top)}")
     rows = {"ok": len(files) - failed, "failed": failed, "reused": 0}
     if failed:
         output.say(f"{plural(len(files), 'image')}: {rows['ok']:,} scored, {failed:,} failed")
@@ -337,16 +404,31 @@ def _as_json(model: TransferModel, scores: Scores) -> dict[str, Any]:
     return {"path": str(scores.path), "labels": labels, "decision_values": values}
 
 
+def _latest(folder: Path, file: str, output: Output) -> Path:
+    """Return the latest run in a folder of runs, or what was named if it is no such folder."""
+    if (folder / file).exists():
+        return folder
+    runs = sorted(folder.glob(f"*/{file}"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        return folder
+    output.say(f"the latest run: {short_path(runs[-1].parent)}")
+    return runs[-1].parent
+
+
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of a run, or of runs for the latest.")
+    ],
     words: Output,
     output: Annotated[
         Path | None, choice("File to write.", "RUN/report.html", metavar="FILE")
     ] = None,
 ) -> int:
     """Write the HTML report of a run, or of a table of runs, anew: one file without others."""
+    from spptransfer.experiment.results import RESULTS
     from spptransfer.report import write_report
 
+    run = _latest(run, RESULTS, words)
     written = write_report(run, output=output)
     words.say(f"report: {short_path(written)}")
     return words.finish(run=str(run.resolve()), report=str(written.resolve()))

@@ -17,17 +17,18 @@ from spptransfer.cli.options import (
     DataRoot,
     Device,
     Output,
-    PipelineFile,
+    PipelineOrNone,
     Threads,
     TrainingOverrides,
     WeightsDir,
     add_command,
     choice,
+    list_shipped,
     numbers,
     short_path,
     table,
 )
-from spptransfer.cli.process import stopping_training
+from spptransfer.cli.process import interruptible, stopping_training
 from spptransfer.text import plural
 
 if TYPE_CHECKING:
@@ -41,12 +42,23 @@ _HEADER = ["views", "per image", "top-1 error %", "top-5 error %", "images", "se
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    add_command(app, pretrain, "Train a network of the paper from random weights.")
-    add_command(app, evaluate_backbone, "Measure a trained network's errors on labelled images.")
+    add_command(
+        app,
+        pretrain,
+        "Train a network of the paper from random weights.",
+        "pretrain pretrain-zf5-64 --data-root path/to/data",
+    )
+    add_command(
+        app,
+        evaluate_backbone,
+        "Measure a trained network's errors on labelled images.",
+        "evaluate-backbone zf5-64 --weights w.safetensors --data path/to/data",
+    )
 
 
 def pretrain(
-    pipeline: PipelineFile,
+    pipeline: PipelineOrNone = None,
+    *,
     output: Output,
     out: Annotated[
         Path | None, choice("Folder of the run.", "runs/ and the pipeline file's name")
@@ -62,8 +74,11 @@ def pretrain(
 ) -> int:
     """Train a network of the paper from random weights on a folder of class folders.
 
-    Interrupted or killed, the same command goes on where its last checkpoint stands.
+    Interrupted or killed, the same command goes on where its last checkpoint stands. Without a
+    pipeline it lists those that are shipped.
     """
+    if pipeline is None:
+        return list_shipped("pretrain", output)
     from spptransfer.pretraining.config import read_pipeline
     from spptransfer.pretraining.distributed import team_of_environment
     from spptransfer.pretraining.machine import Machine
@@ -188,7 +203,11 @@ def evaluate_backbone(
     if networks[0].about.classes is None:
         output.say("the weights name no classes: taken to be the folders, sorted by name")
     total, hidden = len(files) * len(schemes), output.quiet or not sys.stderr.isatty()
-    with tqdm(total=total, unit="image", disable=hidden, leave=False) as bar:
+    nothing = "interrupted; of an evaluation that does not end nothing is kept"
+    with (
+        interruptible(nothing),
+        tqdm(total=total, unit="image", disable=hidden, leave=False) as bar,
+    ):
         asked: dict[str, Any] = {"options": compute.options(), "precision": precision}
         found = evaluate(networks, files, schemes, **asked, note=bar.update)
     rows = [

@@ -42,6 +42,15 @@ def _interrupt() -> None:
     raise KeyboardInterrupt
 
 
+@contextlib.contextmanager
+def interruptible(message: str) -> Iterator[None]:
+    """Say in one line what an interrupt leaves of a command that keeps nothing."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(message) from interrupt
+
+
 def terminable() -> contextlib.AbstractContextManager[None]:
     """Let SIGTERM end a command as Ctrl-C does: with what is finished kept, and our status."""
     return _answered(_interrupt, "SIGTERM", "SIGBREAK")

@@ -19,6 +19,7 @@ from spptransfer.datasets.base import Dataset, number_labels
 from spptransfer.errors import DatasetError
 from spptransfer.files import expand_path, open_text
 from spptransfer.ids import Ids
+from spptransfer.sections import PathText
 
 _HEADERS = "path,label or path,labels, either with a further column split"
 
@@ -26,7 +27,7 @@ _HEADERS = "path,label or path,labels, either with a further column split"
 class CsvOptions(BaseModel):
     """Keys of the section of a ``csv`` dataset."""
 
-    root: str = Field(description="a CSV file with the header path,label (or labels) [,split]")
+    root: PathText = Field(description="a CSV file with the header path,label (or labels) [,split]")
     separator: Annotated[str, Field(min_length=1)] = Field(
         ";", description="what separates several labels of an image"
     )

@@ -18,6 +18,7 @@ from spptransfer.datasets.base import UNLABELLED, Dataset, class_name, number_la
 from spptransfer.errors import DatasetError
 from spptransfer.files import expand_path
 from spptransfer.ids import Ids
+from spptransfer.sections import PathText
 from spptransfer.text import counted, listed, plural
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ _SPLITS = ("train", "val", "valid", "validation", "test")
 class FolderOptions(BaseModel):
     """Keys of the section of a ``folder`` dataset."""
 
-    root: str = Field(description="a folder that holds one folder of images per class")
+    root: PathText = Field(description="a folder that holds one folder of images per class")
 
 
 @dataclass

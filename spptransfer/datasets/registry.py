@@ -17,7 +17,7 @@ from spptransfer.datasets.folder import FolderOptions, find_caltech101, read_fol
 from spptransfer.datasets.voc2007 import find_voc2007, read_voc2007
 from spptransfer.errors import ConfigError, DatasetError, suggestion
 from spptransfer.files import expand_path
-from spptransfer.sections import CountFromZero, Section, check, named_section
+from spptransfer.sections import CountFromZero, PathText, Section, check, named_section
 
 DEFAULT_DATA_ROOT = Path("data")
 
@@ -29,7 +29,7 @@ class DatasetSection(Section):
     """Which images: a registered dataset, where it is, and its options."""
 
     name: str
-    root: str | None = Field(None, description="where it is; looked for if absent")
+    root: PathText | None = Field(None, description="where it is; looked for if absent")
 
     def options(self) -> dict[str, Any]:
         """Return the options of this kind of dataset, those not given with their defaults."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,14 @@ from spptransfer.experiment.preparation import (
     resolve_precision,
     steps,
 )
-from spptransfer.experiment.results import REPORT, RESULTS, machine_facts, run_folder, versions
+from spptransfer.experiment.results import (
+    REPORT,
+    RESULTS,
+    describe_same_images,
+    machine_facts,
+    run_folder,
+    versions,
+)
 from spptransfer.experiment.running import (
     RunResult,
     check,
@@ -40,6 +48,8 @@ from spptransfer.experiment.running import (
 from spptransfer.extraction import Extraction
 from spptransfer.files import exclusive_lock, make_folder, write_text
 from spptransfer.protocols import splits_checksum
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "spptransfer-grid"
 FORMAT_VERSION = 1
@@ -148,6 +158,8 @@ def run_grid(grid: Grid, command: str, *, from_cache: bool = False) -> RunResult
         results = describe_grid(grid, runs, extractions, command, started)
         write_text(grid.folder / RESULTS, json.dumps(results, indent=1))
         write_report(grid.folder)
+        for told in results["same_images"]:
+            logger.warning("%s", told)
     return RunResult(grid.folder, results)
 
 
@@ -258,6 +270,9 @@ def describe_grid(
             "reused": min(reused, total - len(failures)),
             "failures": [{"id": id, "error": error} for id, error in failures.items()],
         },
+        "same_images": [
+            told for told in dict.fromkeys(map(describe_same_images, results.values())) if told
+        ],
         "timings": {
             "train": round(sum(run["timings"]["train"] for run in results.values()), 3),
             "total": round((finished - started).total_seconds(), 3),

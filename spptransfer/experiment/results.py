@@ -23,11 +23,13 @@ import numpy.typing as npt
 
 from spptransfer._version import __version__
 from spptransfer.cache import FeatureCache
+from spptransfer.datasets import Dataset
 from spptransfer.experiment.preparation import Experiment, plain_name
 from spptransfer.extraction import Extraction
 from spptransfer.files import atomic_write, make_folder, os_errors_as_cache_error, write_text
 from spptransfer.protocols import shared_content, splits_checksum, write_splits
 from spptransfer.system import checkout, count_processors, processor_name
+from spptransfer.text import plural
 
 if TYPE_CHECKING:
     from spptransfer.protocols.evaluate import Evaluation, SplitResult
@@ -161,7 +163,7 @@ def describe_run(facts: RunFacts, described: str) -> dict[str, Any]:
     experiment, extraction, evaluation = facts.experiment, facts.extraction, facts.evaluation
     dataset, pipeline = experiment.counted, experiment.pipeline
     headline = experiment.protocol.headline(dataset.multi_label)
-    finished = datetime.now(UTC)
+    finished, digests = datetime.now(UTC), facts.cache.digests()
     seconds = {**facts.seconds, "total": (finished - facts.started).total_seconds()}
     metrics = {}
     for name in evaluation.results[0].metrics:
@@ -194,6 +196,7 @@ def describe_run(facts: RunFacts, described: str) -> dict[str, Any]:
                 "images": len(dataset),
                 "classes": dataset.classes,
                 "multi_label": dataset.multi_label,
+                "same_image_in_two_classes": _pairs(_in_two_classes(dataset, digests)),
             },
             "features": _features(facts),
             "rows": {
@@ -202,7 +205,7 @@ def describe_run(facts: RunFacts, described: str) -> dict[str, Any]:
             },
             "batches": {"all": extraction.batches, "full": extraction.full_batches},
             "classifier": pipeline.classifier.model_dump(mode="json"),
-            "protocol": _protocol(facts, headline, described),
+            "protocol": _protocol(facts, headline, described, digests),
             "headline": {
                 "metric": headline,
                 "value": metrics[headline]["value"],
@@ -239,10 +242,11 @@ def _features(facts: RunFacts) -> dict[str, Any]:
     }
 
 
-def _protocol(facts: RunFacts, headline: str, described: str) -> dict[str, Any]:
+def _protocol(
+    facts: RunFacts, headline: str, described: str, digests: Mapping[str, str]
+) -> dict[str, Any]:
     experiment = facts.experiment
     splits = [result.split for result in facts.evaluation.results]
-    digests = facts.cache.digests()
     shared = [pair for split in splits for pair in shared_content(split, digests)]
     return {
         "name": experiment.protocol.name,
@@ -251,11 +255,38 @@ def _protocol(facts: RunFacts, headline: str, described: str) -> dict[str, Any]:
         "settings": experiment.settings,
         "checksum": splits_checksum(splits),
         "model_of": splits[0].name,
-        "same_image_in_train_and_test": {
-            "pairs": len(shared),
-            "examples": shared[:_SHOWN_PAIRS],
-        },
+        "same_image_in_train_and_test": _pairs(shared),
     }
+
+
+def _pairs(found: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    return {"pairs": len(found), "examples": found[:_SHOWN_PAIRS]}
+
+
+def _in_two_classes(dataset: Dataset, digests: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Find images that are the same file as an earlier one with another label."""
+    first: dict[str, tuple[str, Any]] = {}
+    pairs = []
+    for id, target in zip(dataset.ids, dataset.targets, strict=True):
+        if id in digests:
+            known, label = first.setdefault(digests[id], (id, target))
+            if np.any(label != target):
+                pairs.append((known, id))
+    return pairs
+
+
+def describe_same_images(results: Mapping[str, Any]) -> str:
+    """Say which files a run's numbers count twice; nothing where there are none."""
+    told = []
+    for found, where in (
+        (results["dataset"]["same_image_in_two_classes"], "in two classes"),
+        (results["protocol"]["same_image_in_train_and_test"], "in training and test"),
+    ):
+        if found["pairs"]:
+            one, other = found["examples"][0]
+            pairs = plural(found["pairs"], "pair")
+            told.append(f"the same image {where}: {pairs}, as '{one}' and '{other}'")
+    return "; ".join(told)
 
 
 def _split(result: SplitResult, classes: Sequence[str]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from spptransfer.experiment.results import (
     REPORT,
     RunFacts,
     count_rows,
+    describe_same_images,
     run_folder,
     write_run,
 )
@@ -228,7 +229,7 @@ def read_features(
         raise CacheError(
             f"'{cache.path}' is damaged: the features of '{ids[row]}' are not finite; "
             "extract such rows anew with `spptransfer cache verify --repair --pipeline "
-            f"PIPELINE.yaml {shlex.quote(str(cache.path))}`"
+            f"PIPELINE {shlex.quote(str(cache.path))}`"
         )
     return X
 
@@ -247,7 +248,10 @@ def run(experiment: Experiment, command: str, *, from_cache: bool = False) -> Ru
         extraction = use_cache(experiment) if from_cache else extract_features([experiment])[0]
         # What is left of the extraction: importing torch, opening the network, comparing lists.
         loading = time.perf_counter() - begin - sum(extraction.seconds.values())
-        return finish_run(folder, experiment, extraction, command, started, loading=loading)
+        done = finish_run(folder, experiment, extraction, command, started, loading=loading)
+        if told := describe_same_images(done.results):
+            logger.warning("%s", told)
+        return done
 
 
 def check(experiment: Experiment) -> Training:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from spptransfer.backbones.catalogue import PAPER, describe
 from spptransfer.config import PositiveFloat
 from spptransfer.errors import ConfigError, suggestion
-from spptransfer.sections import PositiveInt, Section, check, read_mapping
+from spptransfer.sections import PathText, PositiveInt, Section, check, read_mapping
 
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -21,7 +21,7 @@ Levels = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 class DatasetSection(Section):
     """Which images: a folder of class folders or a ZIP of one, which is never unpacked."""
 
-    root: str = Field(description="folder or .zip file")
+    root: PathText = Field(description="folder or .zip file")
     train: str = Field("train", description="folder of class folders inside it; '' is the root")
     val: str | None = Field("val", description="likewise; null holds images of train out")
     holdout: Share = Field(0.1, gt=0, description="share of every class held out where val is null")
@@ -110,7 +110,7 @@ class DistillSection(Section):
     """A teacher whose pooled features the network also learns to predict from its last map."""
 
     backbone: str = Field(description="a name that `spptransfer backbones` lists")
-    weights: str = Field("imagenet", description="a catalogue name or a file")
+    weights: PathText = Field("imagenet", description="a catalogue name or a file")
     layer: str = Field("spp", description="a map or a vector layer of the teacher")
     scale: PositiveInt = Field(128, description="smaller side of the image shown to the teacher")
     levels: Levels = Field((1,), description="n x n grids in which maps are pooled")

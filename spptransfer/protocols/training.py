@@ -5,6 +5,7 @@ Settings are checked before an extraction, which needs no scikit-learn; hence th
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -126,6 +127,8 @@ def check_training(training: Training, *, multi_label: bool, has_folds: bool) ->
             f"classifier.engine: dask spreads the solver spptransfer, not {training.solver}; "
             "allowed here: local"
         )
+    if training.engine == "dask" and importlib.util.find_spec("distributed") is None:
+        raise ConfigError("classifier.engine: dask needs: pip install 'spptransfer[dask]'")
     if isinstance(training.class_weight, Mapping) and not multi_label:
         raise ConfigError(
             "classifier.class_weight: weights of positives and negatives are for several labels "
@@ -306,13 +309,8 @@ def _workers(training: Training) -> Iterator[None]:
         yield
         return
     import joblib
+    from distributed import Client
 
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise ConfigError(
-            "classifier.engine: dask needs: pip install 'spptransfer[dask]'"
-        ) from error
     try:
         client = Client(training.scheduler)
     except (OSError, ValueError) as error:

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -28,10 +25,6 @@ def test_one_backbone_is_shown_with_all_its_layers(cli, tmp_path):
     assert "smallest side: " in done.out
     assert str(tmp_path) in done.out
     assert "fetched on first use" in done.out
-
-
-def test_one_pixel_is_no_plural(cli):
-    assert "smallest side: 1 pixel\n" in cli("backbones", "spp-mini").out
 
 
 def test_weights_that_are_present_are_said_to_be(cli, tmp_path):
@@ -84,16 +77,6 @@ def test_a_fetch_that_cannot_be_gets_one_line(cli, tmp_path, arguments, message)
     assert refused.status == 2
     assert message in refused.complaint
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_archive_that_is_no_such_is_refused(cli, tmp_path):
-    (tmp_path / "VOCtest_06-Nov-2007.tar").write_bytes(b"no archive")
-    refused = cli("datasets", "--data-root", tmp_path / "data", "--fetch", "voc2007", "--from",
-                  tmp_path / "VOCtest_06-Nov-2007.tar")  # fmt: skip
-    assert refused.status == 2
-    assert "VOCtest_06-Nov-2007.tar" in refused.complaint
-    shutil.rmtree(tmp_path / "data", ignore_errors=True)
-    assert not Path(tmp_path / "data").exists()
 
 
 def test_what_was_registered_is_listed_too(cli, tmp_path):

@@ -14,7 +14,7 @@ import spptransfer
 from spptransfer.cli import main
 
 COMMANDS = (
-    *("run", "extract", "train", "predict", "report", "backbones", "datasets"),
+    *("run", "init", "extract", "train", "predict", "report", "backbones", "datasets"),
     *("pretrain", "evaluate-backbone", "cache"),
 )
 CACHE_COMMANDS = ("list", "info", "verify", "export", "prune", "merge")
@@ -104,7 +104,7 @@ def test_every_command_has_help_and_every_option_says_what_it_is(cli, command):
     done = cli(*command, "--help")
     assert done.status == 0
     assert done.out.startswith(f"Usage: spptransfer {' '.join(command)}")
-    options = [line for line in done.out.splitlines() if line.startswith("  --")]
+    options = [line for line in done.out.splitlines() if line.startswith(("  --", "  -h, --"))]
     assert len(options) >= 1
     if command != ("cache",):
         assert any("--json" in line for line in options)
@@ -117,10 +117,10 @@ def test_the_version_is_printed(cli):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["rnu"], "unknown command 'rnu'; did you mean 'run'? allowed: run, extract, train"),
+        (["rnu"], "unknown command 'rnu'; did you mean 'run'? allowed: run, init, extract"),
         (["cache", "lst"], "unknown command 'lst'; did you mean 'list'? allowed: list, info"),
         (["--verson"], "--verson"),
-        (["run"], "PIPELINE.yaml"),
+        (["extract"], "PIPELINE"),
         (["run", "--jsn", "a.yaml"], "--jsn"),
         (["run", "a.yaml", "b.yaml"], "b.yaml"),
         (["run", "a.yaml", "--device"], "--device"),

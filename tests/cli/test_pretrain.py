@@ -43,12 +43,6 @@ def test_a_finished_training_that_is_called_again_says_that_it_is_finished(cli, 
     assert again.out.splitlines()[-1] == first.splitlines()[-1]
 
 
-def test_a_wrong_key_is_one_line(cli, small):
-    outcome = cli("pretrain", small, "--set", "training.epoch=3")
-    assert outcome.status == 2
-    assert "unknown key 'training.epoch'; did you mean 'epochs'" in outcome.complaint
-
-
 @pytest.mark.parametrize("device", ["cuda:99", "meta", ""])
 def test_a_device_that_is_not_there_is_one_line(cli, small, device):
     outcome = cli("pretrain", small, "--device", device)

@@ -135,7 +135,7 @@ def test_an_interrupted_prediction_exits_130(work, model, number):
     process.send_signal(number)
     _, err = finish(process)
     assert process.returncode == 130, err
-    assert err == "spptransfer: interrupted; everything finished so far is kept\n"
+    assert err == "spptransfer: interrupted; what was printed is all: no scores are kept\n"
 
 
 def test_one_signal_that_comes_twice_is_one_and_a_later_one_stops_at_once(monkeypatch):

@@ -76,13 +76,6 @@ def test_the_choice_is_in_the_spec_told_once_and_its_figures_are_recorded(
     assert len(trial.layers) == 1
 
 
-def test_the_figures_do_not_change_the_fingerprint(images, tmp_path, trial):
-    (decided,) = resolve_precision([experiment(images, tmp_path)])
-    explicit = experiment(images, tmp_path, features=given("bfloat16"))
-    assert decided.wanted.fingerprint == explicit.wanted.fingerprint
-    assert decided.cache[0] == explicit.cache[0]
-
-
 @pytest.mark.parametrize("choice", [LOW, HIGH])
 def test_a_later_run_uses_the_cache_that_is_there(images, tmp_path, trial, choice):
     trial.outcome = choice
@@ -96,13 +89,6 @@ def test_a_later_run_uses_the_cache_that_is_there(images, tmp_path, trial, choic
     named = run(experiment(images, tmp_path, features=given(choice.precision)), COMMAND)
     assert named.results["features"]["precision_choice"] is None
     assert len(trial.layers) == 1
-
-
-def test_a_choice_is_kept_although_nothing_was_extracted_yet(images, tmp_path, trial):
-    assert experiment(images, tmp_path).undecided
-    (decided,) = resolve_precision([experiment(images, tmp_path)])
-    assert experiment(images, tmp_path).wanted == decided.wanted
-    assert resolve_precision([decided]) == [decided]
 
 
 def test_of_two_that_choose_at_once_the_second_takes_what_the_first_chose(images, tmp_path, trial):

@@ -68,12 +68,7 @@ def test_fully_connected_layers_have_no_levels(images, tmp_path):
         ({"features": {"layer": "conv9"}}, ConfigError, "unknown layer 'conv9'"),
         ({"features": {"layer": "conv5", "levels": [3, 3]}}, ConfigError, "levels"),
         ({"features": {"weights": "gone.pth"}}, WeightsError, "gone.pth"),
-        ({"protocol": {"name": "foldr"}}, ConfigError, "did you mean 'folder'"),
-        ({"protocol": {"seeed": 1}}, ConfigError, "did you mean 'seed'"),
-        ({"protocol": {"folds": -1}}, ConfigError, "protocol.folds"),
-        ({"dataset": {"name": "caltech"}}, ConfigError, "did you mean 'caltech101'"),
         ({"dataset": {"root": "nowhere"}}, DatasetError, "looked in"),
-        ({"dataset": {"wat": 1}}, ConfigError, "unknown key 'dataset.wat'"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_computed(images, tmp_path, sections, error, message):
@@ -87,7 +82,6 @@ def test_mistakes_are_told_before_anything_is_computed(images, tmp_path, section
     ("options", "message"),
     [
         ({"device": "tpu"}, "device: 'tpu' is unknown; allowed: auto, cpu, cuda, cuda:N"),
-        ({"device": "cuda:x"}, "device: 'cuda:x' is unknown"),
         ({"device": "cuda:01"}, "device: 'cuda:01' is unknown"),
         ({"runtime": "onnxruntime", "device": "cuda"}, "allowed: "),
         ({"runtime": "onnxruntim"}, "did you mean 'onnxruntime'"),
@@ -100,14 +94,6 @@ def test_a_wrong_machine_is_told_even_if_nothing_has_to_be_computed(images, opti
 
 def cache_name(*arguments, **sections) -> str:
     return experiment(*arguments, **sections).cache[0].name
-
-
-def test_folders_of_one_name_in_different_places_have_different_caches(tmp_path):
-    first = draw_folder(tmp_path / "a" / "photos")
-    second = draw_folder(tmp_path / "b" / "photos")
-    names = {cache_name(root, tmp_path) for root in (first, second)}
-    assert len(names) == 2
-    assert all(name.startswith("folder-photos-") for name in names)
 
 
 def test_a_folder_has_one_cache_however_its_path_is_written(images, tmp_path, monkeypatch):
