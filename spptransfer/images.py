@@ -2,8 +2,9 @@
 
 The definition, recorded in every feature spec by `description`: the first frame, turned upright
 by its EXIF orientation; 16-bit samples divided by 257; transparency composited onto white; then
-one antialiased bilinear resize in 8 bits to the size that the view asks for. A JPEG file much
-larger than that is decoded at a half, a quarter or an eighth of its size.
+one antialiased bilinear resize in 8 bits to the size that the view asks for, whose longer side is
+at most 16 times the scale: a view costs bounded time and memory, whatever the image. A JPEG file
+much larger than that is decoded at a half, a quarter or an eighth of its size.
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ _SWAPS_SIDES = {5, 6, 7, 8}
 # what a resize takes from it is then nearly what it takes from the whole.
 _MARGIN = 3
 
+# The longest that the longer side of a view may be, in scales.
+_LONGEST = 16
+
 # Torch's resize of bytes is about twice as fast as Pillow's, and within two grey levels of it. It
 # needs a copy of the image, so that for large ones neither speed nor memory speaks for it. Both
 # compute in integers: the same bytes come out on every processor.
@@ -78,6 +82,7 @@ def description() -> dict[str, Any]:
         "deep samples": "16 bits divided by 257",
         "large JPEG": "decoded at 1/2, 1/4 or 1/8 while the smaller side keeps 3 times the scale",
         "resize": _RESIZE,
+        "longer side": f"at most {_LONGEST} times the scale, to which longer ones are squashed",
     }
 
 
@@ -265,9 +270,10 @@ def resize(image: Image.Image, height: int, width: int) -> npt.NDArray[np.uint8]
 
 
 def _resized_size(height: int, width: int, scale: int) -> tuple[int, int]:
-    """Bring the smaller side to `scale` and keep the aspect, rounding half up."""
+    """Bring the smaller side to `scale` and keep the aspect, rounding half up, up to a limit."""
     shorter = min(height, width)
     longer = (2 * max(height, width) * scale + shorter) // (2 * shorter)
+    longer = min(longer, _LONGEST * scale)
     if longer * scale > MAX_VIEW_PIXELS:
         raise ImageError(
             f"{height} x {width} pixels at scale {scale} become {scale} x {longer}; "
