@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from spptransfer.report.formatting import clean, count, duration, percent, plus_minus
@@ -20,7 +20,6 @@ from spptransfer.text import plural
 
 WIDTH = 100
 CLASSES_SHOWN = 5
-FAILURES_SHOWN = 5
 _LABEL = 11
 _SECOND_COLUMN = 35
 
@@ -138,13 +137,7 @@ def _rows(results: Mapping[str, Any]) -> list[str]:
     if not rows:
         return []
     line = f"{count(rows.get('ok'))} ok, {count(rows.get('reused'))} of them reused, "
-    lines = [line + f"{count(rows.get('failed'))} failed"]
-    failures: Sequence[Mapping[str, Any]] = rows.get("failures") or ()
-    for failure in failures[:FAILURES_SHOWN]:
-        name, reason = clean(failure.get("id"), 36), clean(failure.get("error"), 48)
-        lines.append(f"{name}: {reason}")
-    left = len(failures) - FAILURES_SHOWN
-    return [*lines, f"… and {count(left)} more in results.json"] if left > 0 else lines
+    return [line + f"{count(rows.get('failed'))} failed"]
 
 
 def _time(results: Mapping[str, Any]) -> list[str]:

@@ -33,7 +33,6 @@ def test_it_holds_headline_metrics_classes_C_rows_time_and_files(make_run):
         "lowest",
         "C          0.1 in 1 split, 1 in 1 split",
         "99 ok, 7 of them reused, 1 failed",
-        "x: cut",
         "compute 3 min 20 s",
         "report     runs/x/report.html",
     ):
@@ -68,13 +67,6 @@ def test_control_characters_cannot_rewrite_the_terminal(make_run):
     )
     text = table_of(run, files={"report": hostile})
     assert not any(not character.isprintable() for character in text.replace("\n", ""))
-
-
-def test_many_failures_are_cut_and_counted(make_run):
-    failures = [{"id": str(number), "error": "x" * 300} for number in range(20)]
-    text = table_of(make_run(2, change=lambda results: results["rows"].update(failures=failures)))
-    assert "… and 15 more in results.json" in text
-    assert max(map(len, text.splitlines())) <= WIDTH
 
 
 def test_long_names_keep_the_width(make_run):
