@@ -20,11 +20,14 @@ def make_folds(
     """Counts of the training and of the held-out rows, with one column per problem or one for all.
 
     A number of folds stratifies: by class labels, or, for an indicator matrix, each class by
-    itself. Splitters and lists of index pairs are taken as given: a row counts as often as it is
-    named.
+    itself. A `StratifiedKFold` does so among the rows that a class does not ignore, as for that
+    class alone. Other splitters and lists of index pairs are taken as given: a row counts as often
+    as it is named.
     """
     if isinstance(cv, (int, np.integer)):
         return _stratified(int(cv), targets, seed)
+    if isinstance(cv, StratifiedKFold) and targets.kind == "multilabel":
+        return _stratified_by_class(cv, targets.signs)
     n_rows = rows.shape[0]
     labels = targets.labels()
     pairs = list(check_cv(cv, labels, classifier=True).split(np.zeros((n_rows, 1)), labels))
@@ -48,6 +51,16 @@ def _counted(chosen: Any, n_rows: int) -> Array:
     except IndexError as error:
         raise ConfigError(f"cv holds what are no numbers of {n_rows} rows: {error}") from error
     return counts
+
+
+def _stratified_by_class(cv: StratifiedKFold, signs: Array) -> tuple[list[Array], list[Array]]:
+    """Folds that a splitter gives each class alone."""
+    held_out = np.zeros((cv.get_n_splits(), *signs.shape), dtype=bool)
+    for column, labels in enumerate(signs.T):
+        kept = np.flatnonzero(labels)
+        for mask, (_, rows) in zip(held_out, cv.split(kept[:, None], labels[kept]), strict=True):
+            mask[kept[rows], column] = True
+    return list(~held_out), list(held_out)
 
 
 def _stratified(n_folds: int, targets: Targets, seed: Seed) -> tuple[list[Array], list[Array]]:
