@@ -55,12 +55,12 @@ def _counted(chosen: Any, n_rows: int) -> Array:
 
 def _stratified_by_class(cv: StratifiedKFold, signs: Array) -> tuple[list[Array], list[Array]]:
     """Folds that a splitter gives each class alone."""
-    held_out = np.zeros((cv.get_n_splits(), *signs.shape), dtype=bool)
+    numbers = np.full(signs.shape, -1)
     for column, labels in enumerate(signs.T):
-        kept = np.flatnonzero(labels)
-        for mask, (_, rows) in zip(held_out, cv.split(kept[:, None], labels[kept]), strict=True):
-            mask[kept[rows], column] = True
-    return list(~held_out), list(held_out)
+        kept = labels != 0
+        numbers[kept, column] = _fold_numbers(cv, labels[kept])
+    held_out = [numbers == fold for fold in range(cv.get_n_splits())]
+    return [~mask for mask in held_out], held_out
 
 
 def _stratified(n_folds: int, targets: Targets, seed: Seed) -> tuple[list[Array], list[Array]]:
@@ -78,18 +78,19 @@ def _stratified(n_folds: int, targets: Targets, seed: Seed) -> tuple[list[Array]
 def _stratified_by_column(n_folds: int, labels: Array, seed: Seed) -> list[Array]:
     held_out = [np.zeros(labels.shape, dtype=bool) for _ in range(n_folds)]
     for column in range(labels.shape[1]):
-        order = _fold_numbers(n_folds, labels[:, column], seed)
+        splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
+        order = _fold_numbers(splitter, labels[:, column])
         for fold, mask in enumerate(held_out):
             mask[:, column] = order == fold
     return held_out
 
 
-def _fold_numbers(n_folds: int, labels: Array, seed: Seed) -> Array:
+def _fold_numbers(splitter: StratifiedKFold, labels: Array) -> Array:
     """The fold that holds each row out; classes too small for all folds stay in some."""
-    if np.bincount(labels - labels.min()).max() < n_folds:
+    n_folds = splitter.get_n_splits()
+    if np.bincount(labels - labels.min(initial=0)).max(initial=0) < n_folds:
         raise ConfigError(f"cv is {n_folds}, but no class has that many rows")
     numbers = np.empty(len(labels), dtype=int)
-    splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         for fold, (_, chosen) in enumerate(splitter.split(np.zeros((len(labels), 1)), labels)):
