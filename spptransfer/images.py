@@ -186,6 +186,7 @@ def view_size(height: int, width: int, scale: int, view: View = "full") -> tuple
         return scale, scale
     shorter = min(height, width)
     longer = (2 * max(height, width) * scale + shorter) // (2 * shorter)  # half is rounded up
+    longer = min(longer, _LONGEST * scale)
     if longer * scale > MAX_VIEW_PIXELS:
         raise ImageError(
             f"{height} x {width} pixels at scale {scale} become {scale} x {longer}; "
@@ -267,19 +268,6 @@ def resize(image: Image.Image, height: int, width: int) -> npt.NDArray[np.uint8]
     resized = interpolate(pixels, size=(height, width), mode="bilinear", antialias=True)
     rows: npt.NDArray[np.uint8] = resized[0].permute(1, 2, 0).contiguous().numpy()
     return rows
-
-
-def _resized_size(height: int, width: int, scale: int) -> tuple[int, int]:
-    """Bring the smaller side to `scale` and keep the aspect, rounding half up, up to a limit."""
-    shorter = min(height, width)
-    longer = (2 * max(height, width) * scale + shorter) // (2 * shorter)
-    longer = min(longer, _LONGEST * scale)
-    if longer * scale > MAX_VIEW_PIXELS:
-        raise ImageError(
-            f"{height} x {width} pixels at scale {scale} become {scale} x {longer}; "
-            f"at most {MAX_VIEW_PIXELS:,} pixels are resized to"
-        )
-    return (scale, longer) if height <= width else (longer, scale)
 
 
 def _open(data: bytes) -> tuple[Image.Image, tuple[int, int]]:
