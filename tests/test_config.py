@@ -409,7 +409,7 @@ def test_the_exported_json_schema_is_current():
 
 
 def test_the_largest_C_is_the_solvers():
-    from spptransfer.svm._engine import LARGEST_C
+    from spptransfer.svm._solver import LARGEST_C
 
     assert parse_pipeline(with_section("classifier", C=LARGEST_C)).classifier.C == (LARGEST_C,)
     with pytest.raises(ConfigError):

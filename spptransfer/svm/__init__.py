@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from spptransfer.svm._classifier import LinearSVM
+from spptransfer.svm._estimators import LinearSVM, LinearSVMCV
 from spptransfer.svm._gram_matrix import GramMatrix, gram_matrix
-from spptransfer.svm._search import LinearSVMCV
-from spptransfer.svm._subset import RowSubset
+from spptransfer.svm._rows import RowSubset
 
 __all__ = ["GramMatrix", "LinearSVM", "LinearSVMCV", "RowSubset", "gram_matrix"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from spptransfer.errors import ConfigError
-from spptransfer.svm._products import product_with_transpose
-from spptransfer.svm._rows import LEAST_ROWS, Rows, Tiles, column_slices, row_slices
-from spptransfer.svm._subset import RowSubset, row_numbers
-from spptransfer.svm._threads import for_each
-from spptransfer.svm._types import Array
+from spptransfer.svm._rows import (
+    LEAST_ROWS,
+    Array,
+    Rows,
+    RowSubset,
+    converted,
+    even_slices,
+    row_numbers,
+    slices_of,
+    writeable,
+)
+from spptransfer.svm._threads import for_each, limit_torch, own_threads
 
 # Rows that need no copy are multiplied so many at a time with all that follow.
 PANEL_ROWS = 192
@@ -23,65 +31,143 @@ TILE_COLUMNS = 1600
 TILE_BYTES = 5 * 2**20
 # Of rows outside memory, how many bytes as they are stored are read at once.
 BLOCK_BYTES = 12 * 2**20
+# Operations after which importing torch, a second or two, has paid: as long as numpy took for them.
+WORTH_IMPORTING = 5e11
+# Rows of a Gram matrix copied at a time.
+RUN = 64
 
 Pair = tuple[slice, slice]
 
+_operations = 0.0
 
-class GramMaker:
-    """Computes inner products of pairs of slices of rows, each thread some.
 
-    ``pairs`` are all that there are, ``(later, earlier)``, the most work first.
+def product_with_transpose(
+    left: Array, right: Array, out: Array | None = None, device: str = "cpu"
+) -> Array:
+    """``left @ right.T``, by numpy unless all is float32 and torch is worth having.
+
+    Torch multiplies float32 matrices faster on some processors, by code for the one at hand. It is
+    used where it is loaded, and is loaded once there has been so much to multiply that it pays.
     """
+    out = np.empty((len(left), len(right)), left.dtype) if out is None else out
+    if out.strides[0] < out.strides[1]:
+        product_with_transpose(right, left, out.T, device)
+        return out
+    global _operations
+    single = left.dtype == right.dtype == np.float32
+    _operations += 2.0 * left.size * len(right) * single
+    worth_torch = "torch" in sys.modules or _operations > WORTH_IMPORTING
+    if device != "cpu":
+        out[...] = (to_device(left, device) @ to_device(right, device).T).cpu().numpy()
+    elif single and worth_torch:
+        import torch
 
-    def __init__(self, rows: Rows, dtype: npt.DTypeLike, device: str = "cpu") -> None:
-        self.rows, self.device = rows, device
-        self.dtype = np.dtype(dtype)
-        n_rows, n_columns = rows.shape
-        to_convert = rows.source.dtype != self.dtype
-        self._columns = column_slices(n_columns, TILE_COLUMNS if to_convert else n_columns)
-        if not rows.is_outside and not to_convert:
-            panels = row_slices(n_rows, PANEL_ROWS)
-            self.pairs = [(slice(where.start, n_rows), where) for where in panels]
-            return
-        slices = row_slices(n_rows, self._block_rows())
-        # Those on the diagonal are half the work: last, they even out what is left.
-        self.pairs = [(later, earlier) for earlier, later in itertools.combinations(slices, 2)]
-        self.pairs += [(where, where) for where in slices]
+        with own_threads():
+            limit_torch()
+            torch.mm(_tensor(left), _tensor(right).T, out=torch.from_numpy(out))
+    else:
+        np.matmul(left, right.T, out=out)
+    return out
 
-    def _block_rows(self) -> int:
-        fitting = TILE_BYTES // (self.dtype.itemsize * max(1, self._columns[0].stop))
-        if self.rows.is_outside:
-            row_bytes = self.rows.source.dtype.itemsize * max(1, self.rows.shape[1])
-            fitting = min(fitting, max(self.rows.block_bytes, BLOCK_BYTES) // row_bytes)
-        return max(LEAST_ROWS, fitting)
 
-    def make(self, place: Callable[[Pair], Array], complete: Callable[[Pair], None]) -> None:
-        """Put inner products in their place, and say when each pair's are there.
+def _tensor(matrix: Array) -> Any:
+    import torch
 
-        Rows in memory count as read once, those outside as often as they are.
-        """
-        before = self.rows.rows_read
+    backwards = min(matrix.strides) < 0  # which torch does not know
+    return torch.from_numpy(matrix.copy() if backwards else writeable(matrix))
 
-        def fill(pair: Pair) -> None:
-            self._multiply(pair, place(pair))
-            complete(pair)
 
-        for_each(fill, self.pairs)
-        if not self.rows.is_outside:
-            self.rows.rows_read = before + self.rows.shape[0] * (not self.rows.is_loaded)
+def to_device(matrix: Array, device: str) -> Any:
+    """A matrix where products with it are made: an array, or a tensor on another device."""
+    return matrix if device == "cpu" else _tensor(matrix).to(device)
 
-    def _multiply(self, pair: Pair, out: Array) -> None:
+
+def product(matrix: Any, vectors: Array) -> Array:
+    """``matrix @ vectors``, with every column contiguous."""
+    if not isinstance(matrix, np.ndarray):
+        return np.asfortranarray((matrix @ to_device(vectors, matrix.device)).cpu().numpy())
+    across = np.ascontiguousarray(vectors.T)
+    product = np.empty((len(across), len(matrix)), vectors.dtype)
+    with own_threads() as n_threads:
+        share = -(-len(matrix) // n_threads)
+
+        def fill(start: int) -> None:
+            rows = slice(start, start + share)
+            product_with_transpose(matrix[rows], across, out=product[:, rows].T)
+
+        for_each(fill, range(0, len(matrix), share))
+    return product.T
+
+
+def submatrix(matrix: Any, chosen: Array, vector: Array) -> tuple[Array, Array]:
+    """A copy of the rows and columns chosen, and the rows' products with a vector."""
+    if not isinstance(matrix, np.ndarray):
+        rows, index = matrix[chosen], to_device(chosen, matrix.device)
+        products = rows @ to_device(vector, matrix.device).to(matrix.dtype)
+        return np.array(rows.index_select(1, index).cpu().numpy()), products.cpu().numpy()
+    # Whole rows first, then columns of what is in cache: half the time of one fancy index.
+    part = np.empty((len(chosen), len(chosen)), matrix.dtype)
+    products = np.zeros(len(chosen), matrix.dtype)
+    narrow = vector.astype(matrix.dtype) if vector.any() else None
+    for start in range(0, len(chosen), RUN):
+        rows = matrix[chosen[start : start + RUN]]
+        rows.take(chosen, axis=1, out=part[start : start + RUN], mode="clip")
+        if narrow is not None:
+            products[start : start + RUN] = rows @ narrow
+    return part, products
+
+
+def _plan(rows: Rows, dtype: np.dtype[Any]) -> tuple[list[Pair], list[slice]]:
+    """Pairs of slices of rows, ``(later, earlier)`` and the most work first; slices of columns."""
+    n_rows, n_columns = rows.shape
+    if not rows.is_outside and rows.source.dtype == dtype:
+        panels = slices_of(n_rows, PANEL_ROWS)
+        return [(slice(panel.start, n_rows), panel) for panel in panels], [slice(0, n_columns)]
+    to_convert = rows.source.dtype != dtype
+    columns = even_slices(n_columns, TILE_COLUMNS if to_convert else max(1, n_columns))
+    fitting = TILE_BYTES // (dtype.itemsize * max(1, columns[0].stop))
+    if rows.is_outside:
+        row_bytes = rows.source.dtype.itemsize * max(1, n_columns)
+        fitting = min(fitting, max(rows.block_bytes, BLOCK_BYTES) // row_bytes)
+    slices = slices_of(n_rows, max(LEAST_ROWS, fitting))
+    # Those on the diagonal are half the work: last, they even out what is left.
+    pairs = [(later, earlier) for earlier, later in itertools.combinations(slices, 2)]
+    return pairs + [(where, where) for where in slices], columns
+
+
+def _multiply_pairs(
+    rows: Rows,
+    dtype: np.dtype[Any],
+    place: Callable[[Pair], Array],
+    complete: Callable[[Pair], None],
+    device: str = "cpu",
+) -> None:
+    """Put inner products in their place, each thread some pairs', and say when a pair's are there.
+
+    Rows in memory count as read once, those outside as often as they are.
+    """
+    pairs, columns = _plan(rows, dtype)
+    before = rows.rows_read
+
+    def fill(pair: Pair) -> None:
         later, earlier = pair
-        left = self.rows.stored(later)
-        right = left if later == earlier else self.rows.stored(earlier)
-        lefts, rights = Tiles(self.dtype), Tiles(self.dtype)
-        for columns in self._columns:
-            tile = lefts.of(left, columns)
-            other = tile if right is left else rights.of(right, columns)
-            if columns == self._columns[0]:
-                product_with_transpose(tile, other, out, self.device)
+        left = rows.stored(later)
+        right = left if later == earlier else rows.stored(earlier)
+        n_columns = columns[0].stop
+        lefts, rights = (np.empty(len(side) * n_columns, dtype) for side in (left, right))
+        out = place(pair)
+        for part in columns:
+            tile = converted(left[:, part], lefts)
+            other = tile if right is left else converted(right[:, part], rights)
+            if part == columns[0]:
+                product_with_transpose(tile, other, out, device)
             else:
-                out += product_with_transpose(tile, other, device=self.device)
+                out += product_with_transpose(tile, other, device=device)
+        complete(pair)
+
+    for_each(fill, pairs)
+    if not rows.is_outside:
+        rows.rows_read = before + rows.shape[0] * (not rows.is_loaded)
 
 
 def dense_gram(rows: Rows, dtype: npt.DTypeLike, device: str = "cpu") -> Array:
@@ -95,7 +181,7 @@ def dense_gram(rows: Rows, dtype: npt.DTypeLike, device: str = "cpu") -> Array:
         below = slice(max(left.start, right.stop), left.stop)
         gram[right, below] = gram[below, right].T
 
-    GramMaker(rows, dtype, device).make(lambda pair: gram[pair], complete)
+    _multiply_pairs(rows, np.dtype(dtype), gram.__getitem__, complete, device)
     return gram
 
 
@@ -125,26 +211,22 @@ class GramMatrix:
         self.shape = rows.shape[0], rows.shape[0]
         self.dtype = np.dtype(dtype)
         self._numbers = numbers
-        maker = GramMaker(rows, dtype)
-        columns = sorted({(right.start, right.stop) for _, right in maker.pairs})
         # A panel has some columns, from the diagonal downwards.
-        self._starts = np.array([start for start, _ in columns], dtype=np.intp)
-        self._panels = [
-            np.empty((len(self) - start, stop - start), self.dtype) for start, stop in columns
-        ]
-        maker.make(self._block, self._complete)
+        self._panels: dict[int, Array] = {}
+        for _, right in _plan(rows, self.dtype)[0]:
+            shape = self.shape[0] - right.start, right.stop - right.start
+            self._panels.setdefault(right.start, np.empty(shape, self.dtype))
 
-    def _panel(self, right: slice) -> Array:
-        return self._panels[int(np.searchsorted(self._starts, right.start))]
+        def block(pair: Pair) -> Array:
+            left, right = pair
+            return self._panels[right.start][left.start - right.start : left.stop - right.start]
 
-    def _block(self, pair: Pair) -> Array:
-        left, right = pair
-        return self._panel(right)[left.start - right.start : left.stop - right.start]
+        def complete(pair: Pair) -> None:
+            left, right = pair
+            if left.start == right.start:
+                mirror(self._panels[right.start][: right.stop - right.start])
 
-    def _complete(self, pair: Pair) -> None:
-        left, right = pair
-        if left.start == right.start:
-            mirror(self._panel(right)[: right.stop - right.start])
+        _multiply_pairs(rows, self.dtype, block, complete)
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -153,7 +235,7 @@ class GramMatrix:
     @property
     def nbytes(self) -> int:
         """Bytes that are kept."""
-        return sum(panel.nbytes for panel in self._panels)
+        return sum(panel.nbytes for panel in self._panels.values())
 
     def of(self, rows: npt.ArrayLike) -> Array:
         """The inner products of some rows, as a fit on them takes it.
@@ -173,27 +255,22 @@ class GramMatrix:
         ConfigError
             If a number is not that of a row, or of one that was left out.
         """
-        numbers = self._places(rows)
+        if self._numbers is None:
+            numbers = row_numbers(rows, self.shape[0])
+        else:
+            given = row_numbers(rows, int(self._numbers[-1]) + 1 if len(self) else 0)
+            numbers = np.searchsorted(self._numbers, given)
+            for number in given[self._numbers[numbers] != given][:1]:
+                raise ConfigError(f"row {number} was left out of this Gram matrix")
         if (np.diff(numbers) >= 0).all():
             return self._ascending(numbers)
         places = np.argsort(np.argsort(numbers, kind="stable"), kind="stable")
         return self._ascending(np.sort(numbers))[np.ix_(places, places)]
 
-    def _places(self, rows: npt.ArrayLike) -> npt.NDArray[np.intp]:
-        """Where rows of X are among those that were not left out."""
-        if self._numbers is None:
-            return row_numbers(rows, len(self))
-        last = int(self._numbers[-1]) if len(self) else -1
-        numbers = row_numbers(rows, last + 1)
-        places = np.searchsorted(self._numbers, numbers)
-        for number in numbers[self._numbers[places] != numbers][:1]:
-            raise ConfigError(f"row {number} was left out of this Gram matrix")
-        return places
-
     def _ascending(self, numbers: Array) -> Array:
         """Panel by panel, and mirrored."""
         gram = np.empty((len(numbers), len(numbers)), self.dtype)
-        for start, panel in zip(self._starts, self._panels, strict=True):
+        for start, panel in self._panels.items():
             first, stop = np.searchsorted(numbers, [start, start + panel.shape[1]])
             if first == stop:
                 continue
@@ -257,8 +334,3 @@ def gram_matrix(
     source = Rows(X)
     source.check_finite()
     return GramMatrix(source, dtype, numbers)
-
-
-def whole_gram(gram: Array | GramMatrix | None) -> Array | None:
-    """An array of what a fit is given."""
-    return np.asarray(gram) if isinstance(gram, GramMatrix) else gram

@@ -1,8 +1,7 @@
 """The hinge losses of many problems at once, as smooth pieces with a known conjugate.
 
-Every loss here is ``max over 0 <= a <= cap of a * m - softness * a**2 / 2`` in the margin deficit
-``m = offset - sign * score``. A cap of infinity gives the squared hinge, a softness of zero the
-hinge, and both finite the hinge smoothed around an earlier dual variable.
+Letters are LIBLINEAR's: signs ``y``, dual variables ``alpha``, their diagonal term ``D`` and their
+upper bound ``U``. Numbers in brackets are those of the equations in ``docs/solver.md``.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from spptransfer.svm._types import Array
+from spptransfer.svm._rows import Array
 
 # The reciprocal of a smaller cost overflows.
 NEGLIGIBLE = 1e-300
@@ -21,103 +20,133 @@ NEGLIGIBLE = 1e-300
 class Losses:
     """One loss per row (first axis) and problem (second axis).
 
-    Rows with a cap of zero do not count. ``signs`` are -1, 0 or +1.
+    It is ``max over 0 <= alpha <= U of alpha * m - D * alpha**2 / 2`` (2) in the margin violation
+    ``m = offset - y * score``. ``U`` of infinity gives the squared hinge, ``D`` of zero the hinge,
+    and both finite the hinge smoothed around an earlier dual variable (10). Rows with a ``U`` of
+    zero do not count. ``y`` is -1, 0 or +1.
     """
 
-    signs: Array
-    softness: Array
-    cap: Array
+    y: Array
+    D: Array
+    U: Array
     offset: Array
 
     @classmethod
-    def squared_hinge(cls, signs: Array, costs: Array) -> Losses:
-        """``cost * max(0, m)**2``: soft by 1 / (2 cost), without a cap."""
+    def squared_hinge(cls, y: Array, costs: Array) -> Losses:
+        """``cost * max(0, m)**2``: D = 1 / (2 cost), no bound."""
         counts = costs > NEGLIGIBLE
-        softness = np.divide(0.5, costs, out=np.ones_like(costs), where=counts)
+        D = np.divide(0.5, costs, out=np.ones_like(costs), where=counts)
         # Few values, which need no digits.
-        cap = np.where(counts, np.float32(np.inf), np.float32(0))
-        return cls(signs.astype(np.int8), softness, cap, np.ones((1, 1)))
+        U = np.where(counts, np.float32(np.inf), np.float32(0))
+        return cls(y.astype(np.int8), D, U, np.ones((1, 1)))
 
     @classmethod
-    def hinge(cls, signs: Array, costs: Array) -> Losses:
-        """``cost * max(0, m)``: capped by the cost, without softness."""
-        return cls(signs, np.zeros((1, 1)), costs, np.ones((1, 1)))
+    def hinge(cls, y: Array, costs: Array) -> Losses:
+        """``cost * max(0, m)``: D = 0, bounded by the cost."""
+        return cls(y, np.zeros((1, 1)), costs, np.ones((1, 1)))
 
     @property
     def largest_cost(self) -> float:
         """The largest cost that these losses were made with."""
-        counts = self.cap > 0
+        counts = self.U > 0
         if not counts.any():
             return 0.0
-        if self.softness.any():
-            return float(0.5 / self.softness[counts].min())
-        return float(self.cap.max())
+        if self.D.any():
+            return float(0.5 / self.D[counts].min())
+        return float(self.U.max())
 
     def times(self, factor: float) -> Losses:
         """The losses for costs multiplied by a factor."""
-        return replace(self, softness=self.softness / factor, cap=self.cap * factor)
+        return replace(self, D=self.D / factor, U=self.U * factor)
 
     def columns(self, chosen: Array) -> Losses:
         """The losses of some of the problems: a copy, unless they are all."""
-        if len(chosen) == self.signs.shape[1]:
+        n_problems = self.y.shape[1]
+        if len(chosen) == n_problems:
             return self
-        pick = {
-            name: value if value.shape[1] == 1 < self.signs.shape[1] else value[:, chosen]
-            for name, value in vars(self).items()
-        }
+        pick = {}
+        for name, value in vars(self).items():
+            pick[name] = value if value.shape[1] == 1 < n_problems else value[:, chosen]
         return Losses(**pick)
 
     def smoothed(self, softness: float, centre: Array) -> Losses:
-        """Add the proximal term ``softness / 2 * (a - centre)**2`` to every conjugate."""
-        return replace(
-            self, softness=self.softness + softness, offset=self.offset + softness * centre
-        )
+        """Add ``softness / 2 * (alpha - centre)**2`` to every conjugate (10)."""
+        return replace(self, D=self.D + softness, offset=self.offset + softness * centre)
 
-    def deficits(self, scores: Array) -> Array:
+    def margin_violation(self, scores: Array) -> Array:
         """How far each row is from the right side of its margin."""
-        return self.offset - self.signs * scores
+        return self.offset - self.y * scores
 
-    def responses(self, deficits: Array) -> Array:
+    def dual_from_margin(self, m: Array) -> Array:
         """The maximising dual variables, which are also the losses' derivatives."""
-        if not self.softness.any():
-            return np.where(deficits > 0, self.cap, 0.0)
-        return np.clip(deficits / self.softness, 0.0, self.cap)
+        if not self.D.any():
+            return np.where(m > 0, self.U, 0.0)
+        return np.clip(m / self.D, 0.0, self.U)
 
-    def free(self, deficits: Array) -> Array:
-        """Rows whose loss is curved at these margin deficits."""
-        return (deficits > 0) & (deficits < self.softness * self.cap)
+    def free(self, m: Array) -> Array:
+        """Rows whose loss is curved at these margin violations."""
+        return (m > 0) & (m < self.D * self.U)
 
-    def values(self, deficits: Array) -> Array:
+    def values(self, m: Array) -> Array:
         """The sum of the losses of each problem."""
-        duals = self.responses(deficits)
-        return _column_sums(duals * (deficits - 0.5 * self.softness * duals))
+        alpha = self.dual_from_margin(m)
+        losses = alpha * (m - 0.5 * self.D * alpha)
+        return losses.sum(axis=0, dtype=np.float64)
 
-    def gaps(self, duals: Array, deficits: Array) -> Array:
-        """Fenchel-Young gaps of feasible dual variables, as sums of non-negative terms.
+    def gaps(self, alpha: Array, m: Array) -> Array:
+        """Fenchel-Young gaps of feasible dual variables: the sum in (4).
 
-        Nothing cancels, so that gaps far below the objective's rounding error are still exact.
+        Its terms are not negative. Nothing cancels, so that gaps far below the objective's rounding
+        error are still exact.
         """
-        best = self.responses(deficits)
-        apart = duals - best
-        slack = np.abs(deficits - self.softness * best)
-        return _column_sums(apart * apart * (0.5 * self.softness) + np.abs(apart) * slack)
+        best = self.dual_from_margin(m)
+        apart = alpha - best
+        slack = np.abs(m - self.D * best)
+        gaps = apart * apart * (0.5 * self.D) + np.abs(apart) * slack
+        return gaps.sum(axis=0, dtype=np.float64)
 
 
-def _column_sums(values: Array) -> Array:
-    return values.sum(axis=0, dtype=np.float64)
+@dataclass
+class Iterate:
+    """One point per problem: states, the scores they give to all rows, and the bias's centre.
+
+    ``scores`` contain ``offset``, the part of the bias that carries no penalty. They have no rows
+    where nobody needs them.
+    """
+
+    state: Array
+    scores: Array
+    offset: Array
+
+    def columns(self, chosen: Array) -> Iterate:
+        """Some of the problems: a copy, unless they are all."""
+        return self if len(chosen) == len(self.offset) else self.copy(chosen)
+
+    def copy(self, chosen: Array) -> Iterate:
+        """A copy of some of the problems."""
+        return Iterate(self.state[:, chosen], self.scores[:, chosen], self.offset[chosen])
+
+    def assign(self, chosen: Array, part: Iterate) -> None:
+        """Put some problems' points back."""
+        if part is self:
+            return
+        self.state[:, chosen] = part.state
+        if len(self.scores):
+            self.scores[:, chosen] = part.scores
+        self.offset[chosen] = part.offset
 
 
-def balance(duals: Array, signs: Array) -> Array:
+def balance(alpha: Array, y: Array) -> Array:
     """Shrink the heavier side of each problem until positives and negatives weigh the same.
 
     An unregularised bias allows no other dual variables.
     """
-    positive = _column_sums(np.where(signs > 0, duals, 0.0))
-    negative = _column_sums(np.where(signs < 0, duals, 0.0))
+    positive = np.sum(np.where(y > 0, alpha, 0.0), axis=0, dtype=np.float64)
+    negative = np.sum(np.where(y < 0, alpha, 0.0), axis=0, dtype=np.float64)
     lighter = np.minimum(positive, negative)
     shrink_positive = np.divide(lighter, positive, out=np.zeros_like(lighter), where=positive > 0)
     shrink_negative = np.divide(lighter, negative, out=np.zeros_like(lighter), where=negative > 0)
-    return duals * np.where(signs > 0, shrink_positive, shrink_negative)
+    return alpha * np.where(y > 0, shrink_positive, shrink_negative)
 
 
 def best_offset(losses: Losses, scores: Array, start: Array, n_halvings: int = 100) -> Array:
@@ -127,8 +156,8 @@ def best_offset(losses: Losses, scores: Array, start: Array, n_halvings: int = 1
     """
 
     def slope(offset: Array) -> Array:
-        duals = losses.responses(losses.deficits(scores + offset))
-        return -_column_sums(losses.signs * duals)
+        alpha = losses.dual_from_margin(losses.margin_violation(scores + offset))
+        return np.asarray(-np.sum(losses.y * alpha, axis=0, dtype=np.float64))
 
     reach = 2.0 + np.abs(scores).max(axis=0) + np.abs(start)
     low, high = -reach, reach

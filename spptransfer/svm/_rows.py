@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from spptransfer.errors import ConfigError
 from spptransfer.svm._threads import for_each, own_threads
-from spptransfer.svm._types import Array
+
+Array: TypeAlias = npt.NDArray[Any]
+Blocks: TypeAlias = Iterator[tuple[slice, slice, Array]]
 
 # Two threads' blocks, and what is computed from them, stay in the processor's last cache.
 BLOCK_BYTES = 4 * 2**20
@@ -36,8 +39,12 @@ class Rows:
         self.shape: tuple[int, int] = tuple(source.shape)
         self.block_bytes = block_bytes or BLOCK_BYTES
         self.rows_read = 0
+        self.is_loaded = False
+        self.is_outside = not isinstance(source, np.ndarray) or isinstance(source, np.memmap)
+        # Float64 for float64 data, float32 for everything smaller.
+        self.working_dtype = np.dtype(np.float64 if source.dtype == np.float64 else np.float32)
+        self.nbytes = np.dtype(source.dtype).itemsize * self.shape[0] * self.shape[1]
         self._lock = threading.Lock()
-        self._loaded = False
         self._mean_square: float | None = None
 
     @property
@@ -45,98 +52,65 @@ class Rows:
         """How often all rows were read, rounded up."""
         return -(-self.rows_read // self.shape[0])
 
-    @property
-    def working_dtype(self) -> np.dtype[Any]:
-        """Float64 for float64 data, float32 for everything smaller."""
-        return np.dtype(np.float64 if self.source.dtype == np.float64 else np.float32)
-
-    @property
-    def nbytes(self) -> int:
-        """What the matrix takes as it is stored."""
-        return int(np.dtype(self.source.dtype).itemsize) * self.shape[0] * self.shape[1]
-
-    @property
-    def is_outside(self) -> bool:
-        """Whether the matrix is not in memory."""
-        return not isinstance(self.source, np.ndarray) or isinstance(self.source, np.memmap)
-
-    @property
-    def is_loaded(self) -> bool:
-        """Whether the matrix was read into memory here."""
-        return self._loaded
-
     def load(self, budget: float) -> None:
         """Read the matrix into memory, in the working precision if that fits.
 
         What is read from there is not counted.
         """
-        itemsize = self.working_dtype.itemsize
-        roomy = itemsize * self.shape[0] * self.shape[1] <= budget
+        roomy = self.working_dtype.itemsize * self.shape[0] * self.shape[1] <= budget
         loaded = np.empty(self.shape, self.working_dtype if roomy else self.source.dtype)
         for where, block in self.blocks(loaded.dtype):
             loaded[where] = block
-        self.source, self._loaded = loaded, True
+        self.source, self.is_loaded, self.is_outside = loaded, True, False
 
-    def block_slices(self, dtype: Any, block_bytes: int | None = None) -> list[slice]:
-        """Consecutive slices whose rows take about ``block_bytes`` in a precision."""
-        n_rows, n_columns = self.shape
-        row_bytes = np.dtype(dtype).itemsize * max(1, n_columns)
-        length = max(LEAST_ROWS, (block_bytes or self.block_bytes) // row_bytes)
-        return row_slices(n_rows, length)
-
-    def block(self, where: slice, dtype: Any, out: Array | None = None) -> Array:
-        """Some rows in a precision, without a copy where they have it already."""
-        return converted(self.stored(where), np.dtype(dtype), out)
+    def block_slices(self, dtype: npt.DTypeLike, n_bytes: float, n_columns: int) -> list[slice]:
+        """Consecutive slices of which so many columns take about ``n_bytes`` in a precision."""
+        length = int(n_bytes) // (np.dtype(dtype).itemsize * max(1, n_columns))
+        return slices_of(self.shape[0], max(LEAST_ROWS, length))
 
     def stored(self, where: slice) -> Array:
         """Some rows as they are stored."""
-        if not self._loaded:
+        if not self.is_loaded:
             with self._lock:
                 self.rows_read += where.stop - where.start
         return np.asarray(self.source[where])
 
-    def blocks(self, dtype: Any) -> Iterator[tuple[slice, Array]]:
+    def blocks(self, dtype: npt.DTypeLike) -> Iterator[tuple[slice, Array]]:
         """All rows once, block by block; each is overwritten by the next."""
-        yield from self._read(self.block_slices(dtype), dtype)
+        slices = self.block_slices(dtype, self.block_bytes, self.shape[1])
+        everything = slice(0, self.shape[1])
+        for where, _, block in self._read(slices, [everything], dtype):
+            yield where, block
 
-    def _read(self, slices: list[slice], dtype: Any) -> Iterator[tuple[slice, Array]]:
-        length = max((where.stop - where.start for where in slices), default=0)
-        out = None
-        if np.dtype(dtype) != self.source.dtype:
-            out = np.empty((length, self.shape[1]), dtype)
-        for where in slices:
-            yield where, self.block(where, dtype, out)
+    def shares(self, dtype: npt.DTypeLike, n_problems: int = 0) -> list[Blocks]:
+        """All rows once, block by block; a share per thread.
 
-    def shares(self, dtype: Any) -> list[Iterator[tuple[slice, Array]]]:
-        """All rows once, as `blocks` divided among the threads.
-
-        Which thread gets which does not depend on how fast they are, so that sums are always
-        formed in the same order.
+        For products with some problems' columns, a block's columns come in a few parts. Which
+        thread gets which does not depend on how fast they are, so that sums are always formed in
+        the same order.
         """
-        slices = self.block_slices(dtype)
-        return [self._read(share, dtype) for share in _dealt(slices)]
+        columns, n_bytes = [slice(0, self.shape[1])], float(self.block_bytes)
+        if n_problems:
+            columns = even_slices(self.shape[1], TILE_COLUMNS)
+            n_bytes = min(n_bytes, TILE_BYTES * min(1.0, max(0.5, n_problems / MANY_COLUMNS)))
+        slices = self.block_slices(dtype, n_bytes, columns[0].stop)
+        with own_threads() as n_threads:
+            return [
+                self._read(slices[first::n_threads], columns, dtype) for first in range(n_threads)
+            ]
 
-    def tiles(self, dtype: Any, n_problems: int) -> list[Iterator[tuple[slice, slice, Array]]]:
-        """All rows once, as `shares`, each block's columns in a few parts."""
-        columns = column_slices(self.shape[1], TILE_COLUMNS)
-        row_bytes = np.dtype(dtype).itemsize * max(1, columns[0].stop)
-        tile_bytes = TILE_BYTES * min(1.0, max(0.5, n_problems / MANY_COLUMNS))
-        length = max(LEAST_ROWS, int(min(tile_bytes, self.block_bytes)) // row_bytes)
-        slices = row_slices(self.shape[0], length)
-        return [self._read_tiles(share, columns, dtype) for share in _dealt(slices)]
-
-    def _read_tiles(
-        self, slices: list[slice], columns: list[slice], dtype: Any
-    ) -> Iterator[tuple[slice, slice, Array]]:
-        tiles = Tiles(dtype)
+    def _read(
+        self, slices: Sequence[slice], columns: Sequence[slice], dtype: npt.DTypeLike
+    ) -> Blocks:
+        memory = memory_for(slices, columns, dtype)
         for where in slices:
             stored = self.stored(where)
             for part in columns:
-                yield where, part, tiles.of(stored, part)
+                yield where, part, converted(stored[:, part], memory)
 
     def chosen(self, numbers: Array) -> Iterator[Array]:
         """Some rows as they are stored, by ascending numbers, block by block."""
-        for where in self.block_slices(self.source.dtype):
+        for where in self.block_slices(self.source.dtype, self.block_bytes, self.shape[1]):
             first, stop = np.searchsorted(numbers, [where.start, where.stop])
             if first == stop:
                 continue
@@ -145,8 +119,8 @@ class Rows:
 
     def check_finite(self) -> None:
         """Refuse NaN and infinities, naming the first row that has one."""
-        n_blocks = len(slices := self.block_slices(self.working_dtype))
-        bad, squares = np.full(n_blocks, -1), np.zeros(n_blocks)
+        slices = self.block_slices(self.working_dtype, self.block_bytes, self.shape[1])
+        bad, squares = np.full(len(slices), -1), np.zeros(len(slices))
 
         def check(number: int) -> None:
             stored = self.stored(slices[number])
@@ -154,10 +128,10 @@ class Rows:
             if len(wrong):
                 bad[number] = slices[number].start + wrong[0]
                 return
-            block = converted(stored, self.working_dtype)
+            block = converted(stored, np.empty(stored.size, self.working_dtype))
             squares[number] = np.einsum("ij,ij->", block, block, dtype=np.float64)
 
-        for_each(check, range(n_blocks))
+        for_each(check, range(len(slices)))
         if (bad >= 0).any():
             raise ConfigError(f"row {bad[bad >= 0][0]} of X contains NaN or infinity")
         self._mean_square = float(squares.sum()) / self.shape[0]
@@ -171,29 +145,29 @@ class Rows:
         assert self._mean_square is not None
         return self._mean_square
 
-    def scores(self, coefficients: Array, dtype: Any = np.float64) -> Array:
+    def scores(self, coefficients: Array, dtype: npt.DTypeLike = np.float64) -> Array:
         """``X @ coefficients``, in float64 unless something else is asked for."""
         across = np.ascontiguousarray(coefficients.T, dtype=dtype)
         scores = np.zeros((len(across), self.shape[0]), dtype)
 
-        def fill(share: Iterator[tuple[slice, slice, Array]]) -> None:
+        def fill(share: Blocks) -> None:
             for where, columns, tile in share:
                 scores[:, where] += across[:, columns] @ tile.T
 
-        for_each(fill, self.tiles(dtype, len(across)))
+        for_each(fill, self.shares(dtype, len(across)))
         return scores.T
 
-    def combine(self, weights: Array, dtype: Any = np.float64) -> Array:
+    def combine(self, weights: Array, dtype: npt.DTypeLike = np.float64) -> Array:
         """``X.T @ weights``, in float64 or with only the blocks' sums in it."""
         across = np.ascontiguousarray(weights.T, dtype=dtype)
 
-        def add(share: Iterator[tuple[slice, slice, Array]]) -> Array:
+        def add(share: Blocks) -> Array:
             total = np.zeros((len(across), self.shape[1]))
             for where, columns, tile in share:
                 total[:, columns] += across[:, where] @ tile
             return total
 
-        return sum_of(for_each(add, self.tiles(dtype, len(across)))).T
+        return sum_of(for_each(add, self.shares(dtype, len(across)))).T
 
     def normal_product(
         self, vectors: Array, weights: Array | None, constant: Array
@@ -207,9 +181,9 @@ class Rows:
         kept = (len(across), self.shape[0]) if weights is not None else (len(across), 0)
         image = np.empty(kept, dtype=vectors.dtype)
 
-        def add(share: Iterator[tuple[slice, Array]]) -> tuple[Array, Array]:
+        def add(share: Blocks) -> tuple[Array, Array]:
             total, sums = np.zeros(across.shape), np.zeros(len(across))
-            for where, block in share:
+            for where, _, block in share:
                 part = across @ block.T
                 part += constant[:, None]
                 if weights is None:
@@ -224,50 +198,31 @@ class Rows:
         return sum_of(totals).T, image.T if weights is not None else sum_of(sums)[None, :]
 
 
-class Tiles:
-    """Columns of stored rows in a precision, each overwritten by the next where that is another."""
-
-    def __init__(self, dtype: Any) -> None:
-        self.dtype = np.dtype(dtype)
-        self._memory = np.empty(0, self.dtype)
-
-    def of(self, stored: Array, columns: slice) -> Array:
-        """Some columns of the rows."""
-        tile = stored[:, columns]
-        if tile.dtype == self.dtype:
-            return tile
-        if self._memory.size < tile.size:
-            self._memory = np.empty(tile.size, self.dtype)
-        return converted(tile, self.dtype, self._memory[: tile.size].reshape(tile.shape))
-
-
-def row_slices(size: int, length: int) -> list[slice]:
+def slices_of(size: int, length: int) -> list[slice]:
     """Consecutive slices of one length; the last one may be shorter."""
     return [slice(at, min(at + length, size)) for at in range(0, size, length)]
 
 
-def column_slices(size: int, most: int) -> list[slice]:
+def even_slices(size: int, most: int) -> list[slice]:
     """As few slices as have at most so many columns each, of nearly equal lengths; at least one."""
-    if not size:
-        return [slice(0, 0)]
-    return row_slices(size, -(-size // -(-size // most)))
+    return slices_of(size, -(-size // -(-size // most))) if size else [slice(0, 0)]
 
 
-def _dealt(slices: list[slice]) -> list[list[slice]]:
-    """One thread's share of them after the other's."""
-    with own_threads() as n_threads:
-        return [slices[first::n_threads] for first in range(n_threads)]
+def memory_for(slices: Sequence[slice], columns: Sequence[slice], dtype: npt.DTypeLike) -> Array:
+    """Memory for any tile of some rows and columns, to be used again and again.
 
-
-def converted(stored: Array, dtype: np.dtype[Any], out: Array | None = None) -> Array:
-    """Finite numbers in a precision, without a copy where they have it already.
-
-    ``out`` is memory that may be used, of at least as many rows: memory that is fresh every time
-    costs as much as the conversion.
+    Memory that is fresh every time costs as much as the conversion; what is never written costs
+    nothing.
     """
-    if stored.dtype == dtype:
+    length = max((where.stop - where.start for where in slices), default=0)
+    return np.empty(length * (columns[0].stop - columns[0].start), dtype)
+
+
+def converted(stored: Array, memory: Array) -> Array:
+    """Numbers in the precision of the memory that takes them, or as they are if they have it."""
+    if stored.dtype == memory.dtype:
         return stored
-    out = np.empty(stored.shape, dtype) if out is None else out[: len(stored)]
+    out = memory[: stored.size].reshape(stored.shape)
     if stored.dtype == np.float16:
         # Several times as fast as numpy, which converts number by number.
         import torch
@@ -289,11 +244,11 @@ def writeable(matrix: Array) -> Array:
 
 def _rows_not_finite(stored: Array) -> Array:
     """Numbers of the rows that contain NaN or an infinity."""
+    # A sum is finite only if its terms are, save for an overflow that the second look clears; it
+    # needs no mask of the block's size. Half precision is quicker to look at bit by bit.
     if stored.dtype == np.float16:
         exponents = np.ascontiguousarray(stored).view(np.uint16) & 0x7C00
         return np.flatnonzero((exponents == 0x7C00).any(axis=1))
-    # A sum is finite only if its terms are, save for an overflow that the second look clears; it
-    # needs no mask of the block's size.
     if np.isfinite(stored.sum(dtype=np.float64)):
         return np.empty(0, dtype=int)
     return np.flatnonzero(~np.isfinite(stored).all(axis=1))
@@ -305,3 +260,71 @@ def sum_of(arrays: Sequence[Array]) -> Array:
     for array in arrays[1:]:
         total += array
     return total
+
+
+class RowSubset:
+    """Some rows of a matrix, copied block by block when they are read.
+
+    What the estimators here can be trained on instead of ``X[rows]``. A fit that is given a float64
+    Gram matrix reads its rows only once or twice, so that a copy of them all would be a waste.
+
+    Parameters
+    ----------
+    X : ndarray, shape (n_samples, n_features)
+        Features.
+    rows : array-like of int, shape (n,)
+        Numbers of rows.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        ``(n, n_features)``.
+    dtype : dtype
+        That of ``X``.
+
+    Raises
+    ------
+    ConfigError
+        If a number is not that of a row.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from spptransfer.svm import LinearSVM, RowSubset, gram_matrix
+    >>> X = np.eye(4, 6)
+    >>> gram = gram_matrix(X, np.float64)
+    >>> rows = [0, 1, 3]
+    >>> LinearSVM().fit(RowSubset(X, rows), [0, 1, 1], gram=gram.of(rows)).coef_.shape
+    (1, 6)
+    """
+
+    def __init__(self, X: Array, rows: npt.ArrayLike) -> None:
+        self.X, self.rows = X, row_numbers(rows, len(X))
+        self.shape, self.dtype = (len(self.rows), X.shape[1]), X.dtype
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.rows)
+
+    def __getitem__(self, where: Any) -> Array:
+        """A copy of ``X[rows][where]``."""
+        return self.X[self.rows[where]]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Only these rows are sent elsewhere."""
+        return RowSubset, (self.X[self.rows], np.arange(len(self)))
+
+
+def row_numbers(rows: npt.ArrayLike, n_rows: int) -> npt.NDArray[np.intp]:
+    """Numbers of rows as an array; refuse what is none."""
+    numbers = np.asarray(rows)
+    if numbers.ndim != 1 or not (np.issubdtype(numbers.dtype, np.integer) or not numbers.size):
+        raise ConfigError(
+            f"rows has shape {numbers.shape} and type {numbers.dtype}; allowed: the numbers of "
+            "rows in one dimension"
+        )
+    if numbers.size and not 0 <= numbers.min() <= numbers.max() < n_rows:
+        raise ConfigError(
+            f"rows go from {numbers.min()} to {numbers.max()}; allowed: 0 to {n_rows - 1}"
+        )
+    return numbers.astype(np.intp, copy=False)

@@ -1,295 +1,308 @@
-"""The linear SVM with C chosen by cross-validation, all folds and classes side by side."""
+"""Choice of C: folds, every problem of theirs along ascending C, and scores of held-out rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+import pickle
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import joblib
 import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.metrics import get_scorer
+from sklearn.model_selection import StratifiedKFold, check_cv
 from tqdm import tqdm
 
 from spptransfer.errors import ConfigError
-from spptransfer.svm._classifier import FITTED, LinearClassifier, read_rows, read_targets
-from spptransfer.svm._engine import Settings, check_cost, warn_unless_certified
-from spptransfer.svm._folds import make_folds
-from spptransfer.svm._gram_matrix import GramMatrix, whole_gram
-from spptransfer.svm._newton import Points
-from spptransfer.svm._path import Path, Search, SpreadPath, spread
-from spptransfer.svm._rows import Rows
-from spptransfer.svm._scoring import nan_mean
-from spptransfer.svm._targets import ClassWeight, Targets
+from spptransfer.svm._loss import Iterate
+from spptransfer.svm._rows import Array, Rows
+from spptransfer.svm._solver import Options
+from spptransfer.svm._streaming import make_solver
+from spptransfer.svm._targets import ClassWeight, Problems, Targets
 from spptransfer.svm._threads import own_threads
-from spptransfer.svm._types import Array, Seed
 
-# What not every search has, and must not stay from the one before.
-_OF_ONE_SEARCH = ("best_index_", "best_params_", *FITTED)
+Seed: TypeAlias = int | np.random.RandomState | None
+Scoring: TypeAlias = str | Callable[..., float] | None
 
 
-class LinearSVMCV(LinearClassifier):
-    """`LinearSVM` with C chosen by cross-validation.
+def make_folds(cv: Any, targets: Targets, seed: Seed) -> list[tuple[Array, Array]]:
+    """How often each fold trains, and scores, on each row.
 
-    All classes and all folds advance together along ascending C, each problem starting from its
-    own solution at the last C. A fold is a set of costs that are zero: nothing is copied.
+    Arrays have one column per problem or one for all. A number of folds stratifies: by class
+    labels, or, for an indicator matrix, each class by itself. Splitters and lists of index pairs
+    are taken as given: a row counts as often as it is named.
+    """
+    n_rows, labels = len(targets.signs), targets.decode(targets.signs)
+    if isinstance(cv, (int, np.integer)):
+        return _stratified(int(cv), targets, labels, seed)
+    folds: list[tuple[Array, Array]] = []
+    for pair in check_cv(cv, labels, classifier=True).split(np.zeros((n_rows, 1)), labels):
+        train, held_out = _counted(pair[0], n_rows), _counted(pair[1], n_rows)
+        for counts, purpose in ((train, "train on"), (held_out, "score on")):
+            if not counts.any():
+                raise ConfigError(f"cv: fold {len(folds) + 1} has no rows to {purpose}")
+        folds.append((train, held_out))
+    if not folds:
+        raise ConfigError("cv gave no folds; allowed: an int, a splitter or (train, test) pairs")
+    return folds
 
-    Parameters
-    ----------
-    Cs : sequence of float, default=(0.001, 0.01, 0.1, 1, 10, 100, 1000)
-        Candidates, each at most 1e20.
-    cv : int, splitter or iterable of (train, test), default=3
-        Number of folds, stratified and seeded (for an indicator matrix each class by itself), or
-        a scikit-learn splitter, or pairs of row numbers. A row counts as often as it is named.
-    scoring : str, callable or None, default=None
-        A scikit-learn scorer; None is "accuracy", or "average_precision" where classes are scored
-        one by one. Indicator matrices always are, and a score is then the mean over classes.
-    per_class : bool, default=False
-        Choose a C for every class.
-    refit : bool, default=True
-        Also train on all rows, and keep the weights for the best C.
-    progress : bool, default=False
-        Show a progress bar.
-    random_state : int, RandomState or None, default=0
-        Seed of the folds when ``cv`` is a number.
-    loss, fit_intercept, intercept_scaling, regularize_intercept, class_weight, tol, max_iter, \
-memory, device
-        As in `LinearSVM`.
-    n_jobs : int or None, default=None
-        As in scikit-learn: None is 1 unless a `joblib.parallel_config` says otherwise. With one
-        job all folds are solved together, which is the fastest on one machine. With more, each
-        fold is a task of its own, for the workers of a Dask cluster for example. They are sent X
-        unless it is a view of a feature cache, which they open where it lies.
 
-    Attributes
-    ----------
-    C_ : float or ndarray, shape (n_problems,)
-        The best C, per class with ``per_class``. On a tie the first of ``Cs``.
-    best_score_ : float
-        Mean cross-validated score at ``C_``.
-    cv_results_ : dict of ndarrays
-        As in `sklearn.model_selection.GridSearchCV`, with ``score_per_class`` of shape
-        (n_Cs, n_folds, n_problems) where classes are scored one by one, and
-        ``max_duality_gap`` over all problems at a C.
-    coef_, intercept_, classes_, n_iter_, duality_gap_, objective_
-        As in `LinearSVM`, of the problems on all rows (with ``refit``).
-    n_splits_ : int
-        Number of folds.
-    n_passes_ : int
-        How often the rows were read.
+def _counted(chosen: Any, n_rows: int) -> Array:
+    """How often each row is chosen."""
+    try:
+        # By way of the numbers, since rows may also be chosen by negative ones or a mask.
+        numbers = np.arange(n_rows)[chosen]
+    except IndexError as error:
+        raise ConfigError(f"cv holds what are no numbers of {n_rows} rows: {error}") from error
+    return np.bincount(numbers, minlength=n_rows)[:, None]
+
+
+def _stratified(
+    n_folds: int, targets: Targets, labels: Array, seed: Seed
+) -> list[tuple[Array, Array]]:
+    """Seeded folds in which every class is spread evenly."""
+    if not 2 <= n_folds <= len(labels):
+        raise ConfigError(f"cv is {n_folds}; allowed: 2 to {len(labels)} folds")
+    if targets.kind == "multilabel":
+        columns = targets.signs.T
+    else:
+        columns = np.unique(labels, return_inverse=True)[1][None]
+    numbers = np.stack([_fold_numbers(n_folds, column, seed) for column in columns], axis=1)
+    return [(numbers != fold, numbers == fold) for fold in range(n_folds)]
+
+
+def _fold_numbers(n_folds: int, labels: Array, seed: Seed) -> Array:
+    """The fold that holds each row out; classes too small for all folds stay in some."""
+    if np.bincount(labels - labels.min()).max() < n_folds:
+        raise ConfigError(f"cv is {n_folds}, but no class has that many rows")
+    numbers = np.empty(len(labels), dtype=int)
+    splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        for fold, (_, chosen) in enumerate(splitter.split(np.zeros((len(labels), 1)), labels)):
+            numbers[chosen] = fold
+    return numbers
+
+
+class KnownScores(ClassifierMixin, BaseEstimator):
+    """A fitted classifier that has scored its rows already; X holds their numbers."""
+
+    def __init__(self, targets: Targets, scores: Array) -> None:
+        self.targets = targets
+        self.scores = scores
+        self.classes_ = targets.classes
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def decision_function(self, X: Array) -> Array:
+        """Decision values of the rows numbered in X."""
+        scores = self.scores[X[:, 0]]
+        return scores[:, 0] if self.targets.kind == "binary" else scores
+
+    def predict(self, X: Array) -> Array:
+        """Labels of the rows numbered in X."""
+        return self.targets.decode(self.scores[X[:, 0]])
+
+
+class HeldOutScorer:
+    """Scores decision values by any scikit-learn scorer, jointly or class by class.
+
+    Class by class, every problem is scored as a binary one on its own held-out rows, without
+    those that it ignores. That is how indicator matrices are always scored.
+    """
+
+    def __init__(self, scoring: Scoring, targets: Targets, *, per_class: bool) -> None:
+        self.separately = per_class or targets.kind == "multilabel"
+        default = "average_precision" if self.separately else "accuracy"
+        self.scorer = get_scorer(scoring or default)
+        # Scikit-learn's own checks take longer than these scores, which it has no other way to.
+        self.is_default = scoring in (None, default)
+        self.targets = targets
+        self.labels = targets.decode(targets.signs)
+
+    def __call__(self, scores: Array, held_out: Array) -> Array:
+        """One score, or one per problem; NaN where the held-out rows are all of one kind.
+
+        ``held_out`` says how often a row counts.
+        """
+        if not self.separately:
+            rows = np.repeat(np.arange(len(scores)), held_out[:, 0])
+            if self.is_default:
+                return np.array([np.mean(self.targets.decode(scores[rows]) == self.labels[rows])])
+            known = KnownScores(self.targets, scores)
+            return np.array([self.scorer(known, rows[:, None], self.labels[rows])])
+        held_out = np.broadcast_to(held_out, scores.shape)
+        return np.array(
+            [self._score_one(scores[:, [k]], k, held_out[:, k]) for k in range(scores.shape[1])]
+        )
+
+    def _score_one(self, scores: Array, problem: int, held_out: Array) -> float:
+        signs = self.targets.signs[:, problem]
+        rows = np.repeat(np.arange(len(signs)), np.where(signs == 0, 0, held_out))
+        truth = (signs > 0).astype(int)
+        if len(np.unique(truth[rows])) < 2:
+            return float("nan")
+        if self.is_default:
+            return average_precision(truth[rows], scores[rows, 0])
+        binary = Targets("binary", np.array([0, 1]), signs[:, None])
+        return float(self.scorer(KnownScores(binary, scores), rows[:, None], truth[rows]))
+
+
+def average_precision(truth: Array, scores: Array) -> float:
+    """`sklearn.metrics.average_precision_score` of one problem, without its checks.
+
+    ``truth`` is 1 for positives, of which there must be one, and 0. Rows of the same score are
+    found together; NaN if there is one among the scores.
 
     Examples
     --------
-    >>> from sklearn.datasets import load_iris
-    >>> from spptransfer.svm import LinearSVMCV
-    >>> X, y = load_iris(return_X_y=True)
-    >>> model = LinearSVMCV(Cs=(0.001, 0.1, 10)).fit(X, y)
-    >>> model.C_
-    10.0
-    >>> model.cv_results_["mean_test_score"].round(2).tolist()
-    [0.67, 0.95, 0.95]
+    >>> average_precision(np.array([0, 1, 1]), np.array([0.2, 0.1, 0.3])).__round__(3)
+    0.833
+    """
+    if np.isnan(scores).any():
+        return float("nan")
+    order = np.argsort(-scores)
+    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    found = np.cumsum(truth[order])[last]
+    gained = np.diff(found / found[-1], prepend=0.0)
+    # From the last to the first, as scikit-learn adds them: ties between values of C stay ties.
+    return float(np.sum((gained * (found / (last + 1)))[::-1].copy()))
 
-    Folds go to the workers of a Dask cluster by joblib's backend::
 
-        with Client("tcp://10.0.0.1:8786"), joblib.parallel_config(backend="dask"):
-            LinearSVMCV().fit(X, y)
+def nan_mean(values: Any, axis: int | tuple[int, ...]) -> Array:
+    """Mean of the numbers there are, NaN without a warning where there are none."""
+    values = np.asarray(values, dtype=float)
+    counted = np.isfinite(values).sum(axis=axis)
+    total = np.nansum(values, axis=axis)
+    return np.divide(total, counted, out=np.full(np.shape(total), np.nan), where=counted > 0)
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is solved along ascending C. Any of its folds are a search, too.
+
+    ``folds`` say how often each trains, and scores, on a row; a last one may be None twice: all
+    rows, which leaves none to score on.
     """
 
-    C_: float | Array
-    best_score_: float
-    cv_results_: dict[str, Any]
-    n_iter_: int
-    n_passes_: int
-    duality_gap_: Array
-    objective_: Array
-
-    def __init__(
-        self,
-        Cs: Sequence[float] = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0),
-        *,
-        cv: int | Any | Iterable[tuple[Array, Array]] = 3,
-        scoring: str | Callable[..., float] | None = None,
-        per_class: bool = False,
-        refit: bool = True,
-        progress: bool = False,
-        random_state: Seed = 0,
-        loss: Literal["squared_hinge", "hinge"] = "squared_hinge",
-        fit_intercept: bool = True,
-        intercept_scaling: float = 1.0,
-        regularize_intercept: bool = True,
-        class_weight: ClassWeight = None,
-        tol: float = 1e-6,
-        max_iter: int = 1000,
-        memory: int | str | None = None,
-        device: str = "cpu",
-        n_jobs: int | None = None,
-    ) -> None:
-        self.Cs = Cs
-        self.cv = cv
-        self.scoring = scoring
-        self.per_class = per_class
-        self.refit = refit
-        self.progress = progress
-        self.random_state = random_state
-        self.loss = loss
-        self.fit_intercept = fit_intercept
-        self.intercept_scaling = intercept_scaling
-        self.regularize_intercept = regularize_intercept
-        self.class_weight = class_weight
-        self.tol = tol
-        self.max_iter = max_iter
-        self.memory = memory
-        self.device = device
-        self.n_jobs = n_jobs
-
-    def fit(
-        self, X: Any, y: Any, sample_weight: Any = None, gram: Array | GramMatrix | None = None
-    ) -> LinearSVMCV:
-        """Choose C and train with it.
-
-        Parameters
-        ----------
-        X : array-like or row source, shape (n_samples, n_features)
-            Features, as in `LinearSVM.fit`.
-        y : array-like, shape (n_samples,) or (n_samples, n_classes)
-            Labels or an indicator matrix, as in `LinearSVM.fit`.
-        sample_weight : array-like, shape (n_samples,), optional
-            Factors on C in training. Scores are not weighted.
-        gram : ndarray or GramMatrix, shape (n_samples, n_samples), optional
-            ``X @ X.T`` where it is known already (`gram_matrix`).
-
-        Returns
-        -------
-        LinearSVMCV
-            This estimator.
-
-        Raises
-        ------
-        ConfigError
-            If a parameter, a label or a shape is wrong, X is not finite, or there are several
-            jobs, to which it cannot be sent.
-        """
-        settings = Settings.of(self)
-        candidates = _candidates(self.Cs)
-        rows = read_rows(self, X, reset=True, memory=self.memory)
-        targets, weight = read_targets(y, rows, sample_weight)
-        search = self._make_search(rows, targets, weight, settings)
-        ascending = np.sort(candidates)
-        path: Path | SpreadPath
-        if joblib.effective_n_jobs(self.n_jobs) > 1:
-            path = spread(rows, whole_gram(gram), search, ascending, self.n_jobs)
-        else:
-            with own_threads():
-                path = search.path(rows, whole_gram(gram))
-                self._walk(path, ascending)
-        for name in _OF_ONE_SEARCH:
-            self.__dict__.pop(name, None)
-        self._choose(path, candidates)
-        if self.refit:
-            self._keep_best(path, targets, candidates)
-        else:
-            self.classes_ = targets.classes
-        self.n_passes_ = rows.passes
-        warn_unless_certified(np.array([step["gaps"] for step in path.steps]), self.tol)
-        return self
-
-    def _make_search(
-        self, rows: Rows, targets: Targets, weight: Array, settings: Settings
-    ) -> Search:
-        train, held_out = make_folds(self.cv, targets, rows, self.random_state)
-        return Search(
-            targets=targets,
-            class_weight=self.class_weight,
-            sample_weight=weight,
-            masks=[*train, None] if self.refit else train,
-            held_out=held_out,
-            scoring=self.scoring,
-            per_class=self.per_class,
-            settings=settings,
-        )
-
-    def _walk(self, path: Path, ascending: Array) -> None:
-        with tqdm(total=len(ascending), unit="C", disable=not self.progress) as bar:
-            while len(path.steps) < len(ascending):
-                costs = path.next_costs(ascending)
-                names = ", ".join(f"{C:g}" for C in costs)
-                bar.set_description(f"C={names}, {path.solver.problems.count} problems")
-                path.advance(costs)
-                bar.update(len(costs))
-
-    def _choose(self, path: Path | SpreadPath, candidates: Array) -> None:
-        """Fill ``cv_results_`` in the order of ``Cs`` and pick the best."""
-        order = np.argsort(np.argsort(candidates, kind="stable"), kind="stable")
-        steps = [path.steps[position] for position in order]
-        scores = np.array([step["scores"] for step in steps])
-        self.n_splits_ = scores.shape[1]
-        self.cv_results_ = _results(candidates, scores, steps)
-        by_class = nan_mean(scores, axis=1)
-        average = self.cv_results_["mean_test_score"]
-        if self.per_class:
-            best = np.argmax(np.nan_to_num(by_class, nan=-np.inf), axis=0)
-            self.C_ = candidates[best]
-            chosen = by_class[best, np.arange(by_class.shape[1])]
-            self.best_score_ = float(nan_mean(chosen, axis=0))
-            self._best = order[best]
-            return
-        index = int(np.argmax(np.nan_to_num(average, nan=-np.inf)))
-        self.best_index_ = index
-        self.best_params_ = {"C": float(candidates[index])}
-        self.C_ = float(candidates[index])
-        self.best_score_ = float(average[index])
-        self._best = np.full(path.n_problems, order[index])
-
-    def _keep_best(self, path: Path | SpreadPath, targets: Targets, candidates: Array) -> None:
-        """Take each problem's weights from the step at its best C."""
-        steps = [path.steps[position] for position in self._best]
-        columns = range(path.n_problems)
-
-        def pick(name: str) -> Array:
-            start = 0 if name.startswith("final") else len(path.held_out) * path.n_problems
-            values = [step[name][..., start + k] for step, k in zip(steps, columns, strict=True)]
-            return np.stack(values, axis=-1)
-
-        points = Points(pick("final_state"), np.empty((0, 0)), pick("final_offset"))
-        self._set_weights(targets, *path.weights(points))
-        self.duality_gap_ = pick("gaps")
-        self.objective_ = pick("objectives")
-        self.n_iter_ = max(1, int(pick("n_iter").max()))
+    targets: Targets
+    class_weight: ClassWeight
+    sample_weight: Array
+    folds: Sequence[tuple[Array | None, Array | None]]
+    scoring: Scoring
+    per_class: bool
+    options: Options
 
 
-def _candidates(Cs: Sequence[float]) -> Array:
-    """The candidates as an array, checked."""
-    try:
-        values = list(Cs)
-    except TypeError as error:
-        message = f"Cs is {Cs!r}; allowed: a sequence of finite numbers > 0"
-        raise ConfigError(message) from error
-    for C in values:
-        check_cost("Cs", C)
-    if not values:
-        raise ConfigError("Cs is empty; allowed: finite numbers > 0")
-    return np.array(values, dtype=float)
+@dataclass
+class Path:
+    """What is known about each C, ascending.
+
+    Problems stand fold by fold and those of all rows last. States and offsets are theirs only;
+    ``weights`` makes weight vectors, in columns, and biases of them.
+    """
+
+    scores: Array  # (n_Cs, n_folds, n_problems), or 1 for one score per fold
+    gaps: Array  # (n_Cs, n_columns), as the next two
+    objectives: Array
+    n_iter: Array
+    seconds: Array  # (n_Cs, 2): of fits and of scores
+    states: list[Array]
+    offsets: list[Array]
+    weights: Callable[[Iterate], tuple[Array, Array]]
 
 
-def _results(candidates: Array, scores: Array, steps: list[dict[str, Array]]) -> dict[str, Any]:
-    """The table that `GridSearchCV` would have made, and what it has no column for."""
-    by_split = nan_mean(scores, axis=2)
-    mean, std = nan_mean(by_split, axis=1), by_split.std(axis=1)
-    seconds = np.array([step["seconds"] for step in steps]) / scores.shape[1]
-    results: dict[str, Any] = {
-        "mean_fit_time": seconds[:, 0],
-        "std_fit_time": np.zeros(len(steps)),
-        "mean_score_time": seconds[:, 1],
-        "std_score_time": np.zeros(len(steps)),
-        "param_C": np.ma.MaskedArray(candidates, mask=np.zeros(len(candidates), dtype=bool)),
-        "params": [{"C": float(C)} for C in candidates],
-    }
-    results |= {f"split{k}_test_score": by_split[:, k] for k in range(by_split.shape[1])}
-    sortable = np.nan_to_num(mean, nan=-np.inf)
-    results |= {
-        "mean_test_score": mean,
-        "std_test_score": std,
-        "rank_test_score": 1 + (sortable[None, :] > sortable[:, None]).sum(axis=1),
-        "max_duality_gap": np.array([step["gaps"].max() for step in steps]),
-    }
-    if scores.shape[2] > 1:
-        results["score_per_class"] = scores
-    return results
+def walk(
+    rows: Rows, gram: Array | None, search: Search, ascending: Array, *, progress: bool = False
+) -> Path:
+    """Solve all folds together, each problem starting from its own solution at the last C."""
+    counts, held_out = zip(*search.folds, strict=True)
+    problems = Problems.of(search.targets, search.class_weight, search.sample_weight, counts)
+    scorer = HeldOutScorer(search.scoring, search.targets, per_class=search.per_class)
+    scored = [mask for mask in held_out if mask is not None]
+    width, count = search.targets.signs.shape[1], problems.count
+    found: list[tuple[Array, ...]] = []
+    points: Iterate | None = None
+    with own_threads(), tqdm(total=len(ascending), unit="C", disable=not progress) as bar:
+        solver = make_solver(rows, gram, problems, search.options)
+        while len(found) < len(ascending):
+            # Several values of C where they share passes over the rows.
+            costs = ascending[len(found) : len(found) + solver.at_once]
+            bar.set_description(f"C={', '.join(map('{:g}'.format, costs))}, {count} problems")
+            began = time.perf_counter()
+            solution = solver.solve(np.repeat(costs, count), points, in_place=True)
+            fitted = time.perf_counter()
+            values = solver.decision_values(solution.points) if scored else np.empty((0, 0))
+            for first in range(0, len(costs) * count, count):
+                scores = []
+                for k, mask in enumerate(scored):
+                    at = first + k * width
+                    scores.append(scorer(values[:, at : at + width], mask))
+                columns = np.arange(first, first + count)
+                points = solution.points.columns(columns)
+                last = slice(len(scored) * width, None)
+                found.append(
+                    (
+                        np.array(scores),
+                        solution.relative_gaps[columns],
+                        solution.objectives[columns],
+                        solution.n_iter[columns],
+                        np.array([fitted - began, time.perf_counter() - fitted]) / len(costs),
+                        points.state[:, last].copy(),
+                        points.offset[last].copy(),
+                    )
+                )
+            bar.update(len(costs))
+    *arrays, states, offsets = zip(*found, strict=True)
+    return Path(*map(np.array, arrays), list(states), list(offsets), solver.weights)
+
+
+def walk_apart(
+    rows: Rows, gram: Array | None, search: Search, ascending: Array, n_jobs: int | None
+) -> Path:
+    """Solve every fold, and all rows, as a task of its own, by the joblib backend that is set."""
+    if not isinstance(rows.source, np.ndarray):
+        try:
+            pickle.dumps(rows.source)
+        except (TypeError, AttributeError, pickle.PicklingError) as error:
+            raise ConfigError(
+                f"X is a {type(rows.source).__name__}, which cannot be sent to several jobs "
+                f"({error}); allowed there: arrays and the views of a feature cache"
+            ) from error
+    parts, rows_read = zip(
+        *joblib.Parallel(n_jobs, batch_size=1)(
+            joblib.delayed(_walk_part)(rows.source, gram, replace(search, folds=[fold]), ascending)
+            for fold in search.folds
+        ),
+        strict=True,
+    )
+    rows.rows_read += sum(rows_read)
+    return replace(
+        parts[-1],
+        scores=np.concatenate([part.scores for part in parts if part.scores.size], axis=1),
+        gaps=np.concatenate([part.gaps for part in parts], axis=1),
+        objectives=np.concatenate([part.objectives for part in parts], axis=1),
+        n_iter=np.concatenate([part.n_iter for part in parts], axis=1),
+        seconds=np.sum([part.seconds for part in parts], axis=0),
+    )
+
+
+def _as_they_are(points: Iterate) -> tuple[Array, Array]:
+    return points.state, points.offset
+
+
+def _walk_part(
+    source: Any, gram: Array | None, search: Search, ascending: Array
+) -> tuple[Path, int]:
+    """One fold's path, with weights and biases for states and offsets; how many rows were read."""
+    rows = Rows(source)
+    path = walk(rows, gram, search, ascending)
+    for number, (state, offset) in enumerate(zip(path.states, path.offsets, strict=True)):
+        if len(offset):
+            points = Iterate(state, np.empty((0, 0)), offset)
+            path.states[number], path.offsets[number] = path.weights(points)
+    return replace(path, weights=_as_they_are), rows.rows_read

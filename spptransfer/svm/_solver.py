@@ -1,32 +1,108 @@
-"""All problems at their costs: descend in the working precision, certify in float64, repeat."""
+"""All problems at their costs: descend in the working precision, certify in float64, repeat.
+
+Numbers in brackets are those of the equations in ``docs/solver.md``.
+"""
 
 from __future__ import annotations
 
+import copy
 import logging
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 
-from spptransfer.svm._loss import Losses, best_offset
-from spptransfer.svm._newton import Points, Space, descend, line_search, objectives
-from spptransfer.svm._problems import Problems
+from spptransfer.errors import ConfigError, suggestion
+from spptransfer.svm._loss import Iterate, Losses, best_offset
+from spptransfer.svm._newton import Space, descend, line_search, objectives
+from spptransfer.svm._rows import Array, Rows
+from spptransfer.svm._targets import Problems
 from spptransfer.svm._threads import for_each
-from spptransfer.svm._types import Array
 
 logger = logging.getLogger(__name__)
 
+LOSSES = ("squared_hinge", "hinge")
+# The solver's float32 products of C with squares of numbers in rows end at 3e38.
+LARGEST_C = 1e20
 MAX_ROUNDS = 60
+MAX_PROXIMAL_STEPS = 12
 LIFT = 1.0 + 1e-10
 
 
 @dataclass(frozen=True)
 class Options:
-    """What does not change along the path of costs."""
+    """The parameters that `LinearSVM` and `LinearSVMCV` share, checked."""
 
     loss: str
+    fit_intercept: bool
+    intercept_scaling: float
+    regularize_intercept: bool
     tol: float
     max_iter: int
-    penalise_bias: bool
+    memory: int | str | None
+    device: str
+
+    @property
+    def penalises_bias(self) -> bool:
+        """Whether the bias is one more regularised feature, or absent."""
+        return self.regularize_intercept or not self.fit_intercept
+
+    def bias_square(self, rows: Rows) -> float:
+        """Square of the constant feature that stands for the bias.
+
+        Without regularisation its size only decides how fast the multiplier iteration converges;
+        rows of about that length suit it.
+        """
+        if not self.fit_intercept:
+            return 0.0
+        if self.regularize_intercept:
+            return float(self.intercept_scaling) ** 2
+        square = rows.mean_square()
+        return square if square > np.finfo(float).tiny else 1.0
+
+
+def options_of(estimator: Any) -> Options:
+    """Read and check an estimator's parameters."""
+    options = Options(*map(vars(estimator).get, Options.__dataclass_fields__))
+    if options.loss not in LOSSES:
+        raise ConfigError(f"loss is {options.loss!r}; {suggestion(options.loss, LOSSES)}")
+    for name in ("intercept_scaling", "tol", "max_iter"):
+        check_positive(name, getattr(options, name))
+    if not isinstance(options.max_iter, (int, np.integer)):
+        raise ConfigError(f"max_iter is {options.max_iter!r}; allowed: whole numbers > 0")
+    if options.device != "cpu":
+        import torch
+
+        try:
+            torch.empty(0, device=options.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"device is {options.device!r}, which torch cannot use here; allowed: 'cpu' or a "
+                "device that torch reports"
+            ) from error
+    return options
+
+
+def check_positive(name: str, value: Any, most: float = np.inf) -> None:
+    """Refuse anything but a finite number above zero, or one that is too large."""
+    if not (isinstance(value, (int, float, np.number)) and np.isfinite(value) and value > 0):
+        raise ConfigError(f"{name} is {value!r}; allowed: finite numbers > 0")
+    if value > most:
+        raise ConfigError(f"{name} is {value!r}; allowed: numbers > 0, at most {most:g}")
+
+
+def warn_unless_certified(gaps: Array, tol: float) -> None:
+    """Say once how many problems missed the tolerance."""
+    missed = ~(gaps <= tol)
+    if missed.any():
+        warnings.warn(
+            f"{missed.sum()} of {missed.size} problems did not reach a relative duality gap of "
+            f"{tol:g} (largest: {gaps.max():.2g}); raise max_iter or scale the features",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
 
 
 @dataclass
@@ -36,7 +112,7 @@ class Solution:
     ``coefficients`` are the weight vectors, shape (n_features, n_problems), where asked for.
     """
 
-    points: Points
+    points: Iterate
     gaps: Array
     objectives: Array
     n_iter: Array
@@ -44,7 +120,7 @@ class Solution:
     coefficients: Array | None = None
 
     @classmethod
-    def unsolved(cls, points: Points, worst: Array) -> Solution:
+    def unsolved(cls, points: Iterate, worst: Array) -> Solution:
         """Points about which nothing is known yet."""
         count = len(worst)
         gaps, steps = np.full(count, np.inf), np.zeros(count, dtype=int)
@@ -52,7 +128,7 @@ class Solution:
 
     @property
     def relative_gaps(self) -> Array:
-        """Duality gaps as fractions of the primal objectives.
+        """Duality gaps (4) as fractions of the primal objectives.
 
         An objective counts as no less than 1e-14 of its value at zero weights: one that should
         be zero is a rounding error away from it.
@@ -88,137 +164,106 @@ class Solver:
     def solve(
         self,
         costs: Array,
-        start: Points | None = None,
+        start: Iterate | None = None,
         *,
+        columns: Array | None = None,
         with_coefficients: bool = False,
         with_scores: bool = True,
         in_place: bool = False,
     ) -> Solution:
-        """Certified minimisers at one cost per column; columns are the problems, over and over.
+        """Certified minimisers at one cost per column.
 
+        ``columns`` are numbers of problems, by default those of all, over and over.
         A ``start`` may come without scores. ``in_place`` puts the solution where the start was,
         of which every group of columns takes a copy.
         """
         n_rows, n_columns = len(self.problems.signs), len(costs)
-        if start is None or not in_place:
+        points = start
+        if points is None or not in_place:
             scores = np.empty((n_rows if with_scores else 0, n_columns), order="F")
-            points = Points(self.space.start(n_columns), scores, np.zeros(n_columns))
-        else:
-            points = start
+            points = Iterate(self.space.start(n_columns), scores, np.zeros(n_columns))
         solution = Solution.unsolved(points, np.zeros(n_columns))
         if with_coefficients:
-            shape = self.space.n_features, n_columns
-            solution.coefficients = np.empty(shape, order="F")
+            solution.coefficients = np.empty((self.space.n_features, n_columns), order="F")
 
-        def solve_group(columns: Array) -> Array:
-            run = _Run(
-                self.space.branch(),
-                self.options,
-                self._losses(columns, costs[columns]),
-                None if start is None else start.copy(columns),
-            )
+        def solve_group(group: Array) -> Array:
+            """Solve some columns; the ones that need float64 remain."""
+            losses = make_losses(*self.problems.dense(numbers[group], costs[group]))
+            space = copy.copy(self.space)  # what is learnt here stays here
+            run = _Run(space, self.options, losses, None if start is None else start.copy(group))
             run.finish()
             if with_coefficients:
-                run.solution.coefficients = run.space.coefficients(run.solution.points.state)
-            solution.assign(columns, run.solution)
-            blunt = columns[run.open] if run.blunt else columns[:0]
-            del run
-            return blunt
+                run.solution.coefficients = space.coefficients(run.solution.points.state)
+            solution.assign(group, run.solution)
+            return group[run.open] if run.needs_float64 else group[:0]
 
-        def solve_groups(columns: Array) -> Array:
-            groups = self.space.groups(columns)
+        make_losses = Losses.squared_hinge if self.options.loss == "squared_hinge" else Losses.hinge
+        left = np.arange(n_columns)
+        numbers = left if columns is None else columns
+        while len(left):
+            groups = self.space.groups(left)
             if self.space.side_by_side:
-                if len(groups) > 1:
-                    self.space.prepare()
-                return np.concatenate(for_each(solve_group, groups))
-            return np.concatenate([solve_group(group) for group in groups])
-
-        blunt = solve_groups(np.arange(n_columns))
-        if len(blunt):
-            logger.info("float32 does not reach the tolerance for %d problems", len(blunt))
-            self.space.sharpen()
-            start = None
-            solve_groups(blunt)
+                left = np.concatenate(for_each(solve_group, groups))
+            else:
+                left = np.concatenate([solve_group(group) for group in groups])
+            if len(left):
+                logger.info("float32 does not reach the tolerance for %d problems", len(left))
+                self.space.to_float64()
+                start = None
         return solution
 
-    def weights(self, points: Points) -> tuple[Array, Array]:
+    def weights(self, points: Iterate) -> tuple[Array, Array]:
         """Weight vectors in columns, and biases."""
-        return self.space.coefficients(points.state), self.biases(points)
+        biases = points.offset + self.space.bias(points.state)
+        return self.space.coefficients(points.state), biases
 
-    def decision_values(self, points: Points) -> Array:
+    def decision_values(self, points: Iterate) -> Array:
         """Scores of all rows at what was solved."""
         return points.scores
 
-    def biases(self, points: Points) -> Array:
-        """The bias of each problem."""
-        return points.offset + self.space.bias(points.state)
 
-    def _losses(self, columns: Array, costs: Array) -> Losses:
-        signs, scaled = self.problems.dense(columns, costs)
-        squared = self.options.loss == "squared_hinge"
-        return (Losses.squared_hinge if squared else Losses.hinge)(signs, scaled)
-
-
-def first_points(space: Space, losses: Losses, start: Points | None) -> Points:
-    """Where to begin: at what was solved for other costs, or from afar."""
-    if start is None:
-        return approach(space, losses)
-    if not len(start.scores):
-        start = Points(start.state, space.exact_scores(start.state) + start.offset, start.offset)
-    if losses.largest_cost * space.scale <= 1:
-        return lengthened(start, space, losses)
-    return start
-
-
-def approach(space: Space, losses: Losses) -> Points:
+def continuation_start(space: Space, losses: Losses) -> Iterate:
     """Walk from zero weights up to large costs in factors of ten.
 
     Newton's method likes to start nearby; how well each stop is solved matters little.
     """
-    n_rows, n_problems = losses.signs.shape
+    n_rows, n_problems = losses.y.shape
     scores = np.zeros((n_rows, n_problems), order="F")
-    points = Points(space.start(n_problems), scores, np.zeros(n_problems))
+    points = Iterate(space.start(n_problems), scores, np.zeros(n_problems))
     peak = losses.largest_cost * space.scale
     n_decades = int(np.ceil(np.log10(peak))) - 1 if peak > 10 else 0
     for decade in range(n_decades, 0, -1):
-        cheaper = losses.times(10.0**-decade)
-        softness = _first_softness(cheaper, space.scale)
-        if softness:
-            cheaper = cheaper.smoothed(softness, np.zeros((1, 1)))
-        descend(space, cheaper, points, 1e-2, 20)
+        descend(space, _softened(losses.times(10.0**-decade), space.scale), points, 1e-2, 20)
     return points
 
 
-def lengthened(points: Points, space: Space, losses: Losses, most: float = 10.0) -> Points:
+def rescaled(points: Iterate, space: Space, losses: Losses, most: float = 10.0) -> Iterate:
     """Multiply the weights by whatever in 1 to ``most`` suits larger costs best.
 
     It takes no product, and saves a Newton step or two where the costs are still small.
     """
-    softness = _first_softness(losses, space.scale)
-    if softness:
-        losses = losses.smoothed(softness, np.zeros((1, 1)))
     own = points.scores - points.offset
     square = space.inner(points.state, points.state, own)
     length = line_search(
-        losses,
+        _softened(losses, space.scale),
         points.scores,
         (most - 1) * own,
         slope=(most - 1) * square,
         curvature=(most - 1) ** 2 * square,
     )
     factor = 1 + (most - 1) * length
-    return Points(factor * points.state, factor * own + points.offset, points.offset.copy())
+    return Iterate(factor * points.state, factor * own + points.offset, points.offset.copy())
 
 
 class _Run:
     """The rounds of one solve: which problems are still open, and how soft their losses are."""
 
     def __init__(
-        self, space: Space, options: Options, losses: Losses, start: Points | None
+        self, space: Space, options: Options, losses: Losses, start: Iterate | None
     ) -> None:
         self.space, self.options, self.losses = space, options, losses
-        points = first_points(space, losses, start)
-        if not options.penalise_bias:
+        points = continuation_start(space, losses) if start is None else self._warm(start)
+        if not options.penalises_bias:
             _settle_one_sided(points, losses)
         worst = losses.values(np.ones_like(points.scores))
         self.solution = Solution.unsolved(points, worst)
@@ -227,9 +272,18 @@ class _Run:
         self.least = np.full(len(worst), np.inf)
         self.idle = np.zeros(len(worst), dtype=int)
         self.stalls = 0
-        self.blunt = False
-        self.aim = space.care * options.tol
+        self.needs_float64 = False
+        self.aim = space.inner_tol_factor * options.tol
         space.begin()
+
+    def _warm(self, start: Iterate) -> Iterate:
+        """What was solved for other costs."""
+        if not len(start.scores):
+            scores = self.space.exact_scores(start.state) + start.offset
+            start = Iterate(start.state, scores, start.offset)
+        if self.losses.largest_cost * self.space.scale <= 1:
+            return rescaled(start, self.space, self.losses)
+        return start
 
     @property
     def open(self) -> Array:
@@ -239,59 +293,53 @@ class _Run:
     def finish(self) -> None:
         """Alternate descent and certification until all problems are certified.
 
-        Or until the working precision proves too ``blunt`` for those that are left.
+        Or until rounds stop helping: then aim higher, and then ask for a higher precision for those
+        that are left.
         """
         for _ in range(MAX_ROUNDS):
             chosen = self.open
             chosen = chosen[self.solution.n_iter[chosen] < self.options.max_iter]
-            if not len(chosen) or self.blunt:
+            if not len(chosen) or self.needs_float64:
                 return
             before = self.solution.gaps[chosen]
             self._descend(chosen)
             gaps = self.solution.gaps[chosen]
-            self._watch(chosen, gaps)
-            self._react(gaps <= 0.5 * before)
-
-    def _watch(self, chosen: Array, gaps: Array) -> None:
-        """Count each problem's rounds in a row that did not halve the least gap it had."""
-        halved = gaps <= 0.5 * self.least[chosen]
-        self.idle[chosen] = np.where(halved, 0, self.idle[chosen] + 1)
-        self.least[chosen] = np.fmin(gaps, self.least[chosen])
-
-    def _react(self, improved: Array) -> None:
-        """Aim higher, then ask for a higher precision, when rounds stop helping."""
-        self.stalls = 0 if improved.any() else self.stalls + 1
-        if self.stalls:
-            self.aim = max(0.01 * self.aim, 1e-15)
-        self.blunt = self.stalls >= 2 and self.space.can_sharpen
+            # Rounds in a row that did not halve the least gap a problem had.
+            halved = gaps <= 0.5 * self.least[chosen]
+            self.idle[chosen] = np.where(halved, 0, self.idle[chosen] + 1)
+            self.least[chosen] = np.fmin(gaps, self.least[chosen])
+            self.stalls = 0 if (gaps <= 0.5 * before).any() else self.stalls + 1
+            if self.stalls:
+                self.aim = max(0.01 * self.aim, 1e-15)
+            self.needs_float64 = self.stalls >= 2 and self.space.needs_float64
 
     def _descend(self, chosen: Array) -> None:
         """One round for some problems."""
         points = self.solution.points.columns(chosen)
         true = self.losses.columns(chosen)
         if self.softness:
-            self.solution.n_iter[chosen] += self._proximal_steps(points, true, chosen)
+            n_steps = self._proximal_steps(points, true, chosen)
         else:
-            self.solution.n_iter[chosen] += descend(
-                self.space, true, points, self.aim, self.options.max_iter
-            )
+            n_steps = descend(self.space, true, points, self.aim, self.options.max_iter)
+        self.solution.n_iter[chosen] += n_steps
         self.solution.points.assign(chosen, points)
-        self._anchor(chosen)
+        self._certify(chosen)
 
-    def _proximal_steps(self, points: Points, true: Losses, chosen: Array) -> Array:
-        """Minimise losses smoothed around ever better dual variables."""
+    def _proximal_steps(self, points: Iterate, true: Losses, chosen: Array) -> Array:
+        """Minimise losses smoothed around ever better dual variables (10)."""
         n_steps = np.zeros(len(chosen), dtype=int)
         left = np.arange(len(chosen))
-        for _ in range(12):
+        for _ in range(MAX_PROXIMAL_STEPS):
             now, pieces = points.columns(left), true.columns(left)
             smooth = pieces.smoothed(self.softness, self.centre[:, chosen[left]])
             n_steps[left] += descend(self.space, smooth, now, self.aim, self.options.max_iter)
             points.assign(left, now)
-            deficits = smooth.deficits(now.scores)
-            self.centre[:, chosen[left]] = self.space.duals(now.state, deficits, smooth)
-            enough = self.space.care * self.options.tol * objectives(self.space, now, pieces)
+            m = smooth.margin_violation(now.scores)
+            self.centre[:, chosen[left]] = self.space.duals(now.state, m, smooth)
+            tol = self.space.inner_tol_factor * self.options.tol
+            enough = tol * objectives(self.space, now, pieces)
             hard = np.ones(len(left), dtype=bool)
-            gaps = self.space.estimates(now.state, now.scores, pieces, smooth, enough, hard)
+            gaps = self.space.estimates(now, pieces, smooth, enough, hard)
             left = left[gaps > enough]
             if not len(left):
                 break
@@ -299,16 +347,16 @@ class _Run:
             self.softness = max(0.25 * self.softness, 1e-10 * self.space.scale)
         return n_steps
 
-    def _anchor(self, chosen: Array) -> None:
-        """Recompute scores in float64 and from them the certificates."""
+    def _certify(self, chosen: Array) -> None:
+        """Recompute scores in float64 and from them the certificates (4)."""
         points, losses = self.solution.points.columns(chosen), self.losses.columns(chosen)
         proposing = losses
         if self.softness:
             proposing = losses.smoothed(self.softness, self.centre[:, chosen])
-        balanced = not self.options.penalise_bias
+        balanced = not self.options.penalises_bias
         if balanced:
             points.offset = points.offset + self.space.bias(points.state)
-            points.state = self.space.settled(points.state, losses)
+            points.state = self.space.without_bias(points.state, losses)
         points.scores = points.scores[:0]  # their memory is free for those that replace them
         points.scores = self.space.exact_scores(points.state)
         if balanced:
@@ -322,35 +370,35 @@ class _Run:
         values = objectives(self.space, points, losses)
         self.solution.points.assign(chosen, points)
         self.solution.objectives[chosen] = values
-        self.solution.gaps[chosen] = self.space.gaps(
-            points.state,
-            points.scores,
-            losses,
-            proposing,
-            self.options.tol * values,
-            balanced=balanced,
-        )
+        enough = self.options.tol * values
+        gaps = self.space.gaps(points, losses, proposing, enough, balanced=balanced)
+        self.solution.gaps[chosen] = gaps
 
-    def _lifted(self, points: Points, losses: Losses) -> Points:
+    def _lifted(self, points: Iterate, losses: Losses) -> Iterate:
         """Lengthen weights by a hair where that brings rows over the margin.
 
         Hinge losses with a large C multiply the rounding errors of rows that lie on the margin.
         """
         offset = points.offset
-        longer = Points(LIFT * points.state, LIFT * (points.scores - offset) + offset, offset)
+        longer = Iterate(LIFT * points.state, LIFT * (points.scores - offset) + offset, offset)
         gain = objectives(self.space, points, losses) - objectives(self.space, longer, losses)
         better = np.flatnonzero(gain > 0)
         points.assign(better, longer.columns(better))
         return points
 
 
-def _settle_one_sided(points: Points, losses: Losses) -> None:
+def _settle_one_sided(points: Iterate, losses: Losses) -> None:
     """Solve problems whose rows are all on one side: a free bias of 1 or -1 loses nothing."""
-    counted = np.where(losses.cap > 0, losses.signs, 0)
+    counted = np.where(losses.U > 0, losses.y, 0)
     side = np.sign(counted.max(axis=0) + counted.min(axis=0))
     alone = np.flatnonzero(side)
     points.state[:, alone] = 0.0
     points.scores[:, alone] = points.offset[alone] = side[alone]
+
+
+def _softened(losses: Losses, scale: float) -> Losses:
+    softness = _first_softness(losses, scale)
+    return losses.smoothed(softness, np.zeros((1, 1))) if softness else losses
 
 
 def _first_softness(losses: Losses, scale: float) -> float:
@@ -358,7 +406,7 @@ def _first_softness(losses: Losses, scale: float) -> float:
 
     The softened part of the margin, softness times cost, should not be wider than the margin.
     """
-    if losses.softness.any():
+    if losses.D.any():
         return 0.0
-    caps = losses.cap[losses.cap > 0]
+    caps = losses.U[losses.U > 0]
     return min(1e-2 * scale, 0.3 / float(np.median(caps))) if len(caps) else 1e-2 * scale

@@ -8,29 +8,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
-from typing import Any, Generic, TypeVar
+from functools import cache, partial
+from operator import itemgetter
+from typing import Any, TypeVar
 
 import threadpoolctl
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-class Once(Generic[Result]):
-    """Something that the first thread that needs it computes for all of them."""
-
-    def __init__(self, compute: Callable[[], Result]) -> None:
-        self._compute: Callable[[], Result] | None = compute
-        self._lock = threading.Lock()
-        self._value: Result
-
-    def get(self) -> Result:
-        """The value."""
-        with self._lock:
-            if self._compute is not None:
-                self._value, self._compute = self._compute(), None
-            return self._value
 
 
 @cache
@@ -41,7 +26,18 @@ def _blas() -> threadpoolctl.ThreadpoolController:
 
 
 def _n_threads() -> int:
-    return max((pool["num_threads"] for pool in _blas().info()), default=1)
+    return max(map(itemgetter("num_threads"), _blas().info()), default=1)
+
+
+def _changed(change: Callable[[], Any], n_threads: int) -> Any:
+    """Change BLAS's limit in a thread that ends.
+
+    Threadpoolctl leaves OpenBLAS to the thread that changed it first, for as long as that lives. If
+    that is the one we are in, it has to do it itself.
+    """
+    with ThreadPoolExecutor(1) as executor:
+        done = executor.submit(change).result()
+    return done if _n_threads() == n_threads else change()
 
 
 class _Limits:
@@ -50,41 +46,10 @@ class _Limits:
     Two fits side by side would otherwise each restore what they found, in the wrong order.
     """
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.users = self.torch_users = 0
-        self.n_threads = self.torch_threads = 1
-        self.lift: Callable[[], None]
-
-    def enter(self) -> None:
-        """Limit BLAS to one thread in the whole process."""
-        with self.lock:
-            if not self.users:
-                self.n_threads = _n_threads()
-                self._set(self._limit, 1)
-            self.users += 1
-
-    def leave(self) -> None:
-        """Lift BLAS's limit with the last user."""
-        with self.lock:
-            self.users -= 1
-            if not self.users:
-                self._set(self.lift, self.n_threads)
-
-    def _limit(self) -> None:
-        self.lift = _blas().limit(limits=1).restore_original_limits
-
-    def _set(self, change: Callable[[], None], n_threads: int) -> None:
-        """Change the limit in a thread that ends.
-
-        Threadpoolctl leaves OpenBLAS to the thread that changed it first, for as long as that
-        lives. If that is the one we are in, it has to do it itself.
-        """
-        other = threading.Thread(target=change)
-        other.start()
-        other.join()
-        if _n_threads() != n_threads:
-            change()
+    lock = threading.Lock()
+    users = torch_users = 0
+    n_threads = torch_threads = 1
+    blas: Any = None
 
 
 class _Inside(threading.local):
@@ -106,18 +71,24 @@ def own_threads() -> Iterator[int]:
     A small factorisation, or a product with few columns, is split among threads that then mostly
     wait for each other, and burn the processor's time while they do.
     """
-    _limits.enter()
+    with _limits.lock:
+        if not _limits.users:
+            _limits.n_threads = _n_threads()
+            _limits.blas = _changed(partial(_blas().limit, limits=1), 1)
+        _limits.users += 1
     _inside.depth += 1
     try:
         yield 1 if _inside.worker else _limits.n_threads
     finally:
         _inside.depth -= 1
-        if _inside.torch and not _inside.depth:
-            _inside.torch = False
-            with _limits.lock:
+        with _limits.lock:
+            if _inside.torch and not _inside.depth:
+                _inside.torch = False
                 _limits.torch_users -= 1
                 sys.modules["torch"].set_num_threads(_limits.torch_threads)
-        _limits.leave()
+            _limits.users -= 1
+            if not _limits.users:
+                _changed(_limits.blas.restore_original_limits, _limits.n_threads)
 
 
 def limit_torch() -> None:

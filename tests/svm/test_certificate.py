@@ -9,8 +9,8 @@ import pytest
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
-from spptransfer.svm import LinearSVM, _engine, gram_matrix
-from spptransfer.svm._newton import Points
+from spptransfer.svm import LinearSVM, _streaming, gram_matrix
+from spptransfer.svm._loss import Iterate
 from spptransfer.svm._solver import Solution
 
 COSTS = [1e-6, 1e-3, 1.0, 1e3, 1e6]
@@ -72,7 +72,7 @@ def test_every_problem_is_certified_whatever_the_data(X, loss, C):
 @pytest.mark.parametrize("C", COSTS)
 @pytest.mark.parametrize("X", awkward_data())
 def test_a_float32_gram_matrix_is_no_excuse(X, C, monkeypatch):
-    monkeypatch.setattr(_engine, "SMALL", 0)
+    monkeypatch.setattr(_streaming, "SMALL", 0)
     X = X.astype(np.float32)
     y = labels_for(X)
     model = LinearSVM(C=C).fit(X, y)
@@ -213,7 +213,7 @@ def test_problems_short_of_the_tolerance_are_counted_in_one_warning():
 
 
 def test_a_gap_that_is_not_a_number_certifies_nothing():
-    points = Points(np.zeros((1, 2)), np.zeros((1, 2)), np.zeros(2))
+    points = Iterate(np.zeros((1, 2)), np.zeros((1, 2)), np.zeros(2))
     solution = Solution.unsolved(points, np.ones(2))
     solution.gaps[:] = [np.nan, 0]
     np.testing.assert_array_equal(solution.relative_gaps, [np.nan, 0])
@@ -242,7 +242,7 @@ def test_weights_do_not_depend_on_the_data_s_precision_beyond_it(shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("C", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("C", [0.01, 100.0])
 def test_thousands_of_rows_are_certified_in_float32(C):
     X = relu_rows(2500, 3000).astype(np.float32)
     X /= np.linalg.norm(X, axis=1)[:, None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spptransfer.svm._conjugate import conjugate_gradients
+from spptransfer.svm._systems import conjugate_gradients
 
 
 def systems(seed=0, size=40, count=5):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spptransfer.svm import LinearSVM, LinearSVMCV, _engine, _gram_space, gram_matrix
+from spptransfer.svm import LinearSVM, LinearSVMCV, _gram_space, _streaming, gram_matrix
 from spptransfer.svm._gram_matrix import dense_gram
 from spptransfer.svm._gram_space import GramSpace
-from spptransfer.svm._loss import Losses
-from spptransfer.svm._newton import Points, objectives
-from spptransfer.svm._preconditioner import Woodbury
+from spptransfer.svm._loss import Iterate, Losses
+from spptransfer.svm._newton import objectives
 from spptransfer.svm._rows import Rows
-from spptransfer.svm._solver import lengthened
+from spptransfer.svm._solver import rescaled
+from spptransfer.svm._systems import Woodbury
 
 
 def data(shape=(120, 200), n_classes=3, seed=0, scale=1.0):
@@ -56,7 +56,7 @@ def test_a_distance_that_rounding_could_hide_is_computed_in_float64(exact):
 
 
 def test_a_float64_gram_matrix_certifies_without_reading_rows(monkeypatch):
-    monkeypatch.setattr(_engine, "SMALL", 0)
+    monkeypatch.setattr(_streaming, "SMALL", 0)
     X, y = data()
     passes = []
     for dtype in (np.float32, np.float64):
@@ -71,17 +71,17 @@ def test_a_float64_gram_matrix_certifies_without_reading_rows(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_float64_gram_matrix_at_hand_is_not_computed_again(dtype, monkeypatch):
-    monkeypatch.setattr(_engine, "SMALL", 0)
+    monkeypatch.setattr(_streaming, "SMALL", 0)
     X, y = data(scale=1e3)
     gram = np.asarray(gram_matrix(X, dtype))
     computed = []
     monkeypatch.setattr(
         _gram_space, "dense_gram", lambda *args: computed.append(args[1]) or dense_gram(*args)
     )
-    space = _engine._make_space(Rows(X), gram, _engine.Settings.of(LinearSVM()))
-    assert space.can_sharpen
-    space.sharpen()
-    assert not space.can_sharpen
+    space = _streaming._gram_space(Rows(X), gram, 1.0, "cpu")
+    assert space.needs_float64
+    space.to_float64()
+    assert not space.needs_float64
     assert computed == ([] if dtype == np.float64 else [np.float64])
     assert LinearSVM(1e6).fit(X, y, gram=gram).duality_gap_.max() <= 1e-6
 
@@ -95,9 +95,9 @@ def test_lengthening_weights_never_raises_the_objective(make, cost):
     rng = np.random.default_rng(0)
     state = np.asfortranarray(signs * rng.uniform(0, 1e-3, signs.shape))
     offset = np.array([0.0, 0.3, -0.2])
-    points = Points(state, space.product(state) + offset, offset)
+    points = Iterate(state, space.product(state) + offset, offset)
     losses = make(signs, np.full(signs.shape, cost))
-    longer = lengthened(points, space, losses)
+    longer = rescaled(points, space, losses)
     factor = longer.state / state
     assert (factor >= 1 - 1e-9).all()
     assert (factor <= 10 + 1e-9).all()

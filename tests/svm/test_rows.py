@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spptransfer.svm import _rows
-from spptransfer.svm._rows import Rows, column_slices, converted
+from spptransfer.svm._rows import Rows, converted, even_slices
 
 
 @settings(deadline=None)
@@ -60,7 +60,7 @@ def test_a_product_reads_every_row_once():
 
 @given(st.integers(0, 300), st.integers(1, 320))
 def test_slices_of_columns_are_few_and_cover_all(size, most):
-    slices = column_slices(size, most)
+    slices = even_slices(size, most)
     widths = [part.stop - part.start for part in slices]
     assert (slices[0].start, slices[-1].stop, sum(widths)) == (0, size, size)
     assert max(widths) <= most
@@ -72,6 +72,6 @@ def test_every_finite_half_is_widened_exactly(dtype):
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
     halves = halves[np.isfinite(halves)].reshape(8, -1)
     halves.flags.writeable = False
-    wide = converted(halves[:, ::2], np.dtype(dtype))
+    wide = converted(halves[:, ::2], np.empty(2**16, dtype))
     np.testing.assert_array_equal(wide, halves[:, ::2].astype(dtype))
     np.testing.assert_array_equal(np.signbit(wide), np.signbit(halves[:, ::2]))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, get_scorer
 
-from spptransfer.svm._scoring import HeldOutScorer, average_precision
+from spptransfer.svm._search import HeldOutScorer, average_precision
 from spptransfer.svm._targets import encode_targets
 
 

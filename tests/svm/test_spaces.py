@@ -9,11 +9,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spptransfer.errors import ConfigError
-from spptransfer.svm import LinearSVM, _engine, _feature_space, gram_matrix
-from spptransfer.svm._engine import budget_bytes
+from spptransfer.svm import LinearSVM, _feature_space, _streaming, gram_matrix
 from spptransfer.svm._loss import Losses
 from spptransfer.svm._newton import LOOSE_SLOPE, line_search
-from spptransfer.svm._preconditioner import LowRank
+from spptransfer.svm._streaming import budget_bytes
+from spptransfer.svm._systems import LowRank
 
 
 def data(shape, n_classes=3, seed=0):
@@ -79,7 +79,7 @@ def test_a_torch_device_finds_the_same_weights(device, C, monkeypatch):
     torch = pytest.importorskip("torch")
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device on this machine")
-    monkeypatch.setattr(_engine, "SMALL", 0)
+    monkeypatch.setattr(_streaming, "SMALL", 0)
     X, y = data((500, 900))
     there, here = LinearSVM(C, device=device).fit(X, y), LinearSVM(C).fit(X, y)
     assert there.duality_gap_.max() <= 1e-6
@@ -98,8 +98,8 @@ def test_a_loss_is_the_maximum_over_its_dual_variable(score, cost, sign, soft, s
         losses = make(sign * one, cost * one)
         if soft:
             losses = losses.smoothed(softness, max(0.0, centre) * one)
-        m = float(losses.deficits(score * one)[0, 0])
-        d, cap = float(losses.softness[0, 0]), min(float(losses.cap[0, 0]), 1e3)
+        m = float(losses.margin_violation(score * one)[0, 0])
+        d, cap = float(losses.D[0, 0]), min(float(losses.U[0, 0]), 1e3)
         grid = np.linspace(0, cap, 20_001)
         best = np.max(grid * m - 0.5 * d * grid**2)
         assert losses.values(m_of(m))[0] >= best - 1e-9
@@ -117,10 +117,10 @@ def test_a_fenchel_gap_is_loss_plus_conjugate_minus_product(seed, hinge):
     signs, costs = rng.choice([-1.0, 1.0], (6, 3)), rng.uniform(0.1, 2, (6, 3))
     losses = (Losses.hinge if hinge else Losses.squared_hinge)(signs, costs)
     m = rng.normal(size=(6, 3))
-    duals = rng.uniform(0, 1, (6, 3)) * np.minimum(losses.cap, 5)
-    plain = losses.values(m) + np.sum(0.5 * losses.softness * duals**2 - duals * m, axis=0)
+    duals = rng.uniform(0, 1, (6, 3)) * np.minimum(losses.U, 5)
+    plain = losses.values(m) + np.sum(0.5 * losses.D * duals**2 - duals * m, axis=0)
     np.testing.assert_allclose(losses.gaps(duals, m), plain, atol=1e-12)
-    np.testing.assert_allclose(losses.gaps(losses.responses(m), m), 0, atol=1e-12)
+    np.testing.assert_allclose(losses.gaps(losses.dual_from_margin(m), m), 0, atol=1e-12)
 
 
 @settings(deadline=None)
@@ -135,10 +135,10 @@ def test_the_line_search_leaves_no_more_than_its_share_of_the_first_slope(seed):
 
     def value(t):
         smooth = t * slope + 0.5 * t**2 * curvature
-        return smooth + losses.values(losses.deficits(scores + t * change))
+        return smooth + losses.values(losses.margin_violation(scores + t * change))
 
-    responses = losses.responses(losses.deficits(scores))
-    first = np.abs(slope - np.sum(losses.signs * change * responses, axis=0))
+    responses = losses.dual_from_margin(losses.margin_violation(scores))
+    first = np.abs(slope - np.sum(losses.y * change * responses, axis=0))
     for t in np.linspace(0, 1, 101):
         # The objective is convex: its slope where the search stopped bounds what is left.
         left = LOOSE_SLOPE * first * np.abs(t - found)

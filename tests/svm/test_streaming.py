@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from sklearn.model_selection import KFold
 
 from spptransfer.cache import FeatureCache
-from spptransfer.svm import LinearSVM, LinearSVMCV, _engine, _streamed
-from spptransfer.svm._held import HeldRows
-from spptransfer.svm._problems import Problems
+from spptransfer.svm import LinearSVM, LinearSVMCV, _streaming
 from spptransfer.svm._rows import Rows
-from spptransfer.svm._targets import encode_targets
+from spptransfer.svm._streaming import WorkingSet
+from spptransfer.svm._targets import Problems, encode_targets
 
 
 class Counted:
@@ -46,13 +45,13 @@ def data(shape=(900, 40), n_classes=3, noise=0.0, seed=0, dtype=np.float32):
 def streamed_solvers(monkeypatch):
     """Collects the solvers that stream."""
     made = []
-    plain = _engine.StreamedSolver.__init__
+    plain = _streaming.StreamedSolver.__init__
 
     def init(self, *args):
         made.append(self)
         plain(self, *args)
 
-    monkeypatch.setattr(_engine.StreamedSolver, "__init__", init)
+    monkeypatch.setattr(_streaming.StreamedSolver, "__init__", init)
     return made
 
 
@@ -185,9 +184,9 @@ def test_problems_whose_rows_do_not_fit_together_are_divided(monkeypatch):
     X, y = data((3000, 100), n_classes=8)
     made = streamed_solvers(monkeypatch)
     divided = []
-    plain = _streamed.StreamedSolver._divide
+    plain = _streaming.StreamedSolver._divide
     monkeypatch.setattr(
-        _streamed.StreamedSolver,
+        _streaming.StreamedSolver,
         "_divide",
         lambda self, *args: divided.append(plain(self, *args)) or divided[-1],
     )
@@ -200,8 +199,8 @@ def test_problems_whose_rows_do_not_fit_together_are_divided(monkeypatch):
 
 def test_teams_hold_every_problem_once():
     rng = np.random.default_rng(0)
-    solver = _streamed.StreamedSolver.__new__(_streamed.StreamedSolver)
-    solver.held = HeldRows(Rows(np.zeros((100, 3), np.float32)), 50)
+    solver = _streaming.StreamedSolver.__new__(_streaming.StreamedSolver)
+    solver.held = WorkingSet(Rows(np.zeros((100, 3), np.float32)), 50)
     for _ in range(20):
         team, losing = np.arange(30), rng.integers(0, 60, 30)
         teams, wide = solver._divide(team, losing)
@@ -218,7 +217,7 @@ def test_a_streamed_fit_is_reproducible():
 @given(st.lists(st.sets(st.integers(0, 39), max_size=12), max_size=6))
 def test_rows_that_are_held_are_those_wanted(wishes):
     X = np.arange(80, dtype=np.float32).reshape(40, 2)
-    held = HeldRows(Rows(X), 12)
+    held = WorkingSet(Rows(X), 12)
     for wish in wishes:
         mask = np.isin(np.arange(40), list(wish))
         held.replace(mask)
@@ -246,8 +245,6 @@ def test_problems_are_what_their_definition_says(seed, per_class):
     rows, columns = rng.permutation(12)[:7], rng.integers(0, 12, 5)
     C = rng.random(5)
     found, costs = problems.of_rows(rows).dense(columns, C)
-    again = problems.of_columns(columns % 6).of_rows(rows).dense(C=C)
-    np.testing.assert_array_equal(again, (found, costs))
     for at, column in enumerate(columns):
         fold, k = divmod(column % 6, 3)
         for i, row in enumerate(rows):

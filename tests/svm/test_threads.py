@@ -3,11 +3,10 @@
 import threading
 from contextlib import contextmanager
 
-import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from spptransfer.svm._threads import Once, for_each, own_threads
+from spptransfer.svm._threads import for_each, own_threads
 
 
 def threads_of(api):
@@ -86,14 +85,6 @@ def test_an_error_on_a_thread_is_raised_and_the_threads_are_handed_back():
     with pytest.raises(ZeroDivisionError):
         for_each(lambda item: 1 // item, [1, 0, 2])
     assert threads_of("blas") == before
-
-
-def test_what_is_needed_once_is_computed_once():
-    calls = []
-    once = Once(lambda: calls.append(1) or np.arange(3))
-    found = for_each(lambda _: once.get(), range(8))
-    assert len(calls) == 1
-    assert all(value is found[0] for value in found)
 
 
 def test_a_caller_that_holds_a_limit_itself_is_limited_too_and_has_it_back():

@@ -1,4 +1,7 @@
-"""A low-rank picture of the Gram matrix that takes conjugate gradients' large eigenvalues away."""
+"""Newton's linear systems: block conjugate gradients, and low-rank preconditioners for them.
+
+Numbers in brackets are those of the equations in ``docs/solver.md``.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,93 @@ from typing import Any
 import numpy as np
 from scipy.linalg import lapack
 
+from spptransfer.svm._gram_matrix import mirror
+from spptransfer.svm._rows import Array
 from spptransfer.svm._threads import for_each, own_threads
-from spptransfer.svm._types import Array
 
 RANK = 96
 NEGLIGIBLE = 0.1
 # Squared lengths, relative to the longest, that are rounding errors.
 SPAN = 1e-11
+
+
+def conjugate_gradients(
+    product: Callable[[Array, Array], tuple[Array, Array]],
+    residual: Array,
+    precondition: Callable[[Array, Array], Array],
+    error: Callable[[Array, Array], Array],
+    target: Array,
+    *,
+    step: Array,
+    image: Array,
+    max_products: int = 200,
+) -> int:
+    """Solve one symmetric positive definite system per column, each to its own target.
+
+    One product advances all of them. ``product(direction, columns)`` returns the system times the
+    direction and the change of the scores that goes with it. ``error(residual, columns)`` is held
+    against ``target``. What solves the systems is added to ``step``, and the change of the scores
+    to ``image``: the caller needs it next and gets it without another product. ``residual`` is
+    used up. Returns the number of products.
+    """
+    left = np.arange(residual.shape[1])
+    unfinished = error(residual, left) > target
+    left, rest = _kept(unfinished, left, residual)
+    if not len(left):
+        return 0
+    direction = precondition(rest, left)
+    energy = _dots(rest, direction)
+    n_products = 0
+    while True:
+        curved, change = product(direction, left)
+        n_products += 1
+        length = _ratio(energy, _dots(direction, curved))
+        for total, multiple in ((step, direction), (image, change)):
+            if len(left) == total.shape[1]:
+                total += length * multiple
+            else:
+                total[:, left] += length * multiple
+        curved *= length
+        rest -= curved
+        del curved, change
+        unfinished = (error(rest, left) > target[left]) & (length > 0)
+        left, rest, direction, energy = _kept(unfinished, left, rest, direction, energy)
+        if not len(left) or n_products == max_products:
+            return n_products
+        preconditioned = precondition(rest, left)
+        energy, previous = _dots(rest, preconditioned), energy
+        direction *= _ratio(energy, previous)
+        direction += preconditioned
+
+
+def _kept(chosen: Array, *arrays: Array) -> tuple[Array, ...]:
+    """The arrays' chosen columns: copies, unless they are all."""
+    return arrays if chosen.all() else tuple(array[..., chosen] for array in arrays)
+
+
+def _dots(left: Array, right: Array) -> Array:
+    """Inner products of the columns, in the columns' precision."""
+    return np.einsum("it,it->t", left, right)
+
+
+def _ratio(numerator: Array, denominator: Array) -> Array:
+    """Quotient, zero where the denominator has run out of digits."""
+    usable = denominator > 0
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=usable)
+
+
+def positive_definite_solve(matrix: Array, right: Array) -> Array:
+    """Cholesky, with jitter where rounding made the matrix indefinite. The matrix is used up."""
+    factorise, solve = lapack.get_lapack_funcs(("potrf", "potrs"), dtype=matrix.dtype)
+    diagonal, jitter = np.diagonal(matrix).astype(np.float64), 0.0
+    while True:
+        # Fortran's lower triangle is the upper one as rows lie here.
+        factor, failed = factorise(matrix.T, lower=True, clean=False, overwrite_a=True)
+        if not failed:
+            return np.asarray(solve(factor, right, lower=True)[0])
+        jitter = max(10 * jitter, np.finfo(matrix.dtype).eps * float(diagonal.mean()))
+        mirror(matrix)
+        np.fill_diagonal(matrix, diagonal + jitter)
 
 
 def leading_eigenpairs(
@@ -44,7 +127,7 @@ def orthonormal(image: Array) -> Array:
 
 
 class LowRank:
-    """``K`` as ``factor @ factor.T + rest * I``, from a seeded randomised subspace iteration."""
+    """``K`` as ``factor @ factor.T + rest * I`` (9), by a seeded randomised subspace iteration."""
 
     def __init__(
         self, product: Callable[[Array], Array], diagonal: Array, dtype: np.dtype[Any]
@@ -59,15 +142,15 @@ class LowRank:
         """What ``K @ vectors`` nearly is, without the share of the identity."""
         return ((self.factor.T @ vectors).T @ self.factor.T).T
 
-    def restricted(self, free: Array, softness: Array) -> Woodbury:
+    def restricted(self, free: Array, D: Array) -> Woodbury:
         """Inverse of each problem's own restriction to its free rows.
 
-        Eigenvalues far below the softness change next to nothing, and are left out.
+        Eigenvalues far below ``D`` change next to nothing, and are left out.
         """
-        rank = max(1, int((self.values > NEGLIGIBLE * softness[free].min()).sum()))
+        rank = max(1, int((self.values > NEGLIGIBLE * D[free].min()).sum()))
         rest = max(0.0, self.trace - float(self.values[:rank].sum())) / len(free)
         factor = np.ascontiguousarray(self.factor[:, :rank])
-        inverse = np.where(free, 1.0 / (softness + rest), 0.0).astype(factor.dtype)
+        inverse = np.where(free, 1.0 / (D + rest), 0.0).astype(factor.dtype)
         return Woodbury(factor, inverse)
 
 
