@@ -49,11 +49,9 @@ def product_with_transpose(
     Torch multiplies float32 matrices faster on some processors, by code for the one at hand. It is
     used where it is loaded, and is loaded once there has been so much to multiply that it pays.
     """
-    out = np.empty((len(left), len(right)), left.dtype) if out is None else out
-    if out.strides[0] < out.strides[1]:
-        product_with_transpose(right, left, out.T, device)
-        return out
     global _operations
+    out = np.empty((len(left), len(right)), left.dtype) if out is None else out
+    by_columns = out.strides[0] < out.strides[1]
     single = left.dtype == right.dtype == np.float32
     _operations += 2.0 * left.size * len(right) * single
     worth_torch = "torch" in sys.modules or _operations > WORTH_IMPORTING
@@ -64,7 +62,12 @@ def product_with_transpose(
 
         with own_threads():
             limit_torch()
-            torch.mm(_tensor(left), _tensor(right).T, out=torch.from_numpy(out))
+            if by_columns:  # they are few: it multiplies faster like this, and the copy is small
+                out[...] = torch.mm(_tensor(left), _tensor(right).T).numpy()
+            else:
+                torch.mm(_tensor(left), _tensor(right).T, out=torch.from_numpy(out))
+    elif by_columns:
+        np.matmul(right, left.T, out=out.T)
     else:
         np.matmul(left, right.T, out=out)
     return out
@@ -139,7 +142,7 @@ def _multiply_pairs(
     rows: Rows,
     dtype: np.dtype[Any],
     place: Callable[[Pair], Array],
-    complete: Callable[[Pair], None],
+    complete: Callable[[Pair], None] | None = None,
     device: str = "cpu",
 ) -> None:
     """Put inner products in their place, each thread some pairs', and say when a pair's are there.
@@ -153,9 +156,8 @@ def _multiply_pairs(
         later, earlier = pair
         left = rows.stored(later)
         right = left if later == earlier else rows.stored(earlier)
-        n_columns = columns[0].stop
-        lefts, rights = (np.empty(len(side) * n_columns, dtype) for side in (left, right))
-        out = place(pair)
+        width, out = columns[0].stop, place(pair)
+        lefts, rights = np.empty(len(left) * width, dtype), np.empty(len(right) * width, dtype)
         for part in columns:
             tile = converted(left[:, part], lefts)
             other = tile if right is left else converted(right[:, part], rights)
@@ -163,7 +165,10 @@ def _multiply_pairs(
                 product_with_transpose(tile, other, out, device)
             else:
                 out += product_with_transpose(tile, other, device=device)
-        complete(pair)
+        if later.start == earlier.start:
+            mirror(out[: out.shape[1]])
+        if complete is not None:
+            complete(pair)
 
     for_each(fill, pairs)
     if not rows.is_outside:
@@ -176,8 +181,6 @@ def dense_gram(rows: Rows, dtype: npt.DTypeLike, device: str = "cpu") -> Array:
 
     def complete(pair: Pair) -> None:
         left, right = pair
-        if left.start == right.start:
-            mirror(gram[right, right])
         below = slice(max(left.start, right.stop), left.stop)
         gram[right, below] = gram[below, right].T
 
@@ -221,12 +224,7 @@ class GramMatrix:
             left, right = pair
             return self._panels[right.start][left.start - right.start : left.stop - right.start]
 
-        def complete(pair: Pair) -> None:
-            left, right = pair
-            if left.start == right.start:
-                mirror(self._panels[right.start][: right.stop - right.start])
-
-        _multiply_pairs(rows, self.dtype, block, complete)
+        _multiply_pairs(rows, self.dtype, block)
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -258,7 +256,7 @@ class GramMatrix:
         if self._numbers is None:
             numbers = row_numbers(rows, self.shape[0])
         else:
-            given = row_numbers(rows, int(self._numbers[-1]) + 1 if len(self) else 0)
+            given = row_numbers(rows, int(self._numbers[-1]) + 1 if self.shape[0] else 0)
             numbers = np.searchsorted(self._numbers, given)
             for number in given[self._numbers[numbers] != given][:1]:
                 raise ConfigError(f"row {number} was left out of this Gram matrix")
@@ -284,7 +282,7 @@ class GramMatrix:
         """The whole matrix."""
         if copy is False:
             raise ValueError("a GramMatrix keeps one half of the matrix: the whole is a copy")
-        whole = self._ascending(np.arange(len(self)))
+        whole = self._ascending(np.arange(self.shape[0]))
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
 

@@ -118,12 +118,10 @@ class Iterate:
     scores: Array
     offset: Array
 
-    def columns(self, chosen: Array) -> Iterate:
-        """Some of the problems: a copy, unless they are all."""
-        return self if len(chosen) == len(self.offset) else self.copy(chosen)
-
-    def copy(self, chosen: Array) -> Iterate:
-        """A copy of some of the problems."""
+    def columns(self, chosen: Array, *, copy: bool = False) -> Iterate:
+        """Some of the problems: a copy, unless they are all and none is needed."""
+        if not copy and len(chosen) == len(self.offset):
+            return self
         return Iterate(self.state[:, chosen], self.scores[:, chosen], self.offset[chosen])
 
     def assign(self, chosen: Array, part: Iterate) -> None:

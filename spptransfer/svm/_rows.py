@@ -102,7 +102,10 @@ class Rows:
     def _read(
         self, slices: Sequence[slice], columns: Sequence[slice], dtype: npt.DTypeLike
     ) -> Blocks:
-        memory = memory_for(slices, columns, dtype)
+        # For one tile after the other, the first of which are the largest: fresh memory would cost
+        # as much as the conversion.
+        length = slices[0].stop - slices[0].start if slices else 0
+        memory = np.empty(length * columns[0].stop, dtype)
         for where in slices:
             stored = self.stored(where)
             for part in columns:
@@ -124,9 +127,18 @@ class Rows:
 
         def check(number: int) -> None:
             stored = self.stored(slices[number])
-            wrong = _rows_not_finite(stored)
-            if len(wrong):
-                bad[number] = slices[number].start + wrong[0]
+            # Half precision is quicker to look at bit by bit. Otherwise a sum is finite only if its
+            # terms are, save for an overflow that the second look clears; it needs no mask of the
+            # block's size.
+            if stored.dtype == np.float16:
+                exponents = np.ascontiguousarray(stored).view(np.uint16) & 0x7C00
+                finite = (exponents != 0x7C00).all(axis=1)
+            elif np.isfinite(stored.sum(dtype=np.float64)):
+                finite = np.ones(1, dtype=bool)
+            else:
+                finite = np.isfinite(stored).all(axis=1)
+            if not finite.all():
+                bad[number] = slices[number].start + finite.argmin()
                 return
             block = converted(stored, np.empty(stored.size, self.working_dtype))
             squares[number] = np.einsum("ij,ij->", block, block, dtype=np.float64)
@@ -208,16 +220,6 @@ def even_slices(size: int, most: int) -> list[slice]:
     return slices_of(size, -(-size // -(-size // most))) if size else [slice(0, 0)]
 
 
-def memory_for(slices: Sequence[slice], columns: Sequence[slice], dtype: npt.DTypeLike) -> Array:
-    """Memory for any tile of some rows and columns, to be used again and again.
-
-    Memory that is fresh every time costs as much as the conversion; what is never written costs
-    nothing.
-    """
-    length = max((where.stop - where.start for where in slices), default=0)
-    return np.empty(length * (columns[0].stop - columns[0].start), dtype)
-
-
 def converted(stored: Array, memory: Array) -> Array:
     """Numbers in the precision of the memory that takes them, or as they are if they have it."""
     if stored.dtype == memory.dtype:
@@ -240,18 +242,6 @@ def writeable(matrix: Array) -> Array:
     address, _ = matrix.__array_interface__["data"]
     described = {**matrix.__array_interface__, "data": (address, False)}
     return np.asarray(SimpleNamespace(__array_interface__=described, owner=matrix))
-
-
-def _rows_not_finite(stored: Array) -> Array:
-    """Numbers of the rows that contain NaN or an infinity."""
-    # A sum is finite only if its terms are, save for an overflow that the second look clears; it
-    # needs no mask of the block's size. Half precision is quicker to look at bit by bit.
-    if stored.dtype == np.float16:
-        exponents = np.ascontiguousarray(stored).view(np.uint16) & 0x7C00
-        return np.flatnonzero((exponents == 0x7C00).any(axis=1))
-    if np.isfinite(stored.sum(dtype=np.float64)):
-        return np.empty(0, dtype=int)
-    return np.flatnonzero(~np.isfinite(stored).all(axis=1))
 
 
 def sum_of(arrays: Sequence[Array]) -> Array:

@@ -223,7 +223,7 @@ def walk(
     counts, held_out = zip(*search.folds, strict=True)
     problems = Problems.of(search.targets, search.class_weight, search.sample_weight, counts)
     scorer = HeldOutScorer(search.scoring, search.targets, per_class=search.per_class)
-    scored = [mask for mask in held_out if mask is not None]
+    scored = held_out if held_out[-1] is not None else held_out[:-1]
     width, count = search.targets.signs.shape[1], problems.count
     found: list[tuple[Array, ...]] = []
     points: Iterate | None = None
@@ -238,16 +238,16 @@ def walk(
             fitted = time.perf_counter()
             values = solver.decision_values(solution.points) if scored else np.empty((0, 0))
             for first in range(0, len(costs) * count, count):
-                scores = []
+                fold_scores = []
                 for k, mask in enumerate(scored):
                     at = first + k * width
-                    scores.append(scorer(values[:, at : at + width], mask))
+                    fold_scores.append(scorer(values[:, at : at + width], mask))
                 columns = np.arange(first, first + count)
                 points = solution.points.columns(columns)
                 last = slice(len(scored) * width, None)
                 found.append(
                     (
-                        np.array(scores),
+                        np.array(fold_scores),
                         solution.relative_gaps[columns],
                         solution.objectives[columns],
                         solution.n_iter[columns],
@@ -257,8 +257,17 @@ def walk(
                     )
                 )
             bar.update(len(costs))
-    *arrays, states, offsets = zip(*found, strict=True)
-    return Path(*map(np.array, arrays), list(states), list(offsets), solver.weights)
+    scores, gaps, objectives, n_iter, seconds, states, offsets = zip(*found, strict=True)
+    return Path(
+        scores=np.array(scores),
+        gaps=np.array(gaps),
+        objectives=np.array(objectives),
+        n_iter=np.array(n_iter),
+        seconds=np.array(seconds),
+        states=list(states),
+        offsets=list(offsets),
+        weights=solver.weights,
+    )
 
 
 def walk_apart(

@@ -17,7 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from spptransfer.errors import ConfigError, suggestion
 from spptransfer.svm._loss import Iterate, Losses, best_offset
 from spptransfer.svm._newton import Space, descend, line_search, objectives
-from spptransfer.svm._rows import Array, Rows
+from spptransfer.svm._rows import Array
 from spptransfer.svm._targets import Problems
 from spptransfer.svm._threads import for_each
 
@@ -43,24 +43,6 @@ class Options:
     max_iter: int
     memory: int | str | None
     device: str
-
-    @property
-    def penalises_bias(self) -> bool:
-        """Whether the bias is one more regularised feature, or absent."""
-        return self.regularize_intercept or not self.fit_intercept
-
-    def bias_square(self, rows: Rows) -> float:
-        """Square of the constant feature that stands for the bias.
-
-        Without regularisation its size only decides how fast the multiplier iteration converges;
-        rows of about that length suit it.
-        """
-        if not self.fit_intercept:
-            return 0.0
-        if self.regularize_intercept:
-            return float(self.intercept_scaling) ** 2
-        square = rows.mean_square()
-        return square if square > np.finfo(float).tiny else 1.0
 
 
 def options_of(estimator: Any) -> Options:
@@ -190,7 +172,12 @@ class Solver:
             """Solve some columns; the ones that need float64 remain."""
             losses = make_losses(*self.problems.dense(numbers[group], costs[group]))
             space = copy.copy(self.space)  # what is learnt here stays here
-            run = _Run(space, self.options, losses, None if start is None else start.copy(group))
+            run = _Run(
+                space,
+                self.options,
+                losses,
+                None if start is None else start.columns(group, copy=True),
+            )
             run.finish()
             if with_coefficients:
                 run.solution.coefficients = space.coefficients(run.solution.points.state)
@@ -237,22 +224,28 @@ def continuation_start(space: Space, losses: Losses) -> Iterate:
     return points
 
 
-def rescaled(points: Iterate, space: Space, losses: Losses, most: float = 10.0) -> Iterate:
-    """Multiply the weights by whatever in 1 to ``most`` suits larger costs best.
+def warm_start(space: Space, losses: Losses, start: Iterate, most: float = 10.0) -> Iterate:
+    """Start at what was solved for other costs.
 
-    It takes no product, and saves a Newton step or two where the costs are still small.
+    Small costs multiply the weights by whatever in 1 to ``most`` suits them best. It takes no
+    product, and saves a Newton step or two.
     """
-    own = points.scores - points.offset
-    square = space.inner(points.state, points.state, own)
+    scores = start.scores
+    if not len(scores):
+        scores = space.exact_scores(start.state) + start.offset
+    if losses.largest_cost * space.scale > 1:
+        return Iterate(start.state, scores, start.offset)
+    own = scores - start.offset
+    square = space.inner(start.state, start.state, own)
     length = line_search(
         _softened(losses, space.scale),
-        points.scores,
+        scores,
         (most - 1) * own,
         slope=(most - 1) * square,
         curvature=(most - 1) ** 2 * square,
     )
     factor = 1 + (most - 1) * length
-    return Iterate(factor * points.state, factor * own + points.offset, points.offset.copy())
+    return Iterate(factor * start.state, factor * own + start.offset, start.offset.copy())
 
 
 class _Run:
@@ -262,8 +255,9 @@ class _Run:
         self, space: Space, options: Options, losses: Losses, start: Iterate | None
     ) -> None:
         self.space, self.options, self.losses = space, options, losses
-        points = continuation_start(space, losses) if start is None else self._warm(start)
-        if not options.penalises_bias:
+        self.balanced = options.fit_intercept and not options.regularize_intercept
+        points = warm_start(space, losses, start) if start else continuation_start(space, losses)
+        if self.balanced:
             _settle_one_sided(points, losses)
         worst = losses.values(np.ones_like(points.scores))
         self.solution = Solution.unsolved(points, worst)
@@ -275,15 +269,6 @@ class _Run:
         self.needs_float64 = False
         self.aim = space.inner_tol_factor * options.tol
         space.begin()
-
-    def _warm(self, start: Iterate) -> Iterate:
-        """What was solved for other costs."""
-        if not len(start.scores):
-            scores = self.space.exact_scores(start.state) + start.offset
-            start = Iterate(start.state, scores, start.offset)
-        if self.losses.largest_cost * self.space.scale <= 1:
-            return rescaled(start, self.space, self.losses)
-        return start
 
     @property
     def open(self) -> Array:
@@ -302,7 +287,14 @@ class _Run:
             if not len(chosen) or self.needs_float64:
                 return
             before = self.solution.gaps[chosen]
-            self._descend(chosen)
+            points, true = self.solution.points.columns(chosen), self.losses.columns(chosen)
+            if self.softness:
+                n_steps = self._proximal_steps(points, true, chosen)
+            else:
+                n_steps = descend(self.space, true, points, self.aim, self.options.max_iter)
+            self.solution.n_iter[chosen] += n_steps
+            self.solution.points.assign(chosen, points)
+            self._certify(chosen)
             gaps = self.solution.gaps[chosen]
             # Rounds in a row that did not halve the least gap a problem had.
             halved = gaps <= 0.5 * self.least[chosen]
@@ -312,18 +304,6 @@ class _Run:
             if self.stalls:
                 self.aim = max(0.01 * self.aim, 1e-15)
             self.needs_float64 = self.stalls >= 2 and self.space.needs_float64
-
-    def _descend(self, chosen: Array) -> None:
-        """One round for some problems."""
-        points = self.solution.points.columns(chosen)
-        true = self.losses.columns(chosen)
-        if self.softness:
-            n_steps = self._proximal_steps(points, true, chosen)
-        else:
-            n_steps = descend(self.space, true, points, self.aim, self.options.max_iter)
-        self.solution.n_iter[chosen] += n_steps
-        self.solution.points.assign(chosen, points)
-        self._certify(chosen)
 
     def _proximal_steps(self, points: Iterate, true: Losses, chosen: Array) -> Array:
         """Minimise losses smoothed around ever better dual variables (10)."""
@@ -353,13 +333,12 @@ class _Run:
         proposing = losses
         if self.softness:
             proposing = losses.smoothed(self.softness, self.centre[:, chosen])
-        balanced = not self.options.penalises_bias
-        if balanced:
+        if self.balanced:
             points.offset = points.offset + self.space.bias(points.state)
             points.state = self.space.without_bias(points.state, losses)
         points.scores = points.scores[:0]  # their memory is free for those that replace them
         points.scores = self.space.exact_scores(points.state)
-        if balanced:
+        if self.balanced:
             # Taken alone it may swing for ever around the best; the multipliers' own comes near.
             # Most swings die out, though, and one round's larger gap is no sign of another kind.
             best = best_offset(proposing, points.scores, points.offset)
@@ -371,7 +350,7 @@ class _Run:
         self.solution.points.assign(chosen, points)
         self.solution.objectives[chosen] = values
         enough = self.options.tol * values
-        gaps = self.space.gaps(points, losses, proposing, enough, balanced=balanced)
+        gaps = self.space.gaps(points, losses, proposing, enough, balanced=self.balanced)
         self.solution.gaps[chosen] = gaps
 
     def _lifted(self, points: Iterate, losses: Losses) -> Iterate:

@@ -278,7 +278,7 @@ class StreamedSolver(Solver):
         """
         rows, problems = self.space.rows, self.problems
         dtype = np.dtype(np.float64) if exact else rows.working_dtype
-        coefficients, biases = self.weights(solution.points.copy(team))
+        coefficients, biases = self.weights(solution.points.columns(team))
         across, biases = np.ascontiguousarray(coefficients.T, dtype), biases.astype(dtype)[:, None]
         groups = list(by_cost(costs[team]))
         nearest = np.empty((len(groups), rows.shape[0]), dtype=np.float32)
@@ -323,7 +323,7 @@ class StreamedSolver(Solver):
             groups = [columns[part] for _, part in by_cost(costs[columns])]
         for group in groups:
             solver = Solver(self.space, self.problems, self.options)
-            start = solution.points.copy(group)
+            start = solution.points.columns(group, copy=True)
             found = solver.solve(costs[group], start, columns=group, with_scores=False)
             solution.assign(group, found)
 
@@ -363,7 +363,12 @@ def budget_bytes(memory: int | str | None) -> float:
 def make_solver(rows: Rows, gram: Array | None, problems: Problems, options: Options) -> Solver:
     """Choose where to solve: by a Gram matrix, by features in memory, or streaming them."""
     budget = budget_bytes(options.memory)
-    bias_square = options.bias_square(rows)
+    bias_square = float(options.intercept_scaling) ** 2 if options.fit_intercept else 0.0
+    if options.fit_intercept and not options.regularize_intercept:
+        # Its size only decides how fast the multiplier iteration converges; rows of about that
+        # length suit it.
+        square = rows.mean_square()
+        bias_square = square if square > np.finfo(float).tiny else 1.0
     if gram is not None or _gram_fits(rows, budget):
         if gram is None and rows.is_outside and rows.nbytes + 8 * rows.shape[0] ** 2 <= budget:
             rows.load(budget - 8 * rows.shape[0] ** 2)

@@ -158,12 +158,15 @@ class Problems:
         Weights of each fold's positives and negatives.
     sample_weight : ndarray, shape (n_rows,)
         Factors on C.
+    count : int
+        The number of problems, which are numbered fold by fold.
     """
 
     signs: Array
     counts: Sequence[Array | None]
     sides: Sequence[tuple[Array, Array]]
     sample_weight: Array
+    count: int
 
     @classmethod
     def of(
@@ -175,12 +178,8 @@ class Problems:
     ) -> Problems:
         """The problems of some labels; "balanced" weighs only the rows that a fold trains on."""
         sides = [targets.side_weights(class_weight, sample_weight, count) for count in counts]
-        return cls(targets.signs, counts, sides, sample_weight)
-
-    @property
-    def count(self) -> int:
-        """The number of problems, which are counted fold by fold."""
-        return int(self.signs.shape[1]) * len(self.counts)
+        n_problems = len(counts) * targets.signs.shape[1]
+        return cls(targets.signs, counts, sides, sample_weight, n_problems)
 
     def of_rows(self, rows: Any) -> Problems:
         """The same problems with some of the rows only."""

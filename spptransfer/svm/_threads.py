@@ -135,7 +135,7 @@ def for_each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[
     with own_threads() as n_threads:
         n_others = min(n_threads, len(items)) - 1
         if n_others < 1:
-            return [function(item) for item in items]
+            return list(map(function, items))
         with ThreadPoolExecutor(n_others) as executor:
             others = [executor.submit(work) for _ in range(n_others)]
             work()

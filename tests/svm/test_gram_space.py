@@ -11,7 +11,7 @@ from spptransfer.svm._gram_space import GramSpace
 from spptransfer.svm._loss import Iterate, Losses
 from spptransfer.svm._newton import objectives
 from spptransfer.svm._rows import Rows
-from spptransfer.svm._solver import rescaled
+from spptransfer.svm._solver import warm_start
 from spptransfer.svm._systems import Woodbury
 
 
@@ -97,7 +97,7 @@ def test_lengthening_weights_never_raises_the_objective(make, cost):
     offset = np.array([0.0, 0.3, -0.2])
     points = Iterate(state, space.product(state) + offset, offset)
     losses = make(signs, np.full(signs.shape, cost))
-    longer = rescaled(points, space, losses)
+    longer = warm_start(space, losses, points)
     factor = longer.state / state
     assert (factor >= 1 - 1e-9).all()
     assert (factor <= 10 + 1e-9).all()
