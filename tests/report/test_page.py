@@ -207,16 +207,6 @@ def test_a_run_without_predictions_and_model_says_so(make_run):
     assert page.count("svg", "bar") == 3
 
 
-@pytest.mark.parametrize("multi_label", [False, True])
-def test_damaged_parts_are_noted_and_the_rest_is_shown(make_run, multi_label):
-    run = make_run(3, multi_label=multi_label)
-    (run / "predictions.npz").write_bytes(b"cut")
-    (run / "model.safetensors").write_bytes(b"cut")
-    text = report_of(run).text
-    assert "predictions.npz cannot be read" in text
-    assert "model.safetensors cannot be read" in text
-
-
 def test_weights_that_do_not_fit_their_blocks_are_noted(make_run):
     run = make_run(2, change=lambda results: results["features"]["blocks"][0].update(level=5))
     assert "has no 5×5 bins" in report_of(run).text

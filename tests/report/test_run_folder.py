@@ -91,14 +91,6 @@ def test_a_missing_score_never_wins(make_run, change_predictions):
     assert split.scores.argmax(axis=1).tolist() == [1, 2, 2]
 
 
-def test_absent_parts_say_which_file_is_missing(make_run):
-    run = opened(make_run(2, predictions=False, model=False))
-    with pytest.raises(MissingPartError, match=r"no predictions\.npz"):
-        run.predictions()
-    with pytest.raises(MissingPartError, match=r"no model\.safetensors"):
-        list(run.weight_blocks())
-
-
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 not a zip", b"\x80\x04pickle"])
 def test_damaged_parts_are_told_from_absent_ones(make_run, damage):
     run = make_run(2)
