@@ -398,19 +398,6 @@ def test_a_view_does_not_depend_on_what_else_is_rendered():
     np.testing.assert_array_equal(both[0], images.render(images.decode(data), 224))
 
 
-@pytest.mark.parametrize(
-    ("scales", "times"), [([], 1), ([224], 1), ([48], 1), ([224, 200, 190], 1), ([224, 64, 48], 3)]
-)
-def test_a_file_is_opened_once_for_each_fraction_that_it_is_decoded_at(monkeypatch, scales, times):
-    data, opened, open_image = jpeg(600, 900), [], Image.open
-    expected = [images.views(data, [(scale, "full")])[0] for scale in scales]
-    monkeypatch.setattr(Image, "open", lambda *a, **k: opened.append(a) or open_image(*a, **k))
-    found = images.views(data, [(scale, "full") for scale in scales])
-    assert len(opened) == times
-    for view, alone in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(view, alone)
-
-
 @pytest.mark.parametrize("reduction", [2, 4, 8])
 @pytest.mark.parametrize("kind", ["RGB", "L", "CMYK"])
 def test_a_reduced_jpeg_has_its_size_divided_and_is_rgb(reduction, kind):
