@@ -5,6 +5,7 @@ Settings are checked before an extraction, which needs no scikit-learn; hence th
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -121,6 +122,8 @@ def check_training(training: Training, *, multi_label: bool, has_folds: bool) ->
             f"classifier.engine: dask spreads the solver spptransfer, not {training.solver}; "
             "allowed here: local"
         )
+    if training.engine == "dask" and importlib.util.find_spec("distributed") is None:
+        raise ConfigError("classifier.engine: dask needs: pip install 'spptransfer[dask]'")
     shared = multi_label and len(training.C) > 1 and not training.per_class
     if training.solver == "scikit-learn" and shared:
         raise ConfigError(
@@ -187,13 +190,8 @@ def _workers(training: Training) -> Iterator[None]:
         yield
         return
     import joblib
+    from distributed import Client
 
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise ConfigError(
-            "classifier.engine: dask needs: pip install 'spptransfer[dask]'"
-        ) from error
     try:
         client = Client(training.scheduler)
     except (OSError, ValueError) as error:

@@ -32,15 +32,18 @@ def make_folds(cv: Any, targets: Targets, seed: Seed) -> list[tuple[Array, Array
     """How often each fold trains, and scores, on each row.
 
     Arrays have one column per problem or one for all. A number of folds stratifies: by class
-    labels, or, for an indicator matrix, each class by itself. A `StratifiedKFold` does so among the
-    rows that a class does not ignore, as for that class alone. Other splitters and lists of index
-    pairs are taken as given: a row counts as often as it is named.
+    labels, or, for an indicator matrix, each class by itself; so does a `StratifiedKFold`, among
+    the rows that count for the class. Other splitters and lists of index pairs are taken as
+    given: a row counts as often as it is named.
     """
     n_rows, labels = len(targets.signs), targets.decode(targets.signs)
     if isinstance(cv, (int, np.integer)):
         return _stratified(int(cv), targets, labels, seed)
     if isinstance(cv, StratifiedKFold) and targets.kind == "multilabel":
-        return _stratified_by_class(cv, targets.signs)
+        dealt = np.full(targets.signs.shape, -1)
+        for column, signs in enumerate(targets.signs.T):
+            dealt[signs != 0, column] = _fold_numbers(cv, signs[signs != 0])
+        return [(dealt != fold, dealt == fold) for fold in range(cv.get_n_splits())]
     folds: list[tuple[Array, Array]] = []
     for pair in check_cv(cv, labels, classifier=True).split(np.zeros((n_rows, 1)), labels):
         train, held_out = _counted(pair[0], n_rows), _counted(pair[1], n_rows)
@@ -76,15 +79,6 @@ def _stratified(
     splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
     numbers = np.stack([_fold_numbers(splitter, column) for column in columns], axis=1)
     return [(numbers != fold, numbers == fold) for fold in range(n_folds)]
-
-
-def _stratified_by_class(cv: StratifiedKFold, signs: Array) -> list[tuple[Array, Array]]:
-    """Folds that a splitter gives each class alone."""
-    numbers = np.full(signs.shape, -1)
-    for column, labels in enumerate(signs.T):
-        kept = labels != 0
-        numbers[kept, column] = _fold_numbers(cv, labels[kept])
-    return [(numbers != fold, numbers == fold) for fold in range(cv.get_n_splits())]
 
 
 def _fold_numbers(splitter: StratifiedKFold, labels: Array) -> Array:
