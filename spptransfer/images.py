@@ -3,8 +3,9 @@
 The definition, recorded in every feature spec by `description`: the first frame, turned upright
 once by its orientation; 12- and 16-bit grey scaled so that its white is white; transparency
 composited onto white; then one antialiased bilinear resize in 8 bits to the size that the view
-asks for. A JPEG file much larger than that is decoded at a half, a quarter or an eighth of its
-size.
+asks for, whose longer side is at most 16 times the scale: a view costs bounded time and memory,
+whatever the image. A JPEG file much larger than that is decoded at a half, a quarter or an eighth
+of its size.
 """
 
 from __future__ import annotations
@@ -65,6 +66,9 @@ _SWAPS_SIDES = {5, 6, 7, 8}
 # what a resize takes from it is then nearly what it takes from the whole.
 _MARGIN = 3
 
+# The longest that the longer side of a view may be, in scales.
+_LONGEST = 16
+
 # Torch's resize of bytes is about twice as fast as Pillow's, and within two grey levels of it. It
 # needs a copy of the image, so that for large ones neither speed nor memory speaks for it. Both
 # compute in integers: the same bytes come out on every processor.
@@ -86,6 +90,7 @@ def description() -> dict[str, Any]:
         "deep samples": "grey of 12 and 16 bits scaled to 8, colours cut to their upper 8 bits",
         "large JPEG": "decoded at 1/2, 1/4 or 1/8 while the smaller side keeps 3 times the scale",
         "resize": _RESIZE,
+        "longer side": f"at most {_LONGEST} times the scale, to which longer ones are squashed",
     }
 
 
@@ -181,6 +186,7 @@ def view_size(height: int, width: int, scale: int, view: View = "full") -> tuple
         return scale, scale
     shorter = min(height, width)
     longer = (2 * max(height, width) * scale + shorter) // (2 * shorter)  # half is rounded up
+    longer = min(longer, _LONGEST * scale)
     if longer * scale > MAX_VIEW_PIXELS:
         raise ImageError(
             f"{height} x {width} pixels at scale {scale} become {scale} x {longer}; "

@@ -58,7 +58,8 @@ def slow_features(data: bytes, scale: int = 64, levels=LEVELS, reduce=np.max) ->
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     width, height = image.size
     shorter = min(width, height)
-    size = [math.floor(side * scale / shorter + 0.5) for side in (height, width)]
+    exact = [math.floor(side * scale / shorter + 0.5) for side in (height, width)]
+    size = [min(side, 16 * scale) for side in exact]
     samples = images.resize(image, *size) / 255
     normal = (samples - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     with torch.inference_mode():
