@@ -13,7 +13,7 @@ runs from the first file's name to the closed file of features; imports, weights
 four images to warm up come before; what `extract` itself prepares, some tenths of a second, is on
 the clock. Peers that cannot be imported are left out with a line.
 
-ours               `spptransfer.extraction.extract` into a cache, float32, `runtime: auto`
+ours               `spptransfer.extraction.extract` into a cache, float32, `auto`'s first choice
 torch eager loop   decode, resize, forward one image, torch's default threads
 torch DataLoader   the same from loading processes; the best of 1 and all compute threads
 onnxruntime        dynamic shapes; the best of one caller with all threads, and one per processor

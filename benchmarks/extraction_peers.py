@@ -118,24 +118,25 @@ def as_arrays(out: Path) -> None:
 # ---------------------------------------------------------------- ours
 
 
-def ours(job: Job, precision: str, runtime: str = "auto") -> Extract:
+def ours(job: Job, precision: str, runtime: str = "") -> Extract:
     from spptransfer import backbones
     from spptransfer.datasets import Dataset
     from spptransfer.extraction import extract
-    from spptransfer.runtimes import ComputeOptions
+    from spptransfer.runtimes import PREFERENCE, ComputeOptions
     from spptransfer.specify import feature_spec
 
     backbone = backbones.load(job.network, job.model.with_suffix(".safetensors"))
     spec = feature_spec(backbone, levels=LEVELS, scales=[job.scale], precision=precision)
-    options = ComputeOptions(runtime=runtime)
+    # For so few images as some cells have, `auto` would mean torch.
+    options = ComputeOptions(runtime=runtime or PREFERENCE[precision][0])
 
     def run(paths: list[Path], out: Path) -> None:
         root = Path(os.path.commonpath([path.parent for path in paths]))
         ids = tuple(path.relative_to(root).as_posix() for path in paths)
         dataset = Dataset("folder", root, ids, (), np.full(len(ids), -1, np.int32))
-        done = extract(dataset, spec, out.with_name(f"{out.name}.h5"), backbone, options)
+        (done,) = extract(dataset, [spec], [out.with_name(f"{out.name}.h5")], backbone, options)
         assert not done.failures, done.failures
-        print(f"  {job.network}, {precision}, {runtime}: {done.computed_by}", flush=True)
+        print(f"  {job.network}, {precision}: {done.computed_by}", flush=True)
 
     return run
 

@@ -124,7 +124,7 @@ def run_extraction(place: Path) -> dict[str, float]:
             return super().load(layers)
 
     backbone = Timed("spp-mini", "random")
-    done = extract(open_images(place), make_spec(), place / "features.h5", backbone)
+    (done,) = extract(open_images(place), [make_spec()], [place / "features.h5"], backbone)
     assert not done.failures
     seconds = time.perf_counter() - begin
     return {"start": started[0], "seconds": seconds, "peak": peak_memory()}

@@ -45,14 +45,12 @@ def stream_features(
     sources: Iterable[Source], selection: Selection, extractor: Extractor
 ) -> Iterator[DirectRows]:
     """Compute features chunk by chunk, in the order of the images."""
-    from spptransfer.extraction.extractor import without_features  # imports torch
-
     remaining = iter(sources)
     while chunk := tuple(islice(remaining, CHUNK)):
         (rows,) = extractor.compute(chunk)
         matrix = np.empty((len(chunk), selection.width), dtype=np.float32)
         selection.fill(matrix, rows.features.__getitem__)
-        yield DirectRows(chunk, matrix, without_features(rows))
+        yield DirectRows(chunk, matrix, rows.failures())
 
 
 class SPPFeatures(TransformerMixin, BaseEstimator):

@@ -170,6 +170,32 @@ class FeatureSpec:
         return source_level(level, self.levels, _derivation(self.pooling, self.flip))
 
 
+def shared_part(spec: FeatureSpec) -> FeatureSpec:
+    """Return what specs that one pass of a network can serve have in common, whatever the pass.
+
+    Examples
+    --------
+    >>> conv4 = FeatureSpec(backbone="alexnet", weights_sha256="e7", layer="conv4", scales=(392,))
+    >>> fc6 = FeatureSpec(backbone="alexnet", weights_sha256="e7", layer="fc6", levels=())
+    >>> shared_part(conv4) == shared_part(fc6)
+    True
+    """
+    return dataclasses.replace(
+        spec,
+        layer="",
+        levels=(6,),
+        pooling="max",
+        scales=(224,),
+        view="full",
+        storage="float32",
+    )
+
+
+def layers_of(specs: Iterable[FeatureSpec]) -> tuple[str, ...]:
+    """Return the layers of some specs, each once."""
+    return tuple(dict.fromkeys([spec.layer for spec in specs]))
+
+
 def stored_levels(
     levels: Iterable[int], pooling: Pooling = "max", flip: bool = False
 ) -> tuple[int, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import functools
 import struct
 import threading
 import zlib
@@ -18,8 +18,10 @@ from torch import nn
 
 from spptransfer import backbones
 from spptransfer.backbones import BackboneRef
+from spptransfer.cache import FeatureCache
 from spptransfer.datasets import Dataset
 from spptransfer.extraction import extract
+from spptransfer.pyramid import bin_bounds
 from spptransfer.runtimes import ComputeOptions
 from spptransfer.specify import feature_spec
 
@@ -129,20 +131,51 @@ MINI = BackboneRef("spp-mini", "embedded")
 MINI_SPEC = feature_spec(MINI, layer="conv3", levels=[2], scales=[32])
 
 
-@functools.cache
-def squeezenet(layer: str = "fire4"):
-    return backbones.load("squeezenet1_1", "random", layer=layer)
-
-
 def altered(spec, **changes):
     return dataclasses.replace(spec, **changes)
+
+
+def brute_force(pixels, spec):
+    """Features of `NET` in float64, bin by bin."""
+    info, exact = NET.info, copy.deepcopy(NET).double()
+    normal = ((pixels / 255.0 - info.mean) / info.std).transpose(2, 0, 1)
+    (map,) = exact.maps_of(torch.from_numpy(normal)[None], [spec.layer])[spec.layer].numpy()
+    reduce = np.max if spec.pooling == "max" else np.mean
+    vectors = {}
+    for level in spec.levels:
+        rows, columns = (bin_bounds(side, level) for side in map.shape[1:])
+        bins = [
+            [reduce(map[:, top:bottom, left:right], axis=(1, 2)) for left, right in columns]
+            for top, bottom in rows
+        ]
+        vectors[level] = np.array(bins).transpose(2, 0, 1).ravel()
+    return vectors
+
+
+def assert_near(found, expected, tolerance=1e-5):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+def assert_alike(one: Path, other: Path):
+    """Two files of one spec hold the same rows, failed ones included, up to rounding."""
+    a, b = FeatureCache.open(one), FeatureCache.open(other)
+    assert (a.fingerprint, a.dataset, a.ids) == (b.fingerprint, b.dataset, b.ids)
+    assert (a.digests(), a.failures) == (b.digests(), b.failures)
+    assert a.labels().tolist() == b.labels().tolist()
+    tolerance = 1e-3 if a.spec.storage == "float16" else 1e-5
+    for block in a.blocks:
+        x, y = (cache.read(block, slice(None)).astype(np.float64) for cache in (a, b))
+        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.nanmax(np.abs(y)))
 
 
 # ---- runs ----
 
 
 def run(dataset, path, spec=SPEC, backbone=NET, options=TORCH, **given):
-    return extract(dataset, spec, path, backbone, options, **given)
+    """Fill one cache, or several where there are several specs."""
+    if isinstance(spec, list):
+        return extract(dataset, spec, path, backbone, options, **given)
+    return extract(dataset, [spec], [path], backbone, options, **given)[0]
 
 
 def run_several(dataset, folder, names=tuple(SEVERAL), backbone=NET, options=TORCH, **given):

@@ -172,14 +172,14 @@ def resume(folder: Path) -> None:
     options = ComputeOptions(device="cpu", threads=2)
     stopped, whole = folder / "stopped.h5", folder / "whole.h5"
     try:
-        extract(data, spec, stopped, mini, options, stop=Soon())
+        extract(data, [spec], [stopped], mini, options, stop=Soon())
     except SPPTransferError:
         assert not stopped.exists()
         assert list(folder.glob("stopped*.partial"))
     else:
         raise AssertionError("it was not interrupted")
     for path in (stopped, whole):
-        assert not extract(data, spec, path, mini, options).failures
+        assert not extract(data, [spec], [path], mini, options)[0].failures
     assert stopped.read_bytes() == whole.read_bytes()
     assert not list(folder.glob("*.partial"))
 

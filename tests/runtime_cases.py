@@ -11,7 +11,8 @@ from torch import nn
 
 from spptransfer import backbones
 from spptransfer.backbones import ConvBackbone
-from spptransfer.runtimes import ComputeOptions, open_runtime
+from spptransfer.runtimes import ComputeOptions
+from spptransfer.runtimes.runtime import open_runtime
 
 FAMILIES = [
     "alexnet",

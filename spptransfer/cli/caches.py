@@ -120,8 +120,8 @@ def verify(
     dataset = None
     if pipeline is not None:
         from spptransfer.experiment import Machine, prepare_file
-        from spptransfer.extraction.repair import compare_sample
-        from spptransfer.extraction.repair import repair as mend
+        from spptransfer.extraction import compare_sample
+        from spptransfer.extraction import repair as mend
 
         machine = Machine(
             data_root, cache.parent, weights_dir=weights_dir, compute=compute.options()

@@ -22,10 +22,9 @@ from spptransfer.config import Pipeline
 from spptransfer.datasets import Dataset, open_dataset
 from spptransfer.datasets.csv_file import find_csv
 from spptransfer.errors import CacheError, ConfigError
-from spptransfer.extraction.specs import shared_part
 from spptransfer.files import expand_path, make_folder, write_text
 from spptransfer.runtimes import ComputeOptions, check_options
-from spptransfer.spec import FeatureSpec, Precision
+from spptransfer.spec import FeatureSpec, Precision, shared_part
 from spptransfer.specify import feature_spec, levels_and_scales
 
 # What a command does next or has found out, in lines for people.
@@ -279,5 +278,5 @@ def _choose(key: str, experiments: Sequence[Experiment]) -> Precision:
         make_folder(first.machine.cache_dir)
         for each in undecided:
             note = precision_note(_in(each, choice.precision).cache[0])
-            write_text(note, json.dumps(choice.to_dict(), indent=1))
+            write_text(note, json.dumps(vars(choice), indent=1))
     return choice.precision

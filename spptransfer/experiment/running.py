@@ -38,6 +38,7 @@ from spptransfer.files import make_folder
 from spptransfer.protocols import Split, check_splits
 from spptransfer.protocols.training import Training, check_training
 from spptransfer.pyramid import count_bins
+from spptransfer.runtimes import FEW_IMAGES
 from spptransfer.spec import FeatureSpec
 from spptransfer.text import plural
 
@@ -130,7 +131,10 @@ def _extract_together(experiments: Sequence[Experiment], shards: Shards | None) 
         )
     if done[0].computed_by:
         where = f" on {done[0].device}" if done[0].device else ""
-        steps.info("computed by: %s%s", done[0].computed_by, where)
+        few = f" (fewer than {FEW_IMAGES} images: other runtimes start too slowly)"
+        steps.info(
+            "computed by: %s%s%s", done[0].computed_by, where, few if done[0].few_images else ""
+        )
     if shards is not None and shards.index is not None:
         _tell_how_to_merge(experiments, shards)
     return done

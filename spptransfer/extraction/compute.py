@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,15 +13,16 @@ import torch
 
 from spptransfer.backbones import Backbone, BackboneRef
 from spptransfer.errors import ConfigError
-from spptransfer.extraction.specs import check_alike, layers_of
-from spptransfer.extraction.strips import Strips
 from spptransfer.pyramid import SpatialPyramidPooling
-from spptransfer.runtimes import ComputeOptions, open_runtime
-from spptransfer.spec import FeatureSpec
+from spptransfer.runtimes import ComputeOptions
+from spptransfer.runtimes.runtime import open_runtime
+from spptransfer.spec import FeatureSpec, layers_of
 
 # Beyond this many pixels a view goes through a local network strip by strip.
 STRIP_PIXELS = 1 << 21
+_PROBE_CELLS = 256
 
+MapsOf = Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
 # By determining level; under None for a vector layer.
 Vectors = dict[int | None, npt.NDArray[Any]]
 _Tensors = dict[int | None, torch.Tensor]
@@ -29,7 +31,7 @@ _Tensors = dict[int | None, torch.Tensor]
 class FeatureComputer:
     """Run a backbone and its pooling on batches of views of one size.
 
-    Use it as a context manager. Any number of threads may compute at once.
+    Any number of threads may compute at once, inside its `runtime`.
     """
 
     def __init__(
@@ -40,21 +42,12 @@ class FeatureComputer:
         *,
         strip_pixels: int = STRIP_PIXELS,
     ) -> None:
-        check_alike(specs)
-        self.specs = tuple(specs)
-        layers = layers_of(specs)
+        self.specs, layers = tuple(specs), layers_of(specs)
         loaded = backbone.load(layers) if isinstance(backbone, BackboneRef) else backbone
         for spec in specs:
             _check_fit(spec, loaded)
         self.runtime = open_runtime(loaded, layers, precision=specs[0].precision, options=options)
         self._strip_pixels = strip_pixels
-
-    def __enter__(self) -> FeatureComputer:
-        self.runtime.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.runtime.__exit__(*error)
 
     def compute(self, views: npt.NDArray[np.uint8], wanted: Sequence[int] = (0,)) -> list[Vectors]:
         """Compute the features of a batch for several specs from one pass."""
@@ -64,33 +57,31 @@ class FeatureComputer:
             found = self._features(pixels, specs)
             if specs[0].flip:
                 mirrored = self._features(pixels.flip(2), specs)
-                found = [
-                    {key: (one[key] + other[key]) / 2 for key in one}
-                    for one, other in zip(found, mirrored, strict=True)
-                ]
+                for one, other in zip(found, mirrored, strict=True):
+                    one.update({key: (one[key] + other[key]) / 2 for key in one})
             if self.runtime.device != "cpu":  # half the bytes to bring home, if half are kept
-                found = [
-                    {key: value.to(getattr(torch, spec.storage)) for key, value in one.items()}
-                    for one, spec in zip(found, specs, strict=True)
-                ]
+                for one, spec in zip(found, specs, strict=True):
+                    dtype = getattr(torch, spec.storage)
+                    one.update({key: value.to(dtype) for key, value in one.items()})
             return self.runtime.download(found)
 
     def _features(self, pixels: torch.Tensor, specs: Sequence[FeatureSpec]) -> list[_Tensors]:
+        """Compute vectors and pooled maps; what two specs have in common, once."""
         maps = self._maps(pixels, layers_of(specs))
         flat = layers_of([spec for spec in specs if not spec.levels])
         vectors = self.runtime.vectors(maps, flat) if flat else {}
         pooled: dict[tuple[str, str, int], torch.Tensor] = {}
+        found: list[_Tensors] = []
         for spec in specs:
+            features: _Tensors = {} if spec.levels else {None: vectors[spec.layer].float()}
             for level in spec.levels:
                 key = (spec.layer, spec.pooling, level)
                 if key not in pooled:
                     pool = SpatialPyramidPooling([level], spec.pooling)
                     pooled[key] = pool(maps[spec.layer]).float()
-        return [
-            {level: pooled[spec.layer, spec.pooling, level] for level in spec.levels}
-            or {None: vectors[spec.layer].float()}
-            for spec in specs
-        ]
+                features[level] = pooled[key]
+            found.append(features)
+        return found
 
     def _maps(self, pixels: torch.Tensor, layers: Sequence[str]) -> Mapping[str, torch.Tensor]:
         """Compute what the layers are made of in one pass, of the whole view or in strips."""
@@ -105,21 +96,82 @@ class FeatureComputer:
 
 
 def _check_fit(spec: FeatureSpec, backbone: Backbone) -> None:
-    """Refuse a spec whose layer or scales the backbone does not compute."""
-    if spec.layer not in backbone.layers:
-        raise ConfigError(
-            f"layer '{spec.layer}' is not one that this backbone was loaded for: "
-            f"{', '.join(backbone.layers)}"
-        )
-    step = backbone.info.multiple_of
+    """Refuse a spec whose view or scales the backbone does not take."""
+    step, smallest = backbone.info.multiple_of, backbone.info.min_side
     if step > 1 and (spec.view == "full" or any(scale % step for scale in spec.scales)):
         raise ConfigError(
             f"{spec.backbone} takes images whose sides are multiples of {step}: "
             "view center_crop or warp, at such scales"
         )
-    smallest = backbone.info.min_side
     if spec.scales[0] < smallest:
         raise ConfigError(
             f"scales: {spec.scales[0]} is too small for {spec.backbone}; "
             f"its smaller side must be at least {smallest}"
         )
+
+
+class Strips:
+    """Cut long views such that the maps of the strips, side by side, are those of the view.
+
+    Strips start at multiples of the network's total stride and overlap by its receptive field, so
+    that every cell that is kept sees what it would see in the whole view, in bounded memory. This
+    holds for backbones that are local; what an attention sees ends nowhere.
+    """
+
+    def __init__(self, backbone: Backbone, layers: Sequence[str], pixels: int) -> None:
+        self.stride = backbone.info.stride
+        # Cells of each layer in one of the network's last map.
+        self._shares = {
+            name: self.stride // (backbone.info.layer(name).stride or self.stride)
+            for name in layers
+        }
+        self._pixels = pixels
+        self.margin = self._measure_margin(backbone)
+
+    def _measure_margin(self, backbone: Backbone) -> int:
+        """Measure how many cells of the last map, on each side of a pixel, may see it.
+
+        A NaN in an image goes wherever it is seen.
+        """
+        middle, side = _PROBE_CELLS // 2, max(backbone.info.min_side, self.stride)
+        probe = torch.zeros(1, 3, side, _PROBE_CELLS * self.stride)
+        probe[..., middle * self.stride] = torch.nan
+        with torch.inference_mode():
+            maps = backbone.maps_of(probe, list(self._shares))
+        margin = 0
+        for name, map in maps.items():
+            seen = map.isnan().any(dim=1).any(dim=1)[0].nonzero().flatten()
+            furthest = int((seen - middle * self._shares[name]).abs().max())
+            margin = max(margin, -(-furthest // self._shares[name]))
+        return margin + 2
+
+    def join(self, pixels: torch.Tensor, maps_of: MapsOf) -> dict[str, torch.Tensor]:
+        """Compute the maps of whole views from those of their strips."""
+        upright = pixels.shape[2] >= pixels.shape[1]
+        joined: dict[str, list[torch.Tensor]] = {name: [] for name in self._shares}
+        for view in pixels:
+            pieces = list(self.cut(view[None], maps_of))
+            for name in pieces[0]:
+                along = torch.cat([piece[name] for piece in pieces], dim=3)
+                joined[name].append(along if upright else along.mT)
+        return {name: torch.cat(maps) for name, maps in joined.items() if maps}
+
+    def cut(self, pixels: torch.Tensor, maps_of: MapsOf) -> Iterator[dict[str, torch.Tensor]]:
+        """Compute consecutive pieces of one view's maps, its longer side along the columns."""
+        _, height, width, _ = pixels.shape
+        axis, length, side = (2, width, height) if width >= height else (1, height, width)
+        stride, margin = self.stride, self.margin
+        core = max(4 * margin, self._pixels // (side * stride))
+        for cell in itertools.count(0, core):
+            first = max(cell - margin, 0)
+            stop = (cell + core + margin) * stride
+            last = stop + margin * stride >= length
+            piece = pixels.narrow(axis, first * stride, (length if last else stop) - first * stride)
+            kept = {}
+            for name, maps in maps_of(piece).items():
+                start, cells = (cell - first) * self._shares[name], core * self._shares[name]
+                along = maps if axis == 2 else maps.mT
+                kept[name] = along[..., start : None if last else start + cells]
+            yield kept
+            if last:
+                return

@@ -7,47 +7,85 @@ independent, so parallelism belongs between them, not inside an operator.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
+import operator
 import threading
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+import time
+from collections import defaultdict, deque
+from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from spptransfer.backbones import Backbone, BackboneRef
 from spptransfer.cache.layout import Block, blocks_of
 from spptransfer.cache.rows import FAILED, OK, RowTable
-from spptransfer.extraction.batches import Mask, Part, batch_size, group
+from spptransfer.extraction import reading
 from spptransfer.extraction.compute import FeatureComputer
-from spptransfer.extraction.progress import Clock, Progress
-from spptransfer.extraction.reading import (
-    OUT_OF_MEMORY,
-    ImageInfo,
-    Rendering,
-    Source,
-    Views,
-    decode_views,
-    read_header,
-    view_sizes,
-)
+from spptransfer.extraction.reading import ImageInfo, Mask, Part, Source, Views
 from spptransfer.runtimes import ComputeOptions
-from spptransfer.runtimes.devices import is_out_of_memory, may_be_unsupported
+from spptransfer.runtimes.devices import is_out_of_memory, limit_threads, may_be_unsupported
 from spptransfer.spec import FeatureSpec
 
 logger = logging.getLogger(__name__)
 
 NOT_FINITE = "the features are not finite (NaN or infinite numbers)"
+TOO_LARGE = (
+    "the features are not finite in float16 storage, whose largest number is 65504; "
+    "`storage: float32` holds larger ones"
+)
 
 # Headers that one thread reads in a row.
 _HEADERS = 8
 # Parts in work: one is written while another is computed; of a GPU's more are being read.
 _CPU_PARTS, _GPU_PARTS = 2, 4
 
-Features = dict[Block, npt.NDArray[Any]]
+Sizes = tuple[tuple[int, int], ...]
+
+
+class Progress:
+    """What threads spend on reading and computing, their batches, and a bar that tells it.
+
+    On a CPU the workers do both, one after the other, and the shares add up to nearly one; on a
+    GPU they overlap, and it is the side with the smaller share that waits.
+    """
+
+    def __init__(self, threads: Mapping[str, int], total: int, label: str | None) -> None:
+        self.totals: dict[str, float] = defaultdict(float)
+        self._lock = threading.Lock()
+        self._threads = threads
+        self._started = time.perf_counter()
+        hidden = label is None
+        self.bar = tqdm(total=total, desc=label, unit="image", disable=hidden, smoothing=0.05)
+
+    def add(self, kind: str, amount: float) -> None:
+        """Count seconds or batches."""
+        with self._lock:
+            self.totals[kind] += amount
+
+    @contextlib.contextmanager
+    def measure(self, kind: str) -> Iterator[None]:
+        """Count the time of a block."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(kind, time.perf_counter() - start)
+
+    def seconds(self, kind: str) -> float:
+        """Return wall-clock seconds spent on one kind of work."""
+        return self.totals[kind] / self._threads[kind]
+
+    def note(self, count: int) -> None:
+        """Count images that are done."""
+        elapsed = max(time.perf_counter() - self._started, 1e-9)
+        read, compute = (min(1.0, self.seconds(kind) / elapsed) for kind in ("read", "compute"))
+        self.bar.set_postfix_str(f"reading {read:.0%}, computing {compute:.0%}", refresh=False)
+        self.bar.update(count)
 
 
 class Rows(NamedTuple):
@@ -55,28 +93,23 @@ class Rows(NamedTuple):
 
     positions: npt.NDArray[np.intp]
     table: RowTable
-    features: Features
+    features: dict[Block, npt.NDArray[Any]]
 
-
-@dataclass(frozen=True)
-class _Batch:
-    """Images of a part that are wanted by the same caches, with views of the same sizes."""
-
-    wanted: tuple[int, ...]
-    renderings: tuple[Rendering, ...]
-    positions: tuple[int, ...]
+    def failures(self) -> dict[int, str]:
+        """Return the reasons of failed rows by their place."""
+        failed = np.flatnonzero(self.table.status != OK).tolist()
+        return {place: self.table.error[place] for place in failed}
 
 
 class _RowBuffer:
     """The rows of one cache while their part is computed."""
 
     def __init__(self, spec: FeatureSpec, channels: int, part: Part, lacking: Mask) -> None:
-        count = len(part.ids)
         self.spec = spec
         self.lacking = lacking
         self.table = RowTable.empty(part.ids)
-        self.features: Features = {
-            block: np.full((count, block.width), np.nan, spec.storage)
+        self.features = {
+            block: np.full((len(part.ids), block.width), np.nan, spec.storage)
             for block in blocks_of(spec, channels)
         }
 
@@ -95,20 +128,18 @@ class _RowBuffer:
 
     def take(self, part: Part) -> Rows:
         """Return the rows that were lacking; numbers that are not finite make a failed row."""
-        finite = np.ones(len(part.ids), dtype=bool)
-        for values in self.features.values():
-            finite &= np.isfinite(values).all(axis=1)
-        for position in np.flatnonzero(self.lacking):
-            failed = self.table.error[position] or ("" if finite[position] else NOT_FINITE)
-            self.table.error[position] = failed
-            self.table.status[position] = FAILED if failed else OK
+        table, kept = self.table, np.flatnonzero(self.lacking)
+        for position in kept:
+            row = np.concatenate([values[position] for values in self.features.values()])
+            failed = table.error[position]
+            if not failed and not np.isfinite(row).all():
+                overflown = self.spec.storage == "float16" and not np.isnan(row).any()
+                failed = table.error[position] = TOO_LARGE if overflown else NOT_FINITE
+            table.status[position] = FAILED if failed else OK
             for values in self.features.values() if failed else ():
                 values[position] = np.nan
-        if self.lacking.all():
-            return Rows(part.positions, self.table, self.features)
-        kept = np.flatnonzero(self.lacking)
         features = {block: values[kept] for block, values in self.features.items()}
-        return Rows(part.positions[kept], self.table.take(kept), features)
+        return Rows(part.positions[kept], table.take(kept), features)
 
 
 class Extractor:
@@ -123,29 +154,28 @@ class Extractor:
         backbone: Backbone | BackboneRef,
         options: ComputeOptions,
         *,
-        progress: Progress | None = None,
-        batch_pixels: int | None = None,
+        total: int = 0,
+        label: str | None = None,
     ) -> None:
+        self._specs, self._total, self._label = specs, total, label
         self._computer = FeatureComputer(specs, backbone, options)
-        self._specs = self._computer.specs
-        self.runtime = runtime = self._computer.runtime
-        self._channels = [runtime.backbone.info.layer(spec.layer).channels for spec in specs]
-        self._batch_pixels = batch_pixels or runtime.batch_pixels
-        self._progress = progress or Progress(0, Clock())
-        self._clock = self._progress.clock
-        self._clock.threads |= {"read": runtime.workers, "compute": runtime.computers}
+        self.runtime = self._computer.runtime
         self._stack, self._turn = contextlib.ExitStack(), threading.Lock()
 
     def __enter__(self) -> Extractor:
-        runtime = self.runtime
+        runtime, stack = self.runtime, self._stack
         self._turn.acquire()
-        self._stack.callback(self._turn.release)
-        self._stack.enter_context(self._computer)
-        self._slots = _Slots(runtime.computers)
-        on_cpu = runtime.device == "cpu"
-        self._parts_at_once = _CPU_PARTS if on_cpu else _GPU_PARTS
+        stack.callback(self._turn.release)
+        stack.enter_context(runtime)
+        threads = {"read": runtime.workers, "compute": runtime.computers, "write": 1}
+        self.progress = Progress(threads, self._total, self._label)
+        stack.enter_context(self.progress.bar)
+        # So many batches are computed at once, or one alone where memory is short; in turn, or
+        # two would wait for each other with half of the slots each.
+        self._slots, self._alone = threading.Semaphore(runtime.computers), threading.Lock()
+        self._parts_at_once = _CPU_PARTS if runtime.device == "cpu" else _GPU_PARTS
         self._parts = self._pool(self._parts_at_once, "part")
-        self._workers = self._pool(runtime.workers, "worker", runtime.thread_initializer())
+        self._workers = self._pool(runtime.workers, "worker", limit_threads)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -157,18 +187,19 @@ class Extractor:
         self._stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         return pool
 
-    def compute(self, sources: Sequence[Source], ids: Sequence[str] = ()) -> list[Rows]:
+    def compute(self, sources: Sequence[Source]) -> list[Rows]:
         """Compute the rows of some images, for every spec."""
         count = len(sources)
-        names = ids or [str(number) for number in range(count)]
-        lacking = tuple(np.ones(count, dtype=bool) for _ in self._specs)
-        part = Part(np.arange(count), names, sources, lacking)
-        return self._compute_part(part, self._read_headers(part))
+        lacking = (np.ones(count, dtype=bool),) * len(self._specs)
+        return self._compute_part(Part(np.arange(count), [""] * count, sources, lacking), None)
 
     def run(self, parts: Iterable[Part]) -> Generator[tuple[Part, list[Rows]]]:
         """Compute parts, a few at once, and yield each with its rows for every spec, in order."""
         running: deque[tuple[Part, Future[list[Rows]]]] = deque()
-        for part, infos in self._read(parts):
+        read: Iterable[tuple[Part, list[ImageInfo] | None]] = zip(parts, itertools.repeat(None))
+        if processes := self.runtime.read_processes:
+            read = reading.read_in_processes(parts, reading.renderings_of(self._specs), processes)
+        for part, infos in read:
             running.append((part, self._parts.submit(self._compute_part, part, infos)))
             if len(running) == self._parts_at_once:
                 first, rows = running.popleft()
@@ -176,95 +207,88 @@ class Extractor:
         for part, rows in running:
             yield part, rows.result()
 
-    def _read(self, parts: Iterable[Part]) -> Iterator[tuple[Part, Sequence[ImageInfo] | None]]:
-        """Yield parts, with what processes have read of them where those are asked for."""
-        if not self.runtime.read_processes:
-            yield from ((part, None) for part in parts)
-            return
-        from spptransfer.extraction.loading import load_in_processes
-
-        renderings = self._renderings(range(len(self._specs)))
-        yield from load_in_processes(parts, renderings, self.runtime.read_processes)
+    def _compute_part(self, part: Part, read: list[ImageInfo] | None) -> list[Rows]:
+        """Compute all that the caches lack of a part; every image is decoded once."""
+        layer = self.runtime.backbone.info.layer
+        buffers = [
+            _RowBuffer(spec, layer(spec.layer).channels, part, lacking)
+            for spec, lacking in zip(self._specs, part.lacking, strict=True)
+        ]
+        infos = self._read_headers(part) if read is None else read
+        batches = self._plan(part, infos, buffers)
+        tasks = [
+            self._workers.submit(self._work, part, infos, buffers, wanted, positions)
+            for wanted, positions in batches
+        ]
+        left = len(part.ids)
+        # In order: `as_completed` would wait for ever for what a shutdown cancels.
+        for task in tasks:
+            left -= task.result()
+        self.progress.note(left)  # what was no use to decode
+        return [buffer.take(part) for buffer in buffers]
 
     def _read_headers(self, part: Part) -> list[ImageInfo]:
         def read(start: int) -> list[ImageInfo]:
-            with self._clock.measure("read"):
-                return [read_header(source) for source in part.sources[start : start + _HEADERS]]
+            with self.progress.measure("read"):
+                return list(map(reading.read_header, part.sources[start : start + _HEADERS]))
 
         chunks = self._workers.map(read, range(0, len(part.sources), _HEADERS))
-        return [info for chunk in chunks for info in chunk]
-
-    def _compute_part(self, part: Part, infos: Sequence[ImageInfo] | None) -> list[Rows]:
-        """Compute all that the caches lack of a part; every image is decoded once."""
-        buffers = [
-            _RowBuffer(spec, channels, part, lacking)
-            for spec, channels, lacking in zip(
-                self._specs, self._channels, part.lacking, strict=True
-            )
-        ]
-        known = list(self._read_headers(part) if infos is None else infos)
-        tasks = [
-            self._workers.submit(self._work, batch, part, known, buffers)
-            for batch in self._plan(part, known, buffers)
-        ]
-        # In order: `as_completed` would wait for ever for what a shutdown cancels.
-        done = sum(task.result() for task in tasks)
-        self._progress.note(len(part.ids) - done)  # what was no use to decode
-        return [buffer.take(part) for buffer in buffers]
-
-    def _renderings(self, wanted: Iterable[int]) -> tuple[Rendering, ...]:
-        """Return the scales and views of some specs, each once."""
-        specs = [self._specs[number] for number in wanted]
-        pairs = [Rendering(scale, spec.view) for spec in specs for scale in spec.scales]
-        return tuple(dict.fromkeys(pairs))
+        return list(itertools.chain.from_iterable(chunks))
 
     def _plan(
         self, part: Part, infos: Sequence[ImageInfo], buffers: Sequence[_RowBuffer]
-    ) -> list[_Batch]:
+    ) -> list[tuple[list[int], list[int]]]:
         """Group images by the caches that want them and by the sizes of their views."""
-        keys: list[tuple[tuple[int, ...], tuple[tuple[int, int], ...]] | None] = []
+        keys: list[tuple[tuple[int, ...], Sizes] | None] = []
         costs = []
         for position, info in enumerate(infos):
-            wanted: dict[int, tuple[tuple[int, int], ...]] = {}
-            for number, lacking in enumerate(part.lacking):
-                if lacking[position]:
-                    sizes = view_sizes(info, self._renderings([number]))
+            wanted: dict[int, Sizes] = {}
+            for number, buffer in enumerate(buffers):
+                if buffer.lacking[position]:
+                    sizes = reading.view_sizes(info, reading.renderings_of([buffer.spec]))
                     error = sizes if isinstance(sizes, str) else ""
-                    buffers[number].note_header(position, info, error)
+                    buffer.note_header(position, info, error)
                     if not isinstance(sizes, str):  # one cache's scale may be too much for it
                         wanted[number] = sizes
-            all_sizes = tuple(size for sizes in wanted.values() for size in sizes)
+            all_sizes = tuple(itertools.chain.from_iterable(wanted.values()))
             keys.append((tuple(wanted), all_sizes) if wanted else None)
-            costs.append(max((height * width for height, width in all_sizes), default=0))
-        batches, full = [], 0
+            costs.append(max(itertools.starmap(operator.mul, all_sizes), default=0))
+        batches, budget = [], self.runtime.batch_pixels
         # The largest first, so that in the end no thread waits long for the last one.
-        for positions in sorted(group(keys, costs, self._batch_pixels), key=len, reverse=True):
-            numbers, _ = keys[positions[0]] or ((), ())
-            full += len(positions) == batch_size(costs[positions[0]], self._batch_pixels)
-            batches.append(_Batch(numbers, self._renderings(numbers), tuple(positions)))
-        self._clock.count(len(batches), full)
+        for positions in sorted(group(keys, costs, budget), key=len, reverse=True):
+            first = positions[0]
+            numbers, _ = keys[first] or ((), ())
+            self.progress.add("batches", 1)
+            self.progress.add("full", len(positions) == batch_size(costs[first], budget))
+            batches.append((list(numbers), positions))
         return batches
 
     def _work(
-        self, batch: _Batch, part: Part, infos: list[ImageInfo], buffers: Sequence[_RowBuffer]
+        self,
+        part: Part,
+        infos: list[ImageInfo],
+        buffers: Sequence[_RowBuffer],
+        wanted: Sequence[int],
+        positions: Sequence[int],
     ) -> int:
         """Decode the images of a batch and compute its features."""
+        renderings = reading.renderings_of([self._specs[number] for number in wanted])
         decoded: dict[int, Views] = {}
-        with self._clock.measure("read"):
-            for position in batch.positions:
+        with self.progress.measure("read"):
+            for position in positions:
                 info, infos[position] = infos[position], ImageInfo()  # its bytes are let go
-                views = info.views or decode_views(part.sources[position], info, batch.renderings)
+                views = info.views or reading.decode_views(part.sources[position], info, renderings)
                 if isinstance(views, str):
-                    for number in batch.wanted:
+                    for number in wanted:
                         buffers[number].table.error[position] = views
                 else:
                     decoded[position] = views
-        for rendering in batch.renderings if decoded else ():
+        for rendering in renderings if decoded else ():
             views_at = {position: views[rendering] for position, views in decoded.items()}
-            wanted = [n for n in batch.wanted if rendering in self._renderings([n])]
-            self._compute(rendering.scale, wanted, views_at, buffers)
-        self._progress.note(len(batch.positions))
-        return len(batch.positions)
+            numbers = [n for n in wanted if rendering in reading.renderings_of([self._specs[n]])]
+            self._compute(rendering.scale, numbers, views_at, buffers)
+        self.progress.note(len(positions))
+        return len(positions)
 
     def _compute(
         self,
@@ -277,8 +301,11 @@ class Extractor:
         """Compute a batch; halve it where memory does not suffice, down to one image alone."""
         positions = list(views)
         try:
-            slots = self._slots.all() if alone else self._slots.one()
-            with slots, self._clock.measure("compute"):
+            with contextlib.ExitStack() as slots:
+                slots.enter_context(self._alone if alone else contextlib.nullcontext())
+                for _ in range(self.runtime.computers if alone else 1):
+                    slots.enter_context(self._slots)
+                slots.enter_context(self.progress.measure("compute"))
                 vectors = self._computer.compute(np.stack(list(views.values())), wanted)
         except (RuntimeError, MemoryError) as error:
             # What fits nowhere is an image's failure; that cuDNN lacks an operator is not.
@@ -298,32 +325,29 @@ class Extractor:
             self._compute(scale, wanted, views, buffers, alone=True)
         else:
             for number in wanted:
-                buffers[number].table.error[positions[0]] = OUT_OF_MEMORY
+                buffers[number].table.error[positions[0]] = reading.OUT_OF_MEMORY
 
 
-class _Slots:
-    """Limit how many batches are computed at once: so many, or one alone where memory is short."""
+def group(
+    keys: Sequence[Hashable | None], costs: Sequence[int], budget: int
+) -> Iterator[list[int]]:
+    """Cut positions into batches of equal keys, each within a budget.
 
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._free = threading.Semaphore(count)
-        self._turn = threading.Lock()
-
-    @contextlib.contextmanager
-    def one(self) -> Iterator[None]:
-        with self._free:
-            yield
-
-    @contextlib.contextmanager
-    def all(self) -> Iterator[None]:
-        # In turn, or two would wait for each other with half of the slots each.
-        with self._turn, contextlib.ExitStack() as stack:
-            for _ in range(self._count):
-                stack.enter_context(self._free)
-            yield
+    Examples
+    --------
+    >>> list(group(["a", "b", "a", None, "a"], [4, 9, 4, 0, 4], budget=8))
+    [[0, 2], [4], [1]]
+    """
+    members: dict[Hashable, list[int]] = {}
+    for position, key in enumerate(keys):
+        if key is not None:
+            members.setdefault(key, []).append(position)
+    for positions in members.values():
+        size = batch_size(costs[positions[0]], budget)
+        for start in range(0, len(positions), size):
+            yield positions[start : start + size]
 
 
-def without_features(rows: Rows) -> dict[int, str]:
-    """Return the reasons of failed rows by their position."""
-    failed = np.flatnonzero(rows.table.status != OK)
-    return {int(position): rows.table.error[position] for position in failed}
+def batch_size(cost: int, budget: int) -> int:
+    """Return how many images of a cost make a full batch."""
+    return max(1, budget // max(1, cost))

@@ -15,7 +15,8 @@ from spptransfer.backbones import Backbone
 from spptransfer.errors import ConfigError, ImageError, suggestion
 from spptransfer.extraction.reading import Rendering, decode_views, read_header
 from spptransfer.pyramid.windows import cells_of_boxes, centres, pool_windows
-from spptransfer.runtimes import ComputeOptions, open_runtime
+from spptransfer.runtimes import ComputeOptions
+from spptransfer.runtimes.runtime import open_runtime
 
 Pair = tuple[float, float]
 
@@ -125,10 +126,6 @@ def feature_maps(
     for name in names:
         if backbone.info.layer(name).kind != "map":
             raise ConfigError(f"layer '{name}' is a vector, which has no windows")
-        if name not in backbone.layers:
-            raise ConfigError(
-                f"layer: '{name}' was not loaded; {suggestion(name, backbone.layers)}"
-            )
     if scale < backbone.info.min_side:
         raise ConfigError(
             f"scale: {scale} is too small for '{backbone.info.name}'; "

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +15,35 @@ import numpy.typing as npt
 from spptransfer import images
 from spptransfer.errors import ImageError
 from spptransfer.images import View
+from spptransfer.spec import FeatureSpec
 
 # An image is given as a file or as its samples.
 Source = Path | npt.NDArray[np.uint8]
 # A file of up to this many bytes is kept from the reading of its header until it is decoded.
 KEPT_BYTES = 1 << 18
+# Images that each process which reads has ready.
+_AHEAD = 16
 
 # Failures that say nothing about the image; such a row is tried again by the next run.
 OUT_OF_MEMORY = "out of memory: the image does not fit even on its own"
 CHANGED = "the file changed while it was being read"
 PASSING = (OUT_OF_MEMORY, CHANGED)
+
+Mask = npt.NDArray[np.bool_]
+# Size in bytes and times of change in nanoseconds: while they stay, so does the content.
+Stamp = tuple[int, int, int]
+
+
+class Part(NamedTuple):
+    """A run of images that is computed and written as one.
+
+    `positions` says where they stand in their dataset, `lacking` which of them each cache lacks.
+    """
+
+    positions: npt.NDArray[np.intp]
+    ids: Sequence[str]
+    sources: Sequence[Source]
+    lacking: tuple[Mask, ...]
 
 
 class Rendering(NamedTuple):
@@ -35,14 +56,6 @@ class Rendering(NamedTuple):
 Views = Mapping[Rendering, npt.NDArray[np.uint8]]
 
 
-class Stamp(NamedTuple):
-    """Size in bytes and times of change in nanoseconds: while they stay, so does the content."""
-
-    size: int = 0
-    modified: int = 0
-    changed: int = 0
-
-
 @dataclass(frozen=True)
 class ImageInfo:
     """What is known of an image before it is decoded, or why nothing is.
@@ -51,7 +64,7 @@ class ImageInfo:
     there already where another process has decoded them.
     """
 
-    stamp: Stamp = field(default_factory=Stamp)
+    stamp: Stamp = (0, 0, 0)
     digest: str = ""
     height: int = 0
     width: int = 0
@@ -60,29 +73,33 @@ class ImageInfo:
     views: Views = field(default_factory=dict, repr=False)
 
 
+def renderings_of(specs: Iterable[FeatureSpec]) -> tuple[Rendering, ...]:
+    """Return the scales and views of some specs, each once."""
+    found = [Rendering(scale, spec.view) for spec in specs for scale in spec.scales]
+    return tuple(dict.fromkeys(found))
+
+
 def stamp_of(path: Path) -> Stamp:
     """Ask the file system for the stamp of a file."""
     status = path.stat()
-    return Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def read_header(source: Source) -> ImageInfo:
     """Read what an image's header says; a broken image is no exception but a result."""
-    stamp, digest, data = Stamp(), "", b""
+    stamp, digest, data = (0, 0, 0), "", b""
     try:
         if isinstance(source, np.ndarray):
             height, width = images.from_array(source).size[::-1]
         else:
-            # Before the content, so that a change in between is noticed by the next run.
-            stamp = stamp_of(source)
+            with contextlib.suppress(OSError, ValueError):  # reading it says why
+                # Before the content, so that a change in between is noticed by the next run.
+                stamp = stamp_of(source)
             data = images.read_bytes(source)
             digest = images.content_digest(data)
             height, width = images.upright_size(data)
     except ImageError as error:
         return ImageInfo(stamp, digest, error=str(error))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        return ImageInfo(stamp, digest, error=f"cannot read the image: {reason}")
     kept = data if len(data) <= KEPT_BYTES else b""
     return ImageInfo(stamp, digest, height, width, data=kept)
 
@@ -94,7 +111,7 @@ def view_sizes(
     if info.error:
         return info.error
     try:
-        return tuple(images.view_size(info.height, info.width, *each) for each in renderings)
+        return tuple([images.view_size(info.height, info.width, *each) for each in renderings])
     except ImageError as error:
         return str(error)
 
@@ -121,12 +138,49 @@ def decode_views(source: Source, info: ImageInfo, renderings: Sequence[Rendering
         return OUT_OF_MEMORY
 
 
-def read_image(source: Source, renderings: Sequence[Rendering]) -> ImageInfo:
-    """Read and decode an image at once."""
-    info = read_header(source)
-    if isinstance(view_sizes(info, renderings), str):
-        return info
-    views = decode_views(source, info, renderings)
-    if isinstance(views, str):
-        return replace(info, error=views, data=b"")
-    return replace(info, views=views, data=b"")
+def read_in_processes(
+    parts: Iterable[Part], renderings: Sequence[Rendering], processes: int
+) -> Iterator[tuple[Part, list[ImageInfo]]]:
+    """Read parts by processes, for a device that computes faster than threads read."""
+    from torch.utils.data import DataLoader
+
+    begun: deque[Part] = deque()
+
+    def sources() -> Iterator[Source]:
+        for part in parts:
+            begun.append(part)
+            yield from part.sources
+
+    dataset: Any = _Images(renderings)
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=sources(),
+        num_workers=processes,
+        prefetch_factor=_AHEAD,
+    )
+    infos: list[ImageInfo] = []
+    for info, tensors in loader:
+        views = {key: tensor.numpy() for key, tensor in zip(renderings, tensors, strict=False)}
+        infos.append(replace(info, views=views))
+        if len(infos) == len(begun[0].sources):
+            yield begun.popleft(), infos
+            infos = []
+
+
+class _Images:
+    """Decode an image by its source, which is its index; tensors travel in shared memory."""
+
+    def __init__(self, renderings: Sequence[Rendering]) -> None:
+        self._renderings = renderings
+
+    def __getitem__(self, source: Source) -> tuple[ImageInfo, list[Any]]:
+        from torch import from_numpy
+
+        info = read_header(source)
+        if isinstance(view_sizes(info, self._renderings), str):
+            return info, []
+        views = decode_views(source, info, self._renderings)
+        if isinstance(views, str):
+            return replace(info, error=views, data=b""), []
+        return replace(info, data=b""), list(map(from_numpy, views.values()))

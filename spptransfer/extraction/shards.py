@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,7 @@ def shard_of(dataset: Dataset, index: int, count: int) -> Dataset:
 
 
 def shard_path(path: Path, index: int, count: int) -> Path:
-    """Return where the cache of a shard lies.
-
-    Examples
-    --------
-    >>> shard_path(Path("photos.h5"), 2, 8).name
-    'photos.shard-2-of-8.h5'
-    """
+    """Return where the cache of a shard lies."""
     return path.with_name(f"{path.stem}.shard-{index}-of-{count}{path.suffix}")
 
 
@@ -66,31 +61,9 @@ def extract_shards(
     shard of a process that died is resumed by another one, and a run that was killed goes on with
     the shards that it left. A cache that is there already is brought up to date by this process.
 
-    Parameters
-    ----------
-    dataset, specs, paths, backbone, options, progress
-        As in `extract`. The processes of one machine share its processors.
-    shards : int
-        How many shards; on this machine as many processes work at once.
-    scheduler : str, optional
-        Address of a Dask scheduler, such as ``"tcp://10.0.0.1:8786"``, whose workers see the
-        images and the caches' folder at the same paths.
-    stop : threading.Event, optional
-        Once set, no further shard is begun and `Interrupted` is raised.
-
-    Returns
-    -------
-    list of Extraction
-        One for each cache.
-
-    Raises
-    ------
-    ConfigError
-        If there are fewer images than shards, or no Dask scheduler answers.
-    CacheError
-        If workers die again and again; what they finished is kept.
-    Interrupted, DatasetError, SpecMismatchError
-        As in `extract`.
+    The processes of one machine, as many as shards, share its processors; the workers of a Dask
+    `scheduler`, such as ``"tcp://10.0.0.1:8786"``, see the images and the caches' folder at the
+    same paths. Once `stop` is set no further shard is begun. Otherwise as `extract`.
     """
     if any(path.exists() for path in paths):
         logger.info("the cache is there already: this process brings it up to date")
@@ -145,9 +118,11 @@ def _run(
                     found[index] = extractions
                     bar.update(len(found) - bar.n)
                     if stop is not None and stop.is_set() and len(found) < len(tasks):
-                        _cancel(made)
+                        with warnings.catch_warnings():  # joblib says that some was in vain
+                            warnings.simplefilter("ignore")
+                            made.close()
                         raise Interrupted("interrupted: what is finished of the shards is kept")
-                return [found[index] for index in range(len(tasks))]
+                break
             except TerminatedWorkerError as error:
                 if not left:
                     raise CacheError(
@@ -155,14 +130,7 @@ def _run(
                         "everything finished is kept: run the same command again"
                     ) from error
                 logger.warning("a worker process died; its shard goes to another one")
-    raise AssertionError("not reached")
-
-
-def _cancel(made: Generator[Any]) -> None:
-    """Give up what is still to come, without joblib's warning that it was in vain."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        made.close()
+    return [found[index] for index in range(len(tasks))]
 
 
 def _extract_shard(index: int, folder: Path | None, *task: Any) -> tuple[int, list[Extraction]]:
@@ -171,51 +139,32 @@ def _extract_shard(index: int, folder: Path | None, *task: Any) -> tuple[int, li
     return index, extract(*task)
 
 
-class _connected:
+def _connected(scheduler: str | None) -> contextlib.AbstractContextManager[Any]:
     """Connect to a Dask scheduler for a while; to none without an address."""
-
-    def __init__(self, scheduler: str | None) -> None:
-        self._scheduler = scheduler
-        self._client: Any = None
-
-    def __enter__(self) -> Any:
-        if self._scheduler is None:
-            return None
-        try:
-            from distributed import Client
-        except ImportError as error:
-            raise ConfigError("--scheduler needs: pip install 'spptransfer[dask]'") from error
-        try:
-            self._client = Client(self._scheduler)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"no Dask scheduler answers at '{self._scheduler}'") from error
-        return self._client
-
-    def __exit__(self, *_: object) -> None:
-        if self._client is not None:
-            self._client.close()
+    if scheduler is None:
+        return contextlib.nullcontext()
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ConfigError("--scheduler needs: pip install 'spptransfer[dask]'") from error
+    try:
+        client: contextlib.AbstractContextManager[Any] = Client(scheduler)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no Dask scheduler answers at '{scheduler}'") from error
+    return client
 
 
 def _together(path: Path, pieces: Sequence[Extraction]) -> Extraction:
     """Add up what was done for the shards of one cache."""
-
-    def total(name: str) -> int:
-        return sum(getattr(piece, name) for piece in pieces)
-
     counts = ("added", "changed", "unchanged", "removed", "reused", "batches", "full_batches")
-    kinds = pieces[0].seconds
-    computed = [piece for piece in pieces if piece.computed_by]
+    computed = [piece for piece in pieces if piece.computed_by] or pieces
     return Extraction(
         path,
-        **{name: total(name) for name in counts},
-        failures=dict(_failures(pieces)),
+        **{name: sum([getattr(piece, name) for piece in pieces]) for name in counts},
+        failures={id: why for piece in pieces for id, why in piece.failures.items()},
         # They worked side by side.
-        seconds={kind: max(piece.seconds[kind] for piece in pieces) for kind in kinds},
-        computed_by=computed[0].computed_by if computed else None,
-        device=computed[0].device if computed else None,
+        seconds={kind: max([p.seconds[kind] for p in pieces]) for kind in pieces[0].seconds},
+        computed_by=computed[0].computed_by,
+        device=computed[0].device,
+        few_images=computed[0].few_images,
     )
-
-
-def _failures(pieces: Sequence[Extraction]) -> Iterator[tuple[str, str]]:
-    for piece in pieces:
-        yield from piece.failures.items()

@@ -24,7 +24,7 @@ from spptransfer.pretraining.evaluation_views import (
 )
 from spptransfer.pretraining.views import Scheme, make_scheme
 from spptransfer.runtimes import ComputeOptions
-from spptransfer.runtimes.devices import is_out_of_memory, may_be_unsupported
+from spptransfer.runtimes.devices import is_out_of_memory, limit_threads, may_be_unsupported
 
 __all__ = [
     "Classifier",
@@ -268,9 +268,7 @@ class _Pool:
         runtime = averagers[0].runtime
         self._batch_pixels = min(averager.runtime.batch_pixels for averager in averagers)
         self._computing = threading.BoundedSemaphore(runtime.computers)
-        self._threads = ThreadPoolExecutor(
-            runtime.workers, "evaluate", runtime.thread_initializer()
-        )
+        self._threads = ThreadPoolExecutor(runtime.workers, "evaluate", limit_threads)
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> _Pool:

@@ -21,7 +21,8 @@ from spptransfer.pretraining.views import (
     mirrored,
     window_corners,
 )
-from spptransfer.runtimes import ComputeOptions, open_runtime
+from spptransfer.runtimes import ComputeOptions
+from spptransfer.runtimes.runtime import open_runtime
 
 Pixels = npt.NDArray[np.uint8]
 

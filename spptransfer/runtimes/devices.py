@@ -1,16 +1,17 @@
-"""Devices: which one computes, what it can do, how threads share it, when memory was too small."""
+"""Devices and torch on them: which one computes, what it can do, how threads share it."""
 
 from __future__ import annotations
 
 import contextlib
-import re
+import copy
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
-from spptransfer.backbones import BackboneInfo
+from spptransfer.backbones import Backbone, BackboneInfo
 from spptransfer.errors import ConfigError
 
 # A CPU gains nothing from larger batches, a GPU does. Where maps have many numbers per pixel (VGG),
@@ -42,19 +43,11 @@ def choose_device(name: str, runtime: str = "torch") -> torch.device:
     Of several GPUs, ``auto`` and ``cuda`` mean torch's current one; its number is found here.
     ``auto`` is a CUDA device if there is one, else the CPU; other runtimes than torch compute on
     the CPU.
-
-    Examples
-    --------
-    >>> choose_device("cpu")
-    device(type='cpu')
     """
     if name == "auto":
         on_gpu = runtime in ("auto", "torch") and torch.cuda.is_available()
         name = "cuda" if on_gpu else "cpu"
-    known = re.fullmatch(r"(cpu|cuda|mps)(?::(0|[1-9][0-9]*))?", name)
-    if known is None:
-        raise ConfigError(f"device: '{name}' is unknown; allowed: auto, cpu, cuda, cuda:N, mps")
-    kind, number = known.groups()
+    kind, _, number = name.partition(":")
     absent = ConfigError(f"device: '{name}' is not on this machine; allowed: auto, cpu")
     if kind == "cpu":
         return torch.device("cpu")
@@ -64,7 +57,7 @@ def choose_device(name: str, runtime: str = "torch") -> torch.device:
         return torch.device("mps")
     # Threads that compute have another current device than who asks.
     current = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
-    index = current if number is None else int(number)
+    index = int(number) if number else current
     if index >= torch.cuda.device_count():
         raise absent
     return torch.device(kind, index)
@@ -175,3 +168,55 @@ def is_out_of_memory(error: BaseException) -> bool:
 def may_be_unsupported(error: BaseException) -> bool:
     """Tell whether what `is_out_of_memory` takes for that is also how cuDNN says it cannot."""
     return _NO_ENGINE in str(error)
+
+
+def place(
+    backbone: Backbone,
+    part: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    channels_last: bool = False,
+) -> Backbone:
+    """Move and cast a part of a backbone, in a copy that shares all numbers that stay the same."""
+    module = cast(nn.Module, backbone)
+    kept: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    filters = (m.weight for m in module.modules() if isinstance(m, nn.Conv2d) and channels_last)
+    convolved = {id(weight) for weight in filters}
+    for tensor in (*part.parameters(), *part.buffers()):
+        cast_to = dtype if tensor.is_floating_point() else tensor.dtype
+        moved = tensor.detach().to(device=device, dtype=cast_to)
+        if id(tensor) in convolved:
+            moved = moved.contiguous(memory_format=torch.channels_last)
+        is_parameter = isinstance(tensor, nn.Parameter)
+        kept[id(tensor)] = nn.Parameter(moved, requires_grad=False) if is_parameter else moved
+    return cast(Backbone, copy.deepcopy(module, kept))
+
+
+class TorchNetwork:
+    """A backbone's maps as torch computes them."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        module = cast(nn.Module, backbone)
+        tensor = next((t for t in module.parameters() if t.is_floating_point()), torch.zeros(1))
+        self._backbone = backbone
+        self._dtype = tensor.dtype
+        self._channels_last = getattr(backbone, "channels_last", False)
+        self._shift, self._span = (
+            torch.tensor([255.0 * value for value in values], dtype=torch.float32).to(tensor.device)
+            for values in (backbone.info.mean, backbone.info.std)
+        )
+
+    def maps(self, pixels: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Compute the maps that some layers are made of, in one pass."""
+        images = self.normalize(pixels)
+        images = images if self._channels_last else images.contiguous()
+        return self._backbone.maps_of(images, layers)
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Turn N x H x W x 3 bytes into N x 3 x H x W numbers that lie channels-last."""
+        shape, width = pixels.shape, pixels.shape[2]
+        # Along whole rows: torch is slow where the last of the dimensions has three numbers.
+        rows = pixels.reshape(*shape[:2], width * 3).float()
+        normal = rows.sub_(self._shift.repeat(width)).div_(self._span.repeat(width))
+        return normal.to(self._dtype).view(shape).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Translate a backbone's trunk into a runtime's graph, operator by operator.
+"""A backbone's trunk as an ONNX graph, which the runtimes besides torch compile.
 
 Torch's own exporters need further packages, are deprecated or report their use over the network.
 The networks of this package are made of a dozen operators, so they are followed here.
@@ -9,98 +9,158 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import onnx
 import torch
+from onnx import TensorProto, helper
 from torch import fx, nn
 from torch.fx.proxy import GraphAppendingTracer
 from torch.nn import functional
 
 from spptransfer.backbones import Backbone
 from spptransfer.errors import ConfigError
+from spptransfer.runtimes.devices import TorchNetwork, one_thread, place
 
-# What a runtime's graph is made of.
-Value = Any
+# Relative l2 distance from torch's maps up to which a runtime is trusted.
+TOLERANCES = {"float32": 1e-3, "bfloat16": 3e-2}
+# Where torch's own bfloat16 is further from float32 than that: a multiple of its distance.
+_AS_GOOD = 1.5
+# Runtimes differ in what they make of numbers that are not finite. Where none on noise is above
+# this, none on any image overflows.
+_LARGEST = 1e25
+_PROBE_SIDE = 64
+# What runtimes say where memory does not suffice; each has exceptions of its own.
+_OUT_OF_MEMORY = ("bad_alloc", "failed to allocate", "could not allocate", "not enough memory")
+_OPSET, _FORMAT = 17, 8
+PIXELS = "pixels"
+
 Pair = tuple[int, int]
+# From N x H x W x 3 bytes to the outputs of a graph, in their order.
+Run = Callable[[npt.NDArray[np.uint8]], Sequence[npt.NDArray[np.float32]]]
 
 
-class Operators(ABC):
-    """The operators of a runtime; maps are N x C x H x W, in float32."""
+class CompiledNetwork:
+    """A trunk that a runtime compiles as a graph, once for each set of layers asked for.
 
-    runtime: str
-
-    @abstractmethod
-    def normalized(self, shift: Sequence[float], span: Sequence[float]) -> Value:
-        """Turn the input, N x H x W x 3 bytes, into N x 3 x H x W: (bytes - shift) / span."""
-
-    @abstractmethod
-    def convolution(self, maps: Value, module: nn.Conv2d, padding: Pair) -> Value:
-        """Filter maps."""
-
-    @abstractmethod
-    def clip(self, maps: Value, low: float, high: float | None) -> Value:
-        """Bring all numbers to an interval, which may be open above."""
-
-    @abstractmethod
-    def max_pool(self, maps: Value, kernel: Pair, stride: Pair, before: Pair, after: Pair) -> Value:
-        """Maximum over windows, incomplete ones left out, after padding the sides unequally."""
-
-    @abstractmethod
-    def average_pool(self, maps: Value, kernel: Pair, stride: Pair, padding: Pair) -> Value:
-        """Mean over windows; cells outside the map are zeros that count."""
-
-    @abstractmethod
-    def response_norm(self, maps: Value, module: nn.LocalResponseNorm) -> Value:
-        """Normalise across neighbouring channels."""
-
-    @abstractmethod
-    def concatenate(self, maps: Sequence[Value], axis: int) -> Value:
-        """Put maps one after the other."""
-
-    @abstractmethod
-    def combine(self, kind: str, left: Value, right: Value | float) -> Value:
-        """``add``, ``multiply`` or ``power``, number by number."""
-
-
-def follow(backbone: Backbone, layers: Sequence[str], runtime: str) -> fx.GraphModule:
-    """Trace a float32 backbone to the maps of some layers; a `ConfigError` if that is no graph."""
-    try:
-        return trace(_Trunk(backbone, layers))
-    except Exception as error:  # whatever a user's classes say to values that are no tensors
-        raise ConfigError(
-            f"runtime '{runtime}' cannot follow backbone '{backbone.info.name}' "
-            f"({type(error).__name__}); use runtime 'torch'"
-        ) from error
-
-
-def build(
-    traced: fx.GraphModule, backbone: Backbone, layers: Sequence[str], operators: Operators
-) -> tuple[list[Value], list[int]]:
-    """Translate a traced trunk into a runtime's operators; an unknown one is a `ConfigError`.
-
-    Returns all values that the layers are made of, each once, since a layer may have two names;
-    and for each layer which of them it is.
+    The backbone is in float32 and on the CPU; `compile` makes a graph ready for several threads.
+    What the runtime lacks, or computes in another way than torch, is a `ConfigError`.
     """
-    translator = _Translator(traced, operators)
-    translator.extra_traceback = False  # its messages are for the user
-    shift, span = (
-        [255.0 * v for v in values] for values in (backbone.info.mean, backbone.info.std)
-    )
-    found: dict[str, Value] = translator.run(operators.normalized(shift, span))
-    numbers = {value: number for number, value in enumerate(dict.fromkeys(found.values()))}
-    return list(numbers), [numbers[found[layer]] for layer in layers]
+
+    def __init__(
+        self,
+        runtime: str,
+        compile: Callable[[Graph], Run],
+        backbone: Backbone,
+        layers: Sequence[str],
+        precision: str,
+    ) -> None:
+        self._runtime, self._backbone, self._precision = runtime, backbone, precision
+        self._compile = compile
+        self._compiled: dict[tuple[str, ...], tuple[Graph, Run]] = {}
+        self._lock = threading.Lock()
+        self._compiled_for(tuple(layers))
+
+    def maps(self, pixels: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Compute the maps that some layers are made of, in one pass."""
+        return _run(*self._compiled_for(tuple(layers)), pixels)
+
+    def _compiled_for(self, layers: tuple[str, ...]) -> tuple[Graph, Run]:
+        with self._lock:
+            if layers not in self._compiled:
+                self._compiled[layers] = self._checked(layers)
+            return self._compiled[layers]
+
+    def _checked(self, layers: Sequence[str]) -> tuple[Graph, Run]:
+        """Compile the graph of some layers, and compare it with torch on noisy images."""
+        probes = self._probes()
+        try:
+            traced = trace(
+                self._backbone, lambda likeness, images: likeness.maps_of(images, layers)
+            )
+        except Exception as error:  # whatever a user's classes say to values that are no tensors
+            why = f"cannot follow backbone '{self._backbone.info.name}' ({type(error).__name__})"
+            raise _refusal(self._runtime, why) from error
+        self._check_range(traced, probes[0])
+        graph = Graph(traced, self._backbone, self._runtime)
+        run = self._compile(graph)
+        for pixels in map(torch.from_numpy, probes):
+            self._check(_run(graph, run, pixels), pixels)
+        return graph, run
+
+    def _probes(self) -> list[npt.NDArray[np.uint8]]:
+        """Draw noise of two sizes, neither of them a round number."""
+        info, drawn = self._backbone.info, np.random.default_rng(0)
+        side, step = max(_PROBE_SIDE, info.min_side), info.multiple_of
+        shapes = (1, side + 3, side + 14), (2, side, side + 1)
+        return [
+            drawn.integers(0, 256, (n, -(-h // step) * step, -(-w // step) * step, 3), np.uint8)
+            for n, h, w in shapes
+        ]
+
+    def _check_range(self, traced: fx.GraphModule, drawn: npt.NDArray[np.uint8]) -> None:
+        """Refuse a backbone whose numbers may overflow."""
+        measure = _Measure(traced)
+        with one_thread(), torch.inference_mode():
+            measure.run(TorchNetwork(self._backbone).normalize(torch.from_numpy(drawn)))
+        if not measure.largest <= _LARGEST:
+            why = (
+                f"is not for '{self._backbone.info.name}' with these weights, whose numbers are "
+                f"too large or not finite ({measure.largest:.1g} on a noisy image)"
+            )
+            raise _refusal(self._runtime, why)
+
+    def _check(self, found: Mapping[str, torch.Tensor], pixels: torch.Tensor) -> None:
+        """Compare maps with torch's."""
+        with one_thread(), torch.inference_mode():
+            exact = TorchNetwork(self._backbone).maps(pixels, list(found))
+            error, allowed = _distance(found, exact), TOLERANCES[self._precision]
+            if self._precision == "bfloat16" and error > allowed:
+                low = place(self._backbone, self._backbone, pixels.device, torch.bfloat16)
+                rounded = TorchNetwork(low).maps(pixels, list(found))
+                allowed = max(allowed, _AS_GOOD * _distance(rounded, exact))
+        if not error <= allowed < math.inf:
+            why = (
+                f"does not agree with torch on '{self._backbone.info.name}' in {self._precision} "
+                f"(relative error {error:.2g}, allowed {allowed:.2g})"
+            )
+            raise _refusal(self._runtime, why)
 
 
-def largest_number(traced: fx.GraphModule, images: torch.Tensor) -> float:
-    """Return the largest absolute number, inside as well, that images give; NaN if there is one."""
-    measure = _Measure(traced)
-    measure.run(images)
-    return measure.largest
+def _refusal(runtime: str, why: str) -> ConfigError:
+    return ConfigError(f"runtime '{runtime}' {why}; use runtime 'torch'")
+
+
+def _run(graph: Graph, run: Run, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    try:
+        found = run(pixels.contiguous().numpy())
+    except Exception as error:
+        if any(words in str(error).lower() for words in _OUT_OF_MEMORY):
+            raise MemoryError(str(error)) from error
+        raise
+    values = dict(zip(graph.outputs, map(torch.from_numpy, found), strict=True))
+    return {layer: values[name] for layer, name in graph.layers.items()}
+
+
+def _distance(found: Mapping[str, torch.Tensor], exact: Mapping[str, torch.Tensor]) -> float:
+    """Return the largest relative l2 distance of all layers; infinite if some are not finite."""
+    largest = 0.0
+    for layer, expected in exact.items():
+        maps = found[layer]
+        if maps.shape != expected.shape or not (maps.isfinite() & expected.isfinite()).all():
+            return math.inf
+        length = torch.linalg.vector_norm(expected).clamp(min=1e-30)
+        largest = max(largest, float(torch.linalg.vector_norm(maps.float() - expected) / length))
+    return largest
 
 
 class _Measure(fx.Interpreter):
+    """Find the largest absolute number, inside as well; NaN if there is one."""
+
     largest = 0.0
 
     def run_node(self, n: fx.Node) -> Any:
@@ -111,123 +171,143 @@ class _Measure(fx.Interpreter):
         return found
 
 
-class _Trunk(nn.Module):
-    """From images to the maps of some layers."""
-
-    def __init__(self, backbone: Backbone, layers: Sequence[str]) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.layers = tuple(layers)
-
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        return self.backbone.maps_of(images, self.layers)
-
-
-class _Translator(fx.Interpreter):
-    """Runs a traced trunk on a runtime's values instead of tensors.
+class Graph(fx.Interpreter):
+    """A traced trunk in ONNX's operators: it is run on the names of values instead of tensors.
 
     What works in place is taken for what gives a new value. That is the same wherever nobody
     reads the old one afterwards, which the comparison with torch finds out.
     """
 
-    def __init__(self, traced: fx.GraphModule, operators: Operators) -> None:
+    def __init__(self, traced: fx.GraphModule, backbone: Backbone, runtime: str) -> None:
         super().__init__(traced)
-        self._operators = operators
+        self.extra_traceback = False  # messages are for the user
+        self.constants: dict[str, npt.NDArray[np.float32]] = {}
+        self._runtime = runtime
+        self._nodes: list[onnx.NodeProto] = []
+        # Bytes are turned around, since there is less of them than of numbers.
+        maps = self._node("Transpose", PIXELS, perm=[0, 3, 1, 2])
+        maps = self._node("Cast", maps, to=TensorProto.FLOAT)
+        for kind, values in (("Sub", backbone.info.mean), ("Div", backbone.info.std)):
+            numbers = np.reshape([255.0 * value for value in values], (1, 3, 1, 1))
+            maps = self._node(kind, maps, numbers)
+        self.layers: dict[str, str] = self.run(maps)
+        # Each value once, since a layer may have two names.
+        self.outputs = list(dict.fromkeys(self.layers.values()))
 
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
+    def model(self, *, embedded: bool) -> bytes:
+        """Serialise the graph, its constants in it or to be handed over beside it."""
+        tensors = []
+        for name, numbers in self.constants.items():
+            tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=numbers.shape)
+            if embedded:
+                tensor.raw_data = numbers.tobytes()
+            else:
+                tensor.data_location = TensorProto.EXTERNAL
+                tensor.external_data.add(key="location", value=name)
+            tensors.append(tensor)
+        given = helper.make_tensor_value_info(PIXELS, TensorProto.UINT8, [None, None, None, 3])
+        shape = [None] * 4
+        found = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in self.outputs]
+        graph = helper.make_graph(self._nodes, "trunk", [given], found, tensors)
+        operators = [helper.make_opsetid("", _OPSET)]
+        model = helper.make_model(graph, opset_imports=operators, ir_version=_FORMAT)
+        return bytes(model.SerializeToString())
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """Translate one of torch's modules."""
         module, (maps,) = self.fetch_attr(target), args
-        to = self._operators
         match module:
             case nn.Identity() | nn.Dropout():
-                return maps
+                return str(maps)
             case nn.Conv2d() if module.padding_mode == "zeros" and module.padding != "same":
-                padding = 0 if isinstance(module.padding, str) else module.padding
-                return to.convolution(maps, module, _pair(padding))
+                pad = _pair(0 if isinstance(module.padding, str) else module.padding)
+                parameters = [p.detach().numpy() for p in module.parameters(recurse=False)]
+                how = {"strides": module.stride, "dilations": module.dilation, "pads": pad * 2}
+                return self._node("Conv", maps, *parameters, group=module.groups, **how)
             case nn.ReLU():
-                return to.clip(maps, 0.0, None)
+                return self._node("Relu", maps)
             case nn.ReLU6():
-                return to.clip(maps, 0.0, 6.0)
+                return self._node("Clip", maps, 0.0, 6.0)
             case nn.MaxPool2d(dilation=1, return_indices=False):
-                kernel, stride, before = _windows(module)
-                after = _with_incomplete(before, stride) if module.ceil_mode else before
-                if _fits(after, kernel):
-                    return to.max_pool(maps, kernel, stride, before, after)
+                windows = _windows(module)
+                kernel, after = windows["kernel_shape"], windows["pads"][2:]
+                # Else a window could lie in the padding alone.
+                if all(added < side for added, side in zip(after, kernel, strict=True)):
+                    return self._node("MaxPool", maps, **windows)
             case nn.AvgPool2d(ceil_mode=False, count_include_pad=True, divisor_override=None):
-                return to.average_pool(maps, *_windows(module))
+                return self._node("AveragePool", maps, count_include_pad=1, **_windows(module))
             case nn.LocalResponseNorm():
-                return to.response_norm(maps, module)
+                size, alpha, beta = module.size, module.alpha, module.beta
+                bias = float(module.k)
+                return self._node("LRN", maps, size=size, alpha=alpha, beta=beta, bias=bias)
         raise self._unknown(type(module).__name__)
 
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """Translate a function of tensors."""
-        to = self._operators
         if target is torch.cat and len({*kwargs, "dim"}) == 1:
-            axis = kwargs["dim"] if kwargs else args[1]
-            return to.concatenate(args[0], axis)
+            return self._node("Concat", *args[0], axis=kwargs["dim"] if kwargs else args[1])
         if target in (torch.relu, functional.relu):
-            return to.clip(args[0], 0.0, None)
+            return self._node("Relu", args[0])
         if target in _ARITHMETIC and not kwargs:
-            left, right = args if not isinstance(args[0], (int, float)) else reversed(args)
-            return to.combine(_ARITHMETIC[target], left, right)
+            return self._node(_ARITHMETIC[target], *args)
         raise self._unknown(getattr(target, "__name__", str(target)))
 
-    def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
+    def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """Translate a method of tensors."""
-        to, name = self._operators, str(target).removesuffix("_")
-        if name == "relu":
-            return to.clip(args[0], 0.0, None)
+        name = str(target).removesuffix("_")
         if name in ("clone", "contiguous"):
-            return args[0]
+            return str(args[0])
         if name == "square":
-            return to.combine("multiply", args[0], args[0])
+            return self._node("Mul", args[0], args[0])
         if name in _METHODS and not kwargs:
-            return to.combine(_METHODS[name], *args)
+            return self._node(_METHODS[name], *args)
         raise self._unknown(name)
 
+    def _node(self, kind: str, *inputs: Any, **attributes: Any) -> str:
+        """Add an operator; its inputs are names of values, or numbers."""
+        names = [given if isinstance(given, str) else self._constant(given) for given in inputs]
+        name = f"{kind}{len(self._nodes)}"
+        self._nodes.append(helper.make_node(kind, names, [name], name=name, **attributes))
+        return name
+
+    def _constant(self, value: npt.ArrayLike) -> str:
+        name = f"constant{len(self.constants)}"
+        # Not copied where it lies as it should: the same memory serves torch.
+        self.constants[name] = np.ascontiguousarray(value, np.float32).reshape(np.shape(value))
+        return name
+
     def _unknown(self, name: str) -> ConfigError:
-        return ConfigError(
-            f"runtime '{self._operators.runtime}' does not know this backbone's operator "
-            f"'{name}'; use runtime 'torch'"
-        )
+        return _refusal(self._runtime, f"does not know this backbone's operator '{name}'")
 
 
-_METHODS = {"add": "add", "mul": "multiply", "pow": "power"}
+_METHODS = {"relu": "Relu", "add": "Add", "mul": "Mul", "pow": "Pow"}
 _ARITHMETIC = {
-    operator.add: "add",
-    operator.iadd: "add",
-    torch.add: "add",
-    operator.mul: "multiply",
-    torch.mul: "multiply",
+    operator.add: "Add",
+    operator.iadd: "Add",
+    torch.add: "Add",
+    operator.mul: "Mul",
+    torch.mul: "Mul",
 }
 
 
-def _windows(module: nn.MaxPool2d | nn.AvgPool2d) -> tuple[Pair, Pair, Pair]:
-    return _pair(module.kernel_size), _pair(module.stride), _pair(module.padding)
-
-
-def _with_incomplete(padding: Pair, stride: Pair) -> Pair:
-    """Padding with which a pooling that rounds down has the windows of one that rounds up.
-
-    Runtimes differ in how they round up, above all where a map is smaller than a window.
-    """
-    return padding[0] + stride[0] - 1, padding[1] + stride[1] - 1
-
-
-def _fits(padding: Pair, kernel: Pair) -> bool:
-    """Whether no window can lie in the padding alone."""
-    return all(added < side for added, side in zip(padding, kernel, strict=True))
+def _windows(module: nn.MaxPool2d | nn.AvgPool2d) -> dict[str, tuple[int, ...]]:
+    stride, before = _pair(module.stride), _pair(module.padding)
+    # A pooling that rounds down has the windows of one that rounds up with so much more padding;
+    # runtimes differ in how they round up, above all where a map is smaller than a window.
+    more = stride if module.ceil_mode else (1, 1)
+    after = before[0] + more[0] - 1, before[1] + more[1] - 1
+    return {"kernel_shape": _pair(module.kernel_size), "strides": stride, "pads": before + after}
 
 
 def _pair(value: int | tuple[int, ...]) -> Pair:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-def trace(module: nn.Module) -> fx.GraphModule:
-    """Follow a module's `forward` down to the modules that are torch's own.
+def trace(module: Any, call: Callable[[Any, fx.Proxy], Any] = nn.Module.__call__) -> fx.GraphModule:
+    """Follow what a module does with maps, down to the modules that are torch's own.
 
     `torch.fx.symbolic_trace` replaces methods of every module in the process as long as it runs:
-    what another thread computes at that moment fails. Here the module's own `forward` runs on a
+    what another thread computes at that moment fails. Here the module's own code runs on a
     likeness of it that writes down its calls; the module is not changed.
 
     >>> traced = trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
@@ -236,8 +316,7 @@ def trace(module: nn.Module) -> fx.GraphModule:
     """
     graph = fx.Graph()
     tracer = _Tracer(graph)
-    likeness = _likeness(module, "", {}, tracer)
-    found = likeness(fx.Proxy(graph.placeholder("maps"), tracer))
+    found = call(_likeness(module, "", {}, tracer), fx.Proxy(graph.placeholder("maps"), tracer))
     graph.output(tracer.create_arg(found))
     return fx.GraphModule(module, graph)
 
@@ -266,7 +345,10 @@ def _likeness(
     module: nn.Module, name: str, known: dict[nn.Module, nn.Module], tracer: _Tracer
 ) -> nn.Module:
     """The same module of likenesses; one that has two names is known by the first."""
-    if module not in known and name and _is_torchs(module):
+    torchs = type(module).__module__.startswith("torch.nn") and not isinstance(
+        module, nn.Sequential
+    )
+    if module not in known and name and torchs:
         known[module] = _Call(module, name, tracer)
     elif module not in known:
         known[module] = likeness = copy.copy(module)
@@ -275,7 +357,3 @@ def _likeness(
             for key, child in module._modules.items()
         }
     return known[module]
-
-
-def _is_torchs(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)

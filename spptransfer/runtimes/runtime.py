@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import copy
+import functools
+import importlib
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Protocol, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from spptransfer.backbones import Backbone
-from spptransfer.runtimes.devices import (
-    GPU_COMPUTERS,
-    IMAGE_PIXELS,
-    batch_pixels,
-    full_float32,
-    limit_threads,
-    same_threads,
+from spptransfer.errors import ConfigError
+from spptransfer.runtimes import (
+    PREFERENCE,
+    ComputeOptions,
+    check_options,
+    describe_runtime,
+    devices,
+    is_installed,
 )
 from spptransfer.system import count_processors
+
+logger = logging.getLogger(__name__)
 
 _CPU_PART_ROWS, _GPU_PART_ROWS = 128, 256
 
 
-class MapsNetwork(Protocol):
-    """From N x H x W x 3 bytes to maps by layer; any number of threads call it at once."""
-
-    def maps(self, pixels: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Compute the maps that some layers are made of, in one pass."""
+# From N x H x W x 3 bytes to the maps that some layers are made of, in one pass; any number of
+# threads do so at once.
+MapsOf = Callable[[torch.Tensor, Sequence[str]], dict[str, torch.Tensor]]
 
 
 class Runtime:
@@ -45,52 +46,41 @@ class Runtime:
     def __init__(
         self,
         name: str,
-        description: str,
         backbone: Backbone,
         placed: Backbone,
-        network: MapsNetwork,
-        *,
+        maps: MapsOf,
         precision: str,
         device: torch.device,
-        threads: int,
-        read_processes: int,
+        options: ComputeOptions,
     ) -> None:
-        on_gpu = device.type != "cpu"
+        on_gpu, processors = device.type != "cpu", count_processors()
+        threads = options.threads or processors
         self.name = name
-        self.description = description
+        self.description = describe_runtime(name)
         self.device = str(device)
         self.backbone = backbone
-        self.placed = placed
         # OpenVINO computes in threads of its own, for which those that ask wait: where they have
         # all processors, one caller more reads what comes next.
-        self.workers = threads + (name == "openvino" and threads == count_processors() > 1)
-        self.computers = min(threads, GPU_COMPUTERS) if on_gpu else self.workers
+        self.workers = threads + (name == "openvino" and threads == processors > 1)
+        self.computers = min(threads, devices.GPU_COMPUTERS) if on_gpu else self.workers
         self.part_rows = _GPU_PART_ROWS if on_gpu else _CPU_PART_ROWS
-        self.read_processes = read_processes if on_gpu else 0
-        self._network, self._device = network, device
+        self.read_processes = options.read_processes if on_gpu else 0
+        self.maps = maps
+        self._placed, self._device = placed, device
         self._dtype: torch.dtype = getattr(torch, precision)
         self._streams: deque[torch.cuda.Stream] = deque()
         self._set = contextlib.ExitStack()
         # Other runtimes prepare less per call than torch, so that images one by one are as fast.
-        by_torch = batch_pixels(device, backbone.info, self._dtype)
-        self.batch_pixels = by_torch if name == "torch" else IMAGE_PIXELS
+        by_torch = devices.batch_pixels(device, backbone.info, self._dtype)
+        self.batch_pixels = by_torch if name == "torch" else devices.IMAGE_PIXELS
 
     def __enter__(self) -> Runtime:
-        self._set.enter_context(same_threads())
-        self._set.enter_context(full_float32(self._device, self._dtype))
+        self._set.enter_context(devices.same_threads())
+        self._set.enter_context(devices.full_float32(self._device, self._dtype))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._set.close()
-
-    def thread_initializer(self) -> Callable[[], None]:
-        """Return what a pool's threads do first: torch shall compute in each of them alone."""
-        return limit_threads
 
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
@@ -98,29 +88,24 @@ class Runtime:
 
         All that is done with tensors of the device belongs inside.
         """
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.inference_mode())
-            if self._device.type == "cuda":
-                stack.enter_context(torch.cuda.device(self._device))
-                stack.enter_context(self._stream())
-            yield
-
-    @contextlib.contextmanager
-    def _stream(self) -> Iterator[None]:
-        # As many as compute at once, since torch caches memory for each.
-        try:
-            stream = self._streams.pop()
-        except IndexError:
-            stream = torch.cuda.Stream(self._device)
-            # The network was put there by another stream.
-            stream.wait_stream(torch.cuda.default_stream(self._device))
-        try:
-            with torch.cuda.stream(stream):
+        with torch.inference_mode():
+            if self._device.type != "cuda":
                 yield
-        finally:
-            with contextlib.suppress(RuntimeError):
-                stream.synchronize()  # what was launched before an error may still write
-            self._streams.append(stream)
+                return
+            # As many as compute at once, since torch caches memory for each.
+            try:
+                stream = self._streams.pop()
+            except IndexError:
+                stream = torch.cuda.Stream(self._device)
+                # The network was put there by another stream.
+                stream.wait_stream(torch.cuda.default_stream(self._device))
+            try:
+                with torch.cuda.stream(stream):
+                    yield
+            finally:
+                with contextlib.suppress(RuntimeError):
+                    stream.synchronize()  # what was launched before an error may still write
+                self._streams.append(stream)
 
     def upload(self, views: npt.NDArray[np.uint8]) -> torch.Tensor:
         """Copy N x H x W x 3 bytes to the device; to a CUDA device, beside what it computes."""
@@ -129,85 +114,82 @@ class Runtime:
             return pixels.pin_memory().to(self._device, non_blocking=True)
         return pixels.to(self._device)
 
-    def maps(self, pixels: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Compute the maps that some layers are made of, in one pass."""
-        return self._network.maps(pixels, layers)
-
     def vectors(
         self, maps: Mapping[str, torch.Tensor], layers: Sequence[str]
     ) -> dict[str, torch.Tensor]:
         """Compute N x D vector layers from what `maps` gave for them."""
-        given: dict[int, torch.Tensor] = {}
-        rounded = {
-            layer: given.setdefault(id(maps[layer]), maps[layer].to(self._dtype))
-            for layer in layers
-        }
-        return self.placed.vectors_of(rounded, layers)
+        rounded = {layer: maps[layer].to(self._dtype) for layer in layers}
+        return self._placed.vectors_of(rounded, layers)
 
     def download(
         self, tensors: Sequence[Mapping[Any, torch.Tensor]]
     ) -> list[dict[Any, npt.NDArray[Any]]]:
         """Copy tensors home, and wait for that."""
-        if self._device.type != "cuda":
-            return [{key: value.cpu().numpy() for key, value in one.items()} for one in tensors]
-        home = [{key: _sent_home(value) for key, value in one.items()} for one in tensors]
-        torch.cuda.current_stream(self._device).synchronize()
+        on_cuda = self._device.type == "cuda"  # then torch copies into pinned memory, side by side
+        home = [
+            {key: value.to("cpu", non_blocking=on_cuda) for key, value in one.items()}
+            for one in tensors
+        ]
+        if on_cuda:
+            torch.cuda.current_stream(self._device).synchronize()
         return [{key: value.numpy() for key, value in one.items()} for one in home]
 
 
-def _sent_home(value: torch.Tensor) -> torch.Tensor:
-    """Return memory here that holds what a tensor holds, once the stream has come so far."""
-    home = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
-    return home.copy_(value, non_blocking=True)
+def open_runtime(
+    backbone: Backbone, layers: Sequence[str], *, precision: str, options: ComputeOptions
+) -> Runtime:
+    """Make some layers of a float32 backbone on the CPU, which is not changed, ready to be run.
+
+    A `ConfigError` is an option that is wrong, a device or layer that is not there, or an operator
+    that the runtime named lacks or computes in another way than torch.
+    """
+    check_options(options, precision)
+    for layer in layers:
+        if backbone.info.layer(layer).name not in backbone.layers:
+            raise ConfigError(
+                f"layer '{layer}' is not one that this backbone was loaded for: "
+                f"{', '.join(backbone.layers)}"
+            )
+    device = devices.choose_device(options.device, options.runtime)
+    preferred, last = PREFERENCE[precision][:-1], options.runtime
+    if last == "auto":
+        last = "torch"
+        for name in preferred if device.type == "cpu" else ():
+            try:
+                return _open(name, backbone, layers, device, precision, options)
+            except ConfigError as error:
+                logger.info("runtime '%s' is passed over: %s", name, error)
+    return _open(last, backbone, layers, device, precision, options)
 
 
-def place(
+def _open(
+    name: str,
     backbone: Backbone,
-    part: Any,
+    layers: Sequence[str],
     device: torch.device,
-    dtype: torch.dtype,
-    *,
-    channels_last: bool = False,
-) -> Backbone:
-    """Move and cast a part of a backbone, in a copy that shares all numbers that stay the same."""
-    module = cast(nn.Module, backbone)
-    kept: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
-    filters = (m.weight for m in module.modules() if isinstance(m, nn.Conv2d) and channels_last)
-    convolved = {id(weight) for weight in filters}
-    for tensor in (*part.parameters(), *part.buffers()):
-        cast_to = dtype if tensor.is_floating_point() else tensor.dtype
-        moved = tensor.detach().to(device=device, dtype=cast_to)
-        if id(tensor) in convolved:
-            moved = moved.contiguous(memory_format=torch.channels_last)
-        is_parameter = isinstance(tensor, nn.Parameter)
-        kept[id(tensor)] = nn.Parameter(moved, requires_grad=False) if is_parameter else moved
-    return cast(Backbone, copy.deepcopy(module, kept))
+    precision: str,
+    options: ComputeOptions,
+) -> Runtime:
+    dtype = getattr(torch, precision)
+    if name == "torch":
+        channels_last = getattr(backbone, "channels_last", False)
+        placed = devices.place(backbone, backbone, device, dtype, channels_last=channels_last)
+        maps: MapsOf = devices.TorchNetwork(placed).maps
+    else:
+        if not is_installed(name):
+            raise ConfigError("it is not installed")
+        try:  # imports what it needs
+            from spptransfer.runtimes.graph import CompiledNetwork
 
-
-class TorchNetwork:
-    """A backbone's maps as torch computes them."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        module = cast(nn.Module, backbone)
-        tensor = next((t for t in module.parameters() if t.is_floating_point()), torch.zeros(1))
-        self._backbone = backbone
-        self._dtype = tensor.dtype
-        self._channels_last = getattr(backbone, "channels_last", False)
-        self._shift, self._span = (
-            torch.tensor([255.0 * value for value in values], dtype=torch.float32).to(tensor.device)
-            for values in (backbone.info.mean, backbone.info.std)
-        )
-
-    def maps(self, pixels: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Compute the maps that some layers are made of, in one pass."""
-        images = self.normalize(pixels)
-        images = images if self._channels_last else images.contiguous()
-        return self._backbone.maps_of(images, layers)
-
-    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Turn N x H x W x 3 bytes into N x 3 x H x W numbers that lie channels-last."""
-        shape, width = pixels.shape, pixels.shape[2]
-        # Along whole rows: torch is slow where the last of the dimensions has three numbers.
-        rows = pixels.reshape(*shape[:2], width * 3).float()
-        normal = rows.sub_(self._shift.repeat(width)).div_(self._span.repeat(width))
-        return normal.to(self._dtype).view(shape).permute(0, 3, 1, 2)
+            compiler = importlib.import_module(f"spptransfer.runtimes.{name}")
+        except (ImportError, OSError) as error:
+            raise ConfigError(f"runtime '{name}' cannot be imported: {error}") from error
+        exact = devices.place(backbone, backbone, device, torch.float32)
+        threads = options.threads or count_processors()
+        compile = functools.partial(compiler.compile, precision=precision, threads=threads)
+        maps = CompiledNetwork(name, compile, exact, layers, precision).maps
+        # Vectors stay torch's; without them the trunk need not be there twice.
+        vectors = any(exact.info.layer(layer).kind == "vector" for layer in exact.layers)
+        head = getattr(exact, "head", exact if vectors else None)
+        placed = exact if head is None else devices.place(exact, head, device, dtype)
+    return Runtime(name, backbone, placed, maps, precision, device, options)

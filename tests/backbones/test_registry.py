@@ -13,7 +13,8 @@ from torch import nn
 from spptransfer import backbones
 from spptransfer.backbones import BackboneInfo, BackboneRef, LayerInfo
 from spptransfer.errors import ConfigError
-from spptransfer.runtimes import ComputeOptions, open_runtime
+from spptransfer.runtimes import ComputeOptions
+from spptransfer.runtimes.runtime import open_runtime
 
 
 def build(weights):

@@ -66,11 +66,11 @@ def test_the_choice_is_in_the_spec_told_once_and_its_figures_are_recorded(
     done = run(experiment(images, tmp_path), COMMAND)
     features = done.results["features"]
     assert features["spec"]["precision"] == "bfloat16"
-    assert features["precision_choice"] == LOW.to_dict()
+    assert features["precision_choice"] == vars(LOW)
     assert LOW.reason in (done.folder / "log.txt").read_text()
     (cache,) = (tmp_path / "cache").glob("*.h5")
     assert FeatureCache.open(cache).spec.precision == "bfloat16"
-    assert json.loads(precision_note(cache).read_text()) == LOW.to_dict()
+    assert json.loads(precision_note(cache).read_text()) == vars(LOW)
     run(experiment(images, tmp_path), COMMAND)
     assert told().count(f"precision: bfloat16 ({LOW.reason})") == 1
     assert len(trial.layers) == 1
@@ -92,7 +92,7 @@ def test_a_later_run_uses_the_cache_that_is_there(images, tmp_path, trial, choic
     assert again.cache[0] == path
     assert extract_features([again])[0].unchanged == 18
     trained = run(again, COMMAND, from_cache=True).results["features"]
-    assert trained["precision_choice"] == choice.to_dict()
+    assert trained["precision_choice"] == vars(choice)
     named = run(experiment(images, tmp_path, features=given(choice.precision)), COMMAND)
     assert named.results["features"]["precision_choice"] is None
     assert len(trial.layers) == 1

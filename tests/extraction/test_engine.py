@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
 import subprocess
@@ -20,7 +19,9 @@ from extraction_cases import (
     TORCH,
     StopAfter,
     altered,
+    assert_near,
     awkward_images,
+    brute_force,
     counts,
     forbidden,
     make_dataset,
@@ -28,7 +29,6 @@ from extraction_cases import (
     net,
     open_folder,
     run,
-    squeezenet,
 )
 from image_files import encode, picture
 
@@ -36,9 +36,7 @@ from spptransfer import images
 from spptransfer.cache import FeatureCache
 from spptransfer.errors import ConfigError, DatasetError, SpecMismatchError
 from spptransfer.extraction import Interrupted
-from spptransfer.pyramid import bin_bounds
 from spptransfer.runtimes import ComputeOptions, describe_runtime
-from spptransfer.specify import feature_spec
 
 # What a CPU computes and writes at a time.
 PART = 128
@@ -61,43 +59,18 @@ def many(tmp_path_factory):
     return dataset, root / "a.h5"
 
 
-def plain_features(data: bytes, backbone, spec):
-    """Pillow, torch in float64, and every bin cut out by hand, one image at a time."""
-    info = backbone.info
-    pixels = images.render(images.decode(data), spec.scales[0], spec.view) / 255.0
-    normal = ((pixels - info.mean) / info.std).transpose(2, 0, 1)
-    maps = copy.deepcopy(backbone).double().maps_of(torch.from_numpy(normal)[None], [spec.layer])
-    (map,) = maps[spec.layer].numpy()
-    (level,) = spec.levels
-    rows, columns = (bin_bounds(side, level) for side in map.shape[1:])
-    bins = [
-        [map[:, top:bottom, left:right].max(axis=(1, 2)) for left, right in columns]
-        for top, bottom in rows
-    ]
-    return np.array(bins).transpose(2, 0, 1).ravel()
-
-
-def assert_near(found, expected, tolerance=1e-5):
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
-
-
 # ---- what is in the cache ----
 
 
 def test_every_awkward_image_has_the_features_of_the_plain_path(awkward, tmp_path):
     dataset, cache, done = awkward
     assert counts(done) == (len(dataset), 0, 0, 0, 0)
+    assert list(done.seconds) == ["read", "compute", "write"]
+    assert all(seconds > 0 for seconds in done.seconds.values())
     assert cache.ids == list(dataset.ids)
     for id in dataset.ids:
-        expected = plain_features(dataset.path(id).read_bytes(), NET, SPEC)
-        assert_near(cache.matrix([id])[0], expected)
-    backbone = squeezenet()
-    spec = feature_spec(backbone, layer="fire4", levels=[3], scales=[48])
-    run(dataset, tmp_path / "a.h5", spec, backbone)
-    cache = FeatureCache.open(tmp_path / "a.h5", spec)
-    for id in list(dataset.ids)[::3]:
-        expected = plain_features(dataset.path(id).read_bytes(), backbone, spec)
-        assert_near(cache.matrix([id])[0], expected)
+        pixels = images.render(images.decode(dataset.path(id).read_bytes()), *SPEC.scales)
+        assert_near(cache.matrix([id])[0], brute_force(pixels, SPEC)[3])
 
 
 def test_the_table_holds_digest_upright_size_and_labels_by_id(awkward):
@@ -127,7 +100,6 @@ def test_a_vector_layer_is_cached_as_vectors(awkward, tmp_path):
     [
         {"threads": 1},
         {"threads": 5},
-        {"runtime": "auto"},
         {"runtime": "onnxruntime"},
         {"runtime": "openvino"},
     ],
@@ -135,7 +107,7 @@ def test_a_vector_layer_is_cached_as_vectors(awkward, tmp_path):
 )
 def test_threads_and_runtimes_change_nothing_beyond_rounding(awkward, tmp_path, options):
     runtime = options.get("runtime", "torch")
-    pytest.importorskip("torch" if runtime == "auto" else runtime)
+    pytest.importorskip(runtime)
     dataset, plain, spec = awkward[0], tmp_path / "a.h5", MINI_SPEC
     run(dataset, plain, spec, MINI)
     done = run(dataset, tmp_path / "b.h5", spec, MINI, dataclasses.replace(TORCH, **options))
@@ -145,8 +117,20 @@ def test_threads_and_runtimes_change_nothing_beyond_rounding(awkward, tmp_path, 
     assert other.digests() == one.digests()
     assert done.device == "cpu"
     assert other.computed_by == (done.computed_by,)
-    if runtime != "auto":
-        assert done.computed_by == describe_runtime(runtime)
+    assert done.computed_by == describe_runtime(runtime)
+
+
+def test_no_runtime_is_started_for_a_dataset_of_fewer_than_64_images_whatever_is_left(tmp_path):
+    pytest.importorskip("onnxruntime")
+    dataset, auto = make_dataset(tmp_path / "images", many_images(64)), ComputeOptions("cpu")
+    few = open_folder(dataset.root, dataset.ids[:63])
+    torchs, others = describe_runtime("torch"), describe_runtime("onnxruntime")
+    done = run(few, tmp_path / "a.h5", MINI_SPEC, MINI, auto)
+    assert (done.computed_by, done.few_images) == (torchs, True)
+    done = run(dataset, tmp_path / "a.h5", MINI_SPEC, MINI, auto)
+    assert (done.added, done.computed_by, done.few_images) == (1, others, False)
+    asked = dataclasses.replace(auto, runtime="onnxruntime")
+    assert run(few, tmp_path / "b.h5", MINI_SPEC, MINI, asked).computed_by == others
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -154,15 +138,6 @@ def test_the_same_settings_give_the_same_bytes_whatever_the_threads(many, tmp_pa
     dataset, path = many
     run(dataset, tmp_path / "b.h5", options=dataclasses.replace(TORCH, threads=threads))
     assert (tmp_path / "b.h5").read_bytes() == path.read_bytes()
-
-
-def test_scales_are_stored_apart_and_equal_those_extracted_alone(awkward, tmp_path):
-    dataset, cache, _ = awkward
-    run(dataset, tmp_path / "b.h5", altered(SPEC, scales=(40, 32)))
-    both = FeatureCache.open(tmp_path / "b.h5")
-    assert_near(both.matrix(scales=[32]), cache.matrix())
-    run(dataset, tmp_path / "c.h5", altered(SPEC, scales=(40,)))
-    assert_near(both.matrix(scales=[40]), FeatureCache.open(tmp_path / "c.h5").matrix())
 
 
 def test_float16_storage_is_the_float32_features_rounded(awkward, tmp_path):
@@ -193,15 +168,6 @@ def test_only_what_is_new_or_changed_is_read(tmp_path, read):
     assert cache.ids == [*ids, "new.png"]
     same = (cache.matrix(ids) == before[[0, 1, 2, 3, 5]]).all(axis=1)
     assert same.tolist() == [True, True, False, True, True]
-
-
-def test_an_updated_cache_equals_one_made_at_once(many, tmp_path):
-    dataset, path = many
-    run(open_folder(dataset.root, dataset.ids[20:200]), tmp_path / "a.h5")
-    run(dataset, tmp_path / "a.h5")
-    a, b = FeatureCache.open(tmp_path / "a.h5"), FeatureCache.open(path)
-    assert_near(a.matrix(), b.matrix())
-    assert (a.digests(), a.labels().tolist()) == (b.digests(), b.labels().tolist())
 
 
 def test_nothing_is_opened_or_computed_where_nothing_changed(tmp_path, read):
@@ -271,7 +237,7 @@ path = Path(sys.argv[1])
 dataset = Dataset("folder", Path(sys.argv[2]), ("a.png",), ("ant", "bee"), np.zeros(1, np.int32))
 options = ComputeOptions(device="cpu", runtime="torch")
 mini = BackboneRef("spp-mini", "embedded")
-done = extract(dataset, FeatureCache.open(path).spec, path, mini, options)
+(done,) = extract(dataset, [FeatureCache.open(path).spec], [path], mini, options)
 assert done.unchanged == 1 and "torch" not in sys.modules, done
 """
 
@@ -341,17 +307,6 @@ def test_bad_requests_are_refused_by_name_and_leave_nothing_behind(tmp_path, giv
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
-def test_a_dataset_without_images_is_refused(tmp_path):
-    with pytest.raises(DatasetError, match="has no images"):
-        run(open_folder(tmp_path, []), tmp_path / "a.h5")
-
-
-def test_the_time_is_split_into_reading_computing_and_writing(awkward):
-    *_, done = awkward
-    assert set(done.seconds) == {"read", "compute", "write"}
-    assert all(seconds > 0 for seconds in done.seconds.values())
-
-
 def test_images_of_one_size_share_batches_in_whatever_order_they_come(tmp_path):
     """Those that are alike make one batch, however many others lie between them."""
     sizes = [(32, 40), (32, 60), (32, 40), (32, 60), (32, 40), (900, 900)]
@@ -361,6 +316,13 @@ def test_images_of_one_size_share_batches_in_whatever_order_they_come(tmp_path):
     done = run(dataset, tmp_path / "a.h5", backbone=net(lambda batch: seen.append(batch.shape)))
     assert sorted(shape[0] for shape in seen) == [1, 2, 3]
     assert (done.batches, done.full_batches) == (3, 0)
+
+
+def test_an_image_of_5000_by_3_pixels_costs_no_more_than_some_others(tmp_path):
+    dataset, shapes = make_dataset(tmp_path / "images", {"a.png": encode(picture(3, 5000))}), []
+    run(dataset, tmp_path / "a.h5", backbone=net(lambda batch: shapes.append(batch.shape)))
+    assert shapes == [(1, 3, 32, 16 * 32)]
+    assert "16 times the scale" in SPEC.preprocessing["longer side"]
 
 
 def test_the_bar_says_what_is_computed_and_where_the_time_goes(tmp_path, capsys):

@@ -9,8 +9,7 @@ from extraction_cases import NET, SPEC, TORCH, StopAfter, many_images, run
 
 from spptransfer.cache import FeatureCache
 from spptransfer.cache.verify import verify
-from spptransfer.extraction import Interrupted
-from spptransfer.extraction.repair import compare_sample, repair
+from spptransfer.extraction import Interrupted, compare_sample, repair
 
 
 @pytest.fixture

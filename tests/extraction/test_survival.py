@@ -73,7 +73,6 @@ print(killed)
 @pytest.mark.parametrize(
     ("count", "kills", "names"),
     [
-        (200, 4, ["high"]),
         (140, 4, ["low", "crop", "vector"]),
         pytest.param(600, 100, ["high"], marks=pytest.mark.slow),
         pytest.param(400, 40, ["low", "larger", "crop", "vector"], marks=pytest.mark.slow),
@@ -119,21 +118,9 @@ def remount(disk: Path, how: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
 
 
-def test_a_disk_too_small_for_all_rows_is_refused_before_any_is_computed(tmp_path, small_disk):
-    dataset = make_dataset(tmp_path / "images", many_images(300))
-    ballast = small_disk / "ballast"
-    ballast.write_bytes(bytes(800_000))
-    with pytest.raises(CacheError, match=r"disk is full while writing .* are needed\)"):
-        run(dataset, small_disk / "a.h5", backbone=net(forbidden))
-    assert list(small_disk.iterdir()) == [ballast]
-    ballast.unlink()
-    assert run(dataset, small_disk / "a.h5").added == 300
-
-
 def test_the_disk_must_have_room_for_all_caches_at_once(tmp_path, small_disk):
     dataset = make_dataset(tmp_path / "images", many_images(300))
-    paths = [small_disk / "a.h5", small_disk / "b.h5"]
-    specs = [SPEC, SPEC]
+    paths, specs = [small_disk / "a.h5", small_disk / "b.h5"], [SPEC, SPEC]
     run(dataset, tmp_path / "a.h5")
     alone = (tmp_path / "a.h5").stat().st_size
     (small_disk / "ballast").write_bytes(bytes(1_000_000 - int(1.5 * alone)))
@@ -143,7 +130,7 @@ def test_the_disk_must_have_room_for_all_caches_at_once(tmp_path, small_disk):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # HDF5's own
-@pytest.mark.parametrize("free", [0, 20_000, 60_000, 150_000])
+@pytest.mark.parametrize("free", [0, 20_000, 150_000])
 def test_a_disk_that_fills_up_meanwhile_keeps_what_is_finished_and_the_same_command_goes_on(
     tmp_path, small_disk, free
 ):
@@ -167,16 +154,6 @@ def test_a_disk_that_fills_up_meanwhile_keeps_what_is_finished_and_the_same_comm
     assert (small_disk / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
 
 
-def test_a_read_only_folder_is_one_clear_line_and_loses_nothing(tmp_path, small_disk):
-    dataset = make_dataset(tmp_path / "images", many_images(5))
-    remount(small_disk, "ro")
-    with pytest.raises(CacheError, match="Read-only file system") as told:
-        run(dataset, small_disk / "a.h5", backbone=net(forbidden))
-    assert "\n" not in str(told.value)
-    remount(small_disk, "rw")
-    assert run(dataset, small_disk / "a.h5").added == 5
-
-
 def test_a_cache_that_lacks_nothing_is_used_where_nothing_can_be_written(tmp_path, small_disk):
     dataset = make_dataset(tmp_path / "images", many_images(5))
     run(dataset, small_disk / "a.h5")
@@ -184,28 +161,14 @@ def test_a_cache_that_lacks_nothing_is_used_where_nothing_can_be_written(tmp_pat
     remount(small_disk, "ro")
     done = run(dataset, small_disk / "a.h5", backbone=net(forbidden))
     assert (done.unchanged, done.added) == (5, 0)
-    with pytest.raises(CacheError, match="Read-only file system"):
-        run(dataset, small_disk / "a.h5", redo=["0001.png"])
-    with pytest.raises(CacheError, match="Read-only file system"):
-        run(make_dataset(tmp_path / "more", many_images(6)), small_disk / "a.h5")
+    for name, given in (("a.h5", {"redo": ["0001.png"]}), ("new.h5", {})):
+        with pytest.raises(CacheError, match="Read-only file system") as told:
+            run(dataset, small_disk / name, backbone=net(forbidden), **given)
+        assert "\n" not in str(told.value)
     assert (small_disk / "a.h5").read_bytes() == before
 
 
 # ---- others at work ----
-
-
-def test_a_second_extraction_is_told_who_is_at_it(tmp_path):
-    dataset = make_dataset(tmp_path / "images", many_images(4))
-    refused, idle = [], net(forbidden)
-
-    def meanwhile(batch):
-        with pytest.raises(CacheError, match=f"being written by process {os.getpid()}") as caught:
-            run(dataset, tmp_path / "a.h5", backbone=idle)
-        refused.append(str(caught.value))
-
-    run(dataset, tmp_path / "a.h5", backbone=net(meanwhile))
-    assert refused
-    assert np.isfinite(FeatureCache.open(tmp_path / "a.h5", SPEC).matrix()).all()
 
 
 def test_a_cache_can_be_read_while_it_is_brought_up_to_date(tmp_path):

@@ -15,7 +15,6 @@ from spptransfer.runtimes.devices import (
     has_bfloat16,
     is_out_of_memory,
     may_be_unsupported,
-    one_thread,
 )
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -27,17 +26,10 @@ NEWER = [
 ]
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:01", "", "cpux", "xpu"])
-def test_an_unknown_device_is_named_with_what_is_allowed(name):
-    with pytest.raises(ConfigError, match="is unknown; allowed: auto, cpu, cuda, cuda:N, mps"):
-        choose_device(name)
-
-
 @pytest.mark.parametrize("name", ["cuda:99", "cuda", "mps"])
 def test_a_device_that_is_not_there_is_named(name):
-    if name == "cuda" and torch.cuda.is_available():
-        pytest.skip("there is one")
-    if name == "mps" and torch.backends.mps.is_available():
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if there.get(name):
         pytest.skip("there is one")
     with pytest.raises(ConfigError, match=f"'{name}' is not on this machine; allowed: auto, cpu"):
         choose_device(name)
@@ -49,40 +41,11 @@ def test_auto_is_a_cuda_device_for_torch_alone():
     assert choose_device("auto", "openvino") == CPU
 
 
-@pytest.mark.parametrize(
-    ("abilities", "expected"),
-    [
-        ({}, False),
-        ({"avx512_f": True, "avx512_bf16": False}, False),
-        ({"avx512_bf16": True}, True),
-        ({"amx_bf16": True}, True),
-        ({"bf16": True}, True),
-        ({"arm_bf16": True}, True),
-    ],
-    ids=str,
-)
-def test_any_instruction_that_multiplies_bfloat16_will_do(monkeypatch, abilities, expected):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities, raising=False)
-    assert has_bfloat16(CPU) is expected
-
-
-def test_a_torch_that_cannot_say_has_none(monkeypatch):
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert has_bfloat16(CPU) is False
-
-
-@pytest.mark.parametrize("error", [None, RuntimeError])
-def test_one_thread_computes_and_as_many_as_before_afterwards(error):
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        with contextlib.suppress(RuntimeError), one_thread():
-            assert torch.get_num_threads() == 1
-            if error:
-                raise error
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
+@pytest.mark.parametrize("name", ["", "avx512_f", "avx512_bf16", "amx_bf16", "bf16", "arm_bf16"])
+def test_any_instruction_that_multiplies_bfloat16_will_do(monkeypatch, name):
+    known = {"avx512_bf16": False, name: True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    assert has_bfloat16(CPU) is name.endswith("bf16")
 
 
 def switches():
@@ -140,13 +103,6 @@ def test_the_last_one_out_of_several_threads_turns_tf32_on_again():
         leave.set()
         staying.result()
     assert switches() == before
-
-
-@pytest.mark.parametrize(("device", "dtype"), [(CPU, torch.float32), (CUDA, torch.bfloat16)])
-def test_other_devices_and_types_leave_the_switches_alone(device, dtype):
-    before = switches()
-    with full_float32(device, dtype):
-        assert switches() == before
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ import pytest
 import torch
 from runtime_cases import (
     FAMILIES,
+    PACKAGES,
     awkward_sizes,
     drawn,
     exact,
+    need,
     noise,
     opened,
     relative_error,
@@ -21,6 +23,13 @@ from torch import nn
 
 from spptransfer.backbones import ConvBackbone
 from spptransfer.errors import ConfigError
+
+
+@pytest.fixture(params=list(PACKAGES))
+def runtime(request) -> str:
+    """Every runtime besides torch that is installed."""
+    need(request.param)
+    return request.param
 
 
 def own(*modules: nn.Module) -> ConvBackbone:
@@ -55,27 +64,14 @@ def test_several_threads_get_the_maps_of_their_own_pixels(runtime):
         assert all(relative_error(maps[name], expected[name]) < 1e-5 for name in expected)
 
 
-def test_a_batch_gives_what_its_images_give(runtime):
-    backbone = drawn("mobilenet_v2")
-    network, pixels = opened(runtime, backbone, ["spp"]), noise(3, 67, 91)
-    together = network.maps(pixels, ["spp"])["spp"]
-    apart = torch.cat([network.maps(one[None], ["spp"])["spp"] for one in pixels])
-    assert relative_error(together, apart) < 1e-5
-
-
-def test_pixels_may_lie_in_memory_in_any_way(runtime):
-    backbone = drawn("spp-mini")
+def test_pixels_and_weights_may_lie_in_memory_in_any_way(runtime):
+    backbone = own(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2)).to(
+        memory_format=torch.channels_last
+    )
     network, pixels = opened(runtime, backbone, ["spp"]), noise(2, 64, 90)
     for turned in (pixels.flip(2), pixels.narrow(2, 10, 70), pixels.transpose(1, 2)):
         expected = exact(backbone, turned, ["spp"])["spp"]
         assert relative_error(network.maps(turned, ["spp"])["spp"], expected) < 1e-5
-
-
-def test_weights_in_channels_last_memory_are_read_right(runtime):
-    backbone = own(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2)).to(
-        memory_format=torch.channels_last
-    )
-    assert worst_error(opened(runtime, backbone), backbone, [(1, 40, 50)]) < 1e-5
 
 
 def test_what_becomes_of_the_backbone_does_not_matter(runtime):
@@ -170,3 +166,42 @@ def test_a_users_module_of_known_operators_is_computed_too(runtime, layer):
     module = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(inplace=True), nn.MaxPool2d(2))
     backbone = backbones.from_module(module, layer, mean=[0.5] * 3, std=[0.2] * 3)
     assert worst_error(opened(runtime, backbone), backbone, [(2, 40, 51)]) < 1e-5
+
+
+MEANWHILE = []
+
+
+class _Meanwhile(nn.Module):
+    """Another thread runs another network before this one goes on."""
+
+    def forward(self, maps):
+        with ThreadPoolExecutor(1) as pool:
+            other = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))
+            MEANWHILE.append(pool.submit(other, torch.ones(1, 1, 4, 4)).result())
+        return maps.relu()
+
+
+def test_what_another_thread_computes_while_a_network_is_followed_is_not_touched(runtime):
+    opened(runtime, own(nn.Conv2d(3, 4, 3), _Meanwhile()))
+    assert all(found.tolist() == torch.ones(1, 1, 2, 2).tolist() for found in MEANWHILE)
+    assert MEANWHILE
+
+
+def test_no_file_is_left_and_nothing_is_printed(runtime, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    opened(runtime, drawn("mobilenet_v2")).maps(noise(1, 64, 64), ["spp"])
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_memory_that_does_not_suffice_is_a_memory_error(monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    network = opened("onnxruntime", drawn("spp-mini"), ["spp"])
+
+    def fail(*_):
+        raise RuntimeError("[ONNXRuntimeError] : Failed to allocate memory for requested buffer")
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", fail)
+    with pytest.raises(MemoryError, match="requested buffer"):
+        network.maps(noise(1, 64, 64), ["spp"])

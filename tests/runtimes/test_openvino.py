@@ -6,11 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from runtime_cases import FAMILIES, awkward_sizes, drawn, exact, need, noise, opened, worst_error
-
-from spptransfer.runtimes.devices import has_bfloat16
-from spptransfer.system import count_processors
 
 need("openvino")
 
@@ -26,14 +22,6 @@ def test_bfloat16_is_within_its_tolerance_or_as_good_as_torchs(name):
         assert error < max(3e-2, 1.5 * allowed)
 
 
-def test_bfloat16_is_another_arithmetic_than_float32():
-    if not has_bfloat16(torch.device("cpu")):
-        pytest.skip("this processor has no arithmetic for bfloat16")
-    backbone = drawn("spp-mini")
-    low = opened("openvino", backbone, precision="bfloat16")
-    assert worst_error(low, backbone, [(1, 64, 80)]) > 1e-4
-
-
 def test_nothing_is_sent_anywhere(monkeypatch):
     def refuse(*_):
         raise AssertionError("a connection was opened")
@@ -45,26 +33,6 @@ def test_nothing_is_sent_anywhere(monkeypatch):
     backbone, pixels = drawn("spp-mini"), noise(1, 64, 64)
     found = opened("openvino", backbone, ["spp"]).maps(pixels, ["spp"])
     assert found["spp"].shape == exact(backbone, pixels, ["spp"])["spp"].shape
-
-
-@pytest.mark.parametrize("threads", sorted({1, count_processors(), count_processors() + 1}))
-def test_its_threads_stay_on_processors_if_there_is_one_for_each(monkeypatch, threads):
-    import openvino
-
-    asked, compile_model = [], openvino.Core.compile_model
-    monkeypatch.setattr(
-        openvino.Core,
-        "compile_model",
-        lambda core, model, device, settings: (
-            asked.append(settings) or compile_model(core, model, device, settings)
-        ),
-    )
-    runtime = opened("openvino", drawn("spp-mini"), threads=threads)
-    (settings,) = asked
-    one_each = threads == count_processors() > 1
-    assert settings["ENABLE_CPU_PINNING"] is one_each
-    assert settings["NUM_STREAMS"] == settings["INFERENCE_NUM_THREADS"] == str(threads)
-    assert runtime.workers == runtime.computers == threads + one_each
 
 
 _SIGNAL_AFTER_NETWORKS = """

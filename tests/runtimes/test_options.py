@@ -12,14 +12,12 @@ from runtime_cases import PACKAGES, drawn, need, opened
 from spptransfer.errors import ConfigError
 from spptransfer.runtimes import (
     PREFERENCE,
-    RUNTIMES,
     ComputeOptions,
-    candidates,
     check_options,
     describe_runtime,
-    open_runtime,
     precisions_of,
 )
+from spptransfer.runtimes.runtime import open_runtime
 
 
 @pytest.fixture
@@ -93,22 +91,6 @@ def test_checking_options_imports_no_runtime():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-
-
-def test_a_version_is_recorded_where_it_is_known():
-    assert describe_runtime("torch").startswith("torch 2.")
-    assert describe_runtime("no such package") == "no such package"
-
-
-@pytest.mark.parametrize("precision", PREFERENCE)
-def test_auto_tries_what_offers_the_precision_and_torch_last_and_torch_alone_on_a_gpu(precision):
-    tried = candidates(ComputeOptions(), precision)
-    assert tried[-1] == "torch"
-    assert all(precision in precisions_of(runtime) for runtime in tried)
-    assert candidates(ComputeOptions(), precision, on_cpu=False) == ("torch",)
-    assert [candidates(ComputeOptions(runtime=name), precision) for name in RUNTIMES] == [
-        (name,) for name in RUNTIMES
-    ]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -11,11 +11,11 @@ from runtime_cases import drawn, exact, need, noise, opened, relative_error
 from torch import nn
 
 from spptransfer import backbones
-from spptransfer.runtimes import RUNTIMES, ComputeOptions, open_runtime
-from spptransfer.runtimes.devices import CPU_BATCH_PIXELS, IMAGE_PIXELS
+from spptransfer.runtimes import RUNTIMES, ComputeOptions
+from spptransfer.runtimes.devices import limit_threads
+from spptransfer.runtimes.runtime import open_runtime
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-OTHERS = [name for name in RUNTIMES if name != "torch"]
 
 
 def there_and_back(runtime, views, layers):
@@ -29,71 +29,31 @@ def there_and_back(runtime, views, layers):
             found = {**maps, **runtime.vectors(maps, vectors)}
             return runtime.download([{layer: found[layer].float() for layer in layers}])[0]
 
-    with runtime, ThreadPoolExecutor(1, initializer=runtime.thread_initializer()) as pool:
+    with runtime, ThreadPoolExecutor(1, initializer=limit_threads) as pool:
         return pool.submit(compute).result()
+
+
+def layout(backbone):
+    return {key: (t.data_ptr(), t.dtype, t.stride()) for key, t in backbone.state_dict().items()}
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", RUNTIMES)
-def test_maps_and_vectors_come_home(name, precision):
+def test_maps_and_vectors_come_home_and_the_backbone_stays_as_it_is(name, precision):
     need(name)
     if (name, precision) == ("onnxruntime", "bfloat16"):
         pytest.skip("not offered")
     backbone = backbones.load("spp-mini", "embedded", layer=["conv3", "fc6", "fc7"])
-    pixels = noise(2, 66, 90)
+    pixels, before = noise(2, 66, 90), layout(backbone)
     runtime = opened(name, backbone, precision=precision)
     found = there_and_back(runtime, pixels.numpy(), ["conv3", "fc6", "fc7"])
     expected = exact(backbone, pixels, ["conv3", "fc6", "fc7"])
     expected |= backbone.vectors_of(expected, ["fc6", "fc7"])
+    assert (layout(backbone), runtime.backbone) == (before, backbone)
     assert list(found) == list(expected)
     for layer, values in found.items():
         assert isinstance(values, np.ndarray)
         assert relative_error(values, expected[layer]) < (1e-5 if precision == "float32" else 3e-2)
-
-
-@pytest.mark.parametrize("name", RUNTIMES)
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_backbone_that_is_given_stays_as_it_is(name, precision):
-    need(name)
-    if (name, precision) == ("onnxruntime", "bfloat16"):
-        pytest.skip("not offered")
-    backbone = backbones.load("spp-mini", "embedded", layer="fc6")
-    before = {key: (t.data_ptr(), t.dtype, t.stride()) for key, t in backbone.state_dict().items()}
-    runtime = opened(name, backbone, precision=precision)
-    there_and_back(runtime, noise(1, 64, 64).numpy(), ["fc6"])
-    after = {key: (t.data_ptr(), t.dtype, t.stride()) for key, t in backbone.state_dict().items()}
-    assert after == before
-    assert runtime.backbone is backbone
-
-
-def test_torchs_number_of_threads_is_the_users_afterwards_for_new_threads_too():
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        there_and_back(opened("torch", drawn("spp-mini")), noise(1, 64, 64).numpy(), ["spp"])
-        assert torch.get_num_threads() == 3
-        with ThreadPoolExecutor(1) as pool:
-            assert pool.submit(torch.get_num_threads).result() == 3
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("threads", [None, 1, 3])
-def test_on_a_cpu_all_threads_read_and_compute(threads):
-    from spptransfer.system import count_processors
-
-    runtime = opened("torch", drawn("spp-mini"), threads=threads, read_processes=2)
-    assert runtime.workers == runtime.computers == (threads or count_processors())
-    assert (runtime.device, runtime.part_rows, runtime.read_processes) == ("cpu", 128, 0)
-
-
-def test_batches_are_smaller_where_maps_are_large_and_of_one_image_for_other_runtimes():
-    pixels = {name: opened("torch", drawn(name)).batch_pixels for name in ("alexnet", "vgg11")}
-    assert pixels["alexnet"] == CPU_BATCH_PIXELS
-    assert IMAGE_PIXELS <= pixels["vgg11"] < CPU_BATCH_PIXELS
-    for name in OTHERS:
-        need(name)
-        assert opened(name, drawn("spp-mini")).batch_pixels == IMAGE_PIXELS
 
 
 class _Flattens(nn.Module):
@@ -156,7 +116,7 @@ def test_threads_that_share_a_gpu_get_their_own_numbers():
             maps = runtime.maps(runtime.upload(pixels.numpy()), ["spp"])
             return runtime.download([maps])[0]["spp"]
 
-    with runtime, ThreadPoolExecutor(4, initializer=runtime.thread_initializer()) as pool:
+    with runtime, ThreadPoolExecutor(4, initializer=limit_threads) as pool:
         found = list(pool.map(compute, given))
     for pixels, values in zip(given, found, strict=True):
         assert relative_error(values, exact(backbone, pixels, ["spp"])["spp"]) < 1e-4
