@@ -309,6 +309,8 @@ def _threads(n_jobs: Any) -> int | None:
 def _as_list(X: Any) -> list[Any]:
     if isinstance(X, (str, os.PathLike)):
         raise ImageError(f"X must be a list of images, as ['{X}']")
+    if isinstance(X, np.ndarray) and (X.ndim == 2 or X.shape[2:] in ((3,), (4,))):
+        raise ImageError(f"X must be a list of images, as [image], not one of shape {X.shape}")
     if not isinstance(X, Iterable):
         raise ImageError(f"X must be a list of images, not {type(X).__name__}")
     return list(X)

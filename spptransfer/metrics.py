@@ -15,15 +15,17 @@ or three points, so each is always called by its full name:
 
 What the devkit does at the edges is kept (``VOCevalcls.m`` of VOC 2007):
 
-* a target of 0 (only *difficult* objects) is neither right nor wrong: the image takes no part;
+* a target of 0 (only *difficult* objects) is neither right nor wrong: the image takes no part.
+  Where no target is -1, there are no such images and 0 means absent, as `LinearSVM` reads it;
 * images of equal score keep the order in which they are given (the devkit's sort is stable),
   for the 11-point and area numbers. The uninterpolated one takes tied images together, as
   scikit-learn does, so that it does not depend on their order;
 * an image without a score, given as NaN, ranks after all others, as does minus infinity.
 
-Two things differ. The recalls t are exact tenths, where MATLAB's ``0:0.1:1`` holds a 0.3 that is
-one rounding error too large. A class without positives has no average precision (NaN), where the
-devkit's loop ends at 0; means leave such a class out.
+One thing differs: a class without positives has no average precision (NaN), where the devkit's
+loop ends at 0; means leave such a class out. The recalls t are exact tenths, as the VOC papers
+write them. MATLAB's ``0:0.1:1`` holds a 0.3 that is one rounding error too large, so that a recall
+of exactly 3/10 (6 of 20 positives, 27 of 90) does not reach it: ``"11-point-matlab"`` has that too.
 """
 
 from __future__ import annotations
@@ -37,10 +39,14 @@ import numpy.typing as npt
 
 from spptransfer.errors import ConfigError, suggestion
 
-Method = Literal["11-point", "area", "uninterpolated"]
+Method = Literal["11-point", "area", "uninterpolated", "11-point-matlab"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
-MEAN_AVERAGE_PRECISION = {method: f"mean average precision ({method})" for method in METHODS}
+MEAN_AVERAGE_PRECISION: dict[Method, str] = {
+    "11-point": "mean average precision (11-point)",
+    "area": "mean average precision (area)",
+    "uninterpolated": "mean average precision (uninterpolated)",
+}
 OVERALL_ACCURACY = "overall accuracy"
 MEAN_PER_CLASS_ACCURACY = "mean per-class accuracy"
 
@@ -80,11 +86,11 @@ def average_precision(
     Parameters
     ----------
     y_true : array-like of int, shape (n_images,)
-        1 = the class is present, -1 = absent, 0 = ignored.
+        1 = the class is present, -1 = absent, 0 = ignored. Without any -1, 0 = absent.
     scores : array-like of float, shape (n_images,)
         Higher means more likely; NaN means that the image was not scored.
-    method : {"11-point", "area", "uninterpolated"}, default="11-point"
-        Which of the three definitions (see the module's head).
+    method : {"11-point", "area", "uninterpolated", "11-point-matlab"}, default="11-point"
+        Which of the definitions (see the module's head).
 
     Returns
     -------
@@ -119,11 +125,11 @@ def mean_average_precision(
     Parameters
     ----------
     Y : array-like of int, shape (n_images, n_classes)
-        1 = the class is present, -1 = absent, 0 = ignored.
+        1 = the class is present, -1 = absent, 0 = ignored. Without any -1, 0 = absent.
     S : array-like of float, shape (n_images, n_classes)
         Higher means more likely; NaN means that the image was not scored.
-    method : {"11-point", "area", "uninterpolated"}, default="11-point"
-        Which of the three definitions (see the module's head).
+    method : {"11-point", "area", "uninterpolated", "11-point-matlab"}, default="11-point"
+        Which of the definitions (see the module's head).
 
     Returns
     -------
@@ -148,11 +154,7 @@ def mean_average_precision(
         raise ConfigError(f"unknown method '{method}'; {suggestion(method, METHODS)}")
     ranking = _rank(*_checked(Y, S))
     n_positives = ranking.positive.sum(axis=0)
-    measure = {
-        "11-point": _eleven_point,
-        "area": _area,
-        "uninterpolated": _uninterpolated,
-    }[method]
+    measure = _MEASURES[method]
     scorable = n_positives > 0
     per_class = np.where(scorable, measure(ranking, np.maximum(n_positives, 1)), np.nan)
     mean = float(per_class[scorable].mean()) if scorable.any() else float("nan")
@@ -165,7 +167,7 @@ def precision_recall_curve(y_true: npt.ArrayLike, scores: npt.ArrayLike) -> Prec
     Parameters
     ----------
     y_true : array-like of int, shape (n_images,)
-        1 = the class is present, -1 = absent, 0 = ignored.
+        1 = the class is present, -1 = absent, 0 = ignored. Without any -1, 0 = absent.
     scores : array-like of float, shape (n_images,)
         Higher means more likely; NaN means that the image was not scored.
 
@@ -327,8 +329,8 @@ class Metric(NamedTuple):
     ----------
     compute : callable
         From targets and decision values of shape (n, n_classes) to a number, better if larger.
-        Targets are class indices of shape (n,), or an indicator of shape (n, n_classes) in
-        {1, 0 = ignored, -1}.
+        Targets are class indices of shape (n,), or an indicator of shape (n, n_classes) as
+        `mean_average_precision` takes it.
     kind : {"single-label", "multi-label"}
         Of which targets.
     per_class : bool, default=False
@@ -410,10 +412,10 @@ def _checked(Y: npt.ArrayLike, S: npt.ArrayLike) -> tuple[npt.NDArray[np.int8], 
     targets, scores = np.asarray(Y), np.asarray(S, dtype=np.float64)
     if targets.ndim != 2 or targets.shape != scores.shape:
         raise ValueError(f"targets {targets.shape} and scores {scores.shape} differ in shape")
-    # A boolean False would silently become "ignored".
-    if targets.dtype == np.bool_ or not np.isin(targets, (-1, 0, 1)).all():
+    if not np.isin(targets, (-1, 0, 1)).all():
         raise ValueError("targets must be 1 (present), -1 (absent) or 0 (ignored)")
-    return targets.astype(np.int8), scores
+    targets = targets.astype(np.int8)
+    return targets if (targets == -1).any() else np.where(targets == 1, 1, -1), scores
 
 
 def _checked_classes(
@@ -447,14 +449,15 @@ def _rank(targets: npt.NDArray[np.int8], scores: _Floats) -> _Ranking:
     )
 
 
-def _eleven_point(ranking: _Ranking, n_positives: _Counts) -> _Floats:
+def _eleven_point(ranking: _Ranking, n_positives: _Counts, matlab: bool = False) -> _Floats:
     """Mean over eleven recalls of the best precision from there on."""
-    precision = ranking.precision
     total = np.zeros(len(n_positives))
     for tenths in range(11):
         # In whole numbers: recall >= tenths / 10 without rounding.
-        reached = 10 * ranking.true_positives >= tenths * n_positives
-        total += np.max(precision, axis=0, where=reached, initial=0.0)
+        found = 10 * ranking.true_positives
+        needed = tenths * n_positives
+        reached = found > needed if matlab and tenths == 3 else found >= needed
+        total += np.max(ranking.precision, axis=0, where=reached, initial=0.0)
     return total / 11
 
 
@@ -473,3 +476,11 @@ def _uninterpolated(ranking: _Ranking, n_positives: _Counts) -> _Floats:
     group_end = np.minimum.accumulate(positions[::-1], axis=0)[::-1]
     precision = np.take_along_axis(ranking.precision, group_end, axis=0)
     return np.sum(precision, axis=0, where=ranking.positive) / n_positives
+
+
+_MEASURES: dict[str, Callable[[_Ranking, _Counts], _Floats]] = {
+    "11-point": _eleven_point,
+    "area": _area,
+    "uninterpolated": _uninterpolated,
+    "11-point-matlab": partial(_eleven_point, matlab=True),
+}

@@ -21,7 +21,7 @@ from sklearn.pipeline import Pipeline
 
 from spptransfer.backbones import BackboneRef
 from spptransfer.cache.reading import Combine, Selection
-from spptransfer.errors import ModelError, SPPTransferError, WeightsError
+from spptransfer.errors import ImageError, ModelError, SPPTransferError, WeightsError
 from spptransfer.files import atomic_write
 from spptransfer.normalization import STEPS, PyramidNormalizer
 from spptransfer.runtimes import ComputeOptions
@@ -229,10 +229,14 @@ class TransferModel:
         ------
         ModelError
             If the weights found are not those that the model was trained with.
+        ImageError
+            If `paths` is a single path.
         """
         from spptransfer.extraction.extractor import Extractor  # imports torch
         from spptransfer.features import stream_features
 
+        if isinstance(paths, (str, os.PathLike)):
+            raise ImageError(f"paths must be a list of images, as ['{paths}']")
         backbone = self._find_backbone(weights, weights_dir)
         with Extractor([self.spec], backbone, options) as extractor:
             for chunk in stream_features(map(Path, paths), self.selection(), extractor):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -162,7 +162,7 @@ def check_steps(steps: Sequence[str]) -> None:
     """
     if isinstance(steps, str):
         raise ConfigError(f"normalize: '{steps}' must be a list, as ['{steps}']")
-    if not isinstance(steps, Iterable):
+    if not isinstance(steps, (Sequence, np.ndarray)):  # a generator is used up by a look at it
         raise ConfigError(f"normalize: {steps!r} must be a list of steps; [] for none")
     for step in steps:
         if step not in STEPS:

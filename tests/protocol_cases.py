@@ -8,6 +8,7 @@ import numpy as np
 
 from spptransfer import protocols
 from spptransfer.datasets import Dataset
+from spptransfer.protocols import Split
 
 
 def single_label(sizes: dict[str, int], **changes) -> Dataset:
@@ -28,6 +29,11 @@ def voc2007(splits: dict[str, int]) -> Dataset:
     ids = tuple(f"{k:06d}" for k in range(start))
     targets = rng.choice([-1, 0, 1], p=[0.6, 0.1, 0.3], size=(start, 3)).astype(np.int8)
     return Dataset("voc2007", Path("/v"), ids, ("a", "b", "c"), targets, official_splits=official)
+
+
+def beside(split: Split, fold: int) -> tuple[str, ...]:
+    """What a classifier is fitted on that is validated on a fold."""
+    return tuple(id for id in split.train if id not in split.folds[fold])
 
 
 def make(name: str, dataset: Dataset, **given):

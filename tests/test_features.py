@@ -292,6 +292,8 @@ def test_vector_layers_need_no_levels(photos):
         ({"levels": "63"}, "levels: '63' must be a list of whole numbers"),
         ({"scales": 64}, "scales: 64 must be a list of whole numbers, as [224]"),
         ({"scales": np.array(64)}, "scales: array(64) must be a list of whole numbers"),
+        ({"levels": iter([2, 1])}, "must be a list of whole numbers, as [6, 3, 2, 1]"),
+        ({"scales": iter([64])}, "must be a list of whole numbers, as [224]"),
         ({"flip": "x"}, "flip: 'x' must be True or False"),
         ({"flip": 1}, "flip: 1 must be True or False"),
         ({"precision": None}, "precision: None is unknown; allowed: auto, float32, bfloat16"),
@@ -345,9 +347,18 @@ def test_what_is_no_image_is_refused(wrong):
         small().transform(wrong)
 
 
-def test_a_single_path_is_refused_with_the_right_way_to_write_it():
+def test_a_single_image_is_refused_with_the_right_way_to_write_it():
     with pytest.raises(ImageError, match=r"must be a list of images, as \['a.jpg'\]"):
         small().transform("a.jpg")
+    for shape in [(64, 80, 3), (64, 80, 4), (64, 80)]:
+        with pytest.raises(ImageError, match=r"a list of images, as \[image\], not .* \(64, 80"):
+            small().transform(np.zeros(shape, np.uint8))
+
+
+def test_an_array_of_images_of_one_size_is_as_good_as_a_list(spp):
+    for shape in [(2, 64, 80, 3), (2, 64, 80)]:
+        images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        np.testing.assert_array_equal(spp.transform(images), spp.transform(list(images)))
 
 
 # ---- networks of the user's own ----

@@ -19,7 +19,13 @@ def devkit_ranking(y_true, scores):
     """Targets of the images that take part, by falling score, ties in the given order."""
     scores = [-math.inf if math.isnan(score) else score for score in scores]
     ranked = sorted(range(len(scores)), key=lambda position: -scores[position])
+    y_true = signed(y_true)
     return [y_true[position] for position in ranked if y_true[position] != 0]
+
+
+def signed(y_true):
+    """The targets with -1 for absent, which 0 means where there is no -1."""
+    return y_true if -1 in y_true else [1 if target == 1 else -1 for target in y_true]
 
 
 def curve(ranking):
@@ -45,6 +51,18 @@ def slow_eleven_point(y_true, scores):
     return float(sum(best) / Fraction(11))
 
 
+def slow_matlab(y_true, scores):
+    """VOCevalcls.m in the double precision that MATLAB has; colon counts from both ends."""
+    ranking = np.array(devkit_ranking(y_true, scores))
+    if 1 not in ranking:
+        return math.nan
+    tp, fp = np.cumsum(ranking > 0), np.cumsum(ranking < 0)
+    rec, prec = tp / (ranking > 0).sum(), tp / (fp + tp)
+    half = [k * 0.1 for k in range(5)]
+    points = [*half, 0.5, *(1 - t for t in half[::-1])]
+    return sum(max(prec[rec >= t], default=0) for t in points) / 11
+
+
 def slow_area(y_true, scores):
     """The VOC 2010 devkit's VOCap: sentinels, envelope, sum over the changes of recall."""
     ranking = devkit_ranking(y_true, scores)
@@ -61,7 +79,7 @@ def slow_area(y_true, scores):
 def slow_uninterpolated(y_true, scores):
     """Step over the distinct scores, from the highest down."""
     scores = [-math.inf if math.isnan(score) else score for score in scores]
-    kept = [(score, target) for score, target in zip(scores, y_true, strict=True) if target]
+    kept = [(score, target) for score, target in zip(scores, signed(y_true), strict=True) if target]
     positives = sum(target == 1 for _, target in kept)
     if not positives:
         return math.nan
@@ -80,6 +98,7 @@ SLOW = {
     "11-point": slow_eleven_point,
     "area": slow_area,
     "uninterpolated": slow_uninterpolated,
+    "11-point-matlab": slow_matlab,
 }
 
 methods = pytest.mark.parametrize("method", metrics.METHODS)
@@ -158,15 +177,20 @@ def test_the_uninterpolated_number_worked_by_hand():
 
 def test_the_three_numbers_of_one_ranking_differ():
     y_true, scores = [1, -1, -1, 1, 1], [5, 4, 3, 2, 1]
-    assert len({metrics.average_precision(y_true, scores, m) for m in metrics.METHODS}) == 3
+    names = metrics.MEAN_AVERAGE_PRECISION
+    assert len({metrics.average_precision(y_true, scores, name) for name in names}) == 3
 
 
-def test_recall_of_exactly_three_tenths_reaches_the_point_0_3():
-    # In floating point 3 * 0.1 > 3 / 10, which would lose the precision of 1 at t = 0.3.
-    y_true = [1] * 3 + [-1] * 1000 + [1] * 7
+@pytest.mark.parametrize("n_positives", [10, 20, 90])
+def test_recall_of_exactly_three_tenths_reaches_the_point_0_3_but_not_matlabs(n_positives):
+    # In floating point 3 * 0.1 > 3 / 10, which loses the precision of 1 at t = 0.3.
+    first = 3 * n_positives // 10
+    y_true = [1] * first + [-1] * 1000 + [1] * (n_positives - first)
     scores = -np.arange(len(y_true), dtype=float)
-    tail = 10 / 1010
-    assert metrics.average_precision(y_true, scores) == pytest.approx((4 * 1 + 7 * tail) / 11)
+    tail = n_positives / (1000 + n_positives)
+    for method, reached in {"11-point": 4, "11-point-matlab": 3}.items():
+        found = metrics.average_precision(y_true, scores, method)
+        assert found == pytest.approx((reached + (11 - reached) * tail) / 11)
 
 
 def test_a_negative_on_top_costs_every_method():
@@ -220,9 +244,25 @@ def test_scores_may_be_float32_or_whole_numbers(method):
         assert metrics.average_precision(y_true, np.array(scores, dtype=kind), method) == expected
 
 
-def test_a_boolean_target_is_refused_since_false_would_mean_ignored():
-    with pytest.raises(ValueError, match=r"1 \(present\), -1 \(absent\) or 0"):
-        metrics.average_precision(np.array([True, False]), [1, 0])
+@methods
+@pytest.mark.parametrize("dtype", [np.int8, np.bool_, np.float32])
+def test_where_no_target_is_minus_one_zero_means_absent_as_for_linear_svm(method, dtype):
+    rng = np.random.default_rng(0)
+    Y = rng.random((200, 3)) < 0.3
+    S = rng.normal(size=Y.shape)
+    signed, values = metrics.mean_average_precision(np.where(Y, 1, -1), S, method)
+    found, per_class = metrics.mean_average_precision(Y.astype(dtype), S, method)
+    assert found == signed < 0.5
+    np.testing.assert_array_equal(per_class, values)
+    alone = metrics.average_precision(Y[:, 0].astype(dtype), S[:, 0], method)
+    assert alone == pytest.approx(values[0])
+    ours, theirs = (metrics.precision_recall_curve(y, S[:, 0]) for y in (Y[:, 0], 2 * Y[:, 0] - 1))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_one_minus_one_anywhere_in_the_matrix_makes_every_zero_ignored():
+    Y, S = [[1, -1], [0, 1]], [[0.0, 1.0], [1.0, 0.0]]
+    assert metrics.mean_average_precision(Y, S)[1].tolist() == [1, 0.5]
 
 
 @pytest.mark.parametrize("y_true", [[2, 1], [0.5, 1], [[1], [1]]])
@@ -360,8 +400,7 @@ def top2():
 
 
 def test_a_metric_from_outside_is_measured_and_can_choose_c(top2):
-    from spptransfer.protocols.evaluate import measure
-    from spptransfer.protocols.training import Training, fit_classifier
+    from spptransfer.protocols.evaluate import Training, fit_classifier, measure
 
     rng = np.random.default_rng(0)
     targets = np.arange(60) % 3

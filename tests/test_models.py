@@ -12,9 +12,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from small_projects import draw_folder, draw_image, experiment
 
+from spptransfer import LinearSVM, PyramidNormalizer
 from spptransfer.cache import FeatureCache
 from spptransfer.datasets.folder import gather_images
-from spptransfer.errors import DatasetError, ModelError
+from spptransfer.errors import DatasetError, ImageError, ModelError
 from spptransfer.experiment import run
 from spptransfer.models import TransferModel
 from spptransfer.runtimes import ComputeOptions
@@ -57,16 +58,22 @@ def test_a_model_survives_the_round_trip(model, tmp_path):
     np.testing.assert_array_equal(again.decision_function(X), model.decision_function(X))
 
 
-def test_scoring_an_image_gives_the_decision_values_of_training_from_the_cache(finished, model):
+def test_the_model_is_trained_on_all_labelled_images_and_scores_files_as_their_features(
+    finished, model
+):
     result, images = finished
-    predictions = np.load(result.folder / "predictions.npz", allow_pickle=False)
-    ids, recorded = predictions["split00/ids"], predictions["split00/scores"]
-    scored = scores_of(model, [images / id for id in ids])
-    np.testing.assert_allclose([s.values for s in scored], recorded, rtol=1e-4, atol=1e-5)
-
     cache = FeatureCache.open(result.results["features"]["cache"])
-    X = cache.matrix(list(ids), levels=model.levels, scales=model.scales, combine=model.combine)
-    np.testing.assert_allclose(model.decision_function(X), recorded, rtol=1e-4, atol=1e-5)
+    ids = list(cache.ids)
+    X = cache.matrix(ids, levels=model.levels, scales=model.scales, combine=model.combine)
+    normalizer = PyramidNormalizer(model.normalizer.steps, block_sizes=model.normalizer.block_sizes)
+    by_hand = LinearSVM(C=1.0).fit(normalizer.fit_transform(X), [id.split("/")[0] for id in ids])
+    expected = by_hand.decision_function(normalizer.transform(X))
+    np.testing.assert_allclose(model.decision_function(X), expected, rtol=1e-3, atol=1e-4)
+    scored = scores_of(model, [images / id for id in ids])
+    np.testing.assert_allclose([s.values for s in scored], expected, rtol=1e-3, atol=1e-4)
+    assert result.results["model"]["trained_on"] == "all 18 labelled images at C = 1"
+    assert result.results["model"]["images"] == 18
+    assert model.protocol.startswith("Trained on all 18 labelled images at C = 1. ")
 
 
 def test_the_folder_of_a_run_stands_for_its_model(finished):
@@ -86,6 +93,11 @@ def test_scores_come_in_the_order_of_the_paths_with_reasons_for_the_broken(
     assert scored[5].error == "cannot read the image: the file is empty"
     assert "No such file" in scored[6].error
     assert not any(s.error for s in scored if s.values is not None)
+
+
+def test_a_single_path_is_refused_with_the_right_way_to_write_it(model):
+    with pytest.raises(ImageError, match=r"must be a list of images, as \['a.jpg'\]"):
+        scores_of(model, "a.jpg")
 
 
 def test_scoring_streams_in_bounded_memory(finished, model, monkeypatch):

@@ -117,6 +117,8 @@ def test_a_clone_has_the_same_parameters():
         ({"block_sizes": [0, 3]}, "do not fill"),
         ({"block_sizes": [1.5, 1.5]}, r"\[1.5, 1.5\] do not fill"),
         ({"block_sizes": 3}, "block_sizes: 3 is no list of whole numbers"),
+        ({"steps": iter(["l2"])}, r"iterator object .* must be a list of steps; \[\] for none"),
+        ({"block_sizes": iter([1, 2])}, "iterator object .* is no list of whole numbers"),
         ({"steps": None}, r"None must be a list of steps; \[\] for none"),
     ],
 )

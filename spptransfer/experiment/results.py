@@ -28,6 +28,7 @@ from spptransfer.extraction import Extraction
 from spptransfer.files import atomic_write, make_folder, os_errors_as_cache_error, write_text
 from spptransfer.protocols import shared_content, splits_checksum, write_splits
 from spptransfer.system import checkout, count_processors, processor_name
+from spptransfer.text import plural
 
 if TYPE_CHECKING:
     from spptransfer.protocols.evaluate import Evaluation, SplitResult
@@ -124,39 +125,50 @@ def write_run(folder: Path, facts: RunFacts, notes: Mapping[str, Any]) -> dict[s
     """Write model, splits, predictions and results into the folder of a run."""
     experiment, found = facts.experiment, facts.evaluation.results
     described = experiment.protocol.description(experiment.settings, experiment.dataset)
-    _write_model(folder / MODEL, experiment, found[0], described)
+    trained = facts.evaluation.for_use
+    assert trained is not None
+    _write_model(folder / MODEL, experiment, trained, described)
     with os_errors_as_cache_error(folder / "splits.json"):
         splits = [result.split for result in found]
         write_splits(folder / "splits.json", splits, description=described)
     _write_predictions(folder / "predictions.npz", found)
-    results = {**describe_run(facts, described), **notes}
+    results = {**describe_run(facts, trained, described), **notes}
     # The last of them: a folder that has it is a complete run.
     write_text(folder / RESULTS, json.dumps(results, indent=1))
     return results
 
 
-def _write_model(path: Path, experiment: Experiment, first: SplitResult, described: str) -> None:
-    """Save the model of the first split, with the spec of just the levels and scales it needs."""
+def _write_model(path: Path, experiment: Experiment, trained: SplitResult, described: str) -> None:
+    """Save the model for use, with the spec of just the levels and scales it needs."""
     from spptransfer.models import TransferModel
 
-    weights, C = experiment.backbone.path(), first.classifier.C
+    weights, C = experiment.backbone.path(), trained.classifier.C
     model = TransferModel(
         spec=experiment.wanted,
         weights=experiment.pipeline.features.weights,
         weights_path=None if weights is None else weights.resolve(),
         **experiment.selection,
-        normalizer=first.normalizer,
-        coef=first.classifier.coef,
-        intercept=first.classifier.intercept,
+        normalizer=trained.normalizer,
+        coef=trained.classifier.coef,
+        intercept=trained.classifier.intercept,
         classes=experiment.counted.classes,
         multi_label=experiment.counted.multi_label,
         C=_plain(C),
-        protocol=described,
+        protocol=f"Trained on {trained_on(trained)}. Measured before: {described}",
     )
     model.save(path)
 
 
-def describe_run(facts: RunFacts, described: str) -> dict[str, Any]:
+def trained_on(trained: SplitResult) -> str:
+    """Say in words what a model for use was trained on, and how its C came about."""
+    n_folds, C = trained.split.n_folds, trained.classifier.C
+    how = f" at C = {C:g}" if isinstance(C, float) else " at a C for each class"
+    if trained.classifier.validation:
+        how += f", chosen by {n_folds}-fold cross-validation on all of them"
+    return f"all {plural(len(trained.split.train), 'labelled image')}{how}"
+
+
+def describe_run(facts: RunFacts, trained: SplitResult, described: str) -> dict[str, Any]:
     """Return the contents of ``results.json``: plain JSON values, metrics as fractions of 1."""
     experiment, extraction, evaluation = facts.experiment, facts.extraction, facts.evaluation
     dataset, pipeline = experiment.counted, experiment.pipeline
@@ -171,6 +183,7 @@ def describe_run(facts: RunFacts, described: str) -> dict[str, Any]:
             "std": evaluation.std(name),
             "per_split": evaluation.values(name),
             "per_class": None if per_class is None else _by_class(dataset.classes, per_class),
+            "left_out": [dataset.classes[k] for k in evaluation.left_out(name)],
         }
     results: dict[str, Any] = _plain(
         {
@@ -203,6 +216,12 @@ def describe_run(facts: RunFacts, described: str) -> dict[str, Any]:
             "batches": {"all": extraction.batches, "full": extraction.full_batches},
             "classifier": pipeline.classifier.model_dump(mode="json"),
             "protocol": _protocol(facts, headline, described),
+            "model": {
+                "trained_on": trained_on(trained),
+                "images": len(trained.split.train),
+                **_chosen(trained, dataset.classes),
+            },
+            "cautions": evaluation.cautions(headline, dataset.classes),
             "headline": {
                 "metric": headline,
                 "value": metrics[headline]["value"],
@@ -250,7 +269,6 @@ def _protocol(facts: RunFacts, headline: str, described: str) -> dict[str, Any]:
         "headline": headline,
         "settings": experiment.settings,
         "checksum": splits_checksum(splits),
-        "model_of": splits[0].name,
         "same_image_in_train_and_test": {
             "pairs": len(shared),
             "examples": shared[:_SHOWN_PAIRS],
@@ -259,15 +277,21 @@ def _protocol(facts: RunFacts, headline: str, described: str) -> dict[str, Any]:
 
 
 def _split(result: SplitResult, classes: Sequence[str]) -> dict[str, Any]:
-    C = result.classifier.C
     return {
         "name": result.split.name,
         "train": len(result.split.train),
         "test": len(result.split.test),
         "checksum": result.split.checksum,
+        **_chosen(result, classes),
+        "metrics": result.metrics,
+    }
+
+
+def _chosen(result: SplitResult, classes: Sequence[str]) -> dict[str, Any]:
+    C = result.classifier.C
+    return {
         "C": C if isinstance(C, float) else _by_class(classes, C),
         "validation": result.classifier.validation,
-        "metrics": result.metrics,
         "solver": result.classifier.solver or None,
     }
 

@@ -35,8 +35,8 @@ from spptransfer.extraction import (
     shard_path,
 )
 from spptransfer.files import make_folder
-from spptransfer.protocols import Split, check_splits
-from spptransfer.protocols.training import Training, check_training
+from spptransfer.protocols import Split, all_images, check_splits
+from spptransfer.protocols.evaluate import Training, check_training
 from spptransfer.pyramid import count_bins
 from spptransfer.runtimes import FEW_IMAGES
 from spptransfer.spec import FeatureSpec
@@ -70,7 +70,7 @@ class RunResult:
 
     @property
     def model(self) -> Path:
-        """The model of the first split; a table has one in the folder of each run."""
+        """The model of all labelled images; a table has one in the folder of each run."""
         return self.folder / MODEL
 
 
@@ -257,7 +257,7 @@ def run(experiment: Experiment, command: str, *, from_cache: bool = False) -> Ru
 def check(experiment: Experiment) -> Training:
     """Tell before hours of extraction whatever would make them useless; return the settings."""
     section, protocol = experiment.pipeline.classifier, experiment.protocol
-    has_folds = any(split.folds for split in experiment.splits)
+    has_folds = any(split.n_folds for split in experiment.splits)
     multi_label = experiment.counted.multi_label
     training = Training(
         C=section.C or protocol.C or DEFAULT_C,
@@ -291,6 +291,8 @@ def finish_run(
     loading = max(0.0, loading) + time.perf_counter() - begin
     _log_features(experiment, extraction)
     cache, selection = FeatureCache.open(extraction.path), experiment.selection
+    known, dataset = set(cache.ids), experiment.counted
+    labelled = dataset.subset(i for i, id in enumerate(dataset.ids) if id in known)
     begin = time.perf_counter()
     evaluation = evaluate(
         lambda ids: read_features(cache, ids, **selection),
@@ -299,11 +301,14 @@ def finish_run(
         training=check(experiment),
         normalize=experiment.pipeline.classifier.normalize,
         block_sizes=[column.stop - column.start for column in cache.columns(**selection)],
+        for_use=all_images(labelled, experiment.settings),
         progress=experiment.machine.progress,
     )
     seconds = {"load": loading, **extraction.seconds, "train": time.perf_counter() - begin}
     facts = RunFacts(experiment, cache, extraction, evaluation, seconds, command, started)
     results = write_run(folder, facts, notes or {})
+    for caution in results["cautions"]:
+        logger.warning("%s", caution)
     logger.info("%(metric)s: %(value)s (standard deviation %(std)s)", results["headline"])
     write_report_of(folder)
     return RunResult(folder, results)

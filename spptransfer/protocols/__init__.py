@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from spptransfer.protocols.presets import PROTOCOLS, get, sections
-from spptransfer.protocols.protocol import Protocol, ProtocolSection
+from spptransfer.protocols.protocol import PROTOCOLS, Protocol, ProtocolSection, get, sections
 from spptransfer.protocols.splits import (
     Split,
+    all_images,
     check_splits,
     read_splits,
     shared_content,
@@ -18,6 +18,7 @@ __all__ = [
     "Protocol",
     "ProtocolSection",
     "Split",
+    "all_images",
     "check_splits",
     "get",
     "read_splits",

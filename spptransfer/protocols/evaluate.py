@@ -1,11 +1,16 @@
-"""Train and test on every split of a protocol, from cached features to named metrics."""
+"""Train a linear classifier per class on every split, with C chosen inside, and measure it.
+
+Settings are checked before an extraction, which needs no scikit-learn; hence the late imports.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,18 +18,364 @@ from tqdm import tqdm
 
 from spptransfer import metrics
 from spptransfer.datasets import Dataset
-from spptransfer.normalization import FITTED_STEPS, PyramidNormalizer
+from spptransfer.errors import ConfigError
 from spptransfer.protocols.splits import Split
-from spptransfer.protocols.training import Classifier, Training, fit_classifier, gram_if_useful
+from spptransfer.system import available_memory
+from spptransfer.text import counted, listed
 
 if TYPE_CHECKING:
+    from spptransfer.normalization import PyramidNormalizer
     from spptransfer.svm import GramMatrix, RowSubset
-
-    Rows = npt.NDArray[np.floating] | RowSubset
 
 logger = logging.getLogger(__name__)
 
+Indices = npt.NDArray[np.intp]
 ReadFeatures = Callable[[Sequence[str]], npt.NDArray[np.float32]]
+
+# A class with fewer test images than this has a number that one image moves a lot.
+FEW = 5
+# Float64 products with a few columns, against float32 products of large matrices.
+CERTIFICATE = 3.0
+# Float64 products of large matrices, against the same.
+EXACT = 3.5
+
+
+# ----------------------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class Training:
+    """How classifiers are trained and C is chosen.
+
+    Parameters
+    ----------
+    C : tuple of float
+        Values to choose from; a single one is taken as it is.
+    loss : {"squared_hinge", "hinge"}
+        Loss of the SVM.
+    class_weight : "balanced", mapping or None
+        For several labels per image, weights of positives (1) and negatives (-1).
+    solver : {"spptransfer", "scikit-learn"}
+        `LinearSVM`, or scikit-learn's LinearSVC.
+    chosen_by : str
+        Full name of the metric that decides C.
+    per_class : bool
+        Choose a C for every class instead of one for all.
+    difficult : {"ignore", "negative"}
+        What a target of 0 is in training.
+    device : str
+        Where `LinearSVM` computes.
+    engine : {"local", "dask"}
+        Who chooses C: this process, or the workers of a Dask cluster, a fold each.
+    scheduler : str or None
+        Address of Dask's scheduler; None for a cluster on this machine.
+    """
+
+    C: tuple[float, ...] = (1.0,)
+    loss: Literal["squared_hinge", "hinge"] = "squared_hinge"
+    class_weight: Literal["balanced"] | Mapping[int, float] | None = None
+    solver: Literal["spptransfer", "scikit-learn"] = "spptransfer"
+    chosen_by: str = metrics.OVERALL_ACCURACY
+    per_class: bool = False
+    difficult: Literal["ignore", "negative"] = "ignore"
+    device: str = "cpu"
+    engine: Literal["local", "dask"] = "local"
+    scheduler: str | None = None
+
+
+@dataclass
+class Classifier:
+    """Trained weights, one row per class, and how C came about.
+
+    Attributes
+    ----------
+    coef : ndarray of float32, shape (n_classes, n_features)
+        Weights.
+    intercept : ndarray of float32, shape (n_classes,)
+        Biases.
+    C : float or ndarray of shape (n_classes,)
+        The C trained with.
+    validation : list of dict
+        ``C`` and its mean ``score``, empty where C was given.
+    solver : dict
+        ``relative_duality_gap`` and ``iterations`` where the solver knows them.
+    """
+
+    coef: npt.NDArray[np.float32]
+    intercept: npt.NDArray[np.float32]
+    C: float | npt.NDArray[np.float64]
+    validation: list[dict[str, float]] = field(default_factory=list)
+    solver: dict[str, float] = field(default_factory=dict)
+
+    def decision_function(self, X: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        """Decision values of every class, (n_samples, n_classes)."""
+        return np.asarray(X, np.float32) @ self.coef.T + self.intercept
+
+
+def check_training(training: Training, *, multi_label: bool, has_folds: bool) -> None:
+    """Refuse settings that do not fit the labels or the splits.
+
+    Parameters
+    ----------
+    training : Training
+        How to train.
+    multi_label : bool
+        Whether an image may carry several labels.
+    has_folds : bool
+        Whether there are folds to choose C on.
+
+    Raises
+    ------
+    ConfigError
+        If there are several values of C and no folds, the class weights do not fit the labels, or
+        the solver cannot do what is asked.
+    """
+    if len(training.C) > 1 and not has_folds:
+        raise ConfigError(
+            f"classifier.C: {list(training.C)} leaves a choice, but the protocol has no folds "
+            "(protocol.folds: 0); give one value"
+        )
+    if training.engine == "dask" and training.solver != "spptransfer":
+        raise ConfigError(
+            f"classifier.engine: dask spreads the solver spptransfer, not {training.solver}; "
+            "allowed here: local"
+        )
+    shared = multi_label and len(training.C) > 1 and not training.per_class
+    if training.solver == "scikit-learn" and shared:
+        raise ConfigError(
+            "classifier.solver: scikit-learn chooses C per class only; "
+            "set protocol.choose_C: per class, or one C"
+        )
+    if isinstance(training.class_weight, Mapping) and not multi_label:
+        raise ConfigError(
+            "classifier.class_weight: weights of positives and negatives are for several labels "
+            "per image; allowed here: balanced, null"
+        )
+
+
+def fit_classifier(
+    X: npt.NDArray[np.floating] | RowSubset,
+    targets: npt.NDArray[np.integer],
+    *,
+    n_classes: int,
+    training: Training,
+    folds: Sequence[Indices] | int = (),
+    gram: npt.NDArray[np.floating] | None = None,
+) -> Classifier:
+    """Train all classes, with C chosen on the folds where there is a choice.
+
+    Parameters
+    ----------
+    X : ndarray or RowSubset of shape (n, n_features)
+        Normalised features.
+    targets : ndarray of int, shape (n,) or (n, n_classes)
+        Class indices, or an indicator in {1, 0 = difficult, -1}.
+    n_classes : int
+        Number of classes; with class indices each must occur.
+    training : Training
+        How to train.
+    folds : sequence of ndarray of int, or int
+        Positions validated on, fold by fold; or for how many folds each class is stratified by
+        itself, unshuffled.
+    gram : ndarray of shape (n, n), optional
+        ``X @ X.T`` where it is known already.
+
+    Returns
+    -------
+    Classifier
+
+    Raises
+    ------
+    ConfigError
+        If there are several values of C and no folds, or the class weights do not fit the labels.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    check_training(training, multi_label=targets.ndim == 2, has_folds=bool(folds))
+    if targets.ndim == 2 and training.difficult == "negative":
+        targets = np.where(targets > 0, targets, -1).astype(targets.dtype)
+    cv: Any = None
+    if len(training.C) > 1:
+        everything = np.arange(len(targets))
+        cv = (
+            StratifiedKFold(folds)
+            if isinstance(folds, int)
+            else [(np.setdiff1d(everything, fold), fold) for fold in folds]
+        )
+    if training.solver == "scikit-learn":
+        return _fit_scikit_learn(np.asarray(X[:]), targets, n_classes, training, cv)
+    return _fit_shared(X, targets, n_classes, training, cv, gram)
+
+
+def _fit_shared(
+    X: npt.NDArray[np.floating] | RowSubset,
+    targets: npt.NDArray[np.integer],
+    n_classes: int,
+    training: Training,
+    cv: Any,
+    gram: npt.NDArray[np.floating] | None,
+) -> Classifier:
+    """All classes, values of C and folds in one call of `LinearSVMCV`."""
+    from spptransfer.svm import LinearSVM, LinearSVMCV
+
+    options: dict[str, Any] = {
+        "loss": training.loss,
+        "class_weight": training.class_weight,
+        "device": training.device,
+    }
+    if cv is None:
+        model: Any = LinearSVM(training.C[0], **options).fit(X, targets, gram=gram)
+        classifier = _classifier(model, n_classes, training.C[0])
+    else:
+        model = LinearSVMCV(
+            training.C,
+            cv=cv,
+            scoring=_scorer(training.chosen_by),
+            per_class=training.per_class,
+            **options,
+        )
+        with _workers(training):
+            model.fit(X, targets, gram=gram)
+        scores = model.cv_results_["mean_test_score"]
+        classifier = _classifier(model, n_classes, model.C_, training.C, scores)
+    gap, steps = float(np.max(model.duality_gap_)), int(model.n_iter_)
+    return replace(classifier, solver={"relative_duality_gap": gap, "iterations": steps})
+
+
+@contextmanager
+def _workers(training: Training) -> Iterator[None]:
+    """Let joblib send the folds of a search to Dask's workers, where that is asked for."""
+    if training.engine == "local":
+        yield
+        return
+    import joblib
+
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ConfigError(
+            "classifier.engine: dask needs: pip install 'spptransfer[dask]'"
+        ) from error
+    try:
+        client = Client(training.scheduler)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"classifier.scheduler: no Dask scheduler answers at '{training.scheduler}'"
+        ) from error
+    with client, joblib.parallel_config("dask", client=client):
+        yield
+
+
+def _fit_scikit_learn(
+    X: npt.NDArray[np.floating],
+    targets: npt.NDArray[np.integer],
+    n_classes: int,
+    training: Training,
+    cv: Any,
+) -> Classifier:
+    """The field's way, one LIBLINEAR problem after the other; for comparison."""
+    if targets.ndim == 1:
+        return _search(X, targets, n_classes, training, cv)
+    parts = []
+    for column in targets.T:
+        kept = np.flatnonzero(column)
+        inside = cv
+        if isinstance(cv, list):  # row numbers among those that are kept
+            position = np.cumsum(column != 0) - 1
+            inside = [tuple(position[rows[column[rows] != 0]] for rows in pair) for pair in cv]
+        parts.append(_search(X[kept], (column[kept] > 0).astype(int), 1, training, inside))
+    scores = np.mean([[row["score"] for row in part.validation] for part in parts], axis=0)
+    return Classifier(
+        coef=np.concatenate([part.coef for part in parts]),
+        intercept=np.concatenate([part.intercept for part in parts]),
+        C=training.C[0] if cv is None else np.array([part.C for part in parts]),
+        validation=_validation(training.C if cv else (), scores),
+    )
+
+
+def _search(X: Any, y: Any, n_classes: int, training: Training, cv: Any) -> Classifier:
+    """One of scikit-learn's problems, with C chosen by its grid search."""
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.svm import LinearSVC
+
+    weight: Any = training.class_weight
+    if isinstance(weight, Mapping):
+        weight = {1: weight.get(1, 1.0), 0: weight.get(-1, 1.0)}
+    svc = LinearSVC(
+        C=training.C[0], loss=training.loss, class_weight=weight, dual="auto", max_iter=10_000
+    )
+    if cv is None:
+        return _classifier(svc.fit(X, y), n_classes, svc.C)
+    grid = GridSearchCV(svc, {"C": training.C}, cv=cv, scoring=_scorer(training.chosen_by))
+    best, scores = grid.fit(X, y).best_estimator_, grid.cv_results_["mean_test_score"]
+    return _classifier(best, n_classes, float(best.C), training.C, scores)
+
+
+def _classifier(
+    model: Any, n_classes: int, C: Any, tried: Sequence[float] = (), scores: Sequence[float] = ()
+) -> Classifier:
+    """Weights with one row per class; two classes share one hyperplane."""
+    coef = np.asarray(model.coef_, np.float32)
+    intercept = np.asarray(model.intercept_, np.float32)
+    if n_classes == 2 and len(coef) == 1:
+        coef, intercept = np.concatenate([-coef, coef]), np.concatenate([-intercept, intercept])
+    intercept = np.broadcast_to(intercept, (len(coef),)).copy()
+    return Classifier(coef, intercept, C, _validation(tried, scores))
+
+
+def _validation(tried: Sequence[float], scores: Sequence[float]) -> list[dict[str, float]]:
+    return [{"C": float(C), "score": float(s)} for C, s in zip(tried, scores, strict=True)]
+
+
+# Scorers that scikit-learn has, by the metric that they compute.
+_SCORERS = {
+    metrics.OVERALL_ACCURACY: "accuracy",
+    metrics.MEAN_PER_CLASS_ACCURACY: "balanced_accuracy",
+    metrics.MEAN_AVERAGE_PRECISION["uninterpolated"]: "average_precision",
+}
+
+
+def _scorer(name: str) -> Any:
+    """Return a scikit-learn scorer of a metric by its full name."""
+    metric = metrics.metric_named(name)
+    return _SCORERS.get(name) or partial(_score, metric)
+
+
+def _score(metric: metrics.Metric, model: Any, X: Any, y: Any) -> float:
+    """Score all classes, or one class of several labels against the rest."""
+    scores = model.decision_function(X)
+    if metric.kind == "multi-label":
+        return metric.value(np.where(y > 0, 1, -1)[:, None], scores[:, None])
+    scores = np.stack([-scores, scores], axis=1) if scores.ndim == 1 else scores
+    return metric.value(np.searchsorted(model.classes_, y), scores)
+
+
+def cheapest_gram(
+    shape: tuple[int, int], train_sizes: Sequence[int], n_certificates: int
+) -> type[np.float32] | type[np.float64] | None:
+    """Precision of a Gram matrix for all splits that takes least time; None for none.
+
+    A split alone computes the products of its own training rows only. Those of all splits' rows
+    pay from about ``n_rows**2 / n_train**2`` splits on; in float64 they cost several times that,
+    but certificates then need no passes over the features, of which there is one for every C.
+    Times are in float32 products of large matrices. Certificates' products have few columns and
+    are in float64, which takes `CERTIFICATE` times as long.
+    """
+    (n_rows, n_features), sizes = shape, np.array(train_sizes, dtype=float)
+    passes = CERTIFICATE * n_certificates * 4 * n_features * sizes.sum()
+    products = CERTIFICATE * n_certificates * 2 * (sizes**2).sum()
+    once = float(n_features) * n_rows**2
+    best, least = None, n_features * (sizes**2).sum() + passes
+    choices = ((np.float32, 4, once + passes), (np.float64, 8, EXACT * once + products))
+    for precision, itemsize, work in choices:
+        # Beside one half of it, a split's own part of it, which is copied in float32 too.
+        size = itemsize * n_rows**2 / 2 + (itemsize + 4) * sizes.max() ** 2
+        if work < least and size <= 0.5 * available_memory():
+            best, least = precision, work
+    return best
+
+
+# ---------------------------------------------------------------------------------------- measuring
 
 
 @dataclass
@@ -45,9 +396,13 @@ class SplitResult:
 
 @dataclass
 class Evaluation:
-    """All splits of a protocol, and the metrics over them."""
+    """All splits of a protocol, and the metrics over them.
+
+    `for_use` is what was trained on all labelled images, where that was asked for.
+    """
 
     results: list[SplitResult] = field(default_factory=list)
+    for_use: SplitResult | None = None
 
     def mean(self, metric: str) -> float:
         """Mean of a metric over the splits."""
@@ -64,12 +419,48 @@ class Evaluation:
 
     def class_means(self, metric: str) -> npt.NDArray[np.float64] | None:
         """Mean over the splits of a metric for every class, None if it has no such values."""
-        rows = [result.per_class[metric] for result in self.results if metric in result.per_class]
-        if not rows:
+        if metric not in self.results[0].per_class:
             return None
-        table = np.array(rows)
+        table = np.array([result.per_class[metric] for result in self.results])
         counts = (~np.isnan(table)).sum(axis=0)
         return np.where(counts, np.nansum(table, axis=0) / np.maximum(counts, 1), np.nan)
+
+    def left_out(self, metric: str) -> Indices:
+        """Classes that a split has no value of, since none of its test images shows them."""
+        found = [r.per_class[metric] for r in self.results if metric in r.per_class]
+        return np.flatnonzero(np.isnan(found).any(axis=0)) if found else np.empty(0, np.intp)
+
+    def cautions(self, metric: str, classes: Sequence[str]) -> list[str]:
+        """Say how far a metric may be off where classes have few test images or none."""
+        said = []
+        if len(missing := self.left_out(metric)):
+            names = listed([classes[k] for k in missing])
+            said.append(
+                f"the {metric} is over {len(classes) - len(missing)} of {len(classes)} classes: "
+                f"no test image shows {names}"
+            )
+        images = np.min([_images(r.targets, len(classes)) for r in self.results], axis=0)
+        few = {name: int(n) for name, n in zip(classes, images, strict=True) if n < FEW}
+        if few and images.any():
+            smallest = images[images > 0].min()
+            shares = min(len(r.targets) for r in self.results)
+            if metric != metrics.OVERALL_ACCURACY:
+                shares = smallest * (len(classes) - len(missing))
+            said.append(
+                f"{len(few)} of {len(classes)} classes have fewer than {FEW} test images, "
+                f"{counted(few)}: one image more or less moves such a class's number by up to "
+                f"{100 / smallest:.0f} points, and the {metric} by up to {100 / shares:.1f}"
+            )
+        return said
+
+
+def _images(targets: npt.NDArray[np.integer], n_classes: int) -> Indices:
+    """Number of images of each class."""
+    return (
+        (targets == 1).sum(axis=0)
+        if targets.ndim == 2
+        else np.bincount(targets, minlength=n_classes)
+    )
 
 
 def evaluate(
@@ -80,6 +471,7 @@ def evaluate(
     training: Training,
     normalize: Sequence[str] = ("l2",),
     block_sizes: Sequence[int] | None = None,
+    for_use: Split | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Train on the training part of every split and measure on its test part.
@@ -98,6 +490,8 @@ def evaluate(
         Steps of `PyramidNormalizer`; what they learn, they learn from the training part.
     block_sizes : sequence of int, optional
         Widths of the pyramid's blocks.
+    for_use : Split, optional
+        What to train a model for use on (`all_images`), after the splits.
     progress : bool, default=False
         Show a bar over the splits.
 
@@ -105,99 +499,68 @@ def evaluate(
     -------
     Evaluation
     """
-    used = set().union(*(set(split.train) | set(split.test) for split in splits))
-    ids = [id for id in dataset.ids if id in used]
-    row_of = {id: row for row, id in enumerate(ids)}
+    from spptransfer.normalization import FITTED_STEPS, PyramidNormalizer
+    from spptransfer.svm import RowSubset
 
-    def rows(ids: Sequence[str]) -> npt.NDArray[np.intp]:
-        return np.array([row_of[id] for id in ids], dtype=np.intp)
+    def rows(ids: Sequence[str]) -> Indices:
+        return np.searchsorted(used, dataset.positions(ids))
 
-    prepared = _Prepared(read_features(ids), normalize, block_sizes)
-    prepared.share_gram(
-        training,
-        [rows(split.train) for split in splits],
-        n_classes=len(dataset.classes),
-        n_folds=max(len(split.folds) for split in splits) if len(training.C) > 1 else 0,
-    )
+    everything = [*splits, for_use] if for_use else list(splits)
+    used = np.unique(np.concatenate([dataset.positions(s.train + s.test) for s in everything]))
+    X = read_features([dataset.ids[int(position)] for position in used])
+    learns = not set(FITTED_STEPS).isdisjoint(normalize)
+    gram = None
+    if not learns:  # all steps look at one row only
+        X = PyramidNormalizer(normalize, block_sizes=block_sizes, copy=False).fit_transform(X)
+        gram = _shared_gram(X, training, everything, [rows(s.train) for s in everything], dataset)
     evaluation = Evaluation()
-    for split in tqdm(splits, unit="split", disable=not progress or len(splits) == 1):
-        taken = prepared.take(rows(split.train), rows(split.test))
-        evaluation.results.append(_evaluate_split(split, taken, dataset, training))
-        headline = next(iter(evaluation.results[-1].metrics.items()))
-        logger.info("%s: %s %.4f", split.name, *headline)
+    for split in tqdm(everything, unit="split", disable=not progress or len(everything) == 1):
+        train, test = rows(split.train), rows(split.test)
+        X_train, X_test = X[train[: None if gram is None else 1]], X[test]
+        normalizer = PyramidNormalizer(normalize, block_sizes=block_sizes).fit(X_train)
+        if learns:
+            X_train = normalizer.transform(X_train)
+            X_test = normalizer.transform(X_test) if len(test) else X_test
+        classifier = fit_classifier(
+            X_train if gram is None else RowSubset(X, train),  # that training will hardly read
+            dataset.targets_of(split.train),
+            n_classes=len(dataset.classes),
+            training=training,
+            folds=split.class_folds
+            or [np.flatnonzero(np.isin(train, rows(f))) for f in split.folds],
+            gram=None if gram is None else gram.of(train),
+        )
+        targets, scores = dataset.targets_of(split.test), classifier.decision_function(X_test)
+        values, per_class = measure(targets, scores) if split.test else ({}, {})
+        result = SplitResult(split, classifier, normalizer, targets, scores, values, per_class)
+        if split is for_use:
+            evaluation.for_use = result
+        else:
+            evaluation.results.append(result)
+            logger.info("%s: %s %.4f", split.name, *next(iter(values.items())))
     return evaluation
 
 
-@dataclass
-class _Taken:
-    """Normalised rows of one split, their inner products if known, the normaliser of a model."""
+def _shared_gram(
+    X: npt.NDArray[np.floating],
+    training: Training,
+    splits: Sequence[Split],
+    train: Sequence[Indices],
+    dataset: Dataset,
+) -> GramMatrix | None:
+    """Gram matrix of all training rows, for every split to reuse; None where it would not pay."""
+    used, n_choices = np.unique(np.concatenate(train)), 1
+    if training.solver != "spptransfer" or len(used) > X.shape[1]:
+        return None
+    if len(training.C) > 1:
+        n_choices = (1 + max(split.n_folds for split in splits)) * len(training.C)
+    shape, sizes = (len(used), X.shape[1]), [len(rows) for rows in train]
+    precision = cheapest_gram(shape, sizes, len(dataset.classes) * n_choices)
+    if precision is None:
+        return None
+    from spptransfer.svm import gram_matrix
 
-    X_train: Rows
-    X_test: npt.NDArray[np.floating]
-    normalizer: PyramidNormalizer
-    gram: npt.NDArray[np.floating] | None = None
-
-
-class _Prepared:
-    """Features with the steps that look at one row only already applied, and their Gram matrix.
-
-    The Gram matrix serves every split, as long as no step learns from a split.
-    """
-
-    def __init__(
-        self,
-        X: npt.NDArray[np.float32],
-        normalize: Sequence[str],
-        block_sizes: Sequence[int] | None,
-    ) -> None:
-        self.X = X
-        self._steps = list(normalize)
-        self._block_sizes = block_sizes
-        self._per_split = any(step in FITTED_STEPS for step in normalize)
-        self._gram: GramMatrix | None = None
-        if not self._per_split:
-            self._in_place = PyramidNormalizer(self._steps, block_sizes=block_sizes, copy=False)
-            self.X = self._in_place.fit(X).transform(X)
-
-    def share_gram(
-        self, training: Training, train: Sequence[npt.NDArray[np.intp]], **counts: int
-    ) -> None:
-        """Compute the Gram matrix of all splits' training rows, if that pays."""
-        if not self._per_split:
-            self._gram = gram_if_useful(self.X, training, train, **counts)
-
-    def take(self, train: npt.NDArray[np.intp], test: npt.NDArray[np.intp]) -> _Taken:
-        """What a split needs."""
-        normalizer = PyramidNormalizer(self._steps, block_sizes=self._block_sizes)
-        X_test = self.X[test]
-        if self._gram is not None:  # training will hardly read its rows
-            from spptransfer.svm import RowSubset
-
-            normalizer.fit(self.X[train[:1]])  # whose steps learn nothing
-            return _Taken(RowSubset(self.X, train), X_test, normalizer, self._gram.of(train))
-        X_train = self.X[train]
-        normalizer.fit(X_train)
-        if self._per_split:
-            X_train, X_test = normalizer.transform(X_train), normalizer.transform(X_test)
-        return _Taken(X_train, X_test, normalizer)
-
-
-def _evaluate_split(
-    split: Split, taken: _Taken, dataset: Dataset, training: Training
-) -> SplitResult:
-    position = {id: i for i, id in enumerate(split.train)}
-    folds = [np.array([position[id] for id in fold], dtype=np.intp) for fold in split.folds]
-    classifier = fit_classifier(
-        taken.X_train,
-        dataset.targets_of(split.train),
-        n_classes=len(dataset.classes),
-        training=training,
-        folds=folds,
-        gram=taken.gram,
-    )
-    targets, scores = dataset.targets_of(split.test), classifier.decision_function(taken.X_test)
-    values, per_class = measure(targets, scores)
-    return SplitResult(split, classifier, taken.normalizer, targets, scores, values, per_class)
+    return gram_matrix(X, precision, rows=used)
 
 
 def measure(
@@ -227,8 +590,7 @@ def measure(
     per_class: dict[str, npt.NDArray[np.float64]] = {}
     for name in metrics.metrics_of(multi_label=targets.ndim == 2):
         metric = metrics.METRICS[name]
-        found = metric.compute(targets, scores)
-        values[name] = found[0] if metric.per_class else found
+        values[name] = found = metric.compute(targets, scores)
         if metric.per_class:
-            per_class[name] = found[1]
+            values[name], per_class[name] = found
     return values, per_class

@@ -1,4 +1,9 @@
-"""What a protocol is: splits, the choice of C, and the metric that make a number comparable."""
+"""What a protocol is, from splits to measure, and those of the literature by name.
+
+A protocol fixes what makes a number comparable: which images train and test (`Protocol.draw`), how
+C is chosen (`folds`, `choose_C`, `chosen_by`), what is trained (`class_weight`, `difficult`), and
+what is measured (the headline). Each entry of `PROTOCOLS` says all that sets its numbers apart.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +11,33 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import AfterValidator, Field
 
 from spptransfer.datasets.base import Dataset
-from spptransfer.errors import ConfigError, DatasetError
-from spptransfer.metrics import metrics_of
-from spptransfer.protocols.splits import Split, check_splits, read_splits, stratified_folds
+from spptransfer.datasets.folder import BACKGROUND
+from spptransfer.errors import ConfigError, DatasetError, suggestion
+from spptransfer.metrics import (
+    MEAN_AVERAGE_PRECISION,
+    MEAN_PER_CLASS_ACCURACY,
+    OVERALL_ACCURACY,
+)
+from spptransfer.protocols.splits import (
+    DEFAULT_TEST_FRACTION,
+    FOLDER_SPLITS,
+    Settings,
+    Split,
+    check_splits,
+    draw_folder,
+    draw_official,
+    draw_per_class,
+    draw_table,
+    has_own_folders,
+    read_splits,
+    table_validation_split,
+    validation_split,
+    with_folds,
+)
 from spptransfer.sections import (
     CountFromZero,
     PathText,
@@ -21,7 +47,7 @@ from spptransfer.sections import (
     named_section,
 )
 
-Settings = Mapping[str, Any]
+# ------------------------------------------------------------------------------------- the settings
 
 COMMON_DEFAULTS: Settings = {"seed": 0, "folds": 3, "choose_C": "shared", "split_file": None}
 
@@ -68,22 +94,15 @@ class ProtocolSection(Section):
 
     def settings(self) -> dict[str, Any]:
         """Return every setting of the protocol, those not given with their defaults."""
-        return {key: getattr(self, key) for key in type(self).model_fields if key != "name"}
+        return self.model_dump(exclude={"name"})
 
 
-def _section_of(name: str, defaults: Settings) -> type[ProtocolSection]:
-    """Make the schema of the ``protocol`` section of one protocol."""
-    fields: dict[str, Any] = {}
-    for key, default in defaults.items():
-        unknown = Any if default is None else type(default)
-        kind, about = _SETTINGS.get(key, (unknown, None))
-        fields[key] = (kind | None if default is None else kind, Field(default, description=about))
-    return named_section(ProtocolSection, name, fields=fields)
+# ------------------------------------------------------------------------------------- the protocol
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A named way to split a dataset, choose C and measure.
+    """A named way to split a dataset, choose C, train and measure.
 
     Parameters
     ----------
@@ -128,8 +147,14 @@ class Protocol:
     section: type[ProtocolSection] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "defaults", {**COMMON_DEFAULTS, **self.defaults})
-        object.__setattr__(self, "section", _section_of(self.name, self.defaults))
+        defaults, fields = {**COMMON_DEFAULTS, **self.defaults}, {}
+        for key, default in defaults.items():
+            kind, about = _SETTINGS.get(key, (Any if default is None else type(default), None))
+            kind = kind | None if default is None else kind
+            fields[key] = (kind, Field(default, description=about))
+        object.__setattr__(self, "defaults", defaults)
+        section = named_section(ProtocolSection, self.name, fields=fields)
+        object.__setattr__(self, "section", section)
 
     def settings(self, given: Settings | None = None) -> dict[str, Any]:
         """Complete and check what a pipeline file gives.
@@ -176,7 +201,8 @@ class Protocol:
         Returns
         -------
         Dataset
-            The same one, or one with fewer classes and images.
+            The same one, or one with fewer classes and images. Where images have several labels
+            and none is -1, those of 0 become -1: without a -1, 0 means absent.
 
         Raises
         ------
@@ -201,6 +227,9 @@ class Protocol:
                 "protocol.choose_C='per class' is for several labels per image; "
                 "with one label per image, use 'shared'"
             )
+        if dataset.multi_label and not (dataset.targets == -1).any():
+            targets = np.where(dataset.targets == 1, 1, -1).astype(np.int8)
+            return replace(dataset, targets=targets)
         return dataset
 
     def make_splits(self, dataset: Dataset, settings: Settings) -> list[Split]:
@@ -229,7 +258,7 @@ class Protocol:
         if settings["split_file"]:
             read = read_splits(settings["split_file"])
             check_splits(read, dataset)
-            splits = [_with_folds(split, dataset, settings) for split in read]
+            splits = [with_folds(split, dataset, settings, split.name) for split in read]
         else:
             splits = self.draw(dataset, settings)
         check_splits(splits, dataset)
@@ -260,13 +289,8 @@ class Protocol:
         overall accuracy. C is chosen by 3-fold cross-validation on the training images.
         """
         if settings["split_file"]:
-            choice = (
-                "C is chosen on the folds that it gives, or where it gives none "
-                f"by {settings['folds']}-fold cross-validation on the training images"
-                if settings["folds"]
-                else "C is given, not chosen"
-            )
-            return f"{self.name} on the splits of the file {settings['split_file']}. {choice}."
+            choice = _choice(settings, "on the folds that it gives, or where it gives none ")
+            return f"{self.name} on the splits of the file {settings['split_file']}. {choice}"
         return self.describe(settings, dataset)
 
     def headline(self, multi_label: bool) -> str:
@@ -280,7 +304,7 @@ class Protocol:
         Returns
         -------
         str
-            One of `metrics`.
+            A key of `spptransfer.metrics.METRICS`.
 
         Raises
         ------
@@ -293,22 +317,216 @@ class Protocol:
             raise ConfigError(f"protocol '{self.name}' is not for datasets of {kind} per image")
         return name
 
-    def metrics(self, multi_label: bool) -> tuple[str, ...]:
-        """Full names of all metrics that a result gives, whichever is the headline."""
-        return metrics_of(multi_label)
-
     def choose_C_by(self, multi_label: bool) -> str:
         """Full name of the metric that decides C on validation images."""
         return self.chosen_by or self.headline(multi_label)
 
 
-def _with_folds(split: Split, dataset: Dataset, settings: Settings) -> Split:
-    """Give a split from a file the folds that the settings ask for."""
+# ------------------------------------------------------------------------------ in plain words
+
+
+def _choice(settings: Settings, where: str = "", part: str = "the training images") -> str:
+    """Describe the choice of C by folds."""
     if settings["folds"] == 0:
-        return replace(split, folds=())
-    if split.folds:
-        return split
-    folds = stratified_folds(
-        dataset, split.train, settings["folds"], seed=settings["seed"], split=split.name
+        return "C is given, not chosen."
+    whose = "for each class " if settings["choose_C"] == "per class" else ""
+    return f"C is chosen {where}{whose}by {settings['folds']}-fold cross-validation on {part}."
+
+
+def _describe_voc2007(settings: Settings, dataset: Dataset | None) -> str:
+    """Describe splits, treatment of difficult images and choice of C."""
+    train, validation = settings["train"], validation_split(settings)
+    whose = "for each class" if settings["choose_C"] == "per class" else "for all classes together"
+    choice = f"C is chosen {whose} on '{validation}', then all of '{train}' is trained on."
+    if validation is None:
+        choice = _choice(settings, part=f"'{train}'")
+    return (
+        f"PASCAL VOC 2007 classification: trained on '{train}', tested on '{settings['test']}', "
+        f"one classifier per class against the rest; images that show a class only as difficult "
+        f"are ignored for that class in training and test. {choice}"
     )
-    return replace(split, folds=folds)
+
+
+def _describe_vissl(settings: Settings, dataset: Dataset | None) -> str:
+    """Describe what VISSL's trainer does."""
+    choice = _choice(settings, part=f"'{settings['train']}'")
+    if settings["folds"]:
+        choice += " It is the one of the largest average precision (uninterpolated)"
+        own = settings["choose_C"] == "per class"
+        choice += ", over stratified folds of the class's own." if own else "."
+    return (
+        f"PASCAL VOC 2007 classification after VISSL's SVM benchmark: trained on "
+        f"'{settings['train']}', tested on '{settings['test']}'; positives weigh twice, images "
+        f"that show a class only as difficult are negatives in training and ignored in the test. "
+        f"{choice}"
+    )
+
+
+def _describe_caltech101(settings: Settings, dataset: Dataset | None) -> str:
+    """Describe categories, images per category and splits."""
+    with_or_without, number = ("with", 102) if settings["include_background"] else ("without", 101)
+    n_train, n_test = settings["train_per_class"], settings["test_per_class"]
+    if n_test is None:
+        sizes = f"{n_train} training images per category and all others to test"
+    else:
+        sizes = f"{n_train} training and at most {n_test} test images per category"
+    headline = MEAN_PER_CLASS_ACCURACY if n_test is None else OVERALL_ACCURACY
+    return (
+        f"Caltech-101 {with_or_without} the background category ({number} categories): {sizes}, "
+        f"{_random_splits(settings)}; mean and standard deviation of the {headline}. "
+        f"{_choice(settings)}"
+    )
+
+
+def _describe_folder(settings: Settings, dataset: Dataset | None) -> str:
+    """Describe images per class, or their share, and splits; or the folders that are the splits."""
+    if dataset is not None and has_own_folders(dataset):
+        own = _describe_table({**settings, **FOLDER_SPLITS}, dataset)
+        return own.replace("a table with its", "class folders with their", 1)
+    n_train, n_test = settings["train_per_class"], settings["test_per_class"]
+    if n_train is not None:
+        tested = "all others" if n_test is None else f"at most {n_test} others"
+        sizes = f"{n_train} training images of each class and {tested} to test"
+    elif n_test is not None:
+        sizes = f"{n_test} images of each class to test and all others to train"
+    else:
+        fraction = settings["test_fraction"] or DEFAULT_TEST_FRACTION
+        sizes = f"{100 * fraction:g}% of each class to test and the rest to train"
+    return f"Images in class folders: {sizes}, {_random_splits(settings)}. {_choice(settings)}"
+
+
+def _describe_table(settings: Settings, dataset: Dataset | None) -> str:
+    """Describe the table's own splits where it has some, else the drawn ones."""
+    if dataset is None or not dataset.official_splits:
+        drawn = _describe_folder(settings, dataset).replace("class folders", "a table", 1)
+        return drawn if dataset is not None else f"The table's own splits; without any: {drawn}"
+    held_out = table_validation_split(settings, dataset)
+    choice = _choice(settings)
+    if held_out is not None:
+        choice = f"C is chosen on '{held_out}', which is then trained on too."
+    return (
+        f"Images in a table with its own splits: trained on '{settings['train']}', tested on "
+        f"'{settings['test']}'. {choice}"
+    )
+
+
+def _random_splits(settings: Settings) -> str:
+    """Name the number of splits and their seed."""
+    number = settings["splits"]
+    return f"{number} random split{'s' if number > 1 else ''} (seed {settings['seed']})"
+
+
+# -------------------------------------------------------------------------- those of the literature
+
+
+def _caltech101_classes(dataset: Dataset, settings: Settings) -> Dataset:
+    """Check the number of categories, and drop the background one if it does not count."""
+    if not settings["include_background"] and BACKGROUND in dataset.classes:
+        dataset = dataset.without_class(BACKGROUND)
+    expected = 102 if settings["include_background"] else 101
+    if len(dataset.classes) != expected:
+        raise DatasetError(
+            f"the Caltech-101 protocols need {expected} categories "
+            f"(protocol.include_background={str(settings['include_background']).lower()}), "
+            f"but {dataset.root} has {len(dataset.classes)}"
+        )
+    return dataset
+
+
+_VOC2007 = {"train": "trainval", "test": "test", "choose_C": "per class"}
+_CALTECH101 = {"train_per_class": 30, "splits": 10, "include_background": True}
+_FOLDER = {"test_fraction": None, "train_per_class": None, "test_per_class": None, "splits": 1}
+
+_ALL = (
+    # Paper, section 3.2: the VOC 2007 devkit's task and measure.
+    Protocol(
+        name="voc2007",
+        defaults={**_VOC2007, "validation": None},
+        draw=draw_official,
+        describe=_describe_voc2007,
+        multi_label_headline=MEAN_AVERAGE_PRECISION["11-point"],
+    ),
+    # VISSL, svm_trainer.py and evaluate.py, with the costs of its VOC07 configuration.
+    Protocol(
+        name="voc2007-vissl",
+        defaults=_VOC2007,
+        draw=draw_official,
+        describe=_describe_vissl,
+        multi_label_headline=MEAN_AVERAGE_PRECISION["area"],
+        chosen_by=MEAN_AVERAGE_PRECISION["uninterpolated"],
+        difficult_in_training="negative",
+        class_weight={1: 2.0, -1: 1.0},
+        C=(0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0),
+    ),
+    # Paper, section 3.3.
+    Protocol(
+        name="caltech101",
+        defaults={**_CALTECH101, "test_per_class": 50},
+        draw=draw_per_class,
+        describe=_describe_caltech101,
+        single_label_headline=OVERALL_ACCURACY,
+        restrict_classes=_caltech101_classes,
+    ),
+    Protocol(
+        name="caltech101-30-rest",
+        defaults={**_CALTECH101, "test_per_class": None},
+        draw=draw_per_class,
+        describe=_describe_caltech101,
+        single_label_headline=MEAN_PER_CLASS_ACCURACY,
+        restrict_classes=_caltech101_classes,
+    ),
+    Protocol(
+        name="folder",
+        defaults=_FOLDER,
+        draw=draw_folder,
+        describe=_describe_folder,
+        single_label_headline=OVERALL_ACCURACY,
+        multi_label_headline=MEAN_AVERAGE_PRECISION["area"],
+    ),
+    Protocol(
+        name="csv",
+        defaults={**_FOLDER, **FOLDER_SPLITS},
+        draw=draw_table,
+        describe=_describe_table,
+        single_label_headline=OVERALL_ACCURACY,
+        multi_label_headline=MEAN_AVERAGE_PRECISION["area"],
+    ),
+)
+PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in _ALL}
+
+
+def sections() -> dict[str, type[ProtocolSection]]:
+    """Return the schema of the ``protocol`` section for each name."""
+    return {name: protocol.section for name, protocol in PROTOCOLS.items()}
+
+
+def get(name: str) -> Protocol:
+    """Give the protocol of a name.
+
+    Parameters
+    ----------
+    name : str
+        A key of `PROTOCOLS`.
+
+    Returns
+    -------
+    Protocol
+        Its entry.
+
+    Raises
+    ------
+    ConfigError
+        If there is none; the message gives the nearest name.
+
+    Examples
+    --------
+    >>> get("voc2007").headline(multi_label=True)
+    'mean average precision (11-point)'
+    >>> get("voc07")
+    Traceback (most recent call last):
+    ...
+    spptransfer.errors.ConfigError: unknown protocol 'voc07'; did you mean 'voc2007'? ...
+    """
+    if name not in PROTOCOLS:
+        raise ConfigError(f"unknown protocol '{name}'; {suggestion(name, PROTOCOLS)}")
+    return PROTOCOLS[name]

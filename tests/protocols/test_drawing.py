@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from protocol_cases import make, single_label, table, voc2007
+from protocol_cases import beside, make, single_label, table, voc2007
 
 from spptransfer import protocols
 from spptransfer.datasets import Dataset
@@ -115,7 +115,7 @@ def test_the_splits_of_a_table_are_respected():
 def test_validation_images_of_a_table_choose_C_and_are_then_trained_on(name):
     dataset = table({"train": 10, name: 4, "test": 6})
     (split,) = make("csv", dataset)
-    assert split.fit_ids(0) == dataset.official_splits["train"]
+    assert beside(split, 0) == dataset.official_splits["train"]
     assert split.folds == (dataset.official_splits[name],)
     (split,) = make("csv", dataset, folds=0)
     assert split.train == dataset.official_splits["train"]
@@ -134,7 +134,7 @@ def test_folders_that_are_the_splits_are_used_as_those_of_a_table_are():
 def test_splits_of_a_table_under_other_names():
     dataset = table({"learn": 10, "tune": 4, "exam": 6})
     (split,) = make("csv", dataset, train="learn", validation="tune", test="exam")
-    assert split.fit_ids(0) == dataset.official_splits["learn"]
+    assert beside(split, 0) == dataset.official_splits["learn"]
     with pytest.raises(DatasetError, match="it has: learn, tune, exam"):
         make("csv", dataset)
     with pytest.raises(DatasetError, match=r"no split 'dev'; set protocol\.validation"):

@@ -9,8 +9,7 @@ from sklearn.svm import LinearSVC
 from spptransfer import metrics, protocols
 from spptransfer.datasets import Dataset
 from spptransfer.normalization import PyramidNormalizer
-from spptransfer.protocols.evaluate import evaluate, measure
-from spptransfer.protocols.training import Training
+from spptransfer.protocols.evaluate import Training, evaluate, measure
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spptransfer.datasets import Dataset
@@ -19,7 +19,7 @@ from spptransfer.protocols import (
     splits_checksum,
     write_splits,
 )
-from spptransfer.protocols.splits import images_per_class, ranked, strata, stratified_folds
+from spptransfer.protocols.splits import deal, images_per_class, ranked, with_folds
 
 
 def single_label(*sizes: int) -> Dataset:
@@ -48,7 +48,6 @@ def test_overlap_of_train_and_test_is_refused_with_an_example():
     ("train", "test", "message"),
     [
         ((), ("a",), "no train images"),
-        (("a",), (), "no test images"),
         (("a", "a"), ("b",), "train list holds an id more than once"),
         (("a",), ("b", "b"), "test list holds an id more than once"),
     ],
@@ -62,12 +61,6 @@ def test_empty_lists_and_repeated_ids_are_refused(train, test, message):
 def test_a_fold_must_be_a_proper_part_of_train(fold):
     with pytest.raises(DatasetError, match="fold 2 must hold some but not all train images"):
         Split("split 1", ("a", "b"), ("c",), (("a",), fold))
-
-
-def test_what_a_fold_is_fitted_on_is_the_rest_of_train_in_order():
-    split = Split("split 1", ("d", "a", "c", "b"), ("e",), (("a", "b"), ("d",)))
-    assert split.fit_ids(0) == ("d", "c")
-    assert split.fit_ids(1) == ("a", "c", "b")
 
 
 # ------------------------------------------------------------------------------------ checksums
@@ -109,35 +102,24 @@ def test_the_overall_checksum_depends_on_the_order_of_splits():
 def test_the_order_is_that_of_the_sha256_digests():
     ids = [f"cat/{number}.jpg" for number in range(50)]
     digests = {id: hashlib.sha256(f"7/3/{id}".encode()).hexdigest() for id in ids}
-    assert ranked(ids, seed=7, split="3") == sorted(ids, key=digests.__getitem__)
+    assert ranked(ids, 7, "3") == sorted(ids, key=digests.__getitem__)
 
 
 @given(st.sets(st.text(max_size=5), max_size=20), st.integers(0, 5))
 def test_an_ids_rank_does_not_depend_on_the_other_ids(ids, seed):
-    order = ranked(ids, seed=seed, split="1")
+    order = ranked(ids, seed, "1")
     assert sorted(order) == sorted(ids)
     some = sorted(ids)[::2]
-    assert ranked(some, seed=seed, split="1") == [id for id in order if id in set(some)]
+    assert ranked(some, seed, "1") == [id for id in order if id in set(some)]
 
 
 def test_another_seed_or_split_gives_another_order():
     ids = [str(number) for number in range(100)]
-    orders = {tuple(ranked(ids, seed=seed, split=split)) for seed in (0, 1) for split in ("1", "2")}
+    orders = {tuple(ranked(ids, seed, split)) for seed in (0, 1) for split in ("1", "2")}
     assert len(orders) == 4
 
 
 # ------------------------------------------------------------------------------ strata and folds
-
-
-def test_images_of_one_label_are_grouped_by_class():
-    dataset = single_label(2, 1)
-    assert strata(dataset, dataset.ids) == [["0/0.jpg", "0/1.jpg"], ["1/2.jpg"], []]
-
-
-def test_images_of_several_labels_are_grouped_by_their_rarest():
-    dataset = multi_label([[1, 1, -1], [1, -1, -1], [1, 0, 1], [-1, 1, -1], [-1, 0, -1]])
-    groups = strata(dataset, dataset.ids)
-    assert groups == [["1.jpg"], ["0.jpg", "3.jpg"], ["2.jpg"], ["4.jpg"]]
 
 
 def test_ignored_labels_do_not_count_as_images_of_a_class():
@@ -146,32 +128,65 @@ def test_ignored_labels_do_not_count_as_images_of_a_class():
     assert images_per_class(single_label(2, 3), ["1/2.jpg"]).tolist() == [0, 1]
 
 
+SETTINGS = {"seed": 0, "folds": 3, "choose_C": "shared", "splits": 1}
+
+
+def folded(dataset, **changes):
+    return with_folds(Split("s", tuple(dataset.ids), ()), dataset, SETTINGS | changes, "1")
+
+
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(2, 5), st.integers(0, 3))
 def test_folds_cover_train_once_and_share_every_class_evenly(sizes, n_folds, seed):
     dataset = single_label(*sizes)
     if len(dataset) < n_folds:
         with pytest.raises(DatasetError, match="cannot be dealt"):
-            stratified_folds(dataset, dataset.ids, n_folds, seed=seed, split="1")
+            folded(dataset, folds=n_folds, seed=seed)
         return
-    folds = stratified_folds(dataset, dataset.ids, n_folds, seed=seed, split="1")
+    folds = folded(dataset, folds=n_folds, seed=seed).folds
     assert sorted(id for fold in folds for id in fold) == sorted(dataset.ids)
     counts = np.array([images_per_class(dataset, fold) for fold in folds])
     assert np.ptp(counts, axis=0).max() <= 1
     assert np.ptp(counts.sum(axis=1)) <= 1
 
 
-def test_folds_of_several_labels_share_a_rare_class():
-    rng = np.random.default_rng(0)
-    targets = np.where(rng.random((300, 3)) < 0.4, 1, -1)
-    targets[:, 0] = -1
-    targets[rng.choice(300, 6, replace=False), 0] = 1
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 5), st.integers(1, 6))
+def test_folds_of_several_labels_hold_their_share_of_every_label(seed, n_folds, n_labels):
+    rng = np.random.default_rng(seed)
+    targets = np.where(rng.random((120, n_labels)) < rng.uniform(0.02, 0.5, n_labels), 1, -1)
+    targets[rng.random(targets.shape) < 0.05] = 0
     dataset = multi_label(targets)
-    folds = stratified_folds(dataset, dataset.ids, 3, seed=0, split="1")
-    assert [images_per_class(dataset, fold)[0] for fold in folds] == [2, 2, 2]
+    folds = folded(dataset, folds=n_folds).folds
+    assert sorted(id for fold in folds for id in fold) == sorted(dataset.ids)
+    counts = np.array([images_per_class(dataset, fold) for fold in folds])
+    share = images_per_class(dataset, dataset.ids) / n_folds
+    assert np.abs(counts - share).max() <= 2
+    rarest = share.argmin()
+    assert np.ptp(counts[:, rarest]) <= 1
+
+
+def test_an_image_of_several_labels_goes_where_its_rarest_is_wanted_most():
+    # Worked by hand after Sechidis et al. (2011), figure 1, with the first part for their draws.
+    present = np.array([[1, 1], [1, 0], [1, 0], [0, 1], [0, 0], [1, 0]], dtype=bool)
+    parts = deal(present, (0.5, 0.5))
+    assert [part.tolist() for part in parts] == [[0, 2, 4], [1, 3, 5]]
+
+
+def test_where_C_is_chosen_per_class_a_split_says_how_many_folds_each_class_has():
+    dataset = multi_label([[1, -1], [-1, 1]] * 6)
+    split = folded(dataset, choose_C="per class")
+    assert (split.folds, split.class_folds, split.n_folds) == ((), 3, 3)
+    assert split.train == tuple(ranked(dataset.ids, 0, "1/folds"))
+    official = {key: value for key, value in SETTINGS.items() if key != "splits"}
+    listed = with_folds(
+        Split("s", tuple(dataset.ids), ()), dataset, official | {"choose_C": "per class"}, "1"
+    )
+    assert listed.train == dataset.ids
+    assert listed.checksum != split.checksum  # whose order of training images tells the folds
 
 
 def test_no_folds_are_asked_for_with_zero():
-    assert stratified_folds(single_label(2, 2), ("0/0.jpg",), 0, seed=0, split="1") == ()
+    assert folded(single_label(2, 2), folds=0).n_folds == 0
 
 
 # ------------------------------------------------------------------------- splits and a dataset
@@ -207,6 +222,18 @@ def test_a_class_without_images_beside_a_fold_is_named():
         check_splits([split], single_label(3, 3))
 
 
+def test_a_class_of_one_training_image_cannot_have_folds_of_its_own():
+    dataset = multi_label([[1, -1], [-1, 1], [1, -1], [1, 1]])
+    split = Split("1", ("0.jpg", "1.jpg", "2.jpg"), ("3.jpg",), class_folds=3)
+    with pytest.raises(DatasetError, match=r"class 'b' has too few .* by 3 folds"):
+        check_splits([split], dataset)
+
+
+def test_a_split_without_test_images_is_refused():
+    with pytest.raises(DatasetError, match="split 1: there are no test images"):
+        check_splits([Split("split 1", ("0/0.jpg", "1/3.jpg"), ())], single_label(3, 3))
+
+
 def test_no_splits_are_refused():
     with pytest.raises(DatasetError, match="no splits"):
         check_splits([], single_label(3, 3))
@@ -224,7 +251,7 @@ def test_the_same_content_in_train_and_test_is_reported():
 
 AWKWARD = [
     Split("split 1", ("ü/ñ.jpg", 'a"b', "c\nd"), ("日本/画像.png",), (("c\nd",),)),
-    Split("split 2", ("x",), ("y",)),
+    Split("split 2", ("x", "z"), ("y",), class_folds=2),
 ]
 
 
@@ -240,7 +267,7 @@ def test_splits_come_back_as_they_were_written(tmp_path):
 
 def test_ids_that_are_no_utf8_are_ranked_written_and_read_like_others(tmp_path):
     ids = ["a", "\udcff", "ü"]
-    assert sorted(ranked(ids, seed=0, split="1")) == sorted(ids)
+    assert sorted(ranked(ids, 0, "1")) == sorted(ids)
     splits = [Split("split 1", train=("a", "ü"), test=("\udcff",))]
     write_splits(tmp_path / "splits.json", splits)
     assert read_splits(tmp_path / "splits.json") == splits
@@ -258,7 +285,7 @@ def test_lists_written_by_hand_need_neither_names_nor_checksum(tmp_path):
 def test_lists_that_were_changed_are_refused(tmp_path):
     path = tmp_path / "splits.json"
     write_splits(path, AWKWARD)
-    path.write_text(path.read_text().replace('"y"', '"z"'))
+    path.write_text(path.read_text().replace('"y"', '"w"'))
     with pytest.raises(DatasetError, match="do not have the checksum"):
         read_splits(path)
 
@@ -273,6 +300,7 @@ def test_lists_that_were_changed_are_refused(tmp_path):
         '{"splits": [{"train": ["a"]}]}',
         '{"splits": [{"train": "ab", "test": ["c"]}]}',
         '{"splits": [{"train": [1], "test": ["c"]}]}',
+        '{"splits": [{"train": ["a"], "test": ["c"], "class_folds": 1}]}',
         '{"splits": 3}',
         '{"format": "something-else", "splits": []}',
         '{"format_version": 99, "splits": []}',

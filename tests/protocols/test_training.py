@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.model_selection import GridSearchCV
 from sklearn.svm import LinearSVC
 
 from spptransfer import metrics
 from spptransfer.errors import ConfigError
-from spptransfer.protocols.training import (
+from spptransfer.protocols.evaluate import (
     Training,
     cheapest_gram,
     fit_classifier,
-    gram_if_useful,
 )
 from spptransfer.svm import gram_matrix
 
@@ -92,29 +92,6 @@ def test_splits_share_a_gram_matrix_where_it_is_cheaper_than_their_own(n_splits,
     assert cheapest_gram((9144, 12_800), [3060] * n_splits, n_certificates) is precision
 
 
-def drawn(n_rows, n_train, n_splits, seed=0):
-    rng = np.random.default_rng(seed)
-    return [rng.permutation(n_rows)[:n_train] for _ in range(n_splits)]
-
-
-def test_the_shared_gram_matrix_is_that_of_all_rows_that_a_split_trains_on(three_classes):
-    wide = np.hstack([three_classes[0]] * 2)
-    train = drawn(50, 40, 9)
-    gram = gram_if_useful(wide, Training(), train)
-    assert gram is not None
-    assert gram.shape == (50, 50)
-    for rows in train:
-        np.testing.assert_allclose(gram.of(rows), wide[rows] @ wide[rows].T, atol=1e-3)
-
-
-def test_no_gram_matrix_is_made_where_rows_outnumber_features_or_liblinear_trains(three_classes):
-    X, _ = three_classes
-    few = X[:10]
-    assert gram_if_useful(X, Training(), drawn(60, 50, 9)) is None
-    assert gram_if_useful(few, Training(), drawn(10, 9, 9)) is not None
-    assert gram_if_useful(few, Training(solver="scikit-learn"), drawn(10, 9, 9)) is None
-
-
 def test_two_classes_share_one_hyperplane_with_opposite_signs(three_classes):
     X, y = three_classes
     kept = y < 2
@@ -147,6 +124,30 @@ def test_C_per_class_maximises_the_named_average_precision(indicator, method):
                 scores.append(metrics.average_precision(Y[fold, column], values_here, method))
             expected.append(np.mean(scores))
         assert chosen.C[column] == values[int(np.argmax(expected))]
+
+
+@pytest.mark.parametrize("difficult", ["ignore", "negative"])
+@pytest.mark.parametrize("solver", ["spptransfer", "scikit-learn"])
+def test_with_folds_of_its_own_every_class_gets_the_C_of_a_grid_search(
+    indicator, difficult, solver
+):
+    X, Y = indicator
+    values, weight = (0.0001, 0.001, 0.01, 1.0), {1: 2.0, -1: 1.0}
+    training = Training(
+        C=values,
+        chosen_by=AP["uninterpolated"],
+        per_class=True,
+        difficult=difficult,
+        class_weight=weight,
+        solver=solver,
+    )
+    found = fit_classifier(X, Y, n_classes=3, training=training, folds=3)
+    for k, column in enumerate(Y.T):
+        kept = np.flatnonzero(column) if difficult == "ignore" else np.arange(len(column))
+        svc = LinearSVC(class_weight=weight, tol=1e-8, max_iter=100_000)
+        grid = GridSearchCV(svc, {"C": values}, cv=3, scoring="average_precision")
+        labels = np.where(column[kept] > 0, 1, -1)
+        assert found.C[k] == grid.fit(X[kept], labels).best_params_["C"]
 
 
 def test_difficult_images_are_left_out_or_negatives_as_the_protocol_says(indicator):
