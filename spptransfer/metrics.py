@@ -68,14 +68,8 @@ class _Ranking(NamedTuple):
 
     positive: _Bools
     true_positives: _Counts
-    false_positives: _Counts
+    precision: _Floats  # 0 above the first image that takes part
     scores: _Floats
-
-    @property
-    def precision(self) -> _Floats:
-        """Precision down to each image; 0 above the first image that takes part."""
-        ranked = self.true_positives + self.false_positives
-        return self.true_positives / np.maximum(ranked, 1)
 
 
 def average_precision(
@@ -111,10 +105,8 @@ def average_precision(
     >>> average_precision([1, -1, 1, 0], [0.9, 0.8, 0.7, 0.6], "11-point")
     0.8484848484848484
     """
-    targets, values = np.asarray(y_true), np.asarray(scores)
-    if targets.ndim != 1:
-        raise ValueError(f"y_true must have the shape (n_images,), not {targets.shape}")
-    return mean_average_precision(targets[:, None], values[..., None], method)[0]
+    targets, values = _as_columns(y_true, scores)
+    return mean_average_precision(targets, values, method)[0]
 
 
 def mean_average_precision(
@@ -188,10 +180,7 @@ def precision_recall_curve(y_true: npt.ArrayLike, scores: npt.ArrayLike) -> Prec
     >>> curve.recall.tolist(), curve.thresholds.tolist()
     ([0.5, 0.5, 1.0], [0.9, 0.8, 0.7])
     """
-    targets, values = np.asarray(y_true), np.asarray(scores)
-    if targets.ndim != 1:
-        raise ValueError(f"y_true must have the shape (n_images,), not {targets.shape}")
-    targets, values = _checked(targets[:, None], values[..., None])
+    targets, values = _checked(*_as_columns(y_true, scores))
     taking_part = targets[:, 0] != 0
     ranking = _rank(targets[taking_part], values[taking_part])
     n_positives = ranking.positive.sum()
@@ -222,8 +211,9 @@ def overall_accuracy(y_true: npt.ArrayLike, y_pred: npt.ArrayLike) -> float:
     >>> overall_accuracy([0, 0, 0, 1], [0, 0, 0, 0])
     0.75
     """
-    truth, predicted = _checked_classes(y_true, y_pred)
-    return float(np.mean(truth == predicted)) if truth.size else float("nan")
+    n_classes = 1 + max(np.max(y_true, initial=0), np.max(y_pred, initial=0))
+    confusion = confusion_matrix(y_true, y_pred, int(n_classes))
+    return float(confusion.trace() / confusion.sum()) if confusion.any() else float("nan")
 
 
 def per_class_accuracy(y_true: npt.ArrayLike, y_pred: npt.ArrayLike, n_classes: int) -> _Floats:
@@ -314,11 +304,14 @@ def confusion_matrix(
     array([[1, 1],
            [0, 1]])
     """
-    truth, predicted = _checked_classes(y_true, y_pred)
+    truth, predicted = np.asarray(y_true), np.asarray(y_pred)
+    if truth.ndim != 1 or truth.shape != predicted.shape:
+        raise ValueError(f"y_true {truth.shape} and y_pred {predicted.shape} differ in shape")
     for indices in (truth, predicted):
-        if indices.size and not 0 <= indices.min() <= indices.max() < n_classes:
-            raise ValueError(f"class indices must lie from 0 to {n_classes - 1}")
-    cells = truth.astype(np.int64) * n_classes + predicted
+        whole = indices.size == 0 or np.issubdtype(indices.dtype, np.integer)
+        if not whole or not ((indices >= 0) & (indices < n_classes)).all():
+            raise ValueError(f"class indices must be whole numbers from 0 to {n_classes - 1}")
+    cells = truth.astype(np.int64) * n_classes + predicted.astype(np.int64)
     return np.bincount(cells, minlength=n_classes * n_classes).reshape(n_classes, n_classes)
 
 
@@ -407,29 +400,23 @@ def metric_named(name: str) -> Metric:
     return METRICS[name]
 
 
+def _as_columns(y_true: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Any, Any]:
+    targets, values = np.asarray(y_true), np.asarray(scores)
+    if targets.ndim != 1:
+        raise ValueError(f"y_true must have the shape (n_images,), not {targets.shape}")
+    return targets[:, None], values[..., None]
+
+
 def _checked(Y: npt.ArrayLike, S: npt.ArrayLike) -> tuple[npt.NDArray[np.int8], _Floats]:
-    """Targets and scores as arrays of one shape (n_images, n_classes)."""
+    """Targets in {1, 0 = ignored, -1} and scores, both of shape (n_images, n_classes)."""
     targets, scores = np.asarray(Y), np.asarray(S, dtype=np.float64)
     if targets.ndim != 2 or targets.shape != scores.shape:
         raise ValueError(f"targets {targets.shape} and scores {scores.shape} differ in shape")
     if not np.isin(targets, (-1, 0, 1)).all():
         raise ValueError("targets must be 1 (present), -1 (absent) or 0 (ignored)")
-    targets = targets.astype(np.int8)
-    return targets if (targets == -1).any() else np.where(targets == 1, 1, -1), scores
-
-
-def _checked_classes(
-    y_true: npt.ArrayLike, y_pred: npt.ArrayLike
-) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
-    """Class indices as two integer arrays of one length."""
-    truth, predicted = np.asarray(y_true), np.asarray(y_pred)
-    if truth.ndim != 1 or truth.shape != predicted.shape:
-        raise ValueError(f"y_true {truth.shape} and y_pred {predicted.shape} differ in shape")
-    if truth.size == 0:
-        return truth.astype(np.intp), predicted.astype(np.intp)
-    if not all(np.issubdtype(array.dtype, np.integer) for array in (truth, predicted)):
-        raise ValueError("y_true and y_pred must hold class indices")
-    return truth, predicted
+    if not (targets == -1).any():
+        targets = np.where(targets == 1, 1, -1)
+    return targets.astype(np.int8), scores
 
 
 def _rank(targets: npt.NDArray[np.int8], scores: _Floats) -> _Ranking:
@@ -441,12 +428,10 @@ def _rank(targets: npt.NDArray[np.int8], scores: _Floats) -> _Ranking:
     scores = np.where(np.isnan(scores), -np.inf, scores)
     order = np.argsort(-scores, axis=0, kind="stable")
     targets = np.take_along_axis(targets, order, axis=0)
-    return _Ranking(
-        positive=targets == 1,
-        true_positives=np.cumsum(targets == 1, axis=0),
-        false_positives=np.cumsum(targets == -1, axis=0),
-        scores=np.take_along_axis(scores, order, axis=0),
-    )
+    true_positives = np.cumsum(targets == 1, axis=0)
+    precision = true_positives / np.maximum(np.cumsum(targets != 0, axis=0), 1)
+    scores = np.take_along_axis(scores, order, axis=0)
+    return _Ranking(targets == 1, true_positives, precision, scores)
 
 
 def _eleven_point(ranking: _Ranking, n_positives: _Counts, matlab: bool = False) -> _Floats:

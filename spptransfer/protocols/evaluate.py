@@ -63,8 +63,6 @@ class Training:
         Choose a C for every class instead of one for all.
     difficult : {"ignore", "negative"}
         What a target of 0 is in training.
-    device : str
-        Where `LinearSVM` computes.
     engine : {"local", "dask"}
         Who chooses C: this process, or the workers of a Dask cluster, a fold each.
     scheduler : str or None
@@ -78,7 +76,6 @@ class Training:
     chosen_by: str = metrics.OVERALL_ACCURACY
     per_class: bool = False
     difficult: Literal["ignore", "negative"] = "ignore"
-    device: str = "cpu"
     engine: Literal["local", "dask"] = "local"
     scheduler: str | None = None
 
@@ -113,23 +110,7 @@ class Classifier:
 
 
 def check_training(training: Training, *, multi_label: bool, has_folds: bool) -> None:
-    """Refuse settings that do not fit the labels or the splits.
-
-    Parameters
-    ----------
-    training : Training
-        How to train.
-    multi_label : bool
-        Whether an image may carry several labels.
-    has_folds : bool
-        Whether there are folds to choose C on.
-
-    Raises
-    ------
-    ConfigError
-        If there are several values of C and no folds, the class weights do not fit the labels, or
-        the solver cannot do what is asked.
-    """
+    """Refuse settings that do not fit the labels or the splits."""
     if len(training.C) > 1 and not has_folds:
         raise ConfigError(
             f"classifier.C: {list(training.C)} leaves a choice, but the protocol has no folds "
@@ -162,34 +143,14 @@ def fit_classifier(
     folds: Sequence[Indices] | int = (),
     gram: npt.NDArray[np.floating] | None = None,
 ) -> Classifier:
-    """Train all classes, with C chosen on the folds where there is a choice.
+    """Train all classes, with C chosen where there is a choice.
 
-    Parameters
-    ----------
-    X : ndarray or RowSubset of shape (n, n_features)
-        Normalised features.
-    targets : ndarray of int, shape (n,) or (n, n_classes)
-        Class indices, or an indicator in {1, 0 = difficult, -1}.
-    n_classes : int
-        Number of classes; with class indices each must occur.
-    training : Training
-        How to train.
-    folds : sequence of ndarray of int, or int
-        Positions validated on, fold by fold; or for how many folds each class is stratified by
-        itself, unshuffled.
-    gram : ndarray of shape (n, n), optional
-        ``X @ X.T`` where it is known already.
-
-    Returns
-    -------
-    Classifier
-
-    Raises
-    ------
-    ConfigError
-        If there are several values of C and no folds, or the class weights do not fit the labels.
+    It is chosen on `folds`, the positions that each validates on; or there are so many for each
+    class, stratified by itself, unshuffled. `gram` is ``X @ X.T`` where it is known already.
     """
     from sklearn.model_selection import StratifiedKFold
+
+    from spptransfer.svm import LinearSVM, LinearSVMCV
 
     check_training(training, multi_label=targets.ndim == 2, has_folds=bool(folds))
     if targets.ndim == 2 and training.difficult == "negative":
@@ -204,48 +165,25 @@ def fit_classifier(
         )
     if training.solver == "scikit-learn":
         return _fit_scikit_learn(np.asarray(X[:]), targets, n_classes, training, cv)
-    return _fit_shared(X, targets, n_classes, training, cv, gram)
-
-
-def _fit_shared(
-    X: npt.NDArray[np.floating] | RowSubset,
-    targets: npt.NDArray[np.integer],
-    n_classes: int,
-    training: Training,
-    cv: Any,
-    gram: npt.NDArray[np.floating] | None,
-) -> Classifier:
-    """All classes, values of C and folds in one call of `LinearSVMCV`."""
-    from spptransfer.svm import LinearSVM, LinearSVMCV
-
-    options: dict[str, Any] = {
-        "loss": training.loss,
-        "class_weight": training.class_weight,
-        "device": training.device,
-    }
-    if cv is None:
-        model: Any = LinearSVM(training.C[0], **options).fit(X, targets, gram=gram)
-        classifier = _classifier(model, n_classes, training.C[0])
-    else:
-        model = LinearSVMCV(
-            training.C,
-            cv=cv,
-            scoring=_scorer(training.chosen_by),
-            per_class=training.per_class,
-            **options,
-        )
-        with _workers(training):
-            model.fit(X, targets, gram=gram)
-        scores = model.cv_results_["mean_test_score"]
-        classifier = _classifier(model, n_classes, model.C_, training.C, scores)
+    model: Any = LinearSVM(training.C[0])
+    if cv is not None:
+        scorer = _scorer(training.chosen_by)
+        model = LinearSVMCV(training.C, cv=cv, scoring=scorer, per_class=training.per_class)
+    model.set_params(loss=training.loss, class_weight=training.class_weight)
+    with _workers(training):
+        model.fit(X, targets, gram=gram)
     gap, steps = float(np.max(model.duality_gap_)), int(model.n_iter_)
+    scores = () if cv is None else model.cv_results_["mean_test_score"]
+    classifier = _classifier(
+        model, n_classes, getattr(model, "C_", training.C[0]), training, scores
+    )
     return replace(classifier, solver={"relative_duality_gap": gap, "iterations": steps})
 
 
 @contextmanager
 def _workers(training: Training) -> Iterator[None]:
     """Let joblib send the folds of a search to Dask's workers, where that is asked for."""
-    if training.engine == "local":
+    if training.engine == "local" or len(training.C) == 1:
         yield
         return
     import joblib
@@ -284,13 +222,13 @@ def _fit_scikit_learn(
             position = np.cumsum(column != 0) - 1
             inside = [tuple(position[rows[column[rows] != 0]] for rows in pair) for pair in cv]
         parts.append(_search(X[kept], (column[kept] > 0).astype(int), 1, training, inside))
-    scores = np.mean([[row["score"] for row in part.validation] for part in parts], axis=0)
-    return Classifier(
-        coef=np.concatenate([part.coef for part in parts]),
-        intercept=np.concatenate([part.intercept for part in parts]),
-        C=training.C[0] if cv is None else np.array([part.C for part in parts]),
-        validation=_validation(training.C if cv else (), scores),
-    )
+    coef, intercept = ([getattr(part, name) for part in parts] for name in ("coef", "intercept"))
+    validation = [
+        {"C": C, "score": float(np.mean([part.validation[k]["score"] for part in parts]))}
+        for k, C in enumerate(training.C if cv else ())
+    ]
+    C = training.C[0] if cv is None else np.array([part.C for part in parts])
+    return Classifier(np.concatenate(coef), np.concatenate(intercept), C, validation)
 
 
 def _search(X: Any, y: Any, n_classes: int, training: Training, cv: Any) -> Classifier:
@@ -305,14 +243,14 @@ def _search(X: Any, y: Any, n_classes: int, training: Training, cv: Any) -> Clas
         C=training.C[0], loss=training.loss, class_weight=weight, dual="auto", max_iter=10_000
     )
     if cv is None:
-        return _classifier(svc.fit(X, y), n_classes, svc.C)
+        return _classifier(svc.fit(X, y), n_classes, svc.C, training)
     grid = GridSearchCV(svc, {"C": training.C}, cv=cv, scoring=_scorer(training.chosen_by))
     best, scores = grid.fit(X, y).best_estimator_, grid.cv_results_["mean_test_score"]
-    return _classifier(best, n_classes, float(best.C), training.C, scores)
+    return _classifier(best, n_classes, float(best.C), training, scores)
 
 
 def _classifier(
-    model: Any, n_classes: int, C: Any, tried: Sequence[float] = (), scores: Sequence[float] = ()
+    model: Any, n_classes: int, C: Any, training: Training, scores: Sequence[float] = ()
 ) -> Classifier:
     """Weights with one row per class; two classes share one hyperplane."""
     coef = np.asarray(model.coef_, np.float32)
@@ -320,11 +258,9 @@ def _classifier(
     if n_classes == 2 and len(coef) == 1:
         coef, intercept = np.concatenate([-coef, coef]), np.concatenate([-intercept, intercept])
     intercept = np.broadcast_to(intercept, (len(coef),)).copy()
-    return Classifier(coef, intercept, C, _validation(tried, scores))
-
-
-def _validation(tried: Sequence[float], scores: Sequence[float]) -> list[dict[str, float]]:
-    return [{"C": float(C), "score": float(s)} for C, s in zip(tried, scores, strict=True)]
+    tried = zip(training.C, scores, strict=False)  # no scores where C was given
+    validation = [{"C": float(value), "score": float(score)} for value, score in tried]
+    return Classifier(coef, intercept, C, validation)
 
 
 # Scorers that scikit-learn has, by the metric that they compute.
@@ -393,6 +329,12 @@ class SplitResult:
     metrics: dict[str, float]
     per_class: dict[str, npt.NDArray[np.float64]]
 
+    def images_per_class(self, n_classes: int) -> Indices:
+        """Count the test images of each class."""
+        if self.targets.ndim == 2:
+            return (self.targets == 1).sum(axis=0)
+        return np.bincount(self.targets, minlength=n_classes)
+
 
 @dataclass
 class Evaluation:
@@ -432,35 +374,25 @@ class Evaluation:
 
     def cautions(self, metric: str, classes: Sequence[str]) -> list[str]:
         """Say how far a metric may be off where classes have few test images or none."""
-        said = []
-        if len(missing := self.left_out(metric)):
-            names = listed([classes[k] for k in missing])
+        said, missing, n_classes = [], self.left_out(metric), len(classes)
+        if len(missing):
             said.append(
-                f"the {metric} is over {len(classes) - len(missing)} of {len(classes)} classes: "
-                f"no test image shows {names}"
+                f"the {metric} is over {n_classes - len(missing)} of {n_classes} classes: "
+                f"no test image shows {listed([classes[k] for k in missing])}"
             )
-        images = np.min([_images(r.targets, len(classes)) for r in self.results], axis=0)
+        images = np.min([r.images_per_class(n_classes) for r in self.results], axis=0)
         few = {name: int(n) for name, n in zip(classes, images, strict=True) if n < FEW}
         if few and images.any():
             smallest = images[images > 0].min()
-            shares = min(len(r.targets) for r in self.results)
-            if metric != metrics.OVERALL_ACCURACY:
-                shares = smallest * (len(classes) - len(missing))
+            whole = smallest * (n_classes - len(missing))
+            if metric == metrics.OVERALL_ACCURACY:
+                whole = min(len(r.targets) for r in self.results)
             said.append(
-                f"{len(few)} of {len(classes)} classes have fewer than {FEW} test images, "
+                f"{len(few)} of {n_classes} classes have fewer than {FEW} test images, "
                 f"{counted(few)}: one image more or less moves such a class's number by up to "
-                f"{100 / smallest:.0f} points, and the {metric} by up to {100 / shares:.1f}"
+                f"{100 / smallest:.0f} points, and the {metric} by up to {100 / whole:.1f}"
             )
         return said
-
-
-def _images(targets: npt.NDArray[np.integer], n_classes: int) -> Indices:
-    """Number of images of each class."""
-    return (
-        (targets == 1).sum(axis=0)
-        if targets.ndim == 2
-        else np.bincount(targets, minlength=n_classes)
-    )
 
 
 def evaluate(
@@ -566,26 +498,7 @@ def _shared_gram(
 def measure(
     targets: npt.NDArray[np.integer], scores: npt.NDArray[np.floating]
 ) -> tuple[dict[str, float], dict[str, npt.NDArray[np.float64]]]:
-    """All metrics of one test set by their full names.
-
-    Parameters
-    ----------
-    targets : ndarray of int, shape (n,) or (n, n_classes)
-        Class indices, or an indicator in {1, 0 = ignored, -1}.
-    scores : ndarray of shape (n, n_classes)
-        Decision values.
-
-    Returns
-    -------
-    (dict of str to float, dict of str to ndarray of shape (n_classes,))
-        Values, and values per class for the metrics that have them.
-
-    Examples
-    --------
-    >>> values, _ = measure(np.array([0, 1]), np.array([[2.0, 1.0], [0.0, 3.0]]))
-    >>> values["overall accuracy"]
-    1.0
-    """
+    """All metrics of one test set by their full names, and their values per class if any."""
     values: dict[str, float] = {}
     per_class: dict[str, npt.NDArray[np.float64]] = {}
     for name in metrics.metrics_of(multi_label=targets.ndim == 2):

@@ -208,18 +208,6 @@ def deal(present: npt.NDArray[np.bool_], shares: Sequence[float]) -> list[Counts
     This is the iterative stratification of Sechidis, Tsoumakas and Vlahavas (2011): the rarest
     label's rows first, each to the part that wants most of that label, then of any. What is still
     equal goes to the first part: the order of the rows takes the place of their random choice.
-
-    Parameters
-    ----------
-    present : ndarray of bool, shape (n_rows, n_labels)
-        Which labels a row has.
-    shares : sequence of float
-        Sizes of the parts, 1 together.
-
-    Returns
-    -------
-    list of ndarray of int
-        Rows of each part.
     """
     rows_wanted = len(present) * np.array(shares)
     labels_wanted = np.outer(shares, present.sum(axis=0))
