@@ -23,7 +23,7 @@ from spptransfer.backbones import BackboneRef
 from spptransfer.cache.reading import Combine, Selection
 from spptransfer.errors import ImageError, ModelError, SPPTransferError, WeightsError
 from spptransfer.files import atomic_write
-from spptransfer.normalization import STEPS, PyramidNormalizer
+from spptransfer.normalization import PyramidNormalizer, check_steps
 from spptransfer.runtimes import ComputeOptions
 from spptransfer.spec import FeatureSpec
 from spptransfer.specify import check_current
@@ -31,6 +31,9 @@ from spptransfer.specify import check_current
 FORMAT = "spptransfer-model"
 FORMAT_VERSION = 1
 _FITTED = ("mean_", "scale_")  # what a fitted normalizer knows
+_TENSORS = ("coef", "intercept", "thresholds")
+# Attributes that are in the file as they are.
+_FACTS = ("weights", "levels", "scales", "combine", "classes", "multi_label", "C", "protocol")
 
 
 class Scores(NamedTuple):
@@ -283,30 +286,20 @@ class TransferModel:
         CacheError
             If the file cannot be written.
         """
+        known = {f"normalizer.{name}": getattr(self.normalizer, name, None) for name in _FITTED}
+        known |= {name: np.asarray(getattr(self, name), np.float32) for name in _TENSORS}
         tensors = {
-            "coef": np.ascontiguousarray(self.coef, np.float32),
-            "intercept": np.ascontiguousarray(self.intercept, np.float32),
-            "thresholds": np.ascontiguousarray(self.thresholds, np.float32),
+            name: np.ascontiguousarray(array) for name, array in known.items() if array is not None
         }
-        for name in _FITTED:
-            if hasattr(self.normalizer, name):
-                tensors[f"normalizer.{name}"] = np.ascontiguousarray(getattr(self.normalizer, name))
         blocks = self.normalizer.block_sizes
         facts = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "spec": self.spec.to_dict(),
-            "weights": self.weights,
             "weights_path": None if self.weights_path is None else str(self.weights_path),
-            "levels": self.levels,
-            "scales": self.scales,
-            "combine": self.combine,
             "normalize": list(self.normalizer.steps),
             "block_sizes": None if blocks is None else [int(size) for size in blocks],
-            "classes": self.classes,
-            "multi_label": self.multi_label,
-            "C": self.C,
-            "protocol": self.protocol,
+            **{name: getattr(self, name) for name in _FACTS},
         }
         with atomic_write(Path(path)) as temporary, open(temporary, "wb") as file:
             file.write(to_bytes(tensors, metadata={"spptransfer": json.dumps(facts)}))
@@ -352,45 +345,29 @@ class TransferModel:
 
 
 def _build(facts: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> TransferModel:
+    """Put a model together, and make sure that all parts fit before an image is scored."""
     normalizer = PyramidNormalizer(facts["normalize"], block_sizes=facts["block_sizes"])
-    for name in _FITTED:
-        if f"normalizer.{name}" in tensors:
-            setattr(normalizer, name, tensors[f"normalizer.{name}"])
-    known = facts["weights_path"]
+    known, levels = facts["weights_path"], facts["levels"]
+    given = {name: facts[name] for name in _FACTS} | {name: tensors[name] for name in _TENSORS}
+    given |= {"scales": tuple(facts["scales"]), "classes": tuple(facts["classes"])}
+    given["levels"] = None if levels is None else tuple(levels)
     model = TransferModel(
         spec=FeatureSpec.from_dict(facts["spec"]),
-        weights=str(facts["weights"]),
         weights_path=None if known is None else Path(known),
-        levels=None if facts["levels"] is None else tuple(facts["levels"]),
-        scales=tuple(facts["scales"]),
-        combine=facts["combine"],
         normalizer=normalizer,
-        coef=tensors["coef"],
-        intercept=tensors["intercept"],
-        classes=tuple(facts["classes"]),
-        multi_label=bool(facts["multi_label"]),
-        C=facts["C"],
-        protocol=str(facts["protocol"]),
-        thresholds=tensors["thresholds"],
+        **given,
     )
-    _check(model)
-    return model
-
-
-def _check(model: TransferModel) -> None:
-    """Make sure that all parts fit, before an image is scored with them."""
     width, n_classes = model.selection().width, len(model.classes)
     expected = {"coef": (n_classes, width), "intercept": (n_classes,), "thresholds": (n_classes,)}
-    found = {name: getattr(model, name) for name in expected}
-    if "standardize" in model.normalizer.steps:
-        expected |= dict.fromkeys(_FITTED, (width,))
-        found |= {name: getattr(model.normalizer, name) for name in _FITTED}
+    if "standardize" in normalizer.steps:
+        expected |= {f"normalizer.{name}": (width,) for name in _FITTED}
     for name, shape in expected.items():
-        array = found[name]
+        array = tensors[name]
         if array.shape != shape or array.dtype.kind != "f":
             raise ValueError(f"'{name}' is {array.shape} {array.dtype}, not {shape} float32")
-    for step in model.normalizer.steps:
-        if step not in STEPS:
-            raise ValueError(f"unknown normalization '{step}'")
-    model.normalizer.n_features_in_ = width
-    model.normalizer.transform(np.zeros((1, width), np.float32))
+        if name.startswith("normalizer."):
+            setattr(normalizer, name.removeprefix("normalizer."), array)
+    check_steps(normalizer.steps)
+    normalizer.n_features_in_ = width
+    normalizer.transform(np.zeros((1, width), np.float32))
+    return model

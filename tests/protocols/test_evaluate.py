@@ -4,12 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import real_data
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.svm import LinearSVC
 
-from spptransfer import metrics, protocols
-from spptransfer.datasets import Dataset
+from spptransfer import SPPFeatures, metrics, protocols
+from spptransfer.datasets import Dataset, open_dataset
 from spptransfer.normalization import PyramidNormalizer
-from spptransfer.protocols.evaluate import Training, evaluate, measure
+from spptransfer.protocols import Split
+from spptransfer.protocols.evaluate import Training, evaluate, fit_classifier, measure
 
 
 @pytest.fixture
@@ -122,3 +126,99 @@ def test_a_class_without_test_images_is_left_out_of_the_class_means(photos):
     evaluation = evaluate(reader(features), dataset, [without_dogs], training=Training())
     per_class = evaluation.class_means(metrics.MEAN_PER_CLASS_ACCURACY)
     assert np.isnan(per_class).tolist() == [False, False, True]
+
+
+def several_labels(n_test: int):
+    """Sixty images of three labels, the last of which no test image has."""
+    rng = np.random.default_rng(3)
+    targets = np.where(rng.random((60, 3)) < 0.4, 1, -1).astype(np.int8)
+    targets[:n_test, 2] = -1
+    ids = tuple(f"{i}.jpg" for i in range(60))
+    features = (targets @ rng.normal(size=(3, 40)) + rng.normal(size=(60, 40))).astype(np.float32)
+    dataset = Dataset("csv", Path("t"), ids, ("black", "red", "white"), targets)
+    return dataset, dict(zip(ids, features, strict=True)), Split("s", ids[n_test:], ids[:n_test])
+
+
+def test_a_label_that_no_test_image_has_is_left_out_of_the_mean_and_named():
+    dataset, features, split = several_labels(30)
+    evaluation = evaluate(reader(features), dataset, [split], training=Training())
+    for name in metrics.MEAN_AVERAGE_PRECISION.values():
+        assert evaluation.left_out(name).tolist() == [2]
+        assert evaluation.mean(name) == pytest.approx(evaluation.class_means(name)[:2].mean())
+    area = metrics.MEAN_AVERAGE_PRECISION["area"]
+    said = evaluation.cautions(area, dataset.classes)
+    assert said[0] == f"the {area} is over 2 of 3 classes: no test image shows white"
+
+
+def test_classes_of_few_test_images_are_told_with_what_one_image_moves(photos):
+    dataset, features = photos
+    (split,) = splits_of(dataset, test_fraction=0.2, folds=0)  # 4 of each class
+    evaluation = evaluate(reader(features), dataset, [split], training=Training())
+    for metric in (metrics.OVERALL_ACCURACY, metrics.MEAN_PER_CLASS_ACCURACY):
+        (told,) = evaluation.cautions(metric, dataset.classes)
+        assert told == (
+            "3 of 3 classes have fewer than 5 test images, bee (4), cat (4), dog (4): one image "
+            "more or less moves such a class's number by up to about 25 points, and the "
+            f"{metric} by up to 8.3"
+        )
+    (split,) = splits_of(dataset, test_fraction=0.25, folds=0)
+    evaluation = evaluate(reader(features), dataset, [split], training=Training())
+    assert evaluation.cautions(metrics.OVERALL_ACCURACY, dataset.classes) == []
+
+
+@given(st.integers(0, 10**6), st.integers(1, 4), st.sampled_from(list(metrics.METHODS)[1:3]))
+def test_one_image_moves_an_average_precision_by_no_more_than_is_told(seed, n_positives, method):
+    rng = np.random.default_rng(seed)
+    y_true = np.repeat([1, -1], [n_positives, 20])
+    scores, moved = rng.normal(size=len(y_true)), rng.integers(n_positives)
+    changed = scores.copy()
+    changed[moved] = 9
+    lowest = np.where(np.arange(len(scores)) == moved, -9, scores)
+    values = [metrics.average_precision(y_true, each, method) for each in (changed, lowest)]
+    assert abs(values[0] - values[1]) <= 1 / n_positives + 1e-12
+
+
+@pytest.mark.parametrize("normalize", [("l2",), ("standardize", "l2")])
+def test_a_model_for_use_is_trained_on_all_images_and_changes_no_number(photos, normalize):
+    dataset, features = photos
+    settings = protocols.get("folder").settings({"test_fraction": 0.5, "folds": 2})
+    splits = protocols.get("folder").make_splits(dataset, settings)
+    training, whole = Training(C=(0.01, 1.0)), protocols.all_images(dataset, settings)
+    options = {"training": training, "normalize": normalize}
+    plain = evaluate(reader(features), dataset, splits, **options)
+    found = evaluate(reader(features), dataset, splits, **options, for_use=whole)
+    assert plain.for_use is None
+    assert [r.metrics for r in found.results] == [r.metrics for r in plain.results]
+    model = found.for_use
+    assert model.split.train == dataset.ids
+    X = model.normalizer.transform(reader(features)(dataset.ids))
+    folds = [dataset.positions(fold) for fold in whole.folds]
+    by_hand = fit_classifier(X, dataset.targets, n_classes=3, training=training, folds=folds)
+    assert model.classifier.C == by_hand.C
+    np.testing.assert_allclose(model.classifier.coef, by_hand.coef, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_the_part_of_voc2007_gives_the_number_and_the_C_of_vissls_trainer(voc2007_root):
+    """Reference: VISSL's steps by scikit-learn, a grid search per class."""
+    weights = real_data("weights/mobilenet_v2_trunk.pth")
+    dataset = open_dataset("voc2007", data_root=voc2007_root)
+    protocol = protocols.get("voc2007-vissl")
+    (split,) = protocol.make_splits(dataset, protocol.settings({"train": "train", "test": "val"}))
+    spp = SPPFeatures("mobilenet_v2", weights, levels=(1,))
+    training = Training(
+        C=protocol.C,
+        class_weight=protocol.class_weight,
+        chosen_by=protocol.chosen_by,
+        per_class=True,
+        difficult=protocol.difficult_in_training,
+    )
+    (result,) = evaluate(
+        lambda ids: spp.fit_transform([dataset.path(id) for id in ids]),
+        dataset,
+        [split],
+        training=training,
+    ).results
+    assert result.metrics["mean average precision (area)"] == pytest.approx(0.8113, abs=2e-4)
+    grid_search = [1, 1, 2, 1, 0.1, 2, 0.1, 2, 5, 1, 1, 1, 1000, 1, 2, 1, 20, 1, 0.1, 0.1]
+    assert result.classifier.C.tolist() == grid_search

@@ -80,3 +80,15 @@ def test_a_long_metric_name_keeps_its_distance_from_the_number(make_run):
     lines = [line for line in text.splitlines() if "uninterpolated)" in line]
     assert lines
     assert all("uninterpolated)  " in line for line in lines)
+
+
+def test_classes_that_a_metric_leaves_out_and_what_the_model_was_trained_on_are_told(make_run):
+    results = json.loads((make_run(["black", "red", "white"]) / "results.json").read_text())
+    name = "mean per-class accuracy"
+    results["metrics"][name]["left_out"] = ["white"]
+    results["model"] = {"trained_on": "all 12 labelled images at C = 1"}
+    text = terminal_table(results)
+    assert "over 2 of 3 classes: white has none" in text
+    assert "model      trained on all 12 labelled images at C = 1" in text
+    results["metrics"][name]["left_out"] = [f"a class of a long name {k}" for k in range(40)]
+    assert max(map(len, terminal_table(results).splitlines())) <= WIDTH
