@@ -6,13 +6,16 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
+from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from small_projects import CLASSES, draw_folder
 
-from spptransfer import LinearSVM, PyramidNormalizer, SPPFeatures, backbones
+from spptransfer import LinearSVM, LinearSVMCV, PyramidNormalizer, SPPFeatures, backbones
 from spptransfer.datasets.folder import read_folder
+from spptransfer.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +53,23 @@ def test_grid_search_chooses_features_of_a_users_network_and_c_from_paths(folder
 @parametrize_with_checks([SPPFeatures("squeezenet1_1", "random:0", levels=(1,), scales=(64,))])
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "values"),
+    [
+        (PyramidNormalizer(), {"steps": ["l2"]}),
+        (PyramidNormalizer(["l2_block"]), {"block_sizes": [2, 2]}),
+        (LinearSVMCV(), {"Cs": [0.1, 1.0]}),
+        (SPPFeatures("spp-mini", "embedded"), {"levels": [2, 1]}),
+        (SPPFeatures("spp-mini", "embedded"), {"scales": [64]}),
+        (SPPFeatures(torch.nn.Conv2d(3, 4, 3), layer="output"), {"mean": [0.5] * 3}),
+        (SPPFeatures(torch.nn.Conv2d(3, 4, 3), layer="output"), {"std": [0.5] * 3}),
+    ],
+)
+def test_a_parameter_that_a_look_uses_up_is_refused(estimator, values):
+    X, y = np.random.default_rng(0).normal(size=(12, 4)), np.arange(12) % 2
+    clone(estimator).set_params(**values).fit(X, y)
+    used_up = {name: (value for value in given) for name, given in values.items()}
+    with pytest.raises(ConfigError, match=r"generator object.*(list|sequence|three numbers)"):
+        clone(estimator).set_params(**used_up).fit(X, y)

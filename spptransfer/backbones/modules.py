@@ -167,7 +167,7 @@ def from_module(
 
 def _three(key: str, values: Sequence[float]) -> tuple[float, float, float]:
     try:
-        first, second, third = map(float, values)
+        first, second, third = map(float, values[:])  # no generator, which is used up by a look
     except (TypeError, ValueError):
         raise ConfigError(f"{key}: {values!r} must be three numbers, one per channel") from None
     return first, second, third

@@ -184,18 +184,6 @@ def test_the_headline_is_among_the_metrics_that_are_always_given(name):
             assert protocol.choose_C_by(multi_label) in metrics
 
 
-def test_the_headlines_are_those_of_the_literature():
-    headlines = {
-        "voc2007": "mean average precision (11-point)",
-        "voc2007-vissl": "mean average precision (area)",
-    }
-    for name, headline in headlines.items():
-        assert protocols.get(name).headline(multi_label=True) == headline
-    assert protocols.get("caltech101").headline(multi_label=False) == "overall accuracy"
-    rest = protocols.get("caltech101-30-rest")
-    assert rest.headline(multi_label=False) == "mean per-class accuracy"
-
-
 def test_a_protocol_for_other_labels_is_refused():
     with pytest.raises(ConfigError, match="'voc2007' is not for datasets of one label per image"):
         make("voc2007", single_label({"a": 9, "b": 9}))
