@@ -20,11 +20,9 @@ import json
 import time
 from pathlib import Path
 
-from spptransfer.protocols.training import Training
-
 from spptransfer import FeatureCache, protocols
 from spptransfer.datasets import open_dataset
-from spptransfer.protocols.evaluate import evaluate
+from spptransfer.protocols.evaluate import Training, evaluate
 
 PAPER = (6, 3, 2, 1)
 SETTINGS = {
