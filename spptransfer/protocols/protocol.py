@@ -33,6 +33,7 @@ from spptransfer.protocols.splits import (
     draw_per_class,
     draw_table,
     has_own_folders,
+    images_per_class,
     read_splits,
     table_validation_split,
     validation_split,
@@ -262,6 +263,15 @@ class Protocol:
         else:
             splits = self.draw(dataset, settings)
         check_splits(splits, dataset)
+        for split in splits if settings["choose_C"] == "per class" else ():
+            validated = set().union(*split.folds)
+            images = images_per_class(dataset, sorted(validated))
+            if validated and not images.all():
+                raise DatasetError(
+                    f"{split.name}: no validation image shows class "
+                    f"'{dataset.classes[int(images.argmin())]}', so that a C of its own cannot be "
+                    "chosen; set protocol.choose_C=shared"
+                )
         return splits
 
     def description(self, settings: Settings, dataset: Dataset | None = None) -> str:

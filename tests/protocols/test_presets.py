@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from protocol_cases import beside, make, single_label, table, voc2007
@@ -116,6 +118,16 @@ def test_voc2007_from_train_to_val_chooses_C_inside_train():
     assert (split.folds, split.class_folds) == ((), 3)
     (split,) = make("voc2007", dataset, train="train", test="val", choose_C="shared")
     assert sorted(id for fold in split.folds for id in fold) == sorted(split.train)
+
+
+def test_a_class_that_no_validation_image_shows_cannot_have_a_C_of_its_own():
+    dataset = voc2007({"train": 40, "val": 30, "test": 20})
+    targets = dataset.targets.copy()
+    targets[40:70, 1] = -1
+    without = replace(dataset, targets=targets)
+    with pytest.raises(DatasetError, match=r"no validation image shows class 'b'.*choose_C=shared"):
+        make("voc2007", without)
+    assert make("voc2007", without, choose_C="shared")
 
 
 def test_voc2007_never_chooses_C_on_test_images():
