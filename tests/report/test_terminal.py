@@ -88,7 +88,7 @@ def test_classes_that_a_metric_leaves_out_and_what_the_model_was_trained_on_are_
     results["metrics"][name]["left_out"] = ["white"]
     results["model"] = {"trained_on": "all 12 labelled images at C = 1"}
     text = terminal_table(results)
-    assert "over 2 of 3 classes: white has none" in text
+    assert "over 2 of 3 classes: no test image shows white" in text
     assert "model      trained on all 12 labelled images at C = 1" in text
     results["metrics"][name]["left_out"] = [f"a class of a long name {k}" for k in range(40)]
     assert max(map(len, terminal_table(results).splitlines())) <= WIDTH
