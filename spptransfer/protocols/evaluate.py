@@ -390,7 +390,8 @@ class Evaluation:
             said.append(
                 f"{len(few)} of {n_classes} classes have fewer than {FEW} test images, "
                 f"{counted(few)}: one image more or less moves such a class's number by up to "
-                f"about {100 / smallest:.0f} points, and the {metric} by up to {100 / whole:.1f}"
+                f"about {100 / smallest:.0f} points, and the {metric} by up to about "
+                f"{100 / whole:.1f}"
             )
         return said
 
