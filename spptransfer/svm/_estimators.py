@@ -514,7 +514,7 @@ memory, device
 def _candidates(Cs: Sequence[float]) -> Array:
     """The candidates as an array, checked."""
     try:
-        values = list(Cs)
+        values = list(Cs)[: len(Cs)]  # a generator, used up by a look at it, has no length
     except TypeError as error:
         message = f"Cs is {Cs!r}; allowed: a sequence of finite numbers > 0"
         raise ConfigError(message) from error

@@ -32,12 +32,18 @@ def make_folds(cv: Any, targets: Targets, seed: Seed) -> list[tuple[Array, Array
     """How often each fold trains, and scores, on each row.
 
     Arrays have one column per problem or one for all. A number of folds stratifies: by class
-    labels, or, for an indicator matrix, each class by itself. Splitters and lists of index pairs
-    are taken as given: a row counts as often as it is named.
+    labels, or, for an indicator matrix, each class by itself; so does a `StratifiedKFold`, among
+    the rows that count for the class. Other splitters and lists of index pairs are taken as
+    given: a row counts as often as it is named.
     """
     n_rows, labels = len(targets.signs), targets.decode(targets.signs)
     if isinstance(cv, (int, np.integer)):
         return _stratified(int(cv), targets, labels, seed)
+    if isinstance(cv, StratifiedKFold) and targets.kind == "multilabel":
+        dealt = np.full(targets.signs.shape, -1)
+        for column, signs in enumerate(targets.signs.T):
+            dealt[signs != 0, column] = _fold_numbers(cv, signs[signs != 0])
+        return [(dealt != fold, dealt == fold) for fold in range(cv.get_n_splits())]
     folds: list[tuple[Array, Array]] = []
     for pair in check_cv(cv, labels, classifier=True).split(np.zeros((n_rows, 1)), labels):
         train, held_out = _counted(pair[0], n_rows), _counted(pair[1], n_rows)
@@ -70,16 +76,17 @@ def _stratified(
         columns = targets.signs.T
     else:
         columns = np.unique(labels, return_inverse=True)[1][None]
-    numbers = np.stack([_fold_numbers(n_folds, column, seed) for column in columns], axis=1)
+    splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
+    numbers = np.stack([_fold_numbers(splitter, column) for column in columns], axis=1)
     return [(numbers != fold, numbers == fold) for fold in range(n_folds)]
 
 
-def _fold_numbers(n_folds: int, labels: Array, seed: Seed) -> Array:
+def _fold_numbers(splitter: StratifiedKFold, labels: Array) -> Array:
     """The fold that holds each row out; classes too small for all folds stay in some."""
-    if np.bincount(labels - labels.min()).max() < n_folds:
+    n_folds = splitter.get_n_splits()
+    if np.bincount(labels - labels.min(initial=0)).max(initial=0) < n_folds:
         raise ConfigError(f"cv is {n_folds}, but no class has that many rows")
     numbers = np.empty(len(labels), dtype=int)
-    splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         for fold, (_, chosen) in enumerate(splitter.split(np.zeros((len(labels), 1)), labels)):
