@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from releases import needs
 
@@ -332,6 +332,7 @@ def test_a_mistake_in_a_cell_names_the_cell(changes, message):
     assert "\n" not in str(caught.value)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no mistake
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
