@@ -110,7 +110,7 @@ def _explain(mistake: Mapping[str, Any], schema: Schema, where: str) -> str:
     if kind == "union_tag_not_found":
         known = dict.fromkeys(key for each in choices.values() for key in each.model_fields)
         for key in set(map(str, given)).difference(known):
-            return f"unknown key '{name}.{key}'; {suggestion(key, known)}"
+            return f"unknown key '{name}.{repr(key)[1:-1]}'; {suggestion(key, known)}"
         return f"required key '{name}.name' is missing; {suggestion('', choices)}"
     if kind == "union_tag_invalid":
         tag = mistake["ctx"]["tag"]

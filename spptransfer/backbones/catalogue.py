@@ -10,11 +10,11 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path
 from typing import NamedTuple
 
 from spptransfer.backbones.info import Backbone, BackboneInfo, LayerInfo, WeightsSource
 from spptransfer.errors import ConfigError, suggestion
+from spptransfer.files import expand_path
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -330,7 +330,7 @@ def build(name: str, weights: str | os.PathLike[str]) -> Backbone:
 
 def built(name: str, weights: str | os.PathLike[str]) -> tuple[BackboneInfo, str]:
     """Return the description and the identity of a registered backbone, built if need be."""
-    path = Path(os.path.expanduser(weights))
+    path = expand_path(weights)
     status = path.stat() if os.path.exists(path) else None
     state = (path.absolute(), status.st_size, status.st_mtime_ns) if status else None
     return _known(name, os.fspath(weights), state)

@@ -32,7 +32,7 @@ _SETTLED_NANOSECONDS = 2 * 10**9
 def default_dir() -> Path:
     """Return the folder of official weights: ``SPPTRANSFER_WEIGHTS``, else in the user's cache."""
     if chosen := os.environ.get("SPPTRANSFER_WEIGHTS"):
-        return Path(os.path.expanduser(chosen))
+        return files.expand_path(chosen)
     import pooch
 
     return Path(pooch.os_cache("spptransfer")) / "weights"
@@ -136,7 +136,7 @@ class BackboneRef:
         if random_seed(self.weights) is not None:
             return None
         if self.weights.endswith(SUFFIXES):
-            return Path(os.path.expanduser(self.weights))
+            return files.expand_path(self.weights)
         raise ConfigError(
             f"unknown weights '{self.weights}' of backbone '{self.name}': "
             f"{suggestion(self.weights, [*self.info.weights, 'random'])}, or the path of a "

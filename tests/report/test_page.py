@@ -252,14 +252,25 @@ def test_what_the_results_say_of_classes_without_test_images_is_told(make_run, m
     assert told in terminal_table(json.loads((run / "results.json").read_text()))
 
 
-def test_images_that_are_in_training_and_test_are_told(make_run):
+@pytest.mark.parametrize(
+    ("section", "key", "told"),
+    [
+        (
+            "protocol",
+            "same_image_in_train_and_test",
+            "7 test images, over all splits, are the same file as a training image",
+        ),
+        (
+            "dataset",
+            "same_image_in_two_classes",
+            "7 images are the same file as an image of another class",
+        ),
+    ],
+)
+def test_images_that_are_one_file_are_told(make_run, section, key, told):
     found = {"pairs": 7, "examples": [["<b>.jpg", "copy.jpg"]]}
-    page = report_of(
-        make_run(
-            2, change=lambda results: results["protocol"].update(same_image_in_train_and_test=found)
-        )
-    )
-    assert "7 test images, over all splits, are the same file as a training image" in page.text
+    page = report_of(make_run(2, change=lambda results: results[section].update({key: found})))
+    assert told in page.text
     assert "<b>.jpg" in page.text
     assert "copy.jpg" in page.text
 
