@@ -36,12 +36,13 @@ def recomputed_scores(line: dict, images: list[Path]) -> np.ndarray:
 
 
 def check_model_and_report(line: dict, root: Path) -> None:
-    """Scoring the files again gives what was recorded, and the report needs no other file."""
-    predictions = np.load(Path(line["run"], "predictions.npz"), allow_pickle=False)
-    ids = predictions["split00/ids"][::7]
-    again = recomputed_scores(line, [root / id for id in ids])
-    recorded = predictions["split00/scores"][::7]
-    np.testing.assert_allclose(again, recorded, rtol=0, atol=1e-4 * np.abs(recorded).max())
+    """Files and cached features are scored alike, and the report needs no other file."""
+    cache, features = FeatureCache.open(line["cache"]), line["results"]["features"]
+    rows = cache.matrix(**{key: features[key] for key in ("levels", "scales", "combine")})[::7]
+    scores = TransferModel.load(line["model"]).decision_function(rows)
+    again = recomputed_scores(line, [root / id for id in cache.ids[::7]])
+    np.testing.assert_allclose(again, scores, rtol=0, atol=1e-4 * np.abs(scores).max())
+    assert line["results"]["model"]["images"] == len(cache)
     page = Path(line["report"]).read_text()
     assert len(page) < 5_000_000
     assert "http-equiv" in page or "<style" in page

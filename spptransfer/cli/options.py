@@ -158,7 +158,7 @@ def numbers(option: str, text: str | None, example: str) -> tuple[int, ...] | No
 class Output:
     """Where a command's words go."""
 
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors and warnings alone.")] = False
     json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False
 
     def say(self, text: str = "") -> None:

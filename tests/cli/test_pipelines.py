@@ -48,11 +48,13 @@ def test_the_last_line_is_json_and_the_only_one_on_stdout(cli, project):
     assert results["command"] == "spptransfer run small.yaml --json"
 
 
-def test_quiet_prints_nothing_and_quiet_json_one_line(cli, project):
+def test_quiet_prints_warnings_alone_and_quiet_json_one_line(cli, project):
     done = cli("run", "small.yaml", "--quiet")
-    assert (done.status, done.out, done.err) == (0, "", "")
+    assert (done.status, done.out) == (0, "")
+    (warning,) = done.err.splitlines()
+    assert warning.startswith("spptransfer: 3 of 3 classes have fewer than 5 test images")
     done = cli("run", "small.yaml", "--quiet", "--json")
-    assert (len(done.out.splitlines()), done.err) == (1, "")
+    assert (len(done.out.splitlines()), done.err.splitlines()) == (1, [warning])
     assert done.json["rows"]["reused"] == 18
 
 
