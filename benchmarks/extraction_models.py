@@ -19,9 +19,12 @@ def gemm_rates() -> dict[str, float]:
     """
     import torch
 
+    from spptransfer.runtimes.devices import has_bfloat16
+
     side = int(GEMM_SIDE**0.5)
     rates = {}
-    for precision in ("float32", "bfloat16"):
+    # Without hardware for it, one product in bfloat16 takes minutes.
+    for precision in ("float32", "bfloat16") if has_bfloat16(torch.device("cpu")) else ("float32",):
         a = torch.randn(GEMM_SIDE, GEMM_SIDE).to(getattr(torch, precision))
         image = a.view(1, side, side, GEMM_SIDE).permute(0, 3, 1, 2)
         weight = a.view(GEMM_SIDE, GEMM_SIDE, 1, 1)

@@ -22,14 +22,14 @@ def title(results: dict[str, Any]) -> str:
     """The machine, in a line.
 
     >>> title({"processors": 2, "load before": 0.1, "gemm": {"float32": 150.2, "bfloat16": 300},
-    ...        "versions": {"torch": "2.13"}})
-    '2 processors; GEMM 150 GFLOP/s in float32, 300 in bfloat16; load 0.1 at the start; torch 2.13'
+    ...        "versions": {"py": "3"}})
+    '2 processors; GEMM in GFLOP/s: 150 in float32, 300 in bfloat16; load 0.1 at the start; py 3'
     """
-    gemm = results["gemm"]
+    rates = ", ".join(f"{rate:.0f} in {name}" for name, rate in results["gemm"].items())
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     return (
-        f"{results['processors']} processors; GEMM {gemm['float32']:.0f} GFLOP/s in float32, "
-        f"{gemm['bfloat16']:.0f} in bfloat16; load {results['load before']:.1f} at the start; "
+        f"{results['processors']} processors; GEMM in GFLOP/s: {rates}; "
+        f"load {results['load before']:.1f} at the start; "
         f"{versions}"
     )
 
@@ -66,8 +66,8 @@ def ratios(cell: Cell) -> dict[str, float]:
 
 
 def share(cell: Cell, entry: Entry, gemm: dict[str, float]) -> float:
-    """Of the GEMM rate in the same precision."""
-    return entry["rate"] * cell["gflop"] / gemm[entry["precision"]]
+    """Of the GEMM rate in the same precision, or in float32 where the processor has no other."""
+    return entry["rate"] * cell["gflop"] / gemm.get(entry["precision"], gemm["float32"])
 
 
 def show_cell(cell: Cell, gemm: dict[str, float]) -> None:

@@ -70,8 +70,13 @@ ClassWeight = Annotated[
 class FeaturesSection(Section):
     """How an image becomes a vector."""
 
-    backbone: str = Field("alexnet", description="a name that `spptransfer backbones` lists")
-    weights: PathText = Field("imagenet", description="a catalogue name, a file, or random:SEED")
+    backbone: str = Field(
+        "alexnet", description="a name that `spptransfer backbones` lists, or timm/NAME"
+    )
+    weights: PathText | None = Field(
+        None,
+        description="a catalogue name, a file, or random:SEED; null: the backbone's own",
+    )
     layer: str = Field("spp", description="a layer of the backbone")
     levels: tuple[PositiveInt, ...] | None = Field(
         None,

@@ -16,10 +16,11 @@ from sklearn.utils import Tags
 from spptransfer import backbones
 from spptransfer.backbones import Backbone, BackboneRef
 from spptransfer.backbones.catalogue import IMAGENET_MEAN, IMAGENET_STD
+from spptransfer.backbones.probe import probe
 from spptransfer.cache.reading import COMBINES, Selection, feature_names
 from spptransfer.errors import ConfigError, ImageError
 from spptransfer.runtimes import ComputeOptions, check_options
-from spptransfer.specify import feature_spec, levels_and_scales, one_of, weights_name
+from spptransfer.specify import feature_spec, levels_and_scales, one_of
 
 if TYPE_CHECKING:
     from spptransfer.extraction.extractor import Extractor
@@ -59,11 +60,13 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
     Parameters
     ----------
     backbone : str, torch.nn.Module or Backbone, default="alexnet"
-        A name that `spptransfer.backbones.names` lists, a network of your own, or one that
-        `backbones.from_module` or `backbones.load` made. Your network stays as it is.
-    weights : str or path-like, default="imagenet"
+        A name that `spptransfer.backbones.names` lists, or ``"timm/NAME"``, a network of your
+        own, or one that `backbones.from_module` or `backbones.load` made. Your network stays as
+        it is.
+    weights : str or path-like, optional
         For a name: weights in the catalogue, a ``.safetensors`` or ``.pth`` file, or
-        ``"random:SEED"``. Loaded when first needed, never by the constructor.
+        ``"random:SEED"``; by default the backbone's own official ones. Loaded when first needed,
+        never by the constructor.
     layer : str, default="spp"
         A layer of the backbone; ``"spp"`` is the last map of those that have names. For a
         `torch.nn.Module` the name of a module in it, whose output is a map or a vector.
@@ -101,6 +104,8 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         The levels and scales of the columns, in their order.
     n_features_out_ : int
         Length of a feature vector.
+    probe_ : ndarray of float32, shape (64,)
+        What the backbone makes of a fixed image, by which a model knows it again.
 
     Notes
     -----
@@ -126,7 +131,7 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
     def __init__(
         self,
         backbone: Any = "alexnet",
-        weights: str | os.PathLike[str] = "imagenet",
+        weights: str | os.PathLike[str] | None = None,
         *,
         layer: str = "spp",
         mean: Sequence[float] | None = None,
@@ -143,7 +148,7 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         n_jobs: int | None = None,
     ) -> None:
         self.backbone = backbone
-        self.weights = weights
+        self.weights: Any = weights
         self.layer = layer
         self.mean = mean
         self.std = std
@@ -180,7 +185,7 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         if not isinstance(self.backbone, str):
             self.__dict__.pop("_chosen", None)  # it may have been trained meanwhile
         self._choose()
-        self._load()
+        self.probe_ = probe(self._load().runtime.backbone, [self.layer])
         return self
 
     def _choose(self) -> None:
@@ -219,7 +224,7 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         if isinstance(self.backbone, str):
             if self.mean is not None or self.std is not None:
                 raise ConfigError("mean and std go with a module; a named backbone has its own")
-            return BackboneRef(self.backbone, weights_name(self.weights))
+            return BackboneRef(self.backbone, "" if self.weights is None else self.weights)
         if hasattr(self.backbone, "maps_of"):
             found: Backbone = self.backbone
             return found

@@ -17,7 +17,7 @@ import stat
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -66,14 +66,35 @@ _SWAPS_SIDES = {5, 6, 7, 8}
 # what a resize takes from it is then nearly what it takes from the whole.
 _MARGIN = 3
 
-# The longest that the longer side of a view may be, in scales.
-_LONGEST = 16
+# The longest that the longer side of a view may be, in scales, if a backbone names no other bound.
+LONGEST = 16
 
 # Torch's resize of bytes is about twice as fast as Pillow's, and within two grey levels of it. It
 # needs a copy of the image, so that for large ones neither speed nor memory speaks for it. Both
 # compute in integers: the same bytes come out on every processor.
 _TORCH_PIXELS = 1 << 22
 _RESIZE = "bilinear, antialiased, 8 bits (torch; Pillow from 2**22 pixels on or to a width of 1)"
+
+
+class Rendering(NamedTuple):
+    """How an image is shown to a network.
+
+    Parameters
+    ----------
+    scale : int
+        Length of the smaller side, in pixels.
+    view : {"full", "center_crop", "warp"}
+        What of the image is shown.
+    grid : int
+        What the sides of the view are multiples of: those nearest to what the scale makes of them.
+    longest : int
+        The most that the longer side has, in scales; longer images are squashed to it.
+    """
+
+    scale: int
+    view: View = "full"
+    grid: int = 1
+    longest: int = LONGEST
 
 
 def description() -> dict[str, Any]:
@@ -90,7 +111,6 @@ def description() -> dict[str, Any]:
         "deep samples": "grey of 12 and 16 bits scaled to 8, colours cut to their upper 8 bits",
         "large JPEG": "decoded at 1/2, 1/4 or 1/8 while the smaller side keeps 3 times the scale",
         "resize": _RESIZE,
-        "longer side": f"at most {_LONGEST} times the scale, to which longer ones are squashed",
     }
 
 
@@ -172,8 +192,17 @@ def check_view(view: str) -> View:
     raise ConfigError(f"view: {view!r} is unknown; allowed: {', '.join(VIEWS)}")
 
 
-def view_size(height: int, width: int, scale: int, view: View = "full") -> tuple[int, int]:
+def view_size(
+    height: int,
+    width: int,
+    scale: int,
+    view: View = "full",
+    grid: int = 1,
+    longest: int = LONGEST,
+) -> tuple[int, int]:
     """Return the size of a view in pixels: images share a batch if theirs are equal.
+
+    The parameters are those of `Rendering`.
 
     Examples
     --------
@@ -181,48 +210,64 @@ def view_size(height: int, width: int, scale: int, view: View = "full") -> tuple
     (224, 299)
     >>> view_size(375, 500, 224, "warp")
     (224, 224)
+    >>> view_size(375, 500, 224, grid=14)
+    (224, 294)
     """
+    side = _nearest(scale, 1, grid)
     if view == "warp":
-        return scale, scale
+        return side, side
     shorter = min(height, width)
-    longer = (2 * max(height, width) * scale + shorter) // (2 * shorter)  # half is rounded up
-    longer = min(longer, _LONGEST * scale)
-    if longer * scale > MAX_VIEW_PIXELS:
+    longer = min(_nearest(max(height, width) * scale, shorter, grid), longest * side)
+    if longer * side > MAX_VIEW_PIXELS:
         raise ImageError(
-            f"{height} x {width} pixels at scale {scale} become {scale} x {longer}; "
+            f"{height} x {width} pixels at scale {scale} become {side} x {longer}; "
             f"at most {MAX_VIEW_PIXELS:,} pixels are resized to"
         )
     if view == "center_crop":
-        return scale, scale
-    return (scale, longer) if height <= width else (longer, scale)
+        return side, side
+    return (side, longer) if height <= width else (longer, side)
 
 
-def views(data: bytes, renderings: Sequence[tuple[int, View]]) -> tuple[npt.NDArray[np.uint8], ...]:
+def _nearest(length: int, shares: int, grid: int) -> int:
+    """Return the multiple of a grid nearest to a share of a length; halves are rounded up."""
+    return max(1, (2 * length + shares * grid) // (2 * shares * grid)) * grid
+
+
+def views(data: bytes, renderings: Sequence[Rendering]) -> tuple[npt.NDArray[np.uint8], ...]:
     """Decode the content of an image file and render it.
 
     Examples
     --------
     >>> buffer = io.BytesIO()
     >>> Image.new("RGB", (2000, 1500)).save(buffer, "JPEG")
-    >>> [view.shape for view in views(buffer.getvalue(), [(224, "full"), (392, "warp")])]
+    >>> renderings = [Rendering(224), Rendering(392, "warp")]
+    >>> [view.shape for view in views(buffer.getvalue(), renderings)]
     [(224, 299, 3), (392, 392, 3)]
     """
     image, size = _open(data)
     is_jpeg = image.format in ("JPEG", "MPO")
     decoded: dict[int, Image.Image] = {}
     rendered = []
-    for scale, view in renderings:
-        reduction = reduction_of(min(size), scale) if is_jpeg else 1
+    for rendering in renderings:
+        reduction = reduction_of(min(size), rendering.scale) if is_jpeg else 1
         if reduction not in decoded:  # the first one takes what is open
             decoded[reduction] = decode(data, reduction) if decoded else _decode(image, reduction)
-        rendered.append(render(decoded[reduction], scale, view, size))
+        rendered.append(render(decoded[reduction], *rendering, size=size))
     return tuple(rendered)
 
 
 def render(
-    image: Image.Image, scale: int, view: View = "full", size: tuple[int, int] | None = None
+    image: Image.Image,
+    scale: int,
+    view: View = "full",
+    grid: int = 1,
+    longest: int = LONGEST,
+    *,
+    size: tuple[int, int] | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Resize an RGB image to a view at a scale.
+    """Resize an RGB image to a view at a scale; the parameters are those of `Rendering`.
+
+    Of an image that was decoded at a fraction of it, `size` is height and width.
 
     Examples
     --------
@@ -231,10 +276,11 @@ def render(
     """
     height, width = size or (image.height, image.width)
     if view != "center_crop":
-        return resize(image, *view_size(height, width, scale, view))
-    whole = resize(image, *view_size(height, width, scale))
-    top, left = (whole.shape[0] - scale) // 2, (whole.shape[1] - scale) // 2
-    return whole[top : top + scale, left : left + scale].copy()
+        return resize(image, *view_size(height, width, scale, view, grid, longest))
+    side = _nearest(scale, 1, grid)
+    whole = resize(image, *view_size(height, width, side, longest=longest))
+    top, left = (whole.shape[0] - side) // 2, (whole.shape[1] - side) // 2
+    return whole[top : top + side, left : left + side].copy()
 
 
 def reduction_of(shorter: int, scale: int) -> int:

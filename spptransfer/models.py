@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 from sklearn.pipeline import Pipeline
 
-from spptransfer.backbones import BackboneRef
+from spptransfer.backbones import Backbone, BackboneRef
+from spptransfer.backbones.probe import PROBE_NUMBERS, Probe, difference, probe
 from spptransfer.cache.reading import Combine, Selection
 from spptransfer.errors import ImageError, ModelError, SPPTransferError, WeightsError
 from spptransfer.files import atomic_write
@@ -31,7 +32,7 @@ from spptransfer.specify import check_current
 FORMAT = "spptransfer-model"
 FORMAT_VERSION = 1
 _FITTED = ("mean_", "scale_")  # what a fitted normalizer knows
-_TENSORS = ("coef", "intercept", "thresholds")
+_TENSORS = ("coef", "intercept", "thresholds", "probe")
 # Attributes that are in the file as they are.
 _FACTS = ("weights", "levels", "scales", "combine", "classes", "multi_label", "C", "protocol")
 
@@ -79,6 +80,9 @@ class TransferModel:
     thresholds : ndarray of float32, shape (n_classes,), optional
         Decision values above which an image is of a class, where it can be of several. By default
         0, the SVM's own boundary; other values trade precision for recall.
+    probe : ndarray of float32, shape (64,), optional
+        What the backbone made of a fixed image when the model was trained; where it makes
+        something else of it now, no image is scored.
     """
 
     spec: FeatureSpec
@@ -95,10 +99,13 @@ class TransferModel:
     C: float | list[float]
     protocol: str
     thresholds: npt.NDArray[np.float32] | None = None
+    probe: Probe | None = None
 
     def __post_init__(self) -> None:
         if self.thresholds is None:
             self.thresholds = np.zeros(len(self.classes), np.float32)
+        if self.probe is None:
+            self.probe = np.zeros(PROBE_NUMBERS, np.float32)
 
     @classmethod
     def from_pipeline(cls, pipeline: Pipeline, *, protocol: str = "") -> TransferModel:
@@ -136,7 +143,7 @@ class TransferModel:
         C = np.asarray(svm.C_ if hasattr(svm, "C_") else svm.C, dtype=float)
         return cls(
             spec=features.spec_,
-            weights=os.fspath(features.weights),
+            weights=BackboneRef(features.backbone, features.weights or "").weights,
             weights_path=None,
             levels=(features.levels_ or features.spec_.levels) if features.spec_.levels else None,
             scales=features.scales_,
@@ -148,6 +155,7 @@ class TransferModel:
             multi_label=False,
             C=float(C) if C.ndim == 0 else C.tolist(),
             protocol=protocol,
+            probe=getattr(features, "probe_", None),
         )
 
     def __repr__(self) -> str:
@@ -242,6 +250,7 @@ class TransferModel:
             raise ImageError(f"paths must be a list of images, as ['{paths}']")
         backbone = self._find_backbone(weights, weights_dir)
         with Extractor([self.spec], backbone, options) as extractor:
+            self._check_probe(extractor.runtime.backbone)
             for chunk in stream_features(map(Path, paths), self.selection(), extractor):
                 for position, path in enumerate(cast(tuple[Path, ...], chunk.sources)):
                     if position in chunk.errors:
@@ -272,6 +281,15 @@ class TransferModel:
             )
         check_current(spec, backbone.info)
         return backbone
+
+    def _check_probe(self, backbone: Backbone) -> None:
+        """Refuse a backbone that computes other features than in training."""
+        if off := difference(probe(backbone, [self.spec.layer]), cast(Probe, self.probe)):
+            raise ModelError(
+                f"'{backbone.info.name}' computes other features than when the model was trained "
+                f"(they differ by {off:.1%}), as another release of the network or of torch would: "
+                "train it again, or install what it was trained with"
+            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to one file, whole or not at all.
@@ -359,6 +377,7 @@ def _build(facts: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> Trans
     )
     width, n_classes = model.selection().width, len(model.classes)
     expected = {"coef": (n_classes, width), "intercept": (n_classes,), "thresholds": (n_classes,)}
+    expected |= {"probe": (PROBE_NUMBERS,)}
     if "standardize" in normalizer.steps:
         expected |= {f"normalizer.{name}": (width,) for name in _FITTED}
     for name, shape in expected.items():

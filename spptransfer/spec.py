@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 from spptransfer.errors import CacheError, ConfigError, suggestion
-from spptransfer.images import View, check_view
+from spptransfer.images import LONGEST, View, check_view
 from spptransfer.pyramid import check_levels, determining_levels, source_level
 from spptransfer.pyramid.bins import Pooling, check_pooling
 
@@ -44,6 +44,8 @@ class FeatureSpec:
         Lengths of the smaller side in pixels, ascending; each is stored on its own.
     view : {"full", "center_crop", "warp"}
         What of the image is looked at.
+    grid, longest : int
+        What the sides of a view are multiples of, and the most that the longer one has, in scales.
     flip : bool
         Whether features are averaged with those of the mirrored image.
     precision : {"float32", "bfloat16", "float16"}
@@ -78,6 +80,8 @@ class FeatureSpec:
     pooling: Pooling = "max"
     scales: tuple[int, ...] = (224,)
     view: View = "full"
+    grid: int = 1
+    longest: int = LONGEST
     flip: bool = False
     precision: Precision = "float32"
     storage: Storage = "float32"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from spptransfer import images
 from spptransfer.backbones import Backbone, BackboneInfo, BackboneRef, map_side
 from spptransfer.errors import ConfigError, ModelError, suggestion
-from spptransfer.images import check_view
+from spptransfer.images import View, check_view, view_size
 from spptransfer.pyramid.bins import check_pooling
 from spptransfer.spec import (
     NUMERICS_VERSION,
@@ -70,10 +69,7 @@ def feature_spec(
     arithmetic = one_of("precision", precision, ("auto", *PRECISIONS))
     is_map = info.layer(layer).kind == "map"
     checked = stored_levels(levels, check_pooling(pooling), flip) if levels else ()
-    if min(scales) < info.min_side:
-        raise ConfigError(
-            f"scales: {min(scales)} is too small for '{info.name}'; at least {info.min_side} pixels"
-        )
+    check_sides(info, scales, check_view(view))
     if is_map and not checked:
         checked = _whole_map(backbone, layer, scales, view)
     return FeatureSpec(
@@ -84,6 +80,8 @@ def feature_spec(
         pooling=check_pooling(pooling) if is_map else "max",
         scales=scales,
         view=check_view(view),
+        grid=info.grid,
+        longest=info.longest,
         flip=bool(flip),
         precision="float32" if arithmetic == "auto" else arithmetic,
         storage=one_of("storage", storage, STORAGES),
@@ -106,6 +104,28 @@ def levels_and_scales(
     return whole_numbers("levels", levels, "[6, 3, 2, 1]"), whole_numbers("scales", scales, "[224]")
 
 
+def check_sides(info: BackboneInfo, scales: Sequence[int], view: View) -> None:
+    """Refuse scales and views that make images which a backbone does not take.
+
+    Examples
+    --------
+    >>> check_sides(BackboneRef("alexnet", "imagenet").info, [16], "full")
+    Traceback (most recent call last):
+    ...
+    spptransfer.errors.ConfigError: scales: 16 is too small for 'alexnet'; at least 31 pixels
+    """
+    only, sides = info.only_side, [view_size(1, 1, at, "warp", info.grid)[0] for at in scales]
+    if only and (view == "full" or set(sides) != {only}):
+        raise ConfigError(
+            f"'{info.name}' takes images of {only} x {only} pixels only: "
+            f"view: warp or center_crop, scales: [{only}]"
+        )
+    if min(sides) < info.min_side:
+        raise ConfigError(
+            f"scales: {min(scales)} is too small for '{info.name}'; at least {info.min_side} pixels"
+        )
+
+
 def weights_sha256(backbone: Backbone | BackboneRef) -> str:
     """Return the identity of a backbone's weights, loaded or not."""
     if isinstance(backbone, BackboneRef):
@@ -126,7 +146,8 @@ def preprocessing_of(info: BackboneInfo) -> dict[str, Any]:
 
 def check_current(spec: FeatureSpec, info: BackboneInfo) -> None:
     """Make sure that features computed now are those that a model was trained on."""
-    if (spec.preprocessing, spec.numerics) != (preprocessing_of(info), NUMERICS_VERSION):
+    now = (preprocessing_of(info), info.grid, info.longest, NUMERICS_VERSION)
+    if (spec.preprocessing, spec.grid, spec.longest, spec.numerics) != now:
         raise ModelError(
             "the model was trained on features of another version of spptransfer, which decoded, "
             "resized or computed images in another way: train it again"
@@ -144,7 +165,8 @@ def _whole_map(
         )
     if len(scales) > 1:
         raise ConfigError(f"levels: [] takes the whole map at one scale, not at {list(scales)}")
-    return (map_side(backbone, layer, scales[0]),)
+    side = view_size(1, 1, scales[0], "warp", backbone.info.grid)[0]
+    return (map_side(backbone, layer, side),)
 
 
 def whole_numbers(name: str, values: Sequence[int], example: str) -> tuple[int, ...]:
@@ -176,12 +198,3 @@ def one_of(name: str, value: Any, allowed: Sequence[Any]) -> Any:
     if value not in allowed:
         raise ConfigError(f"{name}: {value!r} is unknown; {suggestion(str(value), allowed)}")
     return value
-
-
-def weights_name(weights: Any) -> str:
-    """Validate what names weights: a name in the catalogue, ``random:SEED`` or a file's path."""
-    if not isinstance(weights, (str, os.PathLike)):
-        raise ConfigError(
-            f"weights: {weights!r} must be a name of the catalogue, random:SEED or a file's path"
-        )
-    return os.fspath(weights)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from spptransfer import images
 from spptransfer.errors import ConfigError, ImageError
+from spptransfer.images import Rendering
 
 
 def as_array(data: bytes) -> np.ndarray:
@@ -44,7 +45,7 @@ def test_a_photo_saved_turned_with_its_tag_is_the_one_saved_upright(kind, option
     assert images.upright_size(turned) == images.upright_size(plain) == (32, 48)
     difference = np.abs(as_array(turned).astype(int) - as_array(plain))
     assert difference.max() <= (0 if (kind, options) in LOSSLESS else 6)
-    (view,) = images.views(turned, [(16, "full")])
+    (view,) = images.views(turned, [Rendering(16)])
     assert view.shape == (16, 24, 3)
 
 
@@ -351,7 +352,20 @@ def test_an_image_of_5000_by_3_pixels_is_squashed_to_16_times_the_scale():
     rendered = images.render(image, 32)
     assert rendered.shape == (512, 32, 3)
     np.testing.assert_array_equal(rendered, images.resize(image, 512, 32))
-    assert images.description()["longer side"].startswith("at most 16 times the scale")
+
+
+@given(height=SIDE, width=SIDE, scale=SCALE, grid=st.sampled_from([2, 4, 14, 16, 32]))
+def test_both_sides_are_the_multiples_of_the_grid_nearest_to_the_scale_s(
+    height, width, scale, grid
+):
+    found = images.view_size(height, width, scale, "full", grid, 4)
+    shorter, longer = min(found), max(found)
+    exact = min(max(height, width) / min(height, width) * scale, 4 * shorter)
+    assert shorter % grid == longer % grid == 0
+    assert abs(shorter - max(scale, grid)) <= grid / 2
+    assert abs(longer - max(exact, grid)) <= grid / 2
+    for view in ("warp", "center_crop"):
+        assert images.view_size(height, width, scale, view, grid, 4) == (shorter, shorter)
 
 
 @pytest.mark.parametrize("size", [(375, 500), (500, 375), (1, 1), (3, 400), (400, 3), (64, 64)])
@@ -391,7 +405,7 @@ def test_views_of_a_file_are_those_of_its_decoded_image_while_it_is_not_large(re
 @pytest.mark.parametrize("size", [(607, 801), (801, 607), (1601, 1204)])
 def test_a_large_jpeg_is_decoded_smaller_and_gives_nearly_the_same_view(view, size):
     data = jpeg(*size)
-    (found,) = images.views(data, [(64, view)])
+    (found,) = images.views(data, [Rendering(64, view)])
     whole = images.render(images.decode(data), 64, view)
     assert found.shape == whole.shape == (*images.view_size(*size, 64, view), 3)
     difference = np.abs(found.astype(float) - whole)
@@ -400,9 +414,9 @@ def test_a_large_jpeg_is_decoded_smaller_and_gives_nearly_the_same_view(view, si
 
 def test_a_view_does_not_depend_on_what_else_is_rendered():
     data = jpeg(700, 900)
-    both = images.views(data, [(224, "full"), (64, "full")])
+    both = images.views(data, [Rendering(224), Rendering(64)])
     for alone, scale in zip(both, (224, 64), strict=True):
-        np.testing.assert_array_equal(images.views(data, [(scale, "full")])[0], alone)
+        np.testing.assert_array_equal(images.views(data, [Rendering(scale)])[0], alone)
     np.testing.assert_array_equal(both[0], images.render(images.decode(data), 224))
 
 

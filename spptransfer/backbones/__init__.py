@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from spptransfer.backbones.catalogue import describe, names, register
+from spptransfer.backbones.catalogue import describe, is_timm, names, register
 from spptransfer.backbones.info import Backbone, BackboneInfo, LayerInfo, WeightsSource
 from spptransfer.backbones.weights import BackboneRef, layers_within, load, map_side
 
@@ -25,6 +25,7 @@ __all__ = [
     "WeightsSource",
     "describe",
     "from_module",
+    "is_timm",
     "layers_within",
     "load",
     "map_side",

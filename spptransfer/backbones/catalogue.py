@@ -16,6 +16,7 @@ from spptransfer.backbones.info import Backbone, BackboneInfo, LayerInfo, Weight
 from spptransfer.errors import ConfigError, suggestion
 from spptransfer.files import expand_path
 
+TIMM = "timm/"  # begins the names of timm's models
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -304,12 +305,17 @@ def register(name: str, build: Builder) -> None:
     >>> backbones.load("my-net", "random", layer="1").layers
     ('1',)
     """
-    if not isinstance(name, str) or not name or name in _PLANS:
+    if not isinstance(name, str) or not name or name in _PLANS or is_timm(name):
         raise ConfigError(f"backbone: {name!r} cannot be registered; take a name of your own")
     if not callable(build):
         raise ConfigError(f"backbone: what builds '{name}' must be a function of the weights")
     _builders[name] = build
     _known.cache_clear()
+
+
+def is_timm(name: str) -> bool:
+    """Tell whether a backbone is one of timm's models."""
+    return str(name).startswith(TIMM)
 
 
 def builder(name: str) -> Builder | None:
@@ -365,7 +371,8 @@ def describe(name: str, weights: str | os.PathLike[str] | None = None) -> Backbo
     Parameters
     ----------
     name : str
-        One of `names`.
+        One of `names`, or ``timm/NAME`` or ``timm/NAME.TAG`` for any model of timm, which is
+        imported for that.
     weights : str or path, optional
         Of a registered backbone, which is built to be described: which weights.
 
@@ -390,4 +397,8 @@ def describe(name: str, weights: str | os.PathLike[str] | None = None) -> Backbo
     """
     if builder(str(name)):
         return built(name, "random" if weights is None else weights)[0]
+    if is_timm(name):
+        from spptransfer.backbones.timm_models import describe as describe_model
+
+        return describe_model(name)
     return _planned(str(name))

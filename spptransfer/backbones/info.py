@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from spptransfer.errors import ConfigError, suggestion
+from spptransfer.images import LONGEST
 
 if TYPE_CHECKING:
     import torch
@@ -47,13 +48,16 @@ class WeightsSource:
     licence : str
         SPDX identifier of the weights' licence.
     url : str or None
-        Where the file is fetched from; None if it is shipped inside the package.
+        Where the file is fetched from; None if it is shipped inside the package, or on the hub.
+    repository : str or None
+        Name of its repository on the Hugging Face hub.
     """
 
     filename: str
     sha256: str
     licence: str
     url: str | None
+    repository: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,13 +83,13 @@ class BackboneInfo:
         Classes of the classifier that the official weights come with.
     default_scales : tuple of int
         Scales at which features are taken where a user names none.
-    multiple_of : int
-        What both sides of an input must be multiples of.
+    grid : int
+        What both sides of an input must be multiples of; images are resized to such sides.
+    only_side : int or None
+        The side of a square input, where the backbone takes no other.
     is_local : bool
         Whether a cell sees a bounded part of the image only, so that strips of an image that
         overlap give the maps of the whole.
-    resample : str
-        Filter with which images are resized.
     map_numbers : float or None
         Numbers of the largest map inside, for each pixel of the image, where that is not the
         largest of the layers.
@@ -100,10 +104,18 @@ class BackboneInfo:
     levels: tuple[int, ...] = ()
     num_classes: int = 1000
     default_scales: tuple[int, ...] = (224,)
-    multiple_of: int = 1
+    grid: int = 1
+    only_side: int | None = None
     is_local: bool = True
-    resample: str = "bilinear"
     map_numbers: float | None = None
+
+    @property
+    def longest(self) -> int:
+        """The most that the longer side of an input has, in scales; longer ones are squashed.
+
+        Where every cell sees the whole image, strips cannot bound the memory.
+        """
+        return LONGEST if self.is_local else LONGEST // 4
 
     @property
     def stride(self) -> int:
@@ -175,7 +187,7 @@ class Backbone(Protocol):
         ----------
         images : Tensor of shape (N, 3, H, W)
             RGB in [0, 1], normalised with ``info.mean`` and ``info.std``. H and W are at least
-            ``info.min_side`` and multiples of ``info.multiple_of``.
+            ``info.min_side`` and multiples of ``info.grid``.
         layers : sequence of str
             Some of `layers`.
 

@@ -133,6 +133,18 @@ def random_network(name: str, seed: int) -> tuple[Network, str]:
     return built, digest(built.state_dict())
 
 
+def load_random(info: BackboneInfo, layers: Sequence[LayerInfo], seed: int) -> ConvBackbone:
+    """Cut a network with weights from a seed at some layers."""
+    built, sha256 = random_network(info.name, seed)
+    return cut_at(built, info, layers, sha256)
+
+
+def sketch(info: BackboneInfo, layer: str) -> ConvBackbone:
+    """Cut a network at a layer that has shapes and no numbers."""
+    with torch.device("meta"):
+        return cut_at(network(info.name), info, [info.layer(layer)], "")
+
+
 def load_file(
     info: BackboneInfo, layers: Sequence[LayerInfo], path: Path, sha256: str
 ) -> ConvBackbone:

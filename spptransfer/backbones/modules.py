@@ -83,8 +83,10 @@ def from_module(
     mean: Sequence[float],
     std: Sequence[float],
     name: str | None = None,
+    version: str = "",
     min_side: int | None = None,
-    multiple_of: int = 1,
+    grid: int = 1,
+    stride: int | None = None,
     is_local: bool = False,
 ) -> ModuleBackbone:
     """Wrap a torch module as a backbone.
@@ -104,12 +106,16 @@ def from_module(
     mean, std : sequence of three floats
         What an RGB image in [0, 1] is normalised with, channel by channel.
     name : str, optional
-        Name of the backbone, by default the module's class. Modules that compute something else
-        with equal weights need different names.
+        Name of the backbone, by default the module's class.
+    version : str, optional
+        Of the code: modules that compute something else with equal weights need different names
+        or versions, which are part of the backbone's identity.
     min_side : int, optional
         Smallest side of an input, by default the smallest that is found to work.
-    multiple_of : int, default=1
-        What both sides of an input must be multiples of.
+    grid : int, default=1
+        What both sides of an input must be multiples of; images are resized to the nearest ones.
+    stride : int, optional
+        Pixels between the cells of the last map, by default as found on noise.
     is_local : bool, default=False
         Whether a cell of every map sees a bounded part of the image only: then long images may
         go through the network in overlapping strips, which takes less memory. Attention, global
@@ -149,7 +155,7 @@ def from_module(
         _three("mean", mean),
         _three("std", std),
         min_side or 0,
-        multiple_of=multiple_of,
+        grid=grid,
         is_local=is_local,
     )
     if min(info.std) <= 0:
@@ -158,9 +164,11 @@ def from_module(
     for layer in wanted:
         _submodule(copied, layer, name).register_forward_hook(_Hook(layer))
     tensors = {**dict(copied.named_parameters()), **dict(copied.named_buffers())}
-    identity = digest(tensors, f"{name}\n")
+    identity = digest(tensors, f"{name}\n{version}\n")
     with torch.inference_mode():
         info = _probe(copied, wanted, info)
+        if stride is not None and info.stride != stride:
+            raise ConfigError(f"stride: {stride} given for '{name}', {info.stride} found on noise")
         channels_last = _takes_channels_last(copied, info)
     return ModuleBackbone(copied, info, identity, channels_last)
 
@@ -211,14 +219,14 @@ def _captured(module: nn.Module, images: torch.Tensor, layers: Sequence[str]) ->
 
 def _probe(module: nn.Module, layers: list[str], info: BackboneInfo) -> BackboneInfo:
     """Find out, on noise, what the layers are and from which size on there are any."""
-    step = info.multiple_of
+    step = info.grid
     failure: Exception | None = None
     for side in [info.min_side] if info.min_side else _SIDES:
         side = -(-side // step) * step
-        noise = _noise(2, side, side, info)
+        images = noise(2, side, side, info)
         try:
-            order, largest = _observed(module, noise, layers)
-            small = _captured(module, noise, layers)
+            order, largest = _observed(module, images, layers)
+            small = _captured(module, images, layers)
             break
         except Exception as error:  # whatever the user's classes raise
             failure = error
@@ -227,7 +235,7 @@ def _probe(module: nn.Module, layers: list[str], info: BackboneInfo) -> Backbone
             f"backbone '{info.name}' does not take images of {side} x {side} pixels: "
             f"{_first_line(failure)}"
         ) from failure
-    alone = _captured(module, noise[:1], layers)
+    alone = _captured(module, images[:1], layers)
     for layer in layers:
         what = f"layer '{layer}' of backbone '{info.name}'"
         if order.count(layer) != 1:
@@ -236,19 +244,25 @@ def _probe(module: nn.Module, layers: list[str], info: BackboneInfo) -> Backbone
         _check_output(what, small[layer], alone[layer])
     height, width = (side + -(-more // step) * step for more in (_HIGHER, _WIDER))
     try:
-        large = _captured(module, _noise(1, height, width, info), layers)
+        large = _captured(module, noise(1, height, width, info), layers)
     except Exception:  # it takes images of one size
         large = {}
     found = [
         _describe(layer, small[layer], large.get(layer), side, width - side, info.name)
         for layer in sorted(layers, key=order.index)
     ]
-    scales = (max(side, 224) if large else side,)
-    facts: dict[str, Any] = {"min_side": side, "default_scales": scales, "map_numbers": largest}
-    return replace(info, layers=tuple(found), **facts)
+    return replace(
+        info,
+        layers=tuple(found),
+        min_side=side,
+        only_side=None if large else side,
+        default_scales=(max(side, 224) if large else side,),
+        map_numbers=largest,
+    )
 
 
-def _noise(count: int, height: int, width: int, info: BackboneInfo) -> torch.Tensor:
+def noise(count: int, height: int, width: int, info: BackboneInfo) -> torch.Tensor:
+    """Draw normalised images, always the same."""
     mean, std = torch.tensor([info.mean, info.std], dtype=torch.float32)[:, :, None, None]
     generator = torch.Generator().manual_seed(0)
     return (torch.rand(count, 3, height, width, generator=generator) - mean) / std
@@ -296,11 +310,12 @@ def _check_output(what: str, output: Any, alone: Any) -> None:
         )
     if not output.is_floating_point() or not output.isfinite().all():
         raise ConfigError(f"{what} puts out numbers that are not finite, for a noisy image")
-    if not _are_same(alone, output[:1]):
+    if not are_same(alone, output[:1]):
         raise ConfigError(f"{what} depends on chance or on the other images of a batch")
 
 
-def _are_same(found: torch.Tensor, expected: torch.Tensor) -> bool:
+def are_same(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Tell whether two ways of computing give the same numbers, up to rounding."""
     allowed = _SAME * expected.norm().clamp(min=1e-6)
     return found.shape == expected.shape and bool((found - expected).norm() <= allowed)
 
@@ -326,7 +341,7 @@ def _describe(
 def _takes_channels_last(module: nn.Module, info: BackboneInfo) -> bool:
     """Tell whether images and weights may lie channels-last: some modules call `view` on maps."""
     layers = [layer.name for layer in info.layers]
-    images = _noise(1, info.min_side, info.min_side, info)
+    images = noise(1, info.min_side, info.min_side, info)
     expected = _captured(module, images, layers)
     try:
         other = copy.deepcopy(module)
@@ -337,7 +352,7 @@ def _takes_channels_last(module: nn.Module, info: BackboneInfo) -> bool:
         found = _captured(other, last, layers)
     except Exception:  # whatever the user's classes raise
         return False
-    return all(_are_same(found[layer], expected[layer]) for layer in layers)
+    return all(are_same(found[layer], expected[layer]) for layer in layers)
 
 
 def _first_line(error: BaseException | None) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from spptransfer import files
-from spptransfer.backbones import catalogue
+from spptransfer.backbones import catalogue, hub
 from spptransfer.backbones.info import Backbone, BackboneInfo, WeightsSource
 from spptransfer.errors import CacheError, ConfigError, WeightsError, suggestion
 
@@ -79,16 +79,17 @@ def sha256_of(path: Path, hash_cache_dir: Path | None = None) -> str:
 class BackboneRef:
     """A backbone by its name and the name of its weights; small, and travels by pickle.
 
-    Making one checks nothing: whoever asks it for something is told what is wrong.
+    Making one with weights checks nothing: whoever asks it for something is told what is wrong.
 
     Parameters
     ----------
     name : str
-        One of `names`.
+        One of `names`, or ``timm/NAME``.
     weights : str or path
-        Name in the catalogue, such as ``"imagenet"``; path of a ``.safetensors`` or ``.pth``
-        file; or ``"random"`` or ``"random:SEED"`` for weights drawn from a seed. For a
-        registered backbone whatever the function that builds it takes.
+        Name in the catalogue, such as ``"imagenet"``, or ``"pretrained"`` for timm's models; path
+        of a ``.safetensors`` or ``.pth`` file; or ``"random"`` or ``"random:SEED"`` for weights
+        drawn from a seed; by default the backbone's own official ones. For a registered backbone
+        whatever the function that builds it takes.
     weights_dir : Path, optional
         Folder of official weights, by default the user's; see `default_dir`.
     hash_cache_dir : Path, optional
@@ -96,13 +97,15 @@ class BackboneRef:
     """
 
     name: str
-    weights: str
+    weights: str = ""
     weights_dir: Path | None = None
     hash_cache_dir: Path | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.weights, os.PathLike):
             object.__setattr__(self, "weights", os.fspath(self.weights))
+        if self.weights == "":
+            object.__setattr__(self, "weights", _own_weights(self.name))
         if not isinstance(self.weights, str):
             raise ConfigError(
                 f"weights: {self.weights!r} must be a name of the catalogue, random:SEED or a "
@@ -129,6 +132,8 @@ class BackboneRef:
         if catalogue.builder(self.name):
             return Path(self.weights) if os.path.isfile(self.weights) else None
         source = self._source
+        if source is not None and source.repository is not None:
+            return hub.cached_file(source.repository, source.filename)
         if source is not None:
             shipped = source.url is None
             folder = Path(__file__).parent if shipped else self.weights_dir or default_dir()
@@ -151,6 +156,8 @@ class BackboneRef:
         if os.path.exists(path):
             return path
         source = self._source
+        if source is not None and source.repository is not None:
+            return hub.fetch(source.repository, source.filename)
         if source is None or source.url is None:
             advice = "; install the package again" if source else ""
             raise WeightsError(f"no weights file at '{path}'{advice}")
@@ -183,18 +190,18 @@ class BackboneRef:
         """
         if catalogue.builder(self.name):
             return catalogue.built(self.name, self.weights)[1]
-        seed = random_seed(self.weights)
+        seed, info = random_seed(self.weights), self.info
         if seed is not None:
-            from spptransfer.backbones.loading import random_network
-
-            return random_network(self.name, seed)[1]
+            return _family(self.name).load_random(info, info.layers[-1:], seed).weights_sha256
         path, source = self.ensure_downloaded(), self._source
         sha256 = sha256_of(path, self.hash_cache_dir)
-        if source is not None and not sha256.startswith(source.sha256):
+        expected = source.sha256 if source is not None else ""
+        if source is not None and source.repository is not None:
+            expected = hub.expected_sha256(path)
+        if not sha256.startswith(expected):
             raise WeightsError(
                 f"'{path}' is damaged or not the official file: its SHA-256 starts with "
-                f"{sha256[: len(source.sha256)]} instead of {source.sha256}; delete it and run "
-                "again"
+                f"{sha256[: len(expected)]} instead of {expected}; delete it and run again"
             )
         return sha256
 
@@ -210,14 +217,36 @@ class BackboneRef:
         wanted = [info.layer(layer) for layer in layers]
         if not wanted:
             raise ConfigError(f"layer: at least one of {', '.join(at.name for at in info.layers)}")
-        from spptransfer.backbones import loading
-
-        seed = random_seed(self.weights)
+        family, seed = _family(self.name), random_seed(self.weights)
+        found: Backbone
         if seed is not None:
-            network, sha256 = loading.random_network(self.name, seed)
-            return loading.cut_at(network, info, wanted, sha256)
-        sha256 = self.weights_sha256()
-        return loading.load_file(info, wanted, self.ensure_downloaded(), sha256)
+            found = family.load_random(info, wanted, seed)
+            return found
+        sha256, path = self.weights_sha256(), self.ensure_downloaded()
+        if self._source is None and catalogue.is_timm(self.name):
+            for note in family.notes_on_file(self.name, info):
+                logger.warning("weights '%s': %s", path, note)
+        found = family.load_file(info, wanted, path, sha256)
+        return found
+
+
+def _own_weights(name: str) -> str:
+    """Return the name of the weights that a backbone comes with."""
+    info = None if catalogue.builder(name) else catalogue.describe(name)
+    for weights in info.weights if info else ():
+        return weights
+    raise ConfigError(
+        f"weights: backbone '{name}' comes without any; say which: random:SEED, or the path of a "
+        f"{' or '.join(SUFFIXES)} file"
+    )
+
+
+def _family(name: str) -> Any:
+    """Return the module that loads backbones of a kind; it imports torch."""
+    from importlib import import_module
+
+    kind = "timm_models" if catalogue.is_timm(name) else "loading"
+    return import_module(f"spptransfer.backbones.{kind}")
 
 
 def _remade(build: catalogue.Builder | None, name: str, *fields: Any) -> BackboneRef:
@@ -279,29 +308,28 @@ def layers_within(reference: BackboneRef) -> tuple[str, ...]:
     info = reference.info
     if catalogue.builder(info.name) or random_seed(reference.weights) is not None:
         return tuple(layer.name for layer in info.layers)
-    from spptransfer.backbones.loading import layers_fitting
-
-    return layers_fitting(info, reference.ensure_downloaded())
+    fitting: tuple[str, ...] = _family(info.name).layers_fitting(
+        info, reference.ensure_downloaded()
+    )
+    return fitting
 
 
 def map_side(backbone: Backbone | BackboneRef, layer: str, side: int) -> int:
     """Return the side, in cells, of the map that a square image of `side` pixels becomes.
 
-    A network of this package is not loaded for that.
+    A network of this package, or of timm, is not loaded for that.
 
     >>> map_side(BackboneRef("alexnet", "imagenet"), "conv5", 224)
     13
     """
     import torch
 
-    from spptransfer.backbones.networks import network
-
+    device, known = "cpu", backbone
+    if isinstance(known, BackboneRef):
+        if catalogue.builder(known.name):
+            known = known.load([layer])
+        else:
+            device, known = "meta", _family(known.name).sketch(known.info, layer)
     with torch.inference_mode():
-        if isinstance(backbone, BackboneRef) and not catalogue.builder(backbone.name):
-            with torch.device("meta"):
-                trunk = network(backbone.name).eval().trunk(layer)
-                return int(trunk(torch.empty(1, 3, side, side)).shape[-1])
-        if isinstance(backbone, BackboneRef):
-            backbone = backbone.load([layer])
-        maps = backbone.maps_of(torch.zeros(1, 3, side, side), [layer])[layer]
-    return int(maps.shape[-1])
+        images = torch.zeros(1, 3, side, side, device=device)
+        return int(known.maps_of(images, [layer])[layer].shape[-1])

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spptransfer._version import __version__
+from spptransfer.backbones.probe import PROBE_NUMBERS
 from spptransfer.errors import CacheError
 from spptransfer.ids import Ids, encode
 from spptransfer.spec import FeatureSpec
@@ -37,7 +38,7 @@ CHECKSUM_BYTES = 16
 ERROR_BYTES = 160
 COMPUTED_BY_BYTES = 256
 # Datasets that lie in the head, besides the labels.
-HEAD = {"computed_by", "rows/stamp", "rows/checksum"}
+HEAD = {"computed_by", "probe", "rows/stamp", "rows/checksum"}
 _SEAL = re.compile(rb"spptransfer-features (\d{1,9}) (?:(\d{1,18}) (\d{1,18}) ([0-9a-f]{64})\n)?")
 _PIECE = 1 << 20
 _RUN_BYTES = 1 << 22
@@ -118,6 +119,7 @@ def datasets_of(count: int, storage: str, blocks: Sequence[Block]) -> dict[str, 
     """Return shape and type of all datasets but ids and labels, those of the head first."""
     return {
         "computed_by": ((), f"|S{COMPUTED_BY_BYTES}"),
+        "probe": ((PROBE_NUMBERS,), "<f4"),
         "rows/stamp": ((count, 3), "<i8"),
         "rows/checksum": ((count, CHECKSUM_BYTES), "|u1"),
         "rows/digest": ((count,), "|S64"),
@@ -203,6 +205,7 @@ class Layout:
                 file["labels/classes"] = encode(self.labels.classes)
                 file["labels/targets"] = self.labels.targets
             file["computed_by"] = np.zeros((), f"S{COMPUTED_BY_BYTES}")
+            file["probe"] = np.zeros(PROBE_NUMBERS, "<f4")
             for name in ("rows/stamp", "rows/checksum"):
                 file.create_dataset(name, *self._datasets[name], dcpl=room)
         # HDF5 puts small datasets into what is left of a block of small ones. Closing the file

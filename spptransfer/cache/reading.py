@@ -176,6 +176,8 @@ class FeatureCache(RowFile):
         Channels of the layer.
     computed_by : tuple of str
         Names and versions of what computed the rows.
+    probe : ndarray of float32, shape (64,)
+        What the backbone makes of a fixed image; zeros where it was not recorded.
     blocks : tuple of Block
         What is stored of every row.
     count : int

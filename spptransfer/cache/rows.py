@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from spptransfer.backbones.probe import Probe
 from spptransfer.cache.layout import (
     CHECKSUM_BYTES,
     ERROR_BYTES,
@@ -223,6 +224,7 @@ class RowFile:
         self.head_bytes = min(self.extents[name][0] for name in self._columns - HEAD)
         raw = data["computed_by"][()].decode("utf-8", "replace")
         self.computed_by = tuple(filter(None, raw.split(", ")))
+        self.probe: Probe = data["probe"][()]
         classes = data.get("labels/classes")
         self.classes = () if classes is None else tuple(decode(classes[()]))
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from spptransfer.backbones.probe import PROBE_NUMBERS, Probe, difference
 from spptransfer.cache.layout import (
     COMPUTED_BY_BYTES,
     Block,
@@ -135,19 +136,20 @@ class PartialFile(RowFile):
         self._file.flush()
         os.fsync(self._raw.fileno())
 
-    def note(self, computed_by: Iterable[str]) -> None:
+    def note(self, computed_by: Iterable[str], probe: Probe) -> None:
         """Write down what took part in computing the rows."""
         names = short_text(", ".join(sorted(computed_by)), COMPUTED_BY_BYTES)
         self._data["computed_by"][()] = np.bytes_(names.encode())
+        self._data["probe"][()] = probe
         self._sync()
 
-    def finish(self, computed_by: Iterable[str]) -> None:
+    def finish(self, computed_by: Iterable[str], probe: Probe) -> None:
         """Seal a file all of whose rows were put, and close it.
 
         HDF5 is done with the file before the first page says that it is whole, and that page is
         on the disk before the caller gives the file its name.
         """
-        self.note(computed_by)
+        self.note(computed_by, probe)
         self._file.close()
         page = seal_of(self._raw, self.head_bytes)
         self._raw.seek(0)
@@ -183,6 +185,7 @@ class CacheWriter:
         self._is_empty = False
         self._read_only: CacheError | None = None
         self._computed_by: set[str] = set()
+        self._probe: Probe = np.zeros(PROBE_NUMBERS, np.float32)
         # Of every id: which of the files has its row, and where. 6 bytes are all that is held.
         self._files: list[RowFile] = []
         self._file = np.full(len(self._ids), _NOWHERE, np.int16)
@@ -273,6 +276,7 @@ class CacheWriter:
             wanted, others = wanted + int(here.sum()), others + int((~here).sum())
         if wanted:
             self._computed_by.update(file.computed_by)
+            self._probe = file.probe if file.probe.any() else self._probe
         return wanted, others
 
     def _note(self, file: RowFile, positions: Rows, rows: Rows) -> None:
@@ -314,6 +318,11 @@ class CacheWriter:
                 self._is_empty = True
         return lacking
 
+    def use_probe(self, found: Probe) -> None:
+        """Refuse a backbone that computes other features than those that are here already."""
+        _check_probe(self.path, found, self._probe)
+        self._probe = self._probe if self._probe.any() else found
+
     def put(
         self,
         positions: Rows,
@@ -329,7 +338,7 @@ class CacheWriter:
         with os_errors_as_cache_error(self.path, self._layout.needed):
             if computed_by not in self._computed_by:
                 self._computed_by.add(computed_by)
-                partial.note(self._computed_by)
+                partial.note(self._computed_by, self._probe)
         self._put(partial, positions, numbers)
 
     def _begun(self) -> PartialFile:
@@ -359,7 +368,7 @@ class CacheWriter:
                     if file is not partial:
                         self._put(partial, here, file.checked(rows))
             with os_errors_as_cache_error(self.path, self._layout.needed):
-                partial.finish(self._computed_by)
+                partial.finish(self._computed_by, self._probe)
                 for file in self._files:  # Windows replaces no file that is open
                     file.close()
                 os.replace(partial.path, self.path)
@@ -369,6 +378,14 @@ class CacheWriter:
         with os_errors_as_cache_error(self.path):
             for path in [] if self._read_only else partial_files(self.path):
                 path.unlink()
+
+
+def _check_probe(path: Path, found: Probe, known: Probe) -> None:
+    if off := difference(found, known):
+        raise SpecMismatchError(
+            f"'{path}' was computed by another release of the network or of torch: features of one "
+            f"image differ by {off:.1%}; extract into another folder, or install what made it"
+        )
 
 
 def merge(path: Path, sources: Sequence[Path]) -> FeatureCache:
@@ -421,6 +438,7 @@ def _merge(path: Path, caches: Sequence[FeatureCache]) -> None:
             raise SpecMismatchError(
                 f"'{first.path}' and '{cache.path}' have different specs: {differences}"
             )
+        _check_probe(cache.path, first.probe, cache.probe)
     chosen = _choose_rows(caches)
     parts = [cache.rows("rows/id", rows) for cache, rows in zip(caches, chosen, strict=True)]
     ids, labels = Ids(np.concatenate(parts)), _merge_labels(caches, chosen)
@@ -434,7 +452,7 @@ def _merge(path: Path, caches: Sequence[FeatureCache]) -> None:
                     positions = np.arange(start + run.start, start + run.stop)
                     merged.put(positions, cache.checked(rows[run]), durable=False)
                 start += len(rows)
-            merged.finish({name for cache in caches for name in cache.computed_by})
+            merged.finish({by for cache in caches for by in cache.computed_by}, first.probe)
         for cache in caches:  # Windows replaces no file that is open
             cache.close()
 

@@ -301,6 +301,7 @@ def register(app: typer.Typer) -> None:
         "List backbones, their layers and weights.",
         "backbones",
         "backbones alexnet",
+        "backbones 'timm/*dinov2*'",
     )
     add_command(
         app,
@@ -314,7 +315,11 @@ def register(app: typer.Typer) -> None:
 def backbones(
     output: Output,
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Show this one with all its layers.")
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="Show this one with all its layers, or list timm's whose names fit a pattern.",
+        ),
     ] = None,
     weights_dir: WeightsDir = None,
 ) -> int:
@@ -324,6 +329,8 @@ def backbones(
     """
     from spptransfer import backbones as catalogue
 
+    if name and catalogue.is_timm(name) and "*" in name:
+        return _list_timm(output, name)
     rows, told = [], []
     for info in map(catalogue.describe, [name] if name else catalogue.names()):
         places = {
@@ -343,12 +350,26 @@ def backbones(
                 "name": info.name,
                 "layers": [dataclasses.asdict(layer) for layer in info.layers],
                 "min_side": info.min_side,
+                "grid": info.grid,
+                "only_side": info.only_side,
+                "scales": list(info.default_scales),
                 "weights": {source: path.exists() for source, path in places.items()},
             }
         )
     if not name:
         output.say(table(rows, ["backbone", "channels", "stride", "weights", "layers"]))
+        output.say("\nand any model of timm: spptransfer backbones 'timm/*PART OF ITS NAME*'")
     return output.finish(backbones=told)
+
+
+def _list_timm(output: Output, pattern: str) -> int:
+    from spptransfer.backbones.timm_models import names
+
+    found = names(pattern)
+    if not found:
+        raise ConfigError(f"no model of timm fits '{pattern}', as 'timm/*dinov2*' does")
+    output.say("\n".join(found))
+    return output.finish(backbones=[{"name": name} for name in found])
 
 
 def _one_backbone(info: BackboneInfo, places: dict[str, Path]) -> str:
@@ -356,14 +377,23 @@ def _one_backbone(info: BackboneInfo, places: dict[str, Path]) -> str:
     lines = [
         table(layers, ["layer", "kind", "channels", "stride"]),
         "",
-        f"smallest side: {plural(info.min_side, 'pixel')}",
+        f"{info.name}: mean {list(info.mean)}, std {list(info.std)} of RGB in [0, 1]",
+        f"input: {_input(info)}",
+        f"scales, if none are given: {', '.join(map(str, info.default_scales))}",
     ]
     for source, path in places.items():
-        here = "present" if path.exists() else "fetched on first use"
+        here = "present" if path.is_file() else "fetched on first use"
         licence = info.weights[source].licence
         lines.append(f"weights '{source}' ({licence}): {here}, {short_path(path)}")
     lines.append("weights of your own: features.weights: FILE.safetensors or FILE.pth")
     return "\n".join(lines)
+
+
+def _input(info: BackboneInfo) -> str:
+    if info.only_side:
+        return f"{info.only_side} x {info.only_side} pixels only (view: warp or center_crop)"
+    sides = "any sides" if info.grid == 1 else f"sides that are multiples of {info.grid}"
+    return f"{sides}, from {plural(info.min_side, 'pixel')} on"
 
 
 def datasets(

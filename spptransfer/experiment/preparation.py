@@ -169,10 +169,11 @@ def prepare(
         where, options = pipeline.dataset, pipeline.dataset.options()
         dataset = open_dataset(where.name, where.root, data_root=machine.data_root, **options)
     backbone = BackboneRef(
-        section.backbone, section.weights, machine.weights_dir, machine.cache_dir
+        section.backbone, section.weights or "", machine.weights_dir, machine.cache_dir
     )
     levels, scales = levels_and_scales(backbone.info, section.layer, section.levels, section.scales)
-    section = section.model_copy(update={"levels": levels, "scales": scales})
+    found = {"weights": backbone.weights, "levels": levels, "scales": scales}
+    section = section.model_copy(update=found)
     pipeline = pipeline.model_copy(update={"features": section})
     asked = section.model_dump(exclude={"backbone", "weights", "combine"})
     wanted = feature_spec(backbone, **asked)

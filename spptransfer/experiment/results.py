@@ -146,7 +146,7 @@ def _write_model(path: Path, experiment: Experiment, trained: SplitResult, descr
     weights, C = experiment.backbone.path(), trained.classifier.C
     model = TransferModel(
         spec=experiment.wanted,
-        weights=experiment.pipeline.features.weights,
+        weights=experiment.backbone.weights,
         weights_path=None if weights is None else weights.resolve(),
         **experiment.selection,
         normalizer=trained.normalizer,
@@ -156,6 +156,7 @@ def _write_model(path: Path, experiment: Experiment, trained: SplitResult, descr
         multi_label=experiment.counted.multi_label,
         C=_plain(C),
         protocol=f"Trained on {trained_on(trained)}. Measured before: {described}",
+        probe=FeatureCache.open(experiment.cache[0]).probe,
     )
     model.save(path)
 

@@ -17,6 +17,7 @@ from spptransfer.pyramid import SpatialPyramidPooling
 from spptransfer.runtimes import ComputeOptions
 from spptransfer.runtimes.runtime import open_runtime
 from spptransfer.spec import FeatureSpec, layers_of
+from spptransfer.specify import check_sides
 
 # Beyond this many pixels a view goes through a local network strip by strip.
 STRIP_PIXELS = 1 << 21
@@ -96,17 +97,13 @@ class FeatureComputer:
 
 
 def _check_fit(spec: FeatureSpec, backbone: Backbone) -> None:
-    """Refuse a spec whose view or scales the backbone does not take."""
-    step, smallest = backbone.info.multiple_of, backbone.info.min_side
-    if step > 1 and (spec.view == "full" or any(scale % step for scale in spec.scales)):
+    """Refuse a spec whose views the backbone does not take."""
+    info = backbone.info
+    check_sides(info, spec.scales, spec.view)
+    if (spec.grid, spec.longest) != (info.grid, info.longest):
         raise ConfigError(
-            f"{spec.backbone} takes images whose sides are multiples of {step}: "
-            "view center_crop or warp, at such scales"
-        )
-    if spec.scales[0] < smallest:
-        raise ConfigError(
-            f"scales: {spec.scales[0]} is too small for {spec.backbone}; "
-            f"its smaller side must be at least {smallest}"
+            f"{info.name} takes images whose sides are multiples of {info.grid}, the longer one at "
+            f"most {info.longest} times the scale, not {spec.grid} and {spec.longest}"
         )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from spptransfer import images
 from spptransfer.backbones import Backbone, BackboneRef
+from spptransfer.backbones.probe import probe
 from spptransfer.cache import FeatureCache, Labels
 from spptransfer.cache.layout import short_text
 from spptransfer.cache.rows import OK, RowTable
@@ -242,6 +243,8 @@ def _fill(
     label = f"{specs[0].backbone} {', '.join(layers_of(specs))}" if shown else None
     with Extractor(specs, backbone, options, total=left, label=label) as extractor:
         runtime, progress = extractor.runtime, extractor.progress
+        for plan in plans:
+            plan.writer.use_probe(probe(runtime.backbone, [plan.writer.spec.layer]))
         parts = _parts_of(dataset, plans, todo, runtime.part_rows)
         # Whatever goes wrong here, nobody computes any more when the caches are left.
         with contextlib.closing(extractor.run(parts)) as computed:

@@ -13,7 +13,8 @@ import torch
 
 from spptransfer.backbones import Backbone
 from spptransfer.errors import ConfigError, ImageError, suggestion
-from spptransfer.extraction.reading import Rendering, decode_views, read_header
+from spptransfer.extraction.reading import decode_views, read_header
+from spptransfer.images import Rendering
 from spptransfer.pyramid.windows import cells_of_boxes, centres, pool_windows
 from spptransfer.runtimes import ComputeOptions
 from spptransfer.runtimes.runtime import open_runtime
@@ -132,7 +133,7 @@ def feature_maps(
             f"at least {backbone.info.min_side} pixels"
         )
     source = image if isinstance(image, np.ndarray) else Path(image)
-    rendering = Rendering(scale, "full")
+    rendering = Rendering(scale, "full", backbone.info.grid, backbone.info.longest)
     info = read_header(source)
     views = info.error or decode_views(source, info, [rendering])
     if isinstance(views, str):

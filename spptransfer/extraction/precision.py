@@ -22,7 +22,8 @@ import numpy.typing as npt
 from spptransfer.backbones import Backbone, BackboneRef
 from spptransfer.extraction import reading
 from spptransfer.extraction.compute import FeatureComputer
-from spptransfer.extraction.reading import Rendering, Source, Views
+from spptransfer.extraction.reading import Source, Views
+from spptransfer.images import Rendering
 from spptransfer.runtimes import FEW_IMAGES, ComputeOptions, devices, precisions_of
 from spptransfer.spec import FeatureSpec, layers_of
 

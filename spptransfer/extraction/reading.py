@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from spptransfer import images
 from spptransfer.errors import ImageError
-from spptransfer.images import View
+from spptransfer.images import Rendering
 from spptransfer.spec import FeatureSpec
 
 # An image is given as a file or as its samples.
@@ -46,13 +46,6 @@ class Part(NamedTuple):
     lacking: tuple[Mask, ...]
 
 
-class Rendering(NamedTuple):
-    """Scale and view at which an image is shown to a network."""
-
-    scale: int
-    view: View
-
-
 Views = Mapping[Rendering, npt.NDArray[np.uint8]]
 
 
@@ -74,8 +67,12 @@ class ImageInfo:
 
 
 def renderings_of(specs: Iterable[FeatureSpec]) -> tuple[Rendering, ...]:
-    """Return the scales and views of some specs, each once."""
-    found = [Rendering(scale, spec.view) for spec in specs for scale in spec.scales]
+    """Return how some specs show an image, each way once."""
+    found = [
+        Rendering(scale, spec.view, spec.grid, spec.longest)
+        for spec in specs
+        for scale in spec.scales
+    ]
     return tuple(dict.fromkeys(found))
 
 

@@ -95,7 +95,7 @@ class CompiledNetwork:
     def _probes(self) -> list[npt.NDArray[np.uint8]]:
         """Draw noise of two sizes, neither of them a round number."""
         info, drawn = self._backbone.info, np.random.default_rng(0)
-        side, step = max(_PROBE_SIDE, info.min_side), info.multiple_of
+        side, step = max(_PROBE_SIDE, info.min_side), info.grid
         shapes = (1, side + 3, side + 14), (2, side, side + 1)
         return [
             drawn.integers(0, 256, (n, -(-h // step) * step, -(-w // step) * step, 3), np.uint8)

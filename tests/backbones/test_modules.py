@@ -156,9 +156,9 @@ def test_sides_may_have_to_be_multiples(multiple):
             assert images.shape[2] % multiple == images.shape[3] % multiple == 0, "no multiple"
             return self.embed(images)
 
-    assert "takes images of 16 x 16" not in refusal(Patches(), "nowhere", multiple_of=multiple)
-    info = wrap(Patches(), "embed", multiple_of=multiple).info
-    assert (info.layer("embed").stride, info.multiple_of) == (multiple, multiple)
+    assert "takes images of 16 x 16" not in refusal(Patches(), "nowhere", grid=multiple)
+    info = wrap(Patches(), "embed", grid=multiple).info
+    assert (info.layer("embed").stride, info.grid) == (multiple, multiple)
     assert info.min_side % multiple == 0
 
 

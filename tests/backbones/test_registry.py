@@ -38,7 +38,7 @@ class Own(nn.Module):
         self.weights_sha256 = f"own {weights}"
         layers = (LayerInfo("patches", "map", 6, 16), LayerInfo("token", "vector", 4, None))
         mean = std = (0.5, 0.5, 0.5)
-        self.info = BackboneInfo("own", layers, mean, std, 16, multiple_of=16)
+        self.info = BackboneInfo("own", layers, mean, std, 16, grid=16)
         self.eval().requires_grad_(False)
 
     def maps_of(self, images, layers):

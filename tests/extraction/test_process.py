@@ -12,11 +12,11 @@ from extraction_cases import awkward_images, broken_images, make_dataset
 
 from spptransfer.extraction.reading import (
     Part,
-    Rendering,
     decode_views,
     read_header,
     read_in_processes,
 )
+from spptransfer.images import Rendering
 
 TESTS = Path(__file__).resolve().parent.parent
 
