@@ -198,10 +198,8 @@ def leave_parts(place: Path) -> None:
         for start in range(PART_ROWS, len(dataset), PART_ROWS):
             ids = list(dataset.ids[start : start + PART_ROWS])
             rows = RowTable.empty(ids)
-            stamps = [os.stat(path) for path in map(dataset.path, ids)]
-            rows.size[:] = [stamp.st_size for stamp in stamps]
-            rows.modified[:] = [stamp.st_mtime_ns for stamp in stamps]
-            rows.changed[:] = [stamp.st_ctime_ns for stamp in stamps]
+            stats = [os.stat(path) for path in map(dataset.path, ids)]
+            rows.stamp[:] = [(at.st_size, at.st_mtime_ns, at.st_ctime_ns) for at in stats]
             rows.status[:], rows.height[:], rows.width[:] = OK, 20, 22
             features = {block: generator.random((len(ids), block.width), np.float32)}
             positions = np.arange(start, start + len(ids))

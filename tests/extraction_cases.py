@@ -105,9 +105,14 @@ class Net(nn.Module):
 
 
 def net(observe: Callable[[torch.Tensor], object] | None = None):
-    """A backbone of it; what happens while it is wrapped is not told."""
+    """A backbone of it; what happens while it is wrapped or probed is not told."""
     ready = []
-    module = Net(lambda images: observe(images) if observe and ready else None)
+
+    def tell(images):
+        if observe and ready and images.shape != (1, 3, 64, 64):
+            observe(images)
+
+    module = Net(tell)
     backbone = backbones.from_module(
         module, ["low", "high", "mean"], mean=[0.5] * 3, std=[0.25] * 3, name="net", is_local=True
     )

@@ -386,7 +386,7 @@ def own(module, layer="trunk", **changes):
 
 
 def plain_maps(photo, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)):
-    pixels = images.render(images.from_array(photo), 64) / 255
+    pixels = images.render(images.from_array(photo), 64, longest=4) / 255
     normal = ((pixels - mean) / std).transpose(2, 0, 1)
     with torch.inference_mode():
         return Net().eval().trunk(torch.from_numpy(normal[None]).float())[0].numpy()

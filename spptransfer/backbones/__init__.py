@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from spptransfer.backbones.catalogue import describe, is_timm, names, register
 from spptransfer.backbones.info import Backbone, BackboneInfo, LayerInfo, WeightsSource
+from spptransfer.backbones.registry import describe, is_timm, names, register
 from spptransfer.backbones.weights import BackboneRef, layers_within, load, map_side
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file as load_safetensors
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from spptransfer.backbones.catalogue import describe
+from spptransfer.backbones.catalogue import describe_network
 from spptransfer.backbones.info import BackboneInfo, LayerInfo
 from spptransfer.backbones.networks import Network, network
 from spptransfer.errors import WeightsError
@@ -129,7 +129,7 @@ def random_network(name: str, seed: int) -> tuple[Network, str]:
     """Build a network from a seed; return it with the SHA-256 of its tensors."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
-        built = network(name, num_classes=describe(name).num_classes)
+        built = network(name, num_classes=describe_network(name).num_classes)
     return built, digest(built.state_dict())
 
 

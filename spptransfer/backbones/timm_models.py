@@ -20,13 +20,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from spptransfer.backbones.catalogue import TIMM as PREFIX
 from spptransfer.backbones.info import BackboneInfo, LayerInfo, WeightsSource
 from spptransfer.backbones.loading import digest, fold_batch_norms, read_tensors
 from spptransfer.backbones.modules import are_same, noise
 from spptransfer.errors import ConfigError, WeightsError, suggestion
 
-PRETRAINED = "pretrained"
+PREFIX, PRETRAINED = "timm/", "pretrained"
 _INSTALL = "pip install 'spptransfer[timm]'"
 # What makes a model take images of any size, for those that know the word.
 _ARGUMENTS: tuple[dict[str, Any], ...] = (

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from spptransfer import files
-from spptransfer.backbones import catalogue, hub
+from spptransfer.backbones import hub, registry
 from spptransfer.backbones.info import Backbone, BackboneInfo, WeightsSource
 from spptransfer.errors import CacheError, ConfigError, WeightsError, suggestion
 
@@ -115,21 +115,21 @@ class BackboneRef:
     def __reduce__(self) -> tuple[Any, ...]:
         # A process that has not heard of a registered backbone learns of it with the reference.
         fields = (self.name, self.weights, self.weights_dir, self.hash_cache_dir)
-        return _remade, (catalogue.builder(self.name), *fields)
+        return _remade, (registry.builder(self.name), *fields)
 
     @property
     def info(self) -> BackboneInfo:
         """What is known of the backbone; a registered one is built for that."""
-        return catalogue.describe(self.name, self.weights)
+        return registry.describe(self.name, self.weights)
 
     @property
     def _source(self) -> WeightsSource | None:
         """The official file, if the weights are named in the catalogue."""
-        return None if catalogue.builder(self.name) else self.info.weights.get(self.weights)
+        return None if registry.builder(self.name) else self.info.weights.get(self.weights)
 
     def path(self) -> Path | None:
         """Return where the weights' file lies, or would once fetched; None where there is none."""
-        if catalogue.builder(self.name):
+        if registry.builder(self.name):
             return Path(self.weights) if os.path.isfile(self.weights) else None
         source = self._source
         if source is not None and source.repository is not None:
@@ -188,8 +188,8 @@ class BackboneRef:
             If the weights are absent and cannot be fetched, or an official file is not what its
             publisher put out.
         """
-        if catalogue.builder(self.name):
-            return catalogue.built(self.name, self.weights)[1]
+        if registry.builder(self.name):
+            return registry.built(self.name, self.weights)[1]
         seed, info = random_seed(self.weights), self.info
         if seed is not None:
             return _family(self.name).load_random(info, info.layers[-1:], seed).weights_sha256
@@ -207,8 +207,8 @@ class BackboneRef:
 
     def load(self, layers: Sequence[str]) -> Backbone:
         """Load the backbone for some of its layers; errors are those of `load`."""
-        if catalogue.builder(self.name):
-            backbone = catalogue.build(self.name, self.weights)
+        if registry.builder(self.name):
+            backbone = registry.build(self.name, self.weights)
             for layer in layers:
                 if backbone.info.layer(layer).name not in backbone.layers:
                     raise ConfigError(f"layer: '{layer}' was not built into '{self.name}'")
@@ -223,7 +223,7 @@ class BackboneRef:
             found = family.load_random(info, wanted, seed)
             return found
         sha256, path = self.weights_sha256(), self.ensure_downloaded()
-        if self._source is None and catalogue.is_timm(self.name):
+        if self._source is None and registry.is_timm(self.name):
             for note in family.notes_on_file(self.name, info):
                 logger.warning("weights '%s': %s", path, note)
         found = family.load_file(info, wanted, path, sha256)
@@ -232,7 +232,7 @@ class BackboneRef:
 
 def _own_weights(name: str) -> str:
     """Return the name of the weights that a backbone comes with."""
-    info = None if catalogue.builder(name) else catalogue.describe(name)
+    info = None if registry.builder(name) else registry.describe(name)
     for weights in info.weights if info else ():
         return weights
     raise ConfigError(
@@ -245,13 +245,13 @@ def _family(name: str) -> Any:
     """Return the module that loads backbones of a kind; it imports torch."""
     from importlib import import_module
 
-    kind = "timm_models" if catalogue.is_timm(name) else "loading"
+    kind = "timm_models" if registry.is_timm(name) else "loading"
     return import_module(f"spptransfer.backbones.{kind}")
 
 
-def _remade(build: catalogue.Builder | None, name: str, *fields: Any) -> BackboneRef:
-    if build is not None and name not in catalogue.names():
-        catalogue.register(name, build)
+def _remade(build: registry.Builder | None, name: str, *fields: Any) -> BackboneRef:
+    if build is not None and name not in registry.names():
+        registry.register(name, build)
     return BackboneRef(name, *fields)
 
 
@@ -306,7 +306,7 @@ def layers_within(reference: BackboneRef) -> tuple[str, ...]:
     ('fc6', 'fc7')
     """
     info = reference.info
-    if catalogue.builder(info.name) or random_seed(reference.weights) is not None:
+    if registry.builder(info.name) or random_seed(reference.weights) is not None:
         return tuple(layer.name for layer in info.layers)
     fitting: tuple[str, ...] = _family(info.name).layers_fitting(
         info, reference.ensure_downloaded()
@@ -326,7 +326,7 @@ def map_side(backbone: Backbone | BackboneRef, layer: str, side: int) -> int:
 
     device, known = "cpu", backbone
     if isinstance(known, BackboneRef):
-        if catalogue.builder(known.name):
+        if registry.builder(known.name):
             known = known.load([layer])
         else:
             device, known = "meta", _family(known.name).sketch(known.info, layer)

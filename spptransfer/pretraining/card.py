@@ -14,7 +14,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from spptransfer import __version__
-from spptransfer.backbones.catalogue import describe
+from spptransfer.backbones.registry import describe
 from spptransfer.pretraining.config import PretrainingPipeline
 from spptransfer.text import plural
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from spptransfer.backbones.catalogue import PAPER, describe
+from spptransfer.backbones.catalogue import PAPER
+from spptransfer.backbones.registry import describe
 from spptransfer.config import PositiveFloat
 from spptransfer.errors import ConfigError, suggestion
 from spptransfer.sections import PathText, PositiveInt, Section, check, read_mapping

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from spptransfer import backbones
-from spptransfer.backbones.catalogue import describe
 from spptransfer.backbones.networks import Network
+from spptransfer.backbones.registry import describe
 from spptransfer.pretraining.batches import IGNORED
 from spptransfer.pretraining.config import DistillSection, NetworkSection
 from spptransfer.pyramid import SpatialPyramidPooling

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from spptransfer.backbones.catalogue import describe
+from spptransfer.backbones.registry import describe
 from spptransfer.errors import ConfigError, ModelError
 from spptransfer.pretraining.batches import (
     IGNORED,

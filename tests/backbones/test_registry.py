@@ -151,5 +151,5 @@ def run(code, folder, given=b""):
 
 def test_a_registered_backbone_is_no_network_to_be_trained():
     assert pickle.loads(pickle.dumps(BackboneRef("mine", "random"))).info.name == "mine"
-    with pytest.raises(ConfigError, match="'mine' is a registered one, not a network"):
+    with pytest.raises(ConfigError, match="unknown backbone 'mine'"):
         backbones.network("mine")

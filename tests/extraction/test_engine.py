@@ -291,7 +291,7 @@ def test_a_cache_of_another_spec_is_refused_before_any_work(tmp_path):
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"spec": altered(SPEC, scales=(4,))}, ConfigError, "scales: 4 is too small for net"),
+        ({"spec": altered(SPEC, scales=(4,))}, ConfigError, "scales: 4 is too small for 'net'"),
         ({"options": ComputeOptions(runtime="torsh")}, ConfigError, "did you mean 'torch'"),
         ({"options": ComputeOptions(device="gpu")}, ConfigError, "device: 'gpu' is unknown"),
         ({"options": ComputeOptions(threads=0)}, ConfigError, "threads: 0 must be"),
@@ -322,7 +322,7 @@ def test_an_image_of_5000_by_3_pixels_costs_no_more_than_some_others(tmp_path):
     dataset, shapes = make_dataset(tmp_path / "images", {"a.png": encode(picture(3, 5000))}), []
     run(dataset, tmp_path / "a.h5", backbone=net(lambda batch: shapes.append(batch.shape)))
     assert shapes == [(1, 3, 32, 16 * 32)]
-    assert "16 times the scale" in SPEC.preprocessing["longer side"]
+    assert SPEC.longest == 16
 
 
 def test_the_bar_says_what_is_computed_and_where_the_time_goes(tmp_path, capsys):

@@ -58,7 +58,7 @@ def slow(dtype):
     """A backbone that takes long for numbers of a type."""
 
     def burn(batch):
-        end = time.thread_time() + 0.02 * (batch.dtype == dtype)
+        end = time.thread_time() + 0.1 * (batch.dtype == dtype)
         while time.thread_time() < end:
             pass
 
