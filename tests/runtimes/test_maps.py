@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -230,6 +231,27 @@ def test_what_other_threads_compute_while_a_network_is_exported_is_not_touched(r
     assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())
     for network in networks:
         assert worst_error(network, backbone, [(1, 40, 50)]) < 1e-5
+
+
+class _CannotBeTraced(nn.Module):
+    def forward(self, maps):
+        if torch.jit.is_tracing():
+            raise RuntimeError("not so")
+        return maps
+
+
+def test_an_export_leaves_nothing_of_the_process_changed_even_where_it_fails(runtime):
+    def state():
+        exporting = torch.onnx.is_in_onnx_export()
+        return torch.is_autocast_cache_enabled(), torch.is_grad_enabled(), exporting, threads()
+
+    threads = torch.get_num_threads
+    before, filters = state(), list(warnings.filters)
+    backbone = own(nn.Conv2d(3, 4, 3), _CannotBeTraced())
+    with pytest.raises(ConfigError, match="cannot compute 'spp-mini' .not so."):
+        opened(runtime, backbone)
+    opened(runtime, drawn("spp-mini"))
+    assert (state(), warnings.filters) == (before, filters)
 
 
 @pytest.mark.filterwarnings("error")
