@@ -34,7 +34,7 @@ _LARGEST = 1e25
 _PROBE_SIDE = 64
 # What runtimes say where memory does not suffice; each has exceptions of its own.
 _OUT_OF_MEMORY = ("bad_alloc", "failed to allocate", "could not allocate", "not enough memory")
-# The names of what makes a tensor's numbers Python's: what is done then may depend on them.
+# The names of what makes a tensor's numbers Python's.
 _LEAVING = (
     *("__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__", "__array__"),
     *("item", "tolist", "numpy", "equal", "allclose", "is_nonzero"),
@@ -112,8 +112,7 @@ class CompiledNetwork:
         with one_thread(), torch.no_grad(), watch:
             found = trunk.maps(pixels)
         if watch.has_left:
-            why = f"cannot follow '{name}': what it does depends on numbers that it computes"
-            raise self._refusal(why)
+            raise self._refusal(f"cannot follow '{name}', which depends on numbers inside it")
         if not watch.largest <= _LARGEST:
             raise self._refusal(
                 f"is not for '{name}' with these weights, whose numbers are too large or not "
@@ -166,7 +165,10 @@ def _distance(found: Mapping[str, torch.Tensor], exact: Mapping[str, torch.Tenso
 
 
 class _Watch(TorchFunctionMode):
-    """Find the largest absolute number that torch gives; NaN if there is one."""
+    """Find the largest absolute number that this thread's torch gives; NaN if there is one.
+
+    And whether any number has left for Python, where a branch may depend on it.
+    """
 
     largest, has_left = 0.0, False
 
@@ -204,7 +206,8 @@ class _Trunk(nn.Module):
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Compute each map once, since a layer may have two names."""
         if torch.jit.is_tracing():
-            _print_no_graph()
+            # Else a graph that the exporter fails at is printed: it has just turned that on.
+            getattr(torch._C, "_jit_set_onnx_log_enabled", bool)(False)
         return tuple({id(maps): maps for maps in self.maps(pixels).values()}.values())
 
 
@@ -275,18 +278,11 @@ def _round_down(node: onnx.NodeProto) -> None:
     if "ceil_mode" not in how or not how["ceil_mode"].i:
         return
     kernel, pads = how["kernel_shape"].ints, how["pads"].ints
-    after = [p + s - 1 for p, s in zip(pads[2:], how["strides"].ints, strict=True)]
-    is_mean = node.op_type == "AveragePool"
+    sides, is_mean = len(kernel), node.op_type == "AveragePool"
+    after = [p + s - 1 for p, s in zip(pads[sides:], how["strides"].ints, strict=True)]
     # Else a window could lie in the padding alone, or a mean count what is no padding of torch's.
     if any(a >= k for a, k in zip(after, kernel, strict=True)) or (is_mean and any(pads)):
         raise NotImplementedError(f"{node.op_type} rounds up in a way that runtimes differ in")
-    pads[2:], how["ceil_mode"].i = after, 0
+    pads[sides:], how["ceil_mode"].i = after, 0
     if is_mean:
         how["count_include_pad"].i = 0
-
-
-def _print_no_graph() -> None:
-    """Have the exporter not print a graph that it fails at: it has just turned that on."""
-    switch = getattr(torch._C, "_jit_set_onnx_log_enabled", None)
-    if switch is not None:
-        switch(False)
