@@ -249,8 +249,8 @@ def _exported(trunk: _Trunk, pixels: torch.Tensor, outputs: Sequence[str]) -> on
     written: Any = io.BytesIO()  # which is not among the types that torch declares
     free = {PIXELS: [0, 1, 2]} | {name: [0, 2, 3] for name in outputs}
     # The exporter's state is the process's, tracing itself is this thread's alone.
-    with _exporting, warnings.catch_warnings(), one_thread(), torch.no_grad():
-        warnings.simplefilter("ignore")  # what it says of sizes is found out by comparison
+    with _exporting, warnings.catch_warnings(record=True), one_thread(), torch.no_grad():
+        warnings.simplefilter("ignore")  # what they say of sizes is found out by comparison
         try:
             torch.onnx.export(
                 trunk,
