@@ -21,6 +21,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from spptransfer.backbones import Backbone
+from spptransfer.backbones.catalogue import NETWORKS
 from spptransfer.errors import ConfigError
 from spptransfer.runtimes.devices import TorchNetwork, one_thread, place
 
@@ -80,6 +81,8 @@ class CompiledNetwork:
 
     def _checked(self, layers: Sequence[str]) -> tuple[Graph, Run]:
         """Compile the graph of some layers, and compare it with torch on noisy images."""
+        if not getattr(self._backbone, "is_convolutional", True):  # an export takes many seconds
+            raise self._refusal(f"is for convolutions, and '{self._backbone.info.name}' attends")
         one, several = map(torch.from_numpy, self._probes())
         trunk = _Trunk(self._backbone, layers)
         names = self._outputs(trunk, one)
@@ -100,7 +103,7 @@ class CompiledNetwork:
         """Draw noise of two sizes, neither of them a round number."""
         info, drawn = self._backbone.info, np.random.default_rng(0)
         side, step = max(_PROBE_SIDE, info.min_side), info.grid
-        shapes = (1, side + 3, side + 14), (2, side, side + 1)
+        shapes = (1, side + 3, 2 * side + 14), (2, side, side + 1)
         return [
             drawn.integers(0, 256, (n, -(-h // step) * step, -(-w // step) * step, 3), np.uint8)
             for n, h, w in shapes
@@ -205,9 +208,6 @@ class _Trunk(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Compute each map once, since a layer may have two names."""
-        if torch.jit.is_tracing():
-            # Else a graph that the exporter fails at is printed: it has just turned that on.
-            getattr(torch._C, "_jit_set_onnx_log_enabled", bool)(False)
         return tuple({id(maps): maps for maps in self.maps(pixels).values()}.values())
 
 
@@ -251,6 +251,11 @@ def _exported(trunk: _Trunk, pixels: torch.Tensor, outputs: Sequence[str]) -> on
     # The exporter's state is the process's, tracing itself is this thread's alone.
     with _exporting, warnings.catch_warnings(record=True), one_thread(), torch.no_grad():
         warnings.simplefilter("ignore")  # what they say of sizes is found out by comparison
+        if trunk.backbone.info.name not in NETWORKS:
+            # Asked first, since an exporter that fails at an operator prints the whole graph.
+            _, unknown = torch.onnx.utils.unconvertible_ops(trunk, (pixels,), opset_version=_OPSET)
+            if unknown:
+                raise NotImplementedError(f"no ONNX operator for {unknown[0]}")
         try:
             torch.onnx.export(
                 trunk,
