@@ -131,6 +131,7 @@ SEVERAL = {
     ),
     "larger": feature_spec(NET, layer="high", levels=[2], scales=[32, 40]),
     "vector": feature_spec(NET, layer="mean", levels=[], scales=[32]),
+    "both": feature_spec(NET, layer=["mean", "high"], levels=[3], scales=[32, 40], pooling="mean"),
 }
 MINI = BackboneRef("spp-mini", "embedded")
 MINI_SPEC = feature_spec(MINI, layer="conv3", levels=[2], scales=[32])
@@ -144,7 +145,8 @@ def brute_force(pixels, spec):
     """Features of `NET` in float64, bin by bin."""
     info, exact = NET.info, copy.deepcopy(NET).double()
     normal = ((pixels / 255.0 - info.mean) / info.std).transpose(2, 0, 1)
-    (map,) = exact.maps_of(torch.from_numpy(normal)[None], [spec.layer])[spec.layer].numpy()
+    (layer,) = spec.layers
+    (map,) = exact.maps_of(torch.from_numpy(normal)[None], [layer])[layer].numpy()
     reduce = np.max if spec.pooling == "max" else np.mean
     vectors = {}
     for level in spec.levels:
@@ -153,7 +155,7 @@ def brute_force(pixels, spec):
             [reduce(map[:, top:bottom, left:right], axis=(1, 2)) for left, right in columns]
             for top, bottom in rows
         ]
-        vectors[level] = np.array(bins).transpose(2, 0, 1).ravel()
+        vectors[layer, level] = np.array(bins).transpose(2, 0, 1).ravel()
     return vectors
 
 

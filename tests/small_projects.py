@@ -69,7 +69,7 @@ def experiment(root: Path, work: Path, **sections: dict[str, Any]) -> Experiment
 def begin_cache(of: Experiment) -> None:
     """Leave the cache of an experiment as a kill after the first row does."""
     path, spec = of.cache
-    channels = of.backbone.info.layer(spec.layer).channels
+    channels = of.backbone.info.channels_of(spec.layers)
     table = RowTable.empty([of.dataset.ids[0]])
     table.status[:] = OK
     width = {block: block.width for block in blocks_of(spec, channels)}

@@ -25,7 +25,9 @@ def test_a_spec_comes_back_from_json_as_it_was():
     [
         {"backbone": "alexnet"},
         {"weights_sha256": "01"},
-        {"layer": "fire4"},
+        {"layers": ("fire4",)},
+        {"layers": ("spp", "fire4")},
+        {"layers": ("spp", "fc6"), "vectors": ("fc6",)},
         {"levels": (6, 4)},
         {"levels": ()},
         {"pooling": "mean"},
@@ -56,6 +58,8 @@ def test_levels_that_follow_from_others_do_not_change_the_fingerprint(levels):
         ({"precision": "float64"}, "precision: 'float64' is unknown"),
         ({"storage": "int8"}, "storage"),
         ({"levels": (0,)}, "levels"),
+        ({"layers": ()}, "layer: \\[\\] must be a layer's name or a list"),
+        ({"layers": ("spp", "spp")}, "layer: .* holds a layer twice"),
         ({"scales": ()}, "scales"),
         ({"scales": (224, 224)}, "scales"),
         ({"scales": (224.0,)}, "scales"),
@@ -75,6 +79,9 @@ def test_values_that_make_no_sense_are_refused_by_name(change, message):
         {**SPEC.to_dict(), "levels": 6},
         {**SPEC.to_dict(), "scales": [1e300]},
         {**SPEC.to_dict(), "backbone": 7},
+        {**SPEC.to_dict(), "layers": 7},
+        {**SPEC.to_dict(), "layers": ["spp", 7]},
+        {**SPEC.to_dict(), "vectors": 7},
         {**SPEC.to_dict(), "flip": "yes"},
         {**SPEC.to_dict(), "view": []},
     ],
@@ -110,6 +117,22 @@ def test_a_spec_covers_fewer_scales_but_not_more():
     wide = make_spec(scales=(48, 64))
     assert wide.covers(make_spec(scales=(64,)))
     assert not make_spec(scales=(64,)).covers(wide)
+
+
+def test_a_spec_covers_fewer_layers_but_not_more():
+    both = make_spec(layers=("spp", "fc6"), vectors=("fc6",), pooling="mean")
+    vector, map = make_spec(layers=("fc6",), levels=()), make_spec(pooling="mean")
+    assert both.covers(vector)
+    assert both.covers(map)
+    assert not map.covers(both)
+    assert not vector.covers(both)
+    assert not both.covers(make_spec())
+
+
+def test_the_order_of_layers_does_not_change_the_fingerprint():
+    one, other = (make_spec(layers=layers) for layers in (("spp", "conv4"), ("conv4", "spp")))
+    assert one.fingerprint == other.fingerprint
+    assert one.origin == "squeezenet1_1 conv4 + spp"
 
 
 def test_a_vector_covers_no_map_and_a_map_no_vector():

@@ -36,10 +36,10 @@ def test_features_are_those_of_a_float64_network_and_bins_cut_by_hand(size, pool
     spec = altered(SPEC, levels=(4, 3, 1), pooling=pooling)
     pixels = view(*size)
     found = compute(pixels[None], spec)
-    assert list(found) == list(spec.levels)
-    for level, expected in brute_force(pixels, spec).items():
-        assert found[level].dtype == np.float32
-        assert_near(found[level][0], expected)
+    assert list(found) == [("high", level) for level in spec.levels]
+    for key, expected in brute_force(pixels, spec).items():
+        assert found[key].dtype == np.float32
+        assert_near(found[key][0], expected)
 
 
 def test_flipped_features_are_the_mean_of_both_mirror_images_at_all_levels():
@@ -47,15 +47,15 @@ def test_flipped_features_are_the_mean_of_both_mirror_images_at_all_levels():
     pixels = view(50, 70)
     found = compute(pixels[None], spec)
     one, other = (brute_force(each, spec) for each in (pixels, pixels[:, ::-1].copy()))
-    assert list(found) == [4, 2, 1]
-    for level in spec.levels:
-        assert_near(found[level][0], (one[level] + other[level]) / 2)
+    assert list(found) == [("high", level) for level in (4, 2, 1)]
+    for key in found:
+        assert_near(found[key][0], (one[key] + other[key]) / 2)
 
 
 def test_views_are_those_that_the_backbone_asks_for():
     backbone = net_with(grid=16)
     fitting = altered(SPEC, grid=16, longest=backbone.info.longest)
-    assert compute(view(32, 32)[None], fitting, backbone)[3].shape == (1, 16 * 9)
+    assert compute(view(32, 32)[None], fitting, backbone)["high", 3].shape == (1, 16 * 9)
     with pytest.raises(ConfigError, match="net takes images whose sides are multiples of 16"):
         compute(view(32, 32)[None], SPEC, backbone)
 

@@ -70,7 +70,7 @@ def test_every_awkward_image_has_the_features_of_the_plain_path(awkward, tmp_pat
     assert cache.ids == list(dataset.ids)
     for id in dataset.ids:
         pixels = images.render(images.decode(dataset.path(id).read_bytes()), *SPEC.scales)
-        assert_near(cache.matrix([id])[0], brute_force(pixels, SPEC)[3])
+        assert_near(cache.matrix([id])[0], brute_force(pixels, SPEC)["high", 3])
 
 
 def test_the_table_holds_digest_upright_size_and_labels_by_id(awkward):
@@ -295,7 +295,7 @@ def test_a_cache_of_another_spec_is_refused_before_any_work(tmp_path):
         ({"options": ComputeOptions(runtime="torsh")}, ConfigError, "did you mean 'torch'"),
         ({"options": ComputeOptions(device="gpu")}, ConfigError, "device: 'gpu' is unknown"),
         ({"options": ComputeOptions(threads=0)}, ConfigError, "threads: 0 must be"),
-        ({"spec": altered(SPEC, layer="hihg")}, ConfigError, "unknown layer 'hihg'"),
+        ({"spec": altered(SPEC, layers=("hihg",))}, ConfigError, "unknown layer 'hihg'"),
         ({"spec": []}, ConfigError, "at least one feature spec is needed"),
     ],
 )

@@ -40,7 +40,7 @@ def test_features_of_another_image_are_found_by_extracting_again(made):
     assert "extracted again, it differs by" in problems[0].what
 
 
-@pytest.mark.parametrize("name", ["features/scale_32/level_3", "rows/id", "rows/status"])
+@pytest.mark.parametrize("name", ["features/high/scale_32/level_3", "rows/id", "rows/status"])
 def test_a_repaired_file_holds_what_the_undamaged_one_held(made, name):
     dataset, path = made
     original = FeatureCache.open(path)

@@ -26,7 +26,8 @@ from spptransfer.cache.writer import merge
 from spptransfer.errors import CacheError, ConfigError
 from spptransfer.extraction import Interrupted, extract_shards, shard_of, shard_path
 
-SPECS = [MINI_SPEC, altered(MINI_SPEC, view="warp", storage="float16")]
+BOTH = {"layers": ("conv3", "fc6"), "vectors": ("fc6",)}
+SPECS = [MINI_SPEC, altered(MINI_SPEC, **BOTH, view="warp", storage="float16")]
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ print(killed)
 @pytest.mark.parametrize(
     ("count", "kills", "names"),
     [
-        (140, 4, ["low", "crop", "vector"]),
+        (140, 4, ["low", "crop", "vector", "both"]),
         pytest.param(600, 100, ["high"], marks=pytest.mark.slow),
         pytest.param(400, 40, ["low", "larger", "crop", "vector"], marks=pytest.mark.slow),
     ],
