@@ -182,6 +182,12 @@ def test_other_weights_than_those_of_the_training_are_refused(finished, model):
         scores_of(model, [next(finished[1].rglob("*.png"))], weights="random:1")
 
 
+def test_a_backbone_that_computes_something_else_by_now_scores_nothing(finished, model):
+    model.probe = model.probe * np.float32(1.05)
+    with pytest.raises(ModelError, match=r"computes other features .*: train it again"):
+        scores_of(model, [next(finished[1].rglob("*.png"))])
+
+
 # ---- what is no model ----
 
 
