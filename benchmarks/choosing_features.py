@@ -1,6 +1,7 @@
 """Which scales, levels and normalisation? Every setting on the same splits of cached features.
 
-Takes caches that hold several scales and the levels 6 and 4, such as those made by
+Takes caches that hold several scales and levels, and passes over the settings that do not follow
+from what a cache holds. Such caches are made by
 
     spptransfer extract caltech101 --set "features.levels=[6,4,3,2,1]" \\
         --set "features.scales=[224,256,320,392,448]" --set features.precision=bfloat16
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from spptransfer import FeatureCache, protocols
 from spptransfer.datasets import open_dataset
+from spptransfer.errors import CacheError, ConfigError
 from spptransfer.protocols.evaluate import Training, evaluate
 
 PAPER = (6, 3, 2, 1)
@@ -38,9 +40,17 @@ SETTINGS = {
         {"normalize": ("signed_sqrt", "l2")},
         {"normalize": ("signed_sqrt", "l2_block")},
     ],
-    "one scale": [{"scales": (s,)} for s in (256, 320, 392, 448)],
-    "several scales": [{"scales": (224, 320), "combine": c} for c in ("concat", "mean", "max")]
-    + [{"scales": (224, 256, 320, 392, 448), "combine": c} for c in ("mean", "max")],
+    "one scale": [{"scales": (s,)} for s in (256, 260, 320, 392, 448)],
+    "several scales": [
+        {"scales": pair, "combine": c}
+        for pair in ((224, 320), (260, 320), (224, 256, 320, 392, 448), (224, 260, 320, 392))
+        for c in (("concat", "mean", "max") if len(pair) == 2 else ("mean", "max"))
+    ],
+    "both": [
+        {"scales": pair, "combine": "mean", "levels": levels}
+        for pair in ((224, 320), (260, 320))
+        for levels in ((3, 2, 1), (1,))
+    ],
 }
 DEFAULTS = {"levels": PAPER, "scales": (224,), "combine": "concat", "normalize": ("l2",)}
 
@@ -71,10 +81,15 @@ def study(cache: FeatureCache, options: argparse.Namespace) -> None:
     counted = protocol.restrict(dataset, settings)
     splits = protocol.make_splits(dataset, settings)
     headline = protocol.headline(dataset.multi_label)
-    print(f"\n{cache.dataset}, {cache.spec.backbone}: {headline} on {len(splits)} split(s)")
+    about = f"{cache.spec.backbone}, {cache.spec.pooling}"
+    print(f"\n{cache.dataset}, {about}: {headline} on {len(splits)} split(s)")
     for group in options.only:
         for change in SETTINGS[group]:
             chosen = {**DEFAULTS, **change}
+            try:
+                cache.columns(**{key: chosen[key] for key in ("levels", "scales", "combine")})
+            except (ConfigError, CacheError):
+                continue
             values, seconds = measure(cache, counted, splits, headline, chosen, options.C)
             shown = words(change)
             best = max(values, key=lambda C: sum(values[C]))
@@ -84,7 +99,7 @@ def study(cache: FeatureCache, options: argparse.Namespace) -> None:
             )
             print(f"{group:15}{shown:52}{listed}  {seconds:6.1f} s", flush=True)
             if options.json:
-                line = {"dataset": cache.dataset, "backbone": cache.spec.backbone, "group": group}
+                line = {"dataset": cache.dataset, "backbone": about, "group": group}
                 line |= {"setting": shown, "metric": headline, "values": values}
                 with options.json.open("a") as file:
                     file.write(json.dumps(line) + "\n")

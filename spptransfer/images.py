@@ -66,7 +66,7 @@ _SWAPS_SIDES = {5, 6, 7, 8}
 # what a resize takes from it is then nearly what it takes from the whole.
 _MARGIN = 3
 
-# The longest that the longer side of a view may be, in shorter ones, if a backbone names no other bound.
+# The longest that the longer side of a view may be, in shorter ones, if a backbone names no bound.
 LONGEST = 16
 
 # Torch's resize of bytes is about twice as fast as Pillow's, and within two grey levels of it. It
