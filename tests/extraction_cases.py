@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import struct
 import threading
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from image_files import encode, picture, rotated_by_exif
+from image_files import encode, picture, png_that_claims, rotated_by_exif
 from PIL import Image
 from torch import nn
 
@@ -59,13 +57,6 @@ def broken_images() -> dict[str, bytes]:
         "cut.png": encode(picture(50, 70))[:900],
         "huge.png": png_that_claims(60_000, 60_000),
     }
-
-
-def png_that_claims(height: int, width: int) -> bytes:
-    """A tiny file whose header announces an enormous image."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    checksum = struct.pack(">I", zlib.crc32(header))
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + checksum + b"\0\0\0\0IDAT"
 
 
 def many_images(count: int) -> dict[str, bytes]:

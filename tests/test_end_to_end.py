@@ -70,15 +70,6 @@ def test_the_demo_tells_shapes_and_textures_apart(tmp_path, monkeypatch, capsys)
     assert cache.matrix(levels=[3, 1]).shape == (len(cache), 10 * cache.channels)
 
 
-@pytest.mark.parametrize("name", ["demo", "caltech101", "voc2007", "your_images"])
-def test_every_pipeline_file_is_valid(name):
-    from spptransfer.config import read_pipeline
-    from spptransfer.protocols import get
-
-    pipeline = read_pipeline(PIPELINES / f"{name}.yaml")
-    get(pipeline.protocol.name).settings(pipeline.protocol.settings())
-
-
 @pytest.fixture
 def photographs(caltech101_root, tmp_path) -> Path:
     """A few categories of Caltech-101 as a user's folder, by links."""

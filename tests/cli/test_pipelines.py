@@ -58,14 +58,6 @@ def test_quiet_prints_warnings_alone_and_quiet_json_one_line(cli, project):
     assert done.json["rows"]["reused"] == 18
 
 
-def test_set_replaces_values_of_the_file(cli, project):
-    done = cli("run", "small.yaml", "--json", "--set", "features.levels=[2]", "--set",
-               "classifier.C=[0.5]")  # fmt: skip
-    results = json.loads(Path(done.json["run"], "results.json").read_text())
-    assert results["features"]["levels"] == [2]
-    assert results["classifier"]["C"] == [0.5]
-
-
 def test_data_root_is_where_relative_roots_are_looked_for(cli, project, monkeypatch):
     (project / "elsewhere").mkdir()
     monkeypatch.chdir(project / "elsewhere")

@@ -8,7 +8,7 @@ import pytest
 from small_projects import draw_folder, draw_image, experiment, pipeline
 
 from spptransfer.backbones import BackboneRef
-from spptransfer.errors import ConfigError, DatasetError, WeightsError
+from spptransfer.errors import ConfigError
 from spptransfer.experiment import Machine, Shards, extract_features, prepare
 from spptransfer.experiment.preparation import STEPS
 from spptransfer.extraction import shard_path
@@ -53,29 +53,6 @@ def test_the_size_of_a_cache_is_told_once_before_it_is_made(images, tmp_path, ca
     told = [r.getMessage() for r in caplog.records if r.getMessage().startswith("cache to make")]
     assert told == ["cache to make: 18 images x 1,728 numbers x 4 bytes = 0.1 MB"]
     assert done.path.stat().st_size > 18 * 1728 * 4
-
-
-def test_fully_connected_layers_have_no_levels(images, tmp_path):
-    found = experiment(images, tmp_path, features={"layer": "fc6"})
-    assert found.selection["levels"] is None
-    assert found.wanted.levels == ()
-
-
-@pytest.mark.parametrize(
-    ("sections", "error", "message"),
-    [
-        ({"features": {"backbone": "alexnt"}}, ConfigError, "did you mean 'alexnet'"),
-        ({"features": {"layer": "conv9"}}, ConfigError, "unknown layer 'conv9'"),
-        ({"features": {"layer": "conv5", "levels": [3, 3]}}, ConfigError, "levels"),
-        ({"features": {"weights": "gone.pth"}}, WeightsError, "gone.pth"),
-        ({"dataset": {"root": "nowhere"}}, DatasetError, "looked in"),
-    ],
-)
-def test_mistakes_are_told_before_anything_is_computed(images, tmp_path, sections, error, message):
-    with pytest.raises(error) as caught:
-        experiment(images, tmp_path, **sections)
-    assert message in str(caught.value)
-    assert not list(tmp_path.rglob("*.h5"))
 
 
 @pytest.mark.parametrize(
