@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import threading
 from collections.abc import Callable
@@ -19,7 +18,6 @@ from spptransfer.backbones import BackboneRef
 from spptransfer.cache import FeatureCache
 from spptransfer.datasets import Dataset
 from spptransfer.extraction import extract
-from spptransfer.pyramid import bin_bounds
 from spptransfer.runtimes import ComputeOptions
 from spptransfer.specify import feature_spec
 
@@ -129,23 +127,6 @@ MINI_SPEC = feature_spec(MINI, layer="conv3", levels=[2], scales=[32])
 
 def altered(spec, **changes):
     return dataclasses.replace(spec, **changes)
-
-
-def brute_force(pixels, spec):
-    """Features of `NET` in float64, bin by bin."""
-    info, exact = NET.info, copy.deepcopy(NET).double()
-    normal = ((pixels / 255.0 - info.mean) / info.std).transpose(2, 0, 1)
-    (map,) = exact.maps_of(torch.from_numpy(normal)[None], [spec.layer])[spec.layer].numpy()
-    reduce = np.max if spec.pooling == "max" else np.mean
-    vectors = {}
-    for level in spec.levels:
-        rows, columns = (bin_bounds(side, level) for side in map.shape[1:])
-        bins = [
-            [reduce(map[:, top:bottom, left:right], axis=(1, 2)) for left, right in columns]
-            for top, bottom in rows
-        ]
-        vectors[level] = np.array(bins).transpose(2, 0, 1).ravel()
-    return vectors
 
 
 def assert_near(found, expected, tolerance=1e-5):

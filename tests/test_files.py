@@ -186,7 +186,7 @@ def another_process(lock: Path):
         process.kill()
 
 
-def test_who_comes_second_is_told_which_process_holds_the_lock_and_since_when(tmp_path):
+def test_who_comes_second_is_told_who_holds_the_lock_until_that_process_ends(tmp_path):
     lock = tmp_path / "a.lock"
     with another_process(lock) as other:
         since = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"
@@ -196,11 +196,6 @@ def test_who_comes_second_is_told_which_process_holds_the_lock_and_since_when(tm
             files.exclusive_lock(lock, "the cache 'a.h5'"),
         ):
             pytest.fail("held twice")
-
-
-def test_a_lock_ends_with_the_process_that_held_it(tmp_path):
-    lock = tmp_path / "a.lock"
-    with another_process(lock) as other:
         other.kill()
         other.wait()
         with files.exclusive_lock(lock, "the cache"):

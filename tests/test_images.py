@@ -476,11 +476,3 @@ def test_processors_with_and_without_vector_instructions_make_the_same_bytes():
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         digests.add(done.stdout)
     assert len(digests) == 1
-
-
-@given(shorter=st.integers(1, 20_000), scale=st.integers(1, 1000))
-def test_a_reduced_image_keeps_three_times_the_scale_and_no_smaller_one_would(shorter, scale):
-    reduction = images.reduction_of(shorter, scale)
-    assert reduction in (1, 2, 4, 8)
-    assert reduction == 1 or shorter // reduction >= 3 * scale
-    assert reduction == 8 or shorter // (2 * reduction) < 3 * scale

@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from spptransfer import backbones, images
 from spptransfer.backbones import BackboneRef
@@ -14,14 +12,6 @@ from spptransfer.pyramid import SpatialPyramidPooling
 from spptransfer.specify import check_current, feature_spec, preprocessing_of
 
 MINI = BackboneRef("spp-mini", "embedded")
-
-
-def test_a_spec_is_equal_however_levels_and_scales_are_written():
-    spec = feature_spec(MINI, levels=(6, 3, 2, 1), scales=(64, 96))
-    for levels, scales in (([1, 6], [96, 64]), (np.array([6]), np.array([64, 96]))):
-        same = feature_spec(MINI, levels=levels, scales=scales)
-        assert spec == same
-        assert spec.fingerprint == same.fingerprint
 
 
 def test_auto_precision_is_float32():
@@ -33,25 +23,6 @@ def test_a_backbone_by_name_and_a_loaded_one_have_one_spec():
     loaded = backbones.load("spp-mini", "embedded", layer=["conv3", "fc6"])
     for layer in ("conv3", "fc6"):
         assert feature_spec(loaded, layer=layer) == feature_spec(MINI, layer=layer)
-
-
-def test_a_module_of_ones_own_is_known_by_its_name_and_its_numbers():
-    def spec(weight, name="mine"):
-        module = nn.Sequential(nn.Conv2d(3, 2, 3, stride=4))
-        nn.init.constant_(module[0].weight, weight)
-        nn.init.zeros_(module[0].bias)
-        backbone = backbones.from_module(module, "0", mean=[0.5] * 3, std=[0.2] * 3, name=name)
-        return feature_spec(backbone, layer="0", scales=[64])
-
-    assert spec(1.0) == spec(1.0)
-    assert spec(1.0).preprocessing["std"] == [0.2] * 3
-    assert len({spec(1.0).fingerprint, spec(2.0).fingerprint, spec(1.0, "other").fingerprint}) == 3
-
-
-def test_vectors_have_no_levels_and_no_pooling():
-    plain = feature_spec(MINI, layer="fc6")
-    assert plain.levels == ()
-    assert feature_spec(MINI, layer="fc6", levels=[], pooling="mean") == plain
 
 
 @pytest.mark.parametrize("view", ["center_crop", "warp"])

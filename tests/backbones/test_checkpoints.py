@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import zipfile
 
 import pytest
 import torch
@@ -57,18 +56,13 @@ def mismatch(name, tensors, layer="spp"):
     return message
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_both_formats_give_the_tensors_back(suffix, tmp_path):
-    tensors = read_tensors(save(TENSORS, tmp_path / f"weights{suffix}"))
-    assert tensors.keys() == TENSORS.keys()
-    assert all(tensors[key].equal(TENSORS[key]) for key in TENSORS)
-
-
-def test_the_format_of_old_torch_is_read_too(tmp_path):
-    path = tmp_path / "old.pth"
-    torch.save(TENSORS, path, _use_new_zipfile_serialization=False)
-    assert not zipfile.is_zipfile(path)
-    assert read_tensors(path)["a.weight"].equal(TENSORS["a.weight"])
+def test_both_formats_and_that_of_old_torch_give_the_tensors_back(tmp_path):
+    old = tmp_path / "old.pth"
+    torch.save(TENSORS, old, _use_new_zipfile_serialization=False)
+    for path in (old, *(save(TENSORS, tmp_path / name) for name in ("a.pth", "a.safetensors"))):
+        tensors = read_tensors(path)
+        assert tensors.keys() == TENSORS.keys()
+        assert all(tensors[key].equal(TENSORS[key]) for key in TENSORS)
 
 
 @pytest.mark.parametrize("as_zip", [True, False])

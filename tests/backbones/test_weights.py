@@ -102,11 +102,6 @@ def test_any_other_seed_is_refused(text):
         reference(f"random:{text}").path()
 
 
-@pytest.mark.parametrize("text", ["imagenet", "randomly.pth", "x/random", "Random"])
-def test_other_weights_have_no_seed(text):
-    assert weights.random_seed(text) is None
-
-
 def test_weights_shipped_in_the_package_lie_beside_the_code(catalogued):
     catalogued(toy(None))
     assert reference("toy").path().parent == Path(weights.__file__).parent

@@ -85,13 +85,6 @@ def test_verify_with_a_pipeline_finds_changed_and_missing_images(cli, project, c
     assert "cat/000.png" in done.err
 
 
-def test_a_cache_of_another_spec_is_refused_with_both_values(cli, project, cache):
-    (project / "other.yaml").write_text((project / "small.yaml").read_text().replace("64", "80"))
-    refused = cli("cache", "verify", cache, "--pipeline", "other.yaml")
-    assert refused.status == 2
-    assert "scales: [64] is not [80]" in refused.complaint
-
-
 def test_export_writes_chosen_rows_and_levels(cli, made):
     opened = FeatureCache.open(made)
     chosen = [opened.ids[4], opened.ids[1]]

@@ -10,13 +10,13 @@ import pytest
 from extraction_cases import (
     MINI,
     MINI_SPEC,
+    NET,
     SPEC,
     TORCH,
     StopAfter,
     altered,
     assert_near,
     awkward_images,
-    brute_force,
     counts,
     forbidden,
     make_dataset,
@@ -27,7 +27,7 @@ from extraction_cases import (
 )
 from image_files import encode, picture
 
-from spptransfer import images
+from spptransfer import SPPFeatures, images
 from spptransfer.cache import FeatureCache
 from spptransfer.errors import ConfigError, DatasetError
 from spptransfer.extraction import Interrupted
@@ -57,15 +57,14 @@ def many(tmp_path_factory):
 # ---- what is in the cache ----
 
 
-def test_every_awkward_image_has_the_features_of_the_plain_path(awkward, tmp_path):
+def test_every_awkward_image_has_the_features_that_the_transformer_computes(awkward):
     dataset, cache, done = awkward
     assert counts(done) == (len(dataset), 0, 0, 0, 0)
     assert list(done.seconds) == ["read", "compute", "write"]
     assert all(seconds > 0 for seconds in done.seconds.values())
     assert cache.ids == list(dataset.ids)
-    for id in dataset.ids:
-        pixels = images.render(images.decode(dataset.path(id).read_bytes()), *SPEC.scales)
-        assert_near(cache.matrix([id])[0], brute_force(pixels, SPEC)[3])
+    spp = SPPFeatures(NET, layer="high", levels=[3], scales=[32], device="cpu", runtime="torch")
+    assert_near(cache.matrix(), spp.fit_transform(dataset.paths()))
 
 
 def test_the_table_holds_digest_upright_size_and_labels_by_id(awkward):
