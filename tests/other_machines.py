@@ -12,7 +12,6 @@ import mmap
 import os
 import signal
 import sys
-import threading
 from pathlib import Path
 
 OTHERS = (
@@ -106,19 +105,6 @@ def refused_for_folders(open_):
     return opened
 
 
-def images(folder: Path, count: int) -> Path:
-    """Small noise in two class folders."""
-    import numpy as np
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    for number in range(count):
-        path = folder / ("ant", "bee")[number % 2] / f"{number:03}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(path)
-    return folder
-
-
 def demo(folder: Path) -> None:
     """Run the demo by its command, in small."""
     from spptransfer.cli import main
@@ -131,18 +117,11 @@ def demo(folder: Path) -> None:
     assert not [name for name in names if set(name) & FORBIDDEN]
 
 
-class Soon(threading.Event):
-    """Set as soon as it was looked at a second time."""
-
-    looked = 0
-
-    def is_set(self) -> bool:
-        self.looked += 1
-        return super().is_set() or self.looked > 1
-
-
 def resume(folder: Path) -> None:
     """Interrupt an extraction and go on: byte for byte what an uninterrupted one writes."""
+    from extraction_cases import StopAfter
+    from small_projects import draw_folder
+
     from spptransfer.backbones import BackboneRef
     from spptransfer.datasets.folder import read_folder
     from spptransfer.errors import SPPTransferError
@@ -150,13 +129,13 @@ def resume(folder: Path) -> None:
     from spptransfer.runtimes import ComputeOptions
     from spptransfer.specify import feature_spec
 
-    data = read_folder(images(folder / "images", 300))
+    data = read_folder(draw_folder(folder / "images", per_class=100))
     mini = BackboneRef("spp-mini", "embedded")
     spec = feature_spec(mini, levels=[2, 1], scales=[40], storage="float16")
     options = ComputeOptions(device="cpu", threads=2)
     stopped, whole = folder / "stopped.h5", folder / "whole.h5"
     try:
-        extract(data, [spec], [stopped], mini, options, stop=Soon())
+        extract(data, [spec], [stopped], mini, options, stop=StopAfter(1))
     except SPPTransferError:
         assert not stopped.exists()
         assert list(folder.glob("stopped*.partial"))
@@ -170,9 +149,11 @@ def resume(folder: Path) -> None:
 
 def fit(folder: Path) -> None:
     """Features and a linear SVM as scikit-learn's users call them."""
+    from small_projects import draw_folder
+
     from spptransfer import LinearSVM, SPPFeatures
 
-    paths = sorted(images(folder / "images", 24).rglob("*.png"))
+    paths = sorted(draw_folder(folder / "images").rglob("*.png"))
     features = SPPFeatures("spp-mini", weights="embedded", levels=[2, 1], scales=[40])
     X = features.fit_transform(paths)
     y = [path.parent.name for path in paths]

@@ -113,12 +113,8 @@ def expected_keys(name):
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_parameters_are_as_many_as_torchvisions(name, on_meta):
+def test_keys_are_torchvisions_and_parameters_as_many(name, on_meta):
     assert sum(tensor.numel() for tensor in on_meta(name).parameters()) == PARAMETERS[name]
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_keys_are_torchvisions(name, on_meta):
     assert sorted(on_meta(name).state_dict()) == sorted(expected_keys(name))
 
 

@@ -191,8 +191,6 @@ MISTAKES = [
     (["--set", "nonsense"], "--set nonsense: expected section.key=value"),
     (["--set", "features.weights=gone.pth"], "gone.pth"),
     (["--set", "dataset.root=nowhere"], "looked in"),
-    (["--set", "protocol.train_per_class=9", "--set", "protocol.test_fraction=null"],
-     "class 'bee' has 6 images, but the protocol needs at least 10"),
     (["--device", "tpu"], "device: 'tpu' is unknown; allowed: auto, cpu, cuda, cuda:N"),
     (["--devise", "cpu"], "--devise"),
     (["--threads", "two"], "--threads"),

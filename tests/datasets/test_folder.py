@@ -52,11 +52,6 @@ def test_suffixes_count_in_any_case_and_other_files_do_not(tmp_path):
     assert dataset.classes == ("cat", "dog")
 
 
-def test_hidden_files_and_folders_are_skipped(tmp_path):
-    touch(tmp_path, "cat/1.jpg", "cat/._1.jpg", "cat/.cache/2.jpg", ".git/3.jpg", "dog/1.jpg")
-    assert read_folder(tmp_path).ids == ("cat/1.jpg", "dog/1.jpg")
-
-
 def test_links_are_followed_but_not_in_circles(tmp_path):
     images = touch(tmp_path / "images", "cat/1.jpg", "dog/1.jpg")
     touch(tmp_path / "elsewhere", "2.jpg")
@@ -116,6 +111,7 @@ def test_what_is_left_out_of_a_flat_folder_is_told_too(tmp_path, caplog):
 
 def test_hidden_files_notes_and_what_systems_leave_make_no_noise(tmp_path, caplog):
     touch(tmp_path, "cat/1.jpg", "dog/1.jpg", "README", "labels.csv", ".hidden/x", ".git/1.jpg")
+    touch(tmp_path, "cat/._1.jpg", "cat/.cache/2.jpg")
     touch(tmp_path, "cat/Thumbs.db", "cat/.DS_Store", "cat/desktop.ini", "cat/1.txt", "dog/1.xml")
     touch(tmp_path, "dog/1.json", "dog/tmp")
     (tmp_path / "dog" / "gone").symlink_to(tmp_path / "nowhere")

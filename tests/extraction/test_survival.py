@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -10,7 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from extraction_cases import SPEC, forbidden, make_dataset, many_images, net, open_folder, run
+from extraction_cases import (
+    SPEC,
+    TORCH,
+    forbidden,
+    make_dataset,
+    many_images,
+    net,
+    open_folder,
+    run,
+)
 
 from spptransfer.cache import FeatureCache
 from spptransfer.cache.verify import verify
@@ -114,15 +124,14 @@ def test_a_disk_that_fills_up_meanwhile_keeps_what_is_finished_and_the_same_comm
     tmp_path, small_disk, free
 ):
     dataset, ballast = make_dataset(tmp_path / "images", many_images(300)), small_disk / "ballast"
+    alone = dataclasses.replace(TORCH, threads=1)  # no other thread writes while it fills up
 
     def fill(batch):
         if not ballast.exists():
-            room = shutil.disk_usage(small_disk).free - free
-            with open(ballast, "wb") as file:
-                file.write(bytes(max(0, room)))
+            ballast.write_bytes(bytes(max(0, shutil.disk_usage(small_disk).free - free)))
 
     with pytest.raises(CacheError, match=r"disk is full while writing .*a\.h5.*is kept"):
-        run(dataset, small_disk / "a.h5", backbone=net(fill))
+        run(dataset, small_disk / "a.h5", backbone=net(fill), options=alone)
     assert not list(small_disk.rglob("*.tmp"))
     assert not (small_disk / "a.h5").exists()
     ballast.unlink()
