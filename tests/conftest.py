@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +21,21 @@ def real_data(relative: str) -> Path:
     if not path.exists():
         pytest.skip(f"real data '{relative}' is not on this machine (SPPTRANSFER_TEST_DATA)")
     return path
+
+
+def python(code: str, *arguments) -> str:
+    """Run code in a process of its own that finds what tests share; gives what it printed."""
+    paths = os.pathsep.join([str(REPOSITORY / "tests"), str(REPOSITORY)])
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 @pytest.hookimpl(wrapper=True)

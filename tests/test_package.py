@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import python
 
 import spptransfer
 from spptransfer import errors
@@ -23,8 +24,7 @@ MODULES = sorted(
 
 def loaded_after(code: str) -> set[str]:
     code += "\nimport sys; print(*{name.split('.')[0] for name in sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    return set(done.stdout.splitlines()[-1].split())
+    return set(python(code).splitlines()[-1].split())
 
 
 # What is to be computed and with what is told without computing.

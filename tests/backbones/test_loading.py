@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import python
 from safetensors.torch import save_file
 from torch import nn
 
@@ -147,4 +146,4 @@ def test_a_network_without_numbers_is_built_without_torchs_compiler():
         "with torch.device('meta'): backbones.network('spp-mini'), backbones.network('zf5')\n"
         "assert 'torch._dynamo' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    python(code)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import yaml
+from conftest import python
 from small_projects import values
 
 from spptransfer.cli import main
@@ -15,12 +16,6 @@ COMMANDS = (
     *("pretrain", "evaluate-backbone", "cache"),
 )
 CACHE_COMMANDS = ("list", "info", "verify", "export", "prune", "merge")
-
-
-def python(code: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
-    ).stdout
 
 
 def test_neither_training_from_a_cache_nor_finding_it_up_to_date_needs_torch(finished):

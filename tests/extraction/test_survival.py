@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import python
 from extraction_cases import (
     SPEC,
     TORCH,
@@ -25,8 +23,6 @@ from extraction_cases import (
 from spptransfer.cache import FeatureCache
 from spptransfer.cache.verify import verify
 from spptransfer.errors import CacheError
-
-TESTS = Path(__file__).resolve().parent.parent
 
 KILLING = """
 import os, random, shutil, signal, sys, time
@@ -88,18 +84,7 @@ print(killed)
     ],
 )
 def test_kills_at_random_moments_lose_nothing(tmp_path, count, kills, names):
-    paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-    command = [sys.executable, "-c", KILLING, str(tmp_path), str(count), str(kills), *names]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) == kills
+    assert int(python(KILLING, tmp_path, count, kills, *names)) == kills
     for name in names:
         assert verify(tmp_path / "killed" / f"{name}.h5") == []
 
