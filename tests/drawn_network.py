@@ -41,7 +41,7 @@ def as_input(pixels: np.ndarray) -> torch.Tensor:
 @functools.cache
 def drawn_tensors() -> dict[str, torch.Tensor]:
     """Tensors of the network; its classes are `CLASSES`."""
-    images, labels = zip(*drawings(12, sides=(112, 113), seed=1), strict=True)
+    images, labels = zip(*drawings(24, sides=(96, 97), seed=1), strict=True)
     backbone = backbones.load("spp-mini", "embedded", layer="fc7")
     with torch.inference_mode():
         batches = as_input(np.stack(images)).split(48)
