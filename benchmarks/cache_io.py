@@ -36,7 +36,7 @@ ORDERS = {"in order": 1, "backwards": -1, "scattered": 618_031}
 
 def make_spec(storage: str = "float32", levels: tuple[int, ...] = (6,)) -> FeatureSpec:
     return FeatureSpec(
-        backbone="alexnet", weights_sha256="00", layer="spp", levels=levels, storage=storage
+        backbone="alexnet", weights_sha256="00", layers=("spp",), levels=levels, storage=storage
     )
 
 
@@ -46,14 +46,14 @@ def make_ids(count: int, prefix: str = "", step: int = 1) -> Ids:
 
 def open_writer(path: Path, ids: Ids, spec: FeatureSpec, channels: int) -> CacheWriter:
     return CacheWriter(
-        path, spec=spec, channels=channels, dataset="benchmark", ids=ids, labels=None
+        path, spec=spec, channels={"spp": channels}, dataset="benchmark", ids=ids, labels=None
     )
 
 
 def make_cache(path: Path, count: int, spec: FeatureSpec, channels: int, prefix: str = "") -> None:
     """Write random rows, half of the numbers zero as behind a ReLU."""
     generator = np.random.default_rng(0)
-    ids, (block,) = make_ids(count, prefix), blocks_of(spec, channels)
+    ids, (block,) = make_ids(count, prefix), blocks_of(spec, {"spp": channels})
     with open_writer(path, ids, spec, channels) as writer:
         for run in row_runs(count, 4 * block.width + 256):
             rows = RowTable.empty(list(ids[run]))

@@ -185,12 +185,12 @@ def leave_parts(place: Path) -> None:
     from spptransfer.cache.writer import CacheWriter
 
     dataset, spec = open_images(place), make_spec()
-    (block,) = blocks_of(spec, CHANNELS)
+    (block,) = blocks_of(spec, {"spp": CHANNELS})
     generator = np.random.default_rng(0)
     with CacheWriter(
         place / "features.h5",
         spec=spec,
-        channels=CHANNELS,
+        channels={"spp": CHANNELS},
         dataset=dataset.name,
         ids=dataset.ids,
         labels=Labels(dataset.classes, dataset.targets),

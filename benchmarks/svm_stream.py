@@ -26,7 +26,7 @@ def write_features(path, n_rows, n_features, n_classes, kind):
     spec = FeatureSpec(
         backbone="made up",
         weights_sha256="00",
-        layer="spp",
+        layers=("spp",),
         levels=(1,),
         scales=(64,),
         preprocessing=preprocessing,
@@ -36,9 +36,10 @@ def write_features(path, n_rows, n_features, n_classes, kind):
         X = np.memmap(file, np.float16, "w+", shape=(n_rows, n_features))
         _, y = relu_like(n_rows, n_features, n_classes, kind, out=X)
         ids = [f"{i:08d}" for i in range(n_rows)]
-        (block,) = blocks_of(spec, n_features)
+        channels = {"spp": n_features}
+        (block,) = blocks_of(spec, channels)
         with CacheWriter(
-            path, spec=spec, channels=n_features, dataset="made up", ids=Ids(ids), labels=None
+            path, spec=spec, channels=channels, dataset="made up", ids=Ids(ids), labels=None
         ) as writer:
             for at in range(0, n_rows, 4096):
                 table = RowTable.empty(ids[at : at + 4096])

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from spptransfer import datasets, protocols
 from spptransfer.datasets import DatasetSection
@@ -36,6 +36,7 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Cost = Annotated[float, Field(gt=0, le=1e20, allow_inf_nan=False)]
 Label = Annotated[str, Field(min_length=1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+_TEXT = {"type": "string", "minLength": 1}
 # What a paper prints: a number, or a number with its standard deviation.
 PaperValue = Annotated[
     tuple[Number, ...], BeforeValidator(_listed), Field(min_length=1, max_length=2)
@@ -77,7 +78,12 @@ class FeaturesSection(Section):
         None,
         description="a catalogue name, a file, or random:SEED; null: the backbone's own",
     )
-    layer: str = Field("spp", description="a layer of the backbone")
+    layer: Annotated[
+        tuple[Label, ...],
+        BeforeValidator(_listed),
+        Field(min_length=1),
+        WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]}),
+    ] = Field(("spp",), description="a layer of the backbone, or several, side by side")
     levels: tuple[PositiveInt, ...] | None = Field(
         None,
         description="n x n grids of the pyramid; [] is the whole map of a center_crop or warp, "
@@ -106,8 +112,8 @@ class FeaturesSection(Section):
 class ClassifierSection(Section):
     """How vectors become classes."""
 
-    normalize: Annotated[tuple[NormalizationStep, ...], AfterValidator(_each_once)] = Field(
-        ("l2",), description="applied in order"
+    normalize: Annotated[tuple[NormalizationStep, ...], AfterValidator(_each_once)] | None = Field(
+        None, description="applied in order; null: [l2], or [l2_block] of several layers"
     )
     loss: Literal["squared_hinge", "hinge"] = "squared_hinge"
     C: Annotated[tuple[Cost, ...], BeforeValidator(_listed), Field(min_length=1)] | None = Field(
@@ -198,7 +204,7 @@ class Pipeline(Section):
     --------
     >>> pipeline = parse_pipeline({"dataset": {"name": "demo"}, "protocol": {"name": "folder"}})
     >>> pipeline.features.layer
-    'spp'
+    ('spp',)
     """
 
     dataset: Annotated[DatasetSection, ByName(datasets.sections)] = Field(

@@ -20,6 +20,7 @@ from spptransfer.backbones.probe import probe
 from spptransfer.cache.reading import COMBINES, Selection, feature_names
 from spptransfer.errors import ConfigError, ImageError
 from spptransfer.runtimes import ComputeOptions, check_options
+from spptransfer.spec import check_layers
 from spptransfer.specify import feature_spec, levels_and_scales, one_of
 
 if TYPE_CHECKING:
@@ -67,9 +68,10 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         For a name: weights in the catalogue, a ``.safetensors`` or ``.pth`` file, or
         ``"random:SEED"``; by default the backbone's own official ones. Loaded when first needed,
         never by the constructor.
-    layer : str, default="spp"
-        A layer of the backbone; ``"spp"`` is the last map of those that have names. For a
-        `torch.nn.Module` the name of a module in it, whose output is a map or a vector.
+    layer : str or sequence of str, default="spp"
+        A layer of the backbone, or several, whose features stand side by side in this order;
+        ``"spp"`` is the last map of those that have names. For a `torch.nn.Module` the name of a
+        module in it, whose output is a map or a vector.
     mean, std : sequence of 3 floats, optional
         For a `torch.nn.Module`: what RGB in [0, 1] is normalised with; ImageNet's by default.
     levels : sequence of int, optional
@@ -100,11 +102,13 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
     ----------
     spec_ : FeatureSpec
         All that determines the values, with the weights' hash.
+    layers_ : tuple of str
+        The layers of the columns, in their order.
     levels_, scales_ : tuple of int
         The levels and scales of the columns, in their order.
     n_features_out_ : int
         Length of a feature vector.
-    probe_ : ndarray of float32, shape (64,)
+    probe_ : ndarray of float32, shape (n_layers, 64)
         What the backbone makes of a fixed image, by which a model knows it again.
 
     Notes
@@ -133,7 +137,7 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         backbone: Any = "alexnet",
         weights: str | os.PathLike[str] | None = None,
         *,
-        layer: str = "spp",
+        layer: str | Sequence[str] = "spp",
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         levels: Sequence[int] | None = None,
@@ -185,7 +189,7 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         if not isinstance(self.backbone, str):
             self.__dict__.pop("_chosen", None)  # it may have been trained meanwhile
         self._choose()
-        self.probe_ = probe(self._load().runtime.backbone, [self.layer])
+        self.probe_ = probe(self._load().runtime.backbone, self.spec_.layers)
         return self
 
     def _choose(self) -> None:
@@ -193,12 +197,13 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         given = [(name, id(value), repr(value)) for name, value in self.get_params().items()]
         if given == getattr(self, "_chosen", None):
             return
+        self.layers_ = check_layers(self.layer)
         self._backbone = self._named_or_given()
         info = self._backbone.info
-        self.levels_, self.scales_ = levels_and_scales(info, self.layer, self.levels, self.scales)
+        self.levels_, self.scales_ = levels_and_scales(info, self.layers_, self.levels, self.scales)
         self.spec_ = feature_spec(
             self._backbone,
-            layer=self.layer,
+            layer=self.layers_,
             levels=self.levels_,
             pooling=self.pooling,
             scales=self.scales_,
@@ -210,10 +215,11 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         check_options(self._options, self.spec_.precision)
         self._selection = Selection.choose(
             self.spec_,
-            info.layer(self.layer).channels,
+            info.channels_of(self.layers_),
             (self.levels_ or self.spec_.levels) if self.spec_.levels else None,
             self.scales_,
             one_of("combine", self.combine, COMBINES),
+            self.layers_,
         )
         self.n_features_out_ = self._selection.width
         self._extractor: Extractor | None = None
@@ -230,7 +236,7 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
             return found
         return backbones.from_module(
             self.backbone,
-            self.layer,
+            self.layers_,
             mean=IMAGENET_MEAN if self.mean is None else self.mean,
             std=IMAGENET_STD if self.std is None else self.std,
         )
@@ -272,7 +278,7 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         return np.concatenate(found) if found else np.empty((0, self.n_features_out_), np.float32)
 
     def get_feature_names_out(self, input_features: Any = None) -> npt.NDArray[np.object_]:
-        """Name the columns by scale, level, channel, bin row and bin column.
+        """Name the columns by layer, scale, level, channel, bin row and bin column.
 
         Parameters
         ----------

@@ -30,11 +30,21 @@ from spptransfer.spec import FeatureSpec
 from spptransfer.specify import check_current
 
 FORMAT = "spptransfer-model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _FITTED = ("mean_", "scale_")  # what a fitted normalizer knows
 _TENSORS = ("coef", "intercept", "thresholds", "probe")
 # Attributes that are in the file as they are.
-_FACTS = ("weights", "levels", "scales", "combine", "classes", "multi_label", "C", "protocol")
+_FACTS = (
+    "weights",
+    "layers",
+    "levels",
+    "scales",
+    "combine",
+    "classes",
+    "multi_label",
+    "C",
+    "protocol",
+)
 
 
 class Scores(NamedTuple):
@@ -57,8 +67,10 @@ class TransferModel:
         Name in the catalogue or path of the weights that were used, as the user gave it.
     weights_path : Path or None
         Where they lay then, absolute; None for random ones.
+    layers : tuple of str
+        Layers in the order of the columns.
     levels : tuple of int or None
-        Levels in the order of the columns; None for fully connected layers.
+        Levels in the order of the columns; None if all layers are vectors.
     scales : tuple of int
         Scales in the order of the columns.
     combine : {"concat", "mean", "max"}
@@ -80,7 +92,7 @@ class TransferModel:
     thresholds : ndarray of float32, shape (n_classes,), optional
         Decision values above which an image is of a class, where it can be of several. By default
         0, the SVM's own boundary; other values trade precision for recall.
-    probe : ndarray of float32, shape (64,), optional
+    probe : ndarray of float32, shape (n_layers, 64), optional
         What the backbone made of a fixed image when the model was trained; where it makes
         something else of it now, no image is scored.
     """
@@ -88,6 +100,7 @@ class TransferModel:
     spec: FeatureSpec
     weights: str
     weights_path: Path | None
+    layers: tuple[str, ...]
     levels: tuple[int, ...] | None
     scales: tuple[int, ...]
     combine: Combine
@@ -105,7 +118,7 @@ class TransferModel:
         if self.thresholds is None:
             self.thresholds = np.zeros(len(self.classes), np.float32)
         if self.probe is None:
-            self.probe = np.zeros(PROBE_NUMBERS, np.float32)
+            self.probe = np.zeros((len(self.spec.layers), PROBE_NUMBERS), np.float32)
 
     @classmethod
     def from_pipeline(cls, pipeline: Pipeline, *, protocol: str = "") -> TransferModel:
@@ -145,6 +158,7 @@ class TransferModel:
             spec=features.spec_,
             weights=BackboneRef(features.backbone, features.weights or "").weights,
             weights_path=None,
+            layers=features.layers_,
             levels=(features.levels_ or features.spec_.levels) if features.spec_.levels else None,
             scales=features.scales_,
             combine=features.combine,
@@ -162,12 +176,12 @@ class TransferModel:
         spec = self.spec
         levels = f", levels={list(self.levels)}" if self.levels else ""
         return (
-            f"<TransferModel: {len(self.classes)} classes; {spec.backbone} {spec.layer}, "
+            f"<TransferModel: {len(self.classes)} classes; {spec.origin}, "
             f"scales={list(self.scales)}{levels}, normalize={list(self.normalizer.steps)}>"
         )
 
     def selection(self) -> Selection:
-        """Say which levels and scales make up the columns, and how they are put together.
+        """Say which layers, levels and scales make up the columns, and how they are put together.
 
         Raises
         ------
@@ -175,8 +189,9 @@ class TransferModel:
             If they do not follow from the spec.
         """
         info = BackboneRef(self.spec.backbone, self.weights).info
-        channels = info.layer(self.spec.layer).channels
-        return Selection.choose(self.spec, channels, self.levels, self.scales, self.combine)
+        channels = info.channels_of(self.layers)
+        chosen = (self.levels, self.scales, self.combine, self.layers)
+        return Selection.choose(self.spec, channels, *chosen)
 
     def decision_function(self, X: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
         """Decision values of features as a cache gives them, not yet normalised.
@@ -284,7 +299,7 @@ class TransferModel:
 
     def _check_probe(self, backbone: Backbone) -> None:
         """Refuse a backbone that computes other features than in training."""
-        if off := difference(probe(backbone, [self.spec.layer]), cast(Probe, self.probe)):
+        if off := difference(probe(backbone, self.spec.layers), cast(Probe, self.probe)):
             raise ModelError(
                 f"'{backbone.info.name}' computes other features than when the model was trained "
                 f"(they differ by {off:.1%}), as another release of the network or of torch would: "
@@ -367,7 +382,7 @@ def _build(facts: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> Trans
     normalizer = PyramidNormalizer(facts["normalize"], block_sizes=facts["block_sizes"])
     known, levels = facts["weights_path"], facts["levels"]
     given = {name: facts[name] for name in _FACTS} | {name: tensors[name] for name in _TENSORS}
-    given |= {"scales": tuple(facts["scales"]), "classes": tuple(facts["classes"])}
+    given |= {name: tuple(facts[name]) for name in ("layers", "scales", "classes")}
     given["levels"] = None if levels is None else tuple(levels)
     model = TransferModel(
         spec=FeatureSpec.from_dict(facts["spec"]),
@@ -377,7 +392,7 @@ def _build(facts: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> Trans
     )
     width, n_classes = model.selection().width, len(model.classes)
     expected = {"coef": (n_classes, width), "intercept": (n_classes,), "thresholds": (n_classes,)}
-    expected |= {"probe": (PROBE_NUMBERS,)}
+    expected |= {"probe": (len(model.spec.layers), PROBE_NUMBERS)}
     if "standardize" in normalizer.steps:
         expected |= {f"normalizer.{name}": (width,) for name in _FITTED}
     for name, shape in expected.items():

@@ -30,7 +30,7 @@ class PyramidNormalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         - ``"standardize"``: every column to mean 0 and variance 1 on the training vectors;
           constant columns become 0.
     block_sizes : sequence of int, optional
-        Widths of the blocks, such as one per scale and level in the order of the columns
+        Widths of the blocks, such as one per layer, scale and level in the order of the columns
         (`FeatureCache.columns`). By default a vector is one block.
     copy : bool, default=True
         False normalises the given array itself where its type allows that.

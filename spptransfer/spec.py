@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from spptransfer.errors import CacheError, ConfigError, suggestion
@@ -31,12 +31,16 @@ class FeatureSpec:
 
     Parameters
     ----------
-    backbone, layer : str
-        Names in `spptransfer.backbones`.
+    backbone : str
+        Name in `spptransfer.backbones`.
     weights_sha256 : str
         Hash of the weights' content.
+    layers : tuple of str
+        Layers of the backbone, by name; each is stored on its own.
+    vectors : tuple of str
+        Those of them that are vectors, such as fully connected layers, and have no levels.
     levels : tuple of int
-        The determining levels of the pyramid, finest first; empty for fully connected layers.
+        The determining levels of the maps' pyramid, finest first; empty if all are vectors.
         Levels that follow from others are dropped, so that equal features have equal specs.
     pooling : {"max", "mean"}
         Pooling in every bin.
@@ -60,12 +64,12 @@ class FeatureSpec:
     Raises
     ------
     ConfigError
-        If levels, scales, pooling, view, precision or storage are not valid.
+        If layers, levels, scales, pooling, view, precision or storage are not valid.
 
     Examples
     --------
     >>> spec = FeatureSpec(
-    ...     backbone="alexnet", weights_sha256="e7811f10", layer="spp", levels=(6, 3, 2, 1)
+    ...     backbone="alexnet", weights_sha256="e7811f10", layers=("spp",), levels=(6, 3, 2, 1)
     ... )
     >>> spec.levels, spec.scales
     ((6,), (224,))
@@ -75,7 +79,8 @@ class FeatureSpec:
 
     backbone: str
     weights_sha256: str
-    layer: str
+    layers: tuple[str, ...]
+    vectors: tuple[str, ...] = ()
     levels: tuple[int, ...] = (6,)
     pooling: Pooling = "max"
     scales: tuple[int, ...] = (224,)
@@ -93,7 +98,11 @@ class FeatureSpec:
         check_view(self.view)
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("storage", self.storage, STORAGES)
-        levels = stored_levels(self.levels, self.pooling, self.flip) if self.levels else ()
+        layers = tuple(sorted(check_layers(self.layers)))
+        vectors = tuple([name for name in layers if name in self.vectors or not self.levels])
+        levels = stored_levels(self.levels, self.pooling, self.flip) if vectors != layers else ()
+        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "vectors", vectors)
         object.__setattr__(self, "levels", levels)
         object.__setattr__(self, "scales", tuple(sorted(check_scales(self.scales))))
         # Through JSON, so that a spec equals itself after it was read back from a file.
@@ -101,7 +110,8 @@ class FeatureSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, in the order of the fields."""
-        return dataclasses.asdict(self) | {"levels": list(self.levels), "scales": list(self.scales)}
+        values = dataclasses.asdict(self).items()
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FeatureSpec:
@@ -114,12 +124,17 @@ class FeatureSpec:
         """
         try:
             spec = cls(**values)
-            texts = (spec.backbone, spec.weights_sha256, spec.layer)
+            texts = (spec.backbone, spec.weights_sha256, *spec.layers)
             if not all(isinstance(text, str) for text in texts) or type(spec.flip) is not bool:
                 raise TypeError("a field is of another type")
         except (TypeError, ValueError) as error:
             raise CacheError(f"not a feature spec this version knows: {error}") from error
         return spec
+
+    @property
+    def origin(self) -> str:
+        """Backbone and layers in words."""
+        return f"{self.backbone} {' + '.join(self.layers)}"
 
     @property
     def fingerprint(self) -> str:
@@ -132,7 +147,7 @@ class FeatureSpec:
 
         Examples
         --------
-        >>> spec = FeatureSpec(backbone="alexnet", weights_sha256="e7", layer="spp")
+        >>> spec = FeatureSpec(backbone="alexnet", weights_sha256="e7", layers=("spp",))
         >>> spec.differences(dataclasses.replace(spec, scales=(392,)))
         ['scales: [224] is not [392]']
         """
@@ -146,28 +161,45 @@ class FeatureSpec:
     def covers(self, other: FeatureSpec) -> bool:
         """Tell whether rows of this spec determine those of another exactly.
 
-        That is so if they differ at most in levels and scales, and every level and scale of the
-        other one is stored here or follows from what is stored.
+        That is so if they differ at most in layers, levels and scales, and every one of the other
+        spec's is stored here or follows from what is stored.
 
         Examples
         --------
-        >>> spec = FeatureSpec(backbone="alexnet", weights_sha256="e7", layer="spp")
-        >>> spec.covers(dataclasses.replace(spec, levels=(3,)))
+        >>> spec = FeatureSpec(backbone="alexnet", weights_sha256="e7", layers=("conv4", "spp"))
+        >>> spec.covers(dataclasses.replace(spec, layers=("spp",), levels=(3,)))
         True
         """
-        if dataclasses.replace(other, levels=self.levels, scales=self.scales) != self:
+        stored = {name: getattr(self, name) for name in ("layers", "vectors", "levels", "scales")}
+        if not other.levels:  # how maps are pooled is nothing to vectors
+            stored["pooling"] = self.pooling
+        if dataclasses.replace(other, **stored) != self:
             return False
-        if bool(self.levels) != bool(other.levels):
+        if set(other.vectors) != set(self.vectors).intersection(other.layers):
             return False
         levels = all(self.source_of(level) for level in other.levels)
-        return levels and set(other.scales) <= set(self.scales)
+        layers, scales = set(other.layers), set(other.scales)
+        return levels and layers <= set(self.layers) and scales <= set(self.scales)
+
+    def levels_of(self, layer: str) -> tuple[int | None, ...]:
+        """Return the stored levels of a layer; a vector is stored under None.
+
+        Examples
+        --------
+        >>> spec = FeatureSpec(
+        ...     backbone="alexnet", weights_sha256="e7", layers=("fc6", "spp"), vectors=("fc6",)
+        ... )
+        >>> spec.levels_of("spp"), spec.levels_of("fc6")
+        ((6,), (None,))
+        """
+        return (None,) if layer in self.vectors else self.levels
 
     def source_of(self, level: int) -> int | None:
         """Return the stored level from which `level` follows exactly, None where none does.
 
         Examples
         --------
-        >>> spec = FeatureSpec(backbone="alexnet", weights_sha256="e7", layer="spp", levels=(6,))
+        >>> spec = FeatureSpec(backbone="alexnet", weights_sha256="e7", layers=("spp",))
         >>> spec.source_of(2), spec.source_of(4)
         (6, None)
         """
@@ -179,14 +211,15 @@ def shared_part(spec: FeatureSpec) -> FeatureSpec:
 
     Examples
     --------
-    >>> conv4 = FeatureSpec(backbone="alexnet", weights_sha256="e7", layer="conv4", scales=(392,))
-    >>> fc6 = FeatureSpec(backbone="alexnet", weights_sha256="e7", layer="fc6", levels=())
-    >>> shared_part(conv4) == shared_part(fc6)
+    >>> spec = FeatureSpec(backbone="alexnet", weights_sha256="e7", layers=("conv4",))
+    >>> fc6 = dataclasses.replace(spec, layers=("fc6",), levels=(), scales=(392,))
+    >>> shared_part(spec) == shared_part(fc6)
     True
     """
     return dataclasses.replace(
         spec,
-        layer="",
+        layers=("",),
+        vectors=(),
         levels=(6,),
         pooling="max",
         scales=(224,),
@@ -197,7 +230,24 @@ def shared_part(spec: FeatureSpec) -> FeatureSpec:
 
 def layers_of(specs: Iterable[FeatureSpec]) -> tuple[str, ...]:
     """Return the layers of some specs, each once."""
-    return tuple(dict.fromkeys([spec.layer for spec in specs]))
+    return tuple(dict.fromkeys([layer for spec in specs for layer in spec.layers]))
+
+
+def check_layers(layers: str | Sequence[str]) -> tuple[str, ...]:
+    """Validate names of layers, one or several, and keep their order.
+
+    Examples
+    --------
+    >>> check_layers("spp"), check_layers(["spp", "fc6"])
+    (('spp',), ('spp', 'fc6'))
+    """
+    several = isinstance(layers, Sequence) and not isinstance(layers, str)
+    checked: tuple[Any, ...] = tuple(layers) if several else (layers,)
+    if not checked:
+        raise ConfigError("layer: [] must be a layer's name or a list of names, as [fc6, spp]")
+    if len(set(map(str, checked))) < len(checked):
+        raise ConfigError(f"layer: {list(checked)} holds a layer twice")
+    return checked
 
 
 def stored_levels(

@@ -17,6 +17,7 @@ from spptransfer.spec import (
     PRECISIONS,
     STORAGES,
     FeatureSpec,
+    check_layers,
     check_scales,
     stored_levels,
 )
@@ -25,7 +26,7 @@ from spptransfer.spec import (
 def feature_spec(
     backbone: Backbone | BackboneRef,
     *,
-    layer: str = "spp",
+    layer: str | Sequence[str] = "spp",
     levels: Sequence[int] | None = None,
     pooling: str = "max",
     scales: Sequence[int] | None = None,
@@ -61,23 +62,25 @@ def feature_spec(
     >>> spec.levels, spec.precision
     ((6,), 'float32')
     """
-    info = backbone.info
-    levels, scales = levels_and_scales(info, layer, levels, scales)
+    info, layers = backbone.info, check_layers(layer)
+    levels, scales = levels_and_scales(info, layers, levels, scales)
     scales = check_scales(scales)
     if not isinstance(flip, (bool, np.bool_)):
         raise ConfigError(f"flip: {flip!r} must be True or False")
     arithmetic = one_of("precision", precision, ("auto", *PRECISIONS))
-    is_map = info.layer(layer).kind == "map"
+    vectors = tuple([name for name in layers if info.layer(name).kind == "vector"])
+    maps = [name for name in layers if name not in vectors]
     checked = stored_levels(levels, check_pooling(pooling), flip) if levels else ()
     check_sides(info, scales, check_view(view))
-    if is_map and not checked:
-        checked = _whole_map(backbone, layer, scales, view)
+    if maps and not checked:
+        checked = _whole_map(backbone, maps, scales, view)
     return FeatureSpec(
         backbone=info.name,
         weights_sha256=weights_sha256(backbone),
-        layer=layer,
-        levels=checked if is_map else (),
-        pooling=check_pooling(pooling) if is_map else "max",
+        layers=layers,
+        vectors=vectors,
+        levels=checked,
+        pooling=check_pooling(pooling) if maps else "max",
         scales=scales,
         view=check_view(view),
         grid=info.grid,
@@ -90,16 +93,19 @@ def feature_spec(
 
 
 def levels_and_scales(
-    info: BackboneInfo, layer: str, levels: Sequence[int] | None, scales: Sequence[int] | None
+    info: BackboneInfo,
+    layers: Sequence[str],
+    levels: Sequence[int] | None,
+    scales: Sequence[int] | None,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Validate lists of levels and scales, and take the backbone's own where there is none.
 
     Examples
     --------
-    >>> levels_and_scales(BackboneRef("resnet50", "imagenet").info, "spp", None, [320])
+    >>> levels_and_scales(BackboneRef("resnet50", "imagenet").info, ["spp"], None, [320])
     ((3, 2, 1), (320,))
     """
-    levels = info.default_levels(layer) if levels is None else levels
+    levels = info.default_levels(layers) if levels is None else levels
     scales = info.default_scales if scales is None else scales
     return whole_numbers("levels", levels, "[6, 3, 2, 1]"), whole_numbers("scales", scales, "[224]")
 
@@ -155,7 +161,7 @@ def check_current(spec: FeatureSpec, info: BackboneInfo) -> None:
 
 
 def _whole_map(
-    backbone: Backbone | BackboneRef, layer: str, scales: Sequence[int], view: str
+    backbone: Backbone | BackboneRef, maps: Sequence[str], scales: Sequence[int], view: str
 ) -> tuple[int, ...]:
     """Return the level whose bins are the cells of a map: what ``levels: []`` stands for."""
     if check_view(view) == "full":
@@ -165,8 +171,10 @@ def _whole_map(
         )
     if len(scales) > 1:
         raise ConfigError(f"levels: [] takes the whole map at one scale, not at {list(scales)}")
+    if len(maps) > 1:
+        raise ConfigError(f"levels: [] takes the whole map of one layer, not of {list(maps)}")
     side = view_size(1, 1, scales[0], "warp", backbone.info.grid)[0]
-    return (map_side(backbone, layer, side),)
+    return (map_side(backbone, maps[0], side),)
 
 
 def whole_numbers(name: str, values: Sequence[int], example: str) -> tuple[int, ...]:

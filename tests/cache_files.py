@@ -21,7 +21,7 @@ def make_spec(**changes) -> FeatureSpec:
     fields = {
         "backbone": "squeezenet1_1",
         "weights_sha256": "00",
-        "layer": "spp",
+        "layers": ("spp",),
         "levels": (4,),
         "scales": (64,),
         "preprocessing": {
@@ -37,7 +37,11 @@ def make_ids(count: int) -> list[str]:
     return [f"class {i % 3}/image {i:05d}.jpg" for i in range(count)]
 
 
-def make_rows(ids: list[str], spec: FeatureSpec, channels: int = CHANNELS, failed=(), seed=0):
+def by_layer(spec: FeatureSpec, channels) -> dict[str, int]:
+    return channels if isinstance(channels, dict) else dict.fromkeys(spec.layers, channels)
+
+
+def make_rows(ids: list[str], spec: FeatureSpec, channels=CHANNELS, failed=(), seed=0):
     """A table of rows and their features; those at the positions `failed` have none."""
     generator = np.random.default_rng(seed)
     rows = RowTable.empty(ids)
@@ -47,7 +51,7 @@ def make_rows(ids: list[str], spec: FeatureSpec, channels: int = CHANNELS, faile
     rows.stamp[:, 0] = np.arange(len(ids))
     features = {
         b: generator.normal(size=(len(ids), b.width)).astype(spec.storage)
-        for b in blocks_of(spec, channels)
+        for b in blocks_of(spec, by_layer(spec, channels))
     }
     for position in failed:
         rows.status[position], rows.error[position] = FAILED, f"reason {position}"
@@ -61,7 +65,8 @@ def default_labels(count: int) -> Labels:
 
 
 def open_writer(path: Path, ids, spec=None, labels=None, channels=CHANNELS) -> CacheWriter:
-    about = {"spec": spec or make_spec(), "channels": channels, "dataset": "made up"}
+    spec = spec or make_spec()
+    about = {"spec": spec, "channels": by_layer(spec, channels), "dataset": "made up"}
     return CacheWriter(path, **about, ids=Ids(ids), labels=labels)
 
 

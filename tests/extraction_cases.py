@@ -120,6 +120,7 @@ SEVERAL = {
     ),
     "larger": feature_spec(NET, layer="high", levels=[2], scales=[32, 40]),
     "vector": feature_spec(NET, layer="mean", levels=[], scales=[32]),
+    "both": feature_spec(NET, layer=["mean", "high"], levels=[3], scales=[32, 40], pooling="mean"),
 }
 MINI = BackboneRef("spp-mini", "embedded")
 MINI_SPEC = feature_spec(MINI, layer="conv3", levels=[2], scales=[32])

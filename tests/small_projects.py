@@ -67,7 +67,7 @@ def begin_cache(of: Experiment) -> None:
     """Leave the cache of an experiment as a kill after the first row does."""
     path, spec = of.cache
     path.parent.mkdir(parents=True, exist_ok=True)
-    channels = of.backbone.info.layer(spec.layer).channels
+    channels = of.backbone.info.channels_of(spec.layers)
     rows, features = make_rows(list(of.dataset.ids[:1]), spec, channels)
     with open_writer(path, of.dataset.ids, spec, channels=channels) as writer:
         writer.begin()

@@ -250,7 +250,7 @@ def test_a_cell_is_the_pipeline_with_what_its_row_and_its_column_set():
     }
     conv4 = cells["conv4", "crop"]
     assert conv4.grid is None
-    assert (conv4.features.layer, conv4.features.levels) == ("conv4", ())
+    assert (conv4.features.layer, conv4.features.levels) == (("conv4",), ())
     assert (conv4.features.view, conv4.features.pooling) == ("center_crop", "mean")
     assert cells["50 bins", "full 392"].features.levels == (6, 3, 2, 1)
     assert cells["50 bins", "full 392"].features.scales == (392,)

@@ -71,7 +71,7 @@ def test_the_demo_tells_shapes_and_textures_apart(tmp_path, monkeypatch, capsys)
 
     cache = FeatureCache.open(first["cache"])
     assert len(cache) == first["rows"]["ok"]
-    assert cache.matrix(levels=[3, 1]).shape == (len(cache), 10 * cache.channels)
+    assert cache.matrix(levels=[3, 1]).shape == (len(cache), 10 * cache.channels["spp"])
 
 
 @pytest.fixture

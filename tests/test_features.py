@@ -194,6 +194,20 @@ def test_names_of_combined_scales_and_of_vectors(photos):
     assert vector.transform(photos[:1]).shape == (1, len(names))
 
 
+@pytest.mark.parametrize(
+    ("network", "layers"),
+    [(NETWORK, ["spp", "fire4"]), (("spp-mini", "random:3"), ["fc6", "spp"])],
+)
+def test_features_of_several_layers_are_those_of_each_side_by_side(photos, network, layers):
+    given = {"levels": (3, 1), "scales": (80, 64), "pooling": "mean", "flip": True, "device": "cpu"}
+    together = SPPFeatures(*network, layer=layers, **given)
+    alone = [SPPFeatures(*network, layer=layer, **given) for layer in layers]
+    expected = np.hstack([each.fit_transform(photos) for each in alone])
+    np.testing.assert_array_equal(together.fit_transform(photos), expected)
+    names = [f"{each.layer}_{name}" for each in alone for name in each.get_feature_names_out()]
+    assert list(together.get_feature_names_out()) == names
+
+
 # --- whole maps -------------------------------------------------------------------------------
 
 
@@ -259,7 +273,7 @@ def test_vector_layers_need_no_levels(photos):
         ({"device": "tpu"}, "device: 'tpu' is unknown"),
         ({"weights": "imagnet"}, "did you mean 'imagenet'"),
         ({"backbone": ["alexnet"]}, "backbone: list is no torch.nn.Module"),
-        ({"layer": ["spp"]}, "unknown layer '['spp']' of backbone 'squeezenet1_1': "),
+        ({"layer": ["spq"]}, "unknown layer 'spq' of backbone 'squeezenet1_1': "),
         ({"weights": 3}, "weights: 3 must be a name of the catalogue, random:SEED or a file's"),
         ({"levels": 3}, "levels: 3 must be a list of whole numbers, as [6, 3, 2, 1]"),
         ({"levels": "63"}, "levels: '63' must be a list of whole numbers"),

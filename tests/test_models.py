@@ -30,7 +30,8 @@ def finished(tmp_path_factory):
     work = tmp_path_factory.mktemp("work")
     images = draw_folder(work / "images")
     shutil.copy(WEIGHTS, work / "mine.safetensors")
-    features = {"weights": str(work / "mine.safetensors"), "levels": [3, 2, 1], "scales": [64, 80]}
+    features = {"weights": str(work / "mine.safetensors"), "layer": ["spp", "fc6"]}
+    features |= {"levels": [3, 2, 1], "scales": [64, 80]}
     settings = {"classifier": {"normalize": ["signed_sqrt", "standardize", "l2_block"]}}
     return run(experiment(images, work, features=features, **settings), "spptransfer run"), images
 
@@ -64,7 +65,9 @@ def test_the_model_is_trained_on_all_labelled_images_and_scores_files_as_their_f
     result, images = finished
     cache = FeatureCache.open(result.results["features"]["cache"])
     ids = list(cache.ids)
-    X = cache.matrix(ids, levels=model.levels, scales=model.scales, combine=model.combine)
+    assert model.layers == ("spp", "fc6")
+    columns = {name: getattr(model, name) for name in ("layers", "levels", "scales", "combine")}
+    X = cache.matrix(ids, **columns)
     normalizer = PyramidNormalizer(model.normalizer.steps, block_sizes=model.normalizer.block_sizes)
     by_hand = LinearSVM(C=1.0).fit(normalizer.fit_transform(X), [id.split("/")[0] for id in ids])
     expected = by_hand.decision_function(normalizer.transform(X))

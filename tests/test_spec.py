@@ -25,7 +25,9 @@ def test_a_spec_comes_back_from_json_as_it_was():
     [
         {"backbone": "alexnet"},
         {"weights_sha256": "01"},
-        {"layer": "fire4"},
+        {"layers": ("fire4",)},
+        {"layers": ("spp", "fire4")},
+        {"layers": ("spp", "fc6"), "vectors": ("fc6",)},
         {"levels": (6, 4)},
         {"levels": ()},
         {"pooling": "mean"},
@@ -57,6 +59,9 @@ def test_levels_that_follow_from_others_do_not_change_the_fingerprint(levels):
         {**SPEC.to_dict(), "levels": 6},
         {**SPEC.to_dict(), "scales": [1e300]},
         {**SPEC.to_dict(), "backbone": 7},
+        {**SPEC.to_dict(), "layers": 7},
+        {**SPEC.to_dict(), "layers": ["spp", 7]},
+        {**SPEC.to_dict(), "vectors": 7},
         {**SPEC.to_dict(), "flip": "yes"},
         {**SPEC.to_dict(), "view": []},
     ],
@@ -92,6 +97,22 @@ def test_a_spec_covers_fewer_scales_but_not_more():
     wide = make_spec(scales=(48, 64))
     assert wide.covers(make_spec(scales=(64,)))
     assert not make_spec(scales=(64,)).covers(wide)
+
+
+def test_a_spec_covers_fewer_layers_but_not_more():
+    both = make_spec(layers=("spp", "fc6"), vectors=("fc6",), pooling="mean")
+    vector, map = make_spec(layers=("fc6",), levels=()), make_spec(pooling="mean")
+    assert both.covers(vector)
+    assert both.covers(map)
+    assert not map.covers(both)
+    assert not vector.covers(both)
+    assert not both.covers(make_spec())
+
+
+def test_the_order_of_layers_does_not_change_the_fingerprint():
+    one, other = (make_spec(layers=layers) for layers in (("spp", "conv4"), ("conv4", "spp")))
+    assert one.fingerprint == other.fingerprint
+    assert one.origin == "squeezenet1_1 conv4 + spp"
 
 
 def test_a_vector_covers_no_map_and_a_map_no_vector():

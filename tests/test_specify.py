@@ -25,6 +25,18 @@ def test_a_backbone_by_name_and_a_loaded_one_have_one_spec():
         assert feature_spec(loaded, layer=layer) == feature_spec(MINI, layer=layer)
 
 
+def test_only_the_maps_of_several_layers_have_levels():
+    both = feature_spec(MINI, layer=["fc6", "conv3"], levels=[4, 2])
+    assert (both.layers, both.vectors, both.levels) == (("conv3", "fc6"), ("fc6",), (4,))
+    vectors = feature_spec(MINI, layer=["fc7", "fc6"], levels=[4, 2])
+    assert (vectors.vectors, vectors.levels) == (("fc6", "fc7"), ())
+    whole = feature_spec(MINI, layer=["fc6", "conv3"], levels=[], view="warp", scales=[64])
+    assert (
+        whole.levels
+        == feature_spec(MINI, layer="conv3", levels=[], view="warp", scales=[64]).levels
+    )
+
+
 @pytest.mark.parametrize("view", ["center_crop", "warp"])
 @pytest.mark.parametrize("layer", ["conv1", "conv3", "spp"])
 @pytest.mark.parametrize("scale", [17, 64, 99])
@@ -45,6 +57,14 @@ def test_without_levels_the_bins_are_the_cells_of_the_map(view, layer, scale):
             {"levels": [], "view": "warp", "scales": [64, 96]},
             r"at one scale, not at \[64, 96\]",
         ),
+        (
+            {"levels": [], "view": "warp", "scales": [64], "layer": ["conv3", "conv4"]},
+            r"the whole map of one layer, not of \['conv3', 'conv4'\]",
+        ),
+        ({"layer": ["spp", "conv9"]}, "unknown layer 'conv9' .*: did you mean"),
+        ({"layer": ["spp", "spp"]}, r"layer: \['spp', 'spp'\] holds a layer twice"),
+        ({"layer": []}, r"layer: \[\] must be a layer's name or a list of names, as \[fc6, spp\]"),
+        ({"layer": None}, "unknown layer 'None'"),
         ({"storage": "int8"}, "storage: 'int8' is unknown"),
     ],
 )

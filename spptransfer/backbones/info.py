@@ -130,9 +130,14 @@ class BackboneInfo:
         known = [one.channels / one.stride**2 for one in self.layers if one.stride]
         return max(known, default=16.0)
 
-    def default_levels(self, layer: str) -> tuple[int, ...]:
-        """Levels at which a layer is pooled where a user names none: fewer of a wide one."""
-        return (6, 3, 2, 1) if self.layer(layer).channels < 1024 else (3, 2, 1)
+    def default_levels(self, layers: Sequence[str]) -> tuple[int, ...]:
+        """Levels at which maps are pooled where a user names none: fewer of a wide one."""
+        maps = [layer.channels for layer in map(self.layer, layers) if layer.kind == "map"]
+        return (6, 3, 2, 1) if max(maps, default=0) < 1024 else (3, 2, 1)
+
+    def channels_of(self, layers: Sequence[str]) -> dict[str, int]:
+        """Channels of some layers, or the length of a vector, by name."""
+        return {name: self.layer(name).channels for name in layers}
 
     def layer(self, name: str) -> LayerInfo:
         """Look a layer up by its name.

@@ -218,7 +218,6 @@ class ResponseNorm(nn.Module):
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """Normalise N x C x H x W maps."""
         # In float16 squares are infinite from 256 on; on a CPU torch has no bfloat16 for `across`.
-        # Not `==` and `in`: whoever traces a network gives maps of no type.
         if maps.dtype is torch.float16 or (self.mean is None and maps.dtype is torch.bfloat16):
             return self.forward(maps.float()).to(maps.dtype)
         if self.mean is None:

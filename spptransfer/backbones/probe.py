@@ -22,7 +22,7 @@ Probe = npt.NDArray[np.float32]
 
 
 def probe(backbone: Backbone, layers: Sequence[str]) -> Probe:
-    """Compute 64 numbers of a float32 backbone's features of an image of noise.
+    """Compute 64 numbers of each layer of a float32 backbone, of an image of noise.
 
     Parameters
     ----------
@@ -33,13 +33,13 @@ def probe(backbone: Backbone, layers: Sequence[str]) -> Probe:
 
     Returns
     -------
-    ndarray of float32, shape (64,)
+    ndarray of float32, shape (n_layers, 64)
 
     Examples
     --------
     >>> from spptransfer import backbones
     >>> probe(backbones.load("squeezenet1_1", "random"), ["spp"]).shape
-    (64,)
+    (1, 64)
     """
     import torch
 
@@ -54,20 +54,23 @@ def probe(backbone: Backbone, layers: Sequence[str]) -> Probe:
         flat = [layer for layer in layers if info.layer(layer).kind == "vector"]
         values = {**maps, **backbone.vectors_of(maps, flat)}
         means = [values[at].flatten(2).mean(2) if at not in flat else values[at] for at in layers]
-        found = torch.cat(means, dim=1)[0]
-    return found[np.linspace(0, len(found) - 1, PROBE_NUMBERS).astype(int)].numpy()
+        of_layers = [each[0].numpy() for each in means]
+    chosen = [np.linspace(0, len(each) - 1, PROBE_NUMBERS).astype(int) for each in of_layers]
+    return np.stack([each[at] for each, at in zip(of_layers, chosen, strict=True)])
 
 
 def difference(found: Probe, known: Probe) -> float:
-    """Return the relative l2 distance of two probes; 0 where none was recorded or they agree.
+    """Return the relative l2 distance of two probes, of the layer where it is largest.
+
+    It is 0 where none was recorded or they agree.
 
     Examples
     --------
-    >>> difference(np.ones(64, np.float32), np.full(64, 1.001, np.float32))
+    >>> difference(np.ones((2, 64), np.float32), np.full((2, 64), 1.001, np.float32))
     0.0
     """
-    length = float(np.linalg.norm(known.astype(np.float64)))
-    if not length:
-        return 0.0
-    distance = float(np.linalg.norm(found.astype(np.float64) - known)) / length
+    lengths = np.linalg.norm(known.astype(np.float64), axis=1)
+    distances = np.linalg.norm(found.astype(np.float64) - known, axis=1)
+    recorded = lengths > 0
+    distance = float(np.max(distances[recorded] / lengths[recorded], initial=0.0))
     return 0.0 if distance <= _LARGEST_DIFFERENCE else distance

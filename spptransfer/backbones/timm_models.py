@@ -123,6 +123,7 @@ class TimmBackbone(nn.Module):
         self.weights_sha256 = weights_sha256
         self.layers = tuple(layers)
         self.channels_last = False
+        self.is_convolutional = not any("attn" in name for name, _ in model.named_modules())
         self.eval().requires_grad_(False)
 
     def maps_of(self, images: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:

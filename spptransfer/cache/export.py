@@ -33,6 +33,7 @@ def export(
     levels: Sequence[int] | None = None,
     scales: Sequence[int] | None = None,
     combine: Combine = "concat",
+    layers: Sequence[str] | None = None,
 ) -> int:
     """Write chosen features with ids and labels to a file of another kind."""
     if path.suffix not in FORMATS:
@@ -42,7 +43,7 @@ def export(
     chosen = cache.ids if ids is None else list(ids)
     if not chosen:
         raise CacheError(f"'{cache.path}' has no rows to export")
-    view = cache.view(chosen, levels=levels, scales=scales, combine=combine)
+    view = cache.view(chosen, levels=levels, scales=scales, combine=combine, layers=layers)
     names = feature_names(view.selection)
     labels = None if cache.targets is None else cache.labels(chosen)
     with atomic_write(path, view.nbytes if path.suffix == ".npz" else 0) as temporary:

@@ -45,7 +45,8 @@ class CacheInfo:
                 "computed by": ", ".join(sorted(self.computed_by)) or "not recorded",
                 "fingerprint": self.spec.fingerprint,
             }
-            for name, value in self.spec.to_dict().items():
+            shown = self.spec.to_dict() | {"layers": " + ".join(self.spec.layers)}
+            for name, value in shown.items():
                 told[name] = value if isinstance(value, str) else json.dumps(value)
         return "\n".join(f"{name}: {value}" for name, value in told.items())
 

@@ -13,11 +13,12 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import IO
+from urllib.parse import quote
 
 import h5py
 import numpy as np
@@ -30,7 +31,7 @@ from spptransfer.ids import Ids, encode
 from spptransfer.spec import FeatureSpec
 
 FORMAT = "spptransfer-features"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 # HDF5's part begins behind so many bytes, and larger datasets on a page of their own.
 PAGE = 4096
@@ -61,14 +62,15 @@ class DamagedFileError(CacheError):
 
 @dataclass(frozen=True)
 class Block:
-    """Stored numbers of one scale: a determining level, or a vector (`level` None).
+    """Stored numbers of a layer at one scale: a determining level, or a vector (`level` None).
 
     Examples
     --------
-    >>> Block(scale=224, level=6, channels=256).name
-    'features/scale_224/level_6'
+    >>> Block(layer="spp", scale=224, level=6, channels=256).name
+    'features/spp/scale_224/level_6'
     """
 
+    layer: str
     scale: int
     level: int | None
     channels: int
@@ -77,7 +79,7 @@ class Block:
     def name(self) -> str:
         """Name of the dataset in the file."""
         part = "vector" if self.level is None else f"level_{self.level}"
-        return f"features/scale_{self.scale}/{part}"
+        return f"features/{quote(self.layer, safe='')}/scale_{self.scale}/{part}"
 
     @property
     def width(self) -> int:
@@ -96,10 +98,14 @@ class Labels:
     targets: npt.NDArray[np.integer]
 
 
-def blocks_of(spec: FeatureSpec, channels: int) -> tuple[Block, ...]:
+def blocks_of(spec: FeatureSpec, channels: Mapping[str, int]) -> tuple[Block, ...]:
     """List the blocks that a file of this spec holds, in the order in which they are stored."""
-    levels: tuple[int | None, ...] = spec.levels or (None,)
-    return tuple(Block(scale, level, channels) for scale in spec.scales for level in levels)
+    return tuple(
+        Block(layer, scale, level, channels[layer])
+        for layer in spec.layers
+        for scale in spec.scales
+        for level in spec.levels_of(layer)
+    )
 
 
 def row_runs(count: int, row_bytes: int) -> Iterator[slice]:
@@ -119,7 +125,7 @@ def datasets_of(count: int, storage: str, blocks: Sequence[Block]) -> dict[str, 
     """Return shape and type of all datasets but ids and labels, those of the head first."""
     return {
         "computed_by": ((), f"|S{COMPUTED_BY_BYTES}"),
-        "probe": ((PROBE_NUMBERS,), "<f4"),
+        "probe": ((len({block.layer for block in blocks}), PROBE_NUMBERS), "<f4"),
         "rows/stamp": ((count, 3), "<i8"),
         "rows/checksum": ((count, CHECKSUM_BYTES), "|u1"),
         "rows/digest": ((count,), "|S64"),
@@ -150,7 +156,7 @@ class Layout:
     """All that is known of a file before its first row; parameters as of `CacheWriter`."""
 
     spec: FeatureSpec
-    channels: int
+    channels: Mapping[str, int]
     dataset: str
     ids: Ids
     labels: Labels | None = None
@@ -162,7 +168,7 @@ class Layout:
         blocks = blocks_of(self.spec, self.channels)
         self._datasets = datasets_of(len(self.ids), self.spec.storage, blocks)
         # Room for HDF5's own description of the file: it must not need a second piece.
-        estimate = (1 << 14) + 2 * len(json.dumps(self.spec.to_dict())) + 2048 * len(blocks)
+        estimate = (1 << 14) + 2 * len(json.dumps(self.spec.to_dict())) + 4096 * len(blocks)
         self._metadata_bytes = 1 << (estimate - 1).bit_length()
         # Bytes that the file will have, about.
         self.needed = 3 * self._metadata_bytes + self.ids.encoded.nbytes
@@ -172,7 +178,8 @@ class Layout:
     @cached_property
     def digest(self) -> str:
         """Hash of it; where it is the same an unfinished file can be gone on with."""
-        hasher = hashlib.sha256(f"{self.spec.fingerprint} {self.channels}".encode())
+        channels = [self.channels[layer] for layer in self.spec.layers]
+        hasher = hashlib.sha256(f"{self.spec.fingerprint} {channels}".encode())
         hasher.update(json.dumps([self.dataset, self.ids.sha256()]).encode())
         if self.labels is not None:
             hasher.update(json.dumps(list(self.labels.classes)).encode())
@@ -197,7 +204,7 @@ class Layout:
                 format_version=FORMAT_VERSION,
                 spec=json.dumps(self.spec.to_dict()),
                 fingerprint=self.spec.fingerprint,
-                channels=self.channels,
+                channels=[self.channels[layer] for layer in self.spec.layers],
                 dataset=self.dataset,
                 written_by=f"spptransfer {__version__}",
             )
@@ -205,14 +212,15 @@ class Layout:
                 file["labels/classes"] = encode(self.labels.classes)
                 file["labels/targets"] = self.labels.targets
             file["computed_by"] = np.zeros((), f"S{COMPUTED_BY_BYTES}")
-            file["probe"] = np.zeros(PROBE_NUMBERS, "<f4")
+            file["probe"] = np.zeros(*self._datasets["probe"])
             for name in ("rows/stamp", "rows/checksum"):
                 file.create_dataset(name, *self._datasets[name], dcpl=room)
         # HDF5 puts small datasets into what is left of a block of small ones. Closing the file
         # ends that block, so that from here on all rows come to lie behind the head.
         with h5py.File(path, "r+", **options) as file:
-            for scale in self.spec.scales:
-                file.create_group(f"features/scale_{scale}")
+            for name in self._datasets:
+                if name.startswith("features/"):
+                    file.require_group(name.rpartition("/")[0])
             ids = file.create_dataset("rows/id", len(self.ids), self.ids.encoded.dtype, dcpl=room)
             for name, (shape, dtype) in self._datasets.items():
                 if name not in HEAD:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from spptransfer.cache.rows import OK, RowFile
 from spptransfer.errors import CacheError, SpecMismatchError, suggestion
 from spptransfer.ids import Ids, decode
 from spptransfer.pyramid import check_levels, derive_level
-from spptransfer.spec import FeatureSpec, check_scales
+from spptransfer.spec import FeatureSpec, check_layers, check_scales
 
 Combine = Literal["concat", "mean", "max"]
 COMBINES: tuple[Combine, ...] = get_args(Combine)
@@ -26,12 +26,13 @@ COMBINES: tuple[Combine, ...] = get_args(Combine)
 
 @dataclass(frozen=True)
 class Column:
-    """A run of columns of a feature matrix that belong to one level at one scale.
+    """A run of columns of a feature matrix that belong to one level of a layer at one scale.
 
-    `level` is None for fully connected layers, `scale` None where scales were combined. Inside,
-    numbers are channel-major: channel, then bin row, then bin column.
+    `level` is None for vector layers, `scale` None where scales were combined. Inside, numbers
+    are channel-major: channel, then bin row, then bin column.
     """
 
+    layer: str
     scale: int | None
     level: int | None
     start: int
@@ -45,13 +46,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Selection:
-    """Levels and scales of a spec, checked, and how several scales are combined.
+    """Layers, levels and scales of a spec, checked, and how several scales are combined.
 
-    `columns` come scale by scale, within each level by level.
+    `columns` come layer by layer, within each scale by scale, within each level by level.
     """
 
     spec: FeatureSpec
-    channels: int
+    channels: Mapping[str, int]
+    layers: tuple[str, ...]
     scales: tuple[int, ...]
     combine: Combine
     columns: tuple[Column, ...]
@@ -60,10 +62,11 @@ class Selection:
     def choose(
         cls,
         spec: FeatureSpec,
-        channels: int,
+        channels: Mapping[str, int],
         levels: Sequence[int] | None = None,
         scales: Sequence[int] | None = None,
         combine: Combine = "concat",
+        layers: str | Sequence[str] | None = None,
     ) -> Selection:
         """Check a choice against what is stored; None stands for everything stored."""
         if combine not in COMBINES:
@@ -72,14 +75,20 @@ class Selection:
         for scale in chosen:
             if scale not in spec.scales:
                 raise CacheError(f"scale {scale} is not stored; allowed: {list(spec.scales)}")
-        wanted = _choose_levels(spec, levels)
+        named = spec.layers if layers is None else check_layers(layers)
+        for layer in named:
+            if layer not in spec.layers:
+                raise CacheError(f"layer {layer!r} is not stored; allowed: {list(spec.layers)}")
+        wanted = _choose_levels(spec, named, levels)
         shown: Sequence[int | None] = chosen if combine == "concat" else (None,)
         columns: list[Column] = []
-        for of_scale, level in itertools.product(shown, wanted):
-            start = columns[-1].stop if columns else 0
-            width = channels * (1 if level is None else level**2)
-            columns.append(Column(of_scale, level, start, start + width))
-        return cls(spec, channels, chosen, combine, tuple(columns))
+        for layer in named:
+            of_layer = (None,) if layer in spec.vectors else wanted
+            for of_scale, level in itertools.product(shown, of_layer):
+                start = columns[-1].stop if columns else 0
+                width = channels[layer] * (1 if level is None else level**2)
+                columns.append(Column(layer, of_scale, level, start, start + width))
+        return cls(spec, channels, named, chosen, combine, tuple(columns))
 
     @property
     def width(self) -> int:
@@ -89,8 +98,9 @@ class Selection:
     @property
     def only_block(self) -> Block | None:
         """The block that is the whole matrix as stored, if the choice comes down to that."""
-        level, block = self.columns[0].level, self._source(self.scales[0], self.columns[0].level)
-        is_stored = len(self.columns) == len(self.scales) == 1 and block.level == level
+        first = self.columns[0]
+        block = self._source(first, self.scales[0])
+        is_stored = len(self.columns) == len(self.scales) == 1 and block.level == first.level
         return block if is_stored else None
 
     def fill(self, out: npt.NDArray[Any], read: Callable[[Block], npt.NDArray[Any]]) -> None:
@@ -98,7 +108,7 @@ class Selection:
         for column in self.columns:
             levels = []
             for scale in self.scales if column.scale is None else (column.scale,):
-                source = self._source(scale, column.level)
+                source = self._source(column, scale)
                 rows = read(source)
                 if source.level is not None and column.level is not None:
                     rows = derive_level(rows, source.level, column.level)
@@ -110,15 +120,18 @@ class Selection:
                 stacked = np.stack(levels, dtype=np.float32)
                 out[:, column.start : column.stop] = reduce(stacked, axis=0)
 
-    def _source(self, scale: int, level: int | None) -> Block:
-        return Block(scale, level and self.spec.source_of(level), self.channels)
+    def _source(self, column: Column, scale: int) -> Block:
+        level = column.level and self.spec.source_of(column.level)
+        return Block(column.layer, scale, level, self.channels[column.layer])
 
 
-def _choose_levels(spec: FeatureSpec, levels: Sequence[int] | None) -> tuple[int | None, ...]:
+def _choose_levels(
+    spec: FeatureSpec, layers: Sequence[str], levels: Sequence[int] | None
+) -> tuple[int, ...]:
+    if levels and set(layers) <= set(spec.vectors):
+        raise CacheError(f"layer '{layers[0]}' is a vector; it has no levels")
     if not spec.levels:
-        if levels:
-            raise CacheError(f"layer '{spec.layer}' is a vector; it has no levels")
-        return (None,)
+        return ()
     chosen = spec.levels if levels is None else check_levels(levels)
     for level in chosen:
         if spec.source_of(level) is None:
@@ -132,20 +145,22 @@ def feature_names(selection: Selection, *, whole_map: bool = False) -> list[str]
     """Name every column, as ``"scale224_level6_channel0_bin0_5"``.
 
     For whole maps (``levels: []``) it is ``"scale224_conv4_channel0_row0_column5"``, for vectors
-    ``"scale224_unit0"``.
+    ``"scale224_unit0"``. Where there are several layers the layer goes first.
     """
-    layer = selection.spec.layer
     names = []
     for column in selection.columns:
         scale = selection.combine if column.scale is None else f"scale{column.scale}"
+        if len(selection.layers) > 1:
+            scale = f"{column.layer}_{scale}"
+        channels = selection.channels[column.layer]
         if column.level is None:
-            names += [f"{scale}_unit{unit}" for unit in range(selection.channels)]
+            names += [f"{scale}_unit{unit}" for unit in range(channels)]
             continue
-        block = layer if whole_map else f"level{column.level}"
+        block = column.layer if whole_map else f"level{column.level}"
         cell = "row{}_column{}" if whole_map else "bin{}_{}"
         names += [
             f"{scale}_{block}_channel{channel}_{cell.format(row, side)}"
-            for channel in range(selection.channels)
+            for channel in range(channels)
             for row in range(column.level)
             for side in range(column.level)
         ]
@@ -172,11 +187,11 @@ class FeatureCache(RowFile):
         Name of the dataset.
     classes : tuple of str
         Names of the classes, empty if the dataset has no labels.
-    channels : int
-        Channels of the layer.
+    channels : dict of str to int
+        Channels of every layer, or the length of a vector.
     computed_by : tuple of str
         Names and versions of what computed the rows.
-    probe : ndarray of float32, shape (64,)
+    probe : ndarray of float32, shape (n_layers, 64)
         What the backbone makes of a fixed image; zeros where it was not recorded.
     blocks : tuple of Block
         What is stored of every row.
@@ -240,8 +255,8 @@ class FeatureCache(RowFile):
         failed = f", failed={self.count - len(self)}" if self.count > len(self) else ""
         return (
             f"<FeatureCache '{self.path.name}': {len(self)} rows of {self.dataset}{failed}; "
-            f"{spec.backbone} {spec.layer}, scales={list(spec.scales)}{levels}, "
-            f"{self.channels} channels, {spec.storage}>"
+            f"{spec.origin}, scales={list(spec.scales)}{levels}, "
+            f"{' + '.join(map(str, self.channels.values()))} channels, {spec.storage}>"
         )
 
     @property
@@ -283,25 +298,26 @@ class FeatureCache(RowFile):
         levels: Sequence[int] | None = None,
         scales: Sequence[int] | None = None,
         combine: Combine = "concat",
+        layers: str | Sequence[str] | None = None,
     ) -> tuple[Column, ...]:
-        """Describe the columns of a matrix of such levels and scales.
+        """Describe the columns of a matrix of such layers, levels and scales.
 
         Parameters
         ----------
-        levels, scales, combine
+        levels, scales, combine, layers
             As in `matrix`.
 
         Returns
         -------
         tuple of Column
-            Scale by scale, within each level by level.
+            Layer by layer, within each scale by scale, within each level by level.
 
         Raises
         ------
         CacheError
-            If a level or scale does not follow from what is stored.
+            If a layer, level or scale does not follow from what is stored.
         """
-        return Selection.choose(self.spec, self.channels, levels, scales, combine).columns
+        return Selection.choose(self.spec, self.channels, levels, scales, combine, layers).columns
 
     def matrix(
         self,
@@ -310,6 +326,7 @@ class FeatureCache(RowFile):
         levels: Sequence[int] | None = None,
         scales: Sequence[int] | None = None,
         combine: Combine = "concat",
+        layers: str | Sequence[str] | None = None,
         dtype: npt.DTypeLike = np.float32,
     ) -> npt.NDArray[Any]:
         """Read features as a matrix.
@@ -324,6 +341,8 @@ class FeatureCache(RowFile):
             Scales, in this order; by default all that are stored.
         combine : {"concat", "mean", "max"}
             What becomes of several scales.
+        layers : str or sequence of str, optional
+            Layers, in this order; by default all that are stored.
         dtype : dtype, default=float32
             Type of the matrix; ``"float16"`` halves what a float16 cache needs.
 
@@ -335,11 +354,11 @@ class FeatureCache(RowFile):
         Raises
         ------
         CacheError
-            If an id is unknown or its row failed, or a level or scale does not follow from what
-            is stored.
+            If an id is unknown or its row failed, or a layer, level or scale does not follow from
+            what is stored.
         """
-        view = self.view(ids, levels=levels, scales=scales, combine=combine, dtype=dtype)
-        return np.asarray(view)
+        chosen: Any = {"levels": levels, "scales": scales, "combine": combine, "layers": layers}
+        return np.asarray(self.view(ids, **chosen, dtype=dtype))
 
     def view(
         self,
@@ -348,13 +367,14 @@ class FeatureCache(RowFile):
         levels: Sequence[int] | None = None,
         scales: Sequence[int] | None = None,
         combine: Combine = "concat",
+        layers: str | Sequence[str] | None = None,
         dtype: npt.DTypeLike = np.float32,
     ) -> FeatureView:
         """Make a matrix that stays on the disk until it is sliced.
 
         Parameters
         ----------
-        ids, levels, scales, combine, dtype
+        ids, levels, scales, combine, layers, dtype
             As in `matrix`.
 
         Returns
@@ -368,7 +388,7 @@ class FeatureCache(RowFile):
         CacheError
             As in `matrix`.
         """
-        selection = Selection.choose(self.spec, self.channels, levels, scales, combine)
+        selection = Selection.choose(self.spec, self.channels, levels, scales, combine, layers)
         return FeatureView(self, self._positions(ids), selection, np.dtype(dtype))
 
     def iter_blocks(

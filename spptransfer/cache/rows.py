@@ -195,7 +195,8 @@ class RowFile:
             raise DamagedFileError(self.path, error) from error
         if self.fingerprint != self.spec.fingerprint:
             raise ValueError("its fingerprint is not that of its spec")
-        self.channels = int(given["channels"])
+        counts = map(int, given["channels"])
+        self.channels = dict(zip(self.spec.layers, counts, strict=True))
         self.blocks: tuple[Block, ...] = blocks_of(self.spec, self.channels)
         width = sum(block.width for block in self.blocks)
         # What a row takes in memory with all it has, about.

@@ -170,7 +170,7 @@ class CacheWriter:
         path: Path,
         *,
         spec: FeatureSpec,
-        channels: int,
+        channels: Mapping[str, int],
         dataset: str,
         ids: Ids,
         labels: Labels | None,
@@ -185,7 +185,7 @@ class CacheWriter:
         self._is_empty = False
         self._read_only: CacheError | None = None
         self._computed_by: set[str] = set()
-        self._probe: Probe = np.zeros(PROBE_NUMBERS, np.float32)
+        self._probe: Probe = np.zeros((len(spec.layers), PROBE_NUMBERS), np.float32)
         # Of every id: which of the files has its row, and where. 6 bytes are all that is held.
         self._files: list[RowFile] = []
         self._file = np.full(len(self._ids), _NOWHERE, np.int16)
@@ -228,8 +228,10 @@ class CacheWriter:
             files = partial_files(self.path)
         if self.path.exists():
             self._finished = cache = FeatureCache.open(self.path, self.spec)
-            self.spec = cache.spec
-            self._layout = dataclasses.replace(self._layout, spec=cache.spec)
+            self.spec, self._probe = cache.spec, np.zeros_like(cache.probe)
+            self._layout = dataclasses.replace(
+                self._layout, spec=cache.spec, channels=cache.channels
+            )
             # What was written last counts; the finished file among equals, as it was made of them.
             files = sorted([*files, self.path], key=lambda file: file.stat().st_mtime_ns)
         for path in files:

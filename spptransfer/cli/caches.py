@@ -73,7 +73,7 @@ def _what(info: CacheInfo) -> str:
     if spec is None:
         return info.error
     levels = f", levels {list(spec.levels)}" if spec.levels else ""
-    return f"{info.dataset}: {spec.backbone} {spec.layer}, scales {list(spec.scales)}{levels}"
+    return f"{info.dataset}: {spec.origin}, scales {list(spec.scales)}{levels}"
 
 
 def info(cache: CacheFile, output: Output) -> int:
@@ -172,6 +172,9 @@ def export(
     ids: Annotated[
         Path | None, choice("Text file with an id per line.", "all", metavar="FILE")
     ] = None,
+    layers: Annotated[
+        str | None, choice("Layers.", "those stored", metavar="NAME,NAME,...")
+    ] = None,
     levels: Annotated[str | None, choice("Levels.", "those stored", metavar="N,N,...")] = None,
     scales: Annotated[str | None, choice("Scales.", "those stored", metavar="S,S,...")] = None,
     combine: Annotated[
@@ -197,6 +200,7 @@ def export(
         levels=numbers("levels", levels, "6,3,1"),
         scales=numbers("scales", scales, "6,3,1"),
         combine=combine,  # type: ignore[arg-type]
+        layers=layers.split(",") if layers else None,
     )
     output.say(f"{plural(count, 'row')}: {short_path(file)}")
     rows = {"ok": count, "failed": 0, "reused": 0}

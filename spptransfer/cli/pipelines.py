@@ -246,7 +246,7 @@ def _prepare(
         spec, chosen = first.wanted, first.selection
         levels = f"levels {list(chosen['levels'])}, " if chosen["levels"] else ""
         about += (
-            f"{spec.backbone} {spec.layer} (weights {spec.weights_sha256[:8]}), {levels}"
+            f"{spec.origin} (weights {spec.weights_sha256[:8]}), {levels}"
             f"scales {list(chosen['scales'])}, view {spec.view}"
         )
     output.say(f"{printable(prepared.name)}: {about}")

@@ -112,9 +112,11 @@ def prepare_grid(name: str, pipeline: Pipeline, machine: Machine) -> Grid:
             check(experiment)
         except ConfigError as error:
             raise ConfigError(f"grid cell '{row.label}' x '{column.label}': {error}") from error
-        opened[key], layer = experiment.dataset, experiment.wanted.layer
-        here = experiment.cache[0].exists() or layer in layers_within(experiment.backbone)
-        missing = "" if here else f"weights lack {layer}"
+        opened[key], missing = experiment.dataset, ""
+        if not experiment.cache[0].exists():
+            within = layers_within(experiment.backbone)
+            lacking = [layer for layer in experiment.wanted.layers if layer not in within]
+            missing = f"weights lack {', '.join(lacking)}" if lacking else ""
         cells.append(Cell(row.label, column.label, experiment, missing))
     if all(cell.missing for cell in cells):
         raise ConfigError(f"no cell of the grid can be computed: {cells[0].missing}")

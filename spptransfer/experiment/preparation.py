@@ -24,7 +24,7 @@ from spptransfer.datasets.csv_file import find_csv
 from spptransfer.errors import CacheError, ConfigError
 from spptransfer.files import expand_path, make_folder, write_text
 from spptransfer.runtimes import ComputeOptions, check_options
-from spptransfer.spec import FeatureSpec, Precision, shared_part
+from spptransfer.spec import FeatureSpec, Precision, check_layers, shared_part
 from spptransfer.specify import feature_spec, levels_and_scales
 
 # What a command does next or has found out, in lines for people.
@@ -36,6 +36,8 @@ steps = logging.getLogger(STEPS)
 _PUBLISHED = ("caltech101", "voc2007")
 # What `precision: auto` may become, in the order in which caches that are there are preferred.
 _CANDIDATES: tuple[Precision, ...] = ("float32", "bfloat16")
+# The longest part of a cache's name.
+_SLUG = 40
 # Names that Windows keeps for its devices, whatever their suffix.
 _RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9]) *(\.|$)", re.IGNORECASE)
 
@@ -101,12 +103,13 @@ class Experiment:
 
     @property
     def selection(self) -> dict[str, Any]:
-        """Levels, scales and combination in the order of the columns.
+        """Layers, levels, scales and combination in the order of the columns.
 
         Vectors have no levels; the whole map is the level whose bins are its cells.
         """
         section, levels = self.pipeline.features, self.wanted.levels
         return {
+            "layers": section.layer,
             "levels": (section.levels or levels) if levels else None,
             "scales": section.scales,
             "combine": section.combine,
@@ -116,14 +119,16 @@ class Experiment:
     def cache(self) -> tuple[Path, FeatureSpec]:
         """Where the features lie or will lie, and the spec of that file.
 
-        A cache of finer levels or more scales is used where there is one already: what is
-        wanted follows from it exactly.
+        A cache of more layers, finer levels or more scales is used where there is one already:
+        what is wanted follows from it exactly.
         """
         folder, prefix = self.machine.cache_dir, self._prefix()
-        exact = folder / f"{prefix}-{self.wanted.fingerprint[:12]}.h5"
+        layers = "+".join(map(_slug, self.wanted.layers))[:_SLUG]
+        exact = folder / f"{prefix}-{layers}-{self.wanted.fingerprint[:12]}.h5"
         if exact.exists():
             return exact, self.wanted
-        whole = re.compile(re.escape(prefix) + r"-[0-9a-f]{12}\.h5")  # a shard's name says more
+        # A shard's name says more.
+        whole = re.compile(re.escape(prefix) + r"-[^-]+-[0-9a-f]{12}\.h5")
         for candidate in sorted(folder.glob(f"{prefix}-*.h5")):
             if whole.fullmatch(candidate.name):
                 with contextlib.suppress(CacheError):
@@ -141,7 +146,7 @@ class Experiment:
 
     def _prefix(self) -> str:
         """Begin the cache's name: by the place of the user's own images, among others."""
-        parts = [self.dataset.name, self.wanted.backbone, self.wanted.layer]
+        parts = [self.dataset.name, self.wanted.backbone]
         if self.dataset.name not in _PUBLISHED:
             place = self.dataset.root.resolve()
             named = place / expand_path(self.pipeline.dataset.root or "").name
@@ -171,10 +176,15 @@ def prepare(
     backbone = BackboneRef(
         section.backbone, section.weights or "", machine.weights_dir, machine.cache_dir
     )
-    levels, scales = levels_and_scales(backbone.info, section.layer, section.levels, section.scales)
+    layers = check_layers(section.layer)
+    levels, scales = levels_and_scales(backbone.info, layers, section.levels, section.scales)
     found = {"weights": backbone.weights, "levels": levels, "scales": scales}
     section = section.model_copy(update=found)
-    pipeline = pipeline.model_copy(update={"features": section})
+    classifier = pipeline.classifier
+    if classifier.normalize is None:
+        step = "l2" if len(layers) == 1 else "l2_block"
+        classifier = classifier.model_copy(update={"normalize": (step,)})
+    pipeline = pipeline.model_copy(update={"features": section, "classifier": classifier})
     asked = section.model_dump(exclude={"backbone", "weights", "combine"})
     wanted = feature_spec(backbone, **asked)
     return _settle(Experiment(name, pipeline, machine, dataset, backbone, wanted, is_open))
@@ -229,7 +239,7 @@ def plain_name(text: str) -> str:
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.]+", "_", text).strip(".")[:40] or "images"
+    return re.sub(r"[^A-Za-z0-9_.]+", "_", text).strip(".")[:_SLUG] or "images"
 
 
 def _in(experiment: Experiment, precision: Precision) -> Experiment:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import importlib.metadata
 import json
@@ -144,8 +145,9 @@ def _write_model(path: Path, experiment: Experiment, trained: SplitResult, descr
     from spptransfer.models import TransferModel
 
     weights, C = experiment.backbone.path(), trained.classifier.C
+    spec, cache = experiment.wanted, FeatureCache.open(experiment.cache[0])
     model = TransferModel(
-        spec=experiment.wanted,
+        spec=spec,
         weights=experiment.backbone.weights,
         weights_path=None if weights is None else weights.resolve(),
         **experiment.selection,
@@ -156,7 +158,7 @@ def _write_model(path: Path, experiment: Experiment, trained: SplitResult, descr
         multi_label=experiment.counted.multi_label,
         C=_plain(C),
         protocol=f"Trained on {trained_on(trained)}. Measured before: {described}",
-        probe=FeatureCache.open(experiment.cache[0]).probe,
+        probe=cache.probe[[cache.spec.layers.index(layer) for layer in spec.layers]],
     )
     model.save(path)
 
@@ -252,11 +254,9 @@ def _features(facts: RunFacts) -> dict[str, Any]:
         "weights": section.weights,
         **experiment.selection,
         "precision_choice": experiment.precision_choice if section.precision == "auto" else None,
-        "channels": facts.cache.channels,
+        "channels": {layer: facts.cache.channels[layer] for layer in section.layer},
         "dimension": columns[-1].stop,
-        "blocks": [
-            {"scale": c.scale, "level": c.level, "start": c.start, "stop": c.stop} for c in columns
-        ],
+        "blocks": [dataclasses.asdict(column) for column in columns],
         "cache": facts.cache.path.resolve(),
     }
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from spptransfer.backbones import BackboneInfo
 from spptransfer.cache import FeatureCache
+from spptransfer.cache.layout import blocks_of
 from spptransfer.errors import CacheError, ConfigError, DatasetError
 from spptransfer.experiment.preparation import Experiment, pass_key, resolve_precision, steps
 from spptransfer.experiment.results import (
@@ -38,9 +39,8 @@ from spptransfer.extraction import (
 from spptransfer.files import make_folder
 from spptransfer.protocols import Split, all_images, check_splits
 from spptransfer.protocols.evaluate import Training, check_training
-from spptransfer.pyramid import count_bins
 from spptransfer.runtimes import FEW_IMAGES
-from spptransfer.spec import FeatureSpec
+from spptransfer.spec import FeatureSpec, layers_of
 from spptransfer.text import plural
 
 logger = logging.getLogger(__name__)
@@ -145,8 +145,7 @@ def _forecast(images: int, specs: Sequence[FeatureSpec], info: BackboneInfo) -> 
     """Say how large the caches of some specs are going to be."""
     size = 0
     for spec in specs:
-        bins = count_bins(spec.levels) if spec.levels else 1
-        numbers = info.layer(spec.layer).channels * bins * len(spec.scales)
+        numbers = sum([block.width for block in blocks_of(spec, info.channels_of(spec.layers))])
         width = np.dtype(spec.storage).itemsize
         size += images * numbers * width
     shown = f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
@@ -164,7 +163,7 @@ def _tell_how_to_merge(experiments: Sequence[Experiment], shards: Shards) -> Non
 
 
 def _describe_pass(experiments: Sequence[Experiment]) -> str:
-    layers = dict.fromkeys(each.wanted.layer for each in experiments)
+    layers = layers_of([each.wanted for each in experiments])
     views = {f"{e.wanted.view} {scale}" for e in experiments for scale in e.cache[1].scales}
     return (
         f"one pass of {experiments[0].wanted.backbone} for {', '.join(layers)} at "
@@ -303,7 +302,7 @@ def finish_run(
         experiment.counted,
         splits_with_features(experiment, extraction, cache),
         training=check(experiment),
-        normalize=experiment.pipeline.classifier.normalize,
+        normalize=experiment.pipeline.classifier.normalize or (),
         block_sizes=[column.stop - column.start for column in cache.columns(**selection)],
         for_use=all_images(labelled, experiment.settings),
         progress=experiment.machine.progress,

@@ -24,9 +24,9 @@ STRIP_PIXELS = 1 << 21
 _PROBE_CELLS = 256
 
 MapsOf = Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
-# By determining level; under None for a vector layer.
-Vectors = dict[int | None, npt.NDArray[Any]]
-_Tensors = dict[int | None, torch.Tensor]
+# By layer and determining level, which is None for a vector.
+Vectors = dict[tuple[str, int | None], npt.NDArray[Any]]
+_Tensors = dict[tuple[str, int | None], torch.Tensor]
 
 
 class FeatureComputer:
@@ -69,18 +69,19 @@ class FeatureComputer:
     def _features(self, pixels: torch.Tensor, specs: Sequence[FeatureSpec]) -> list[_Tensors]:
         """Compute vectors and pooled maps; what two specs have in common, once."""
         maps = self._maps(pixels, layers_of(specs))
-        flat = layers_of([spec for spec in specs if not spec.levels])
+        flat = tuple(dict.fromkeys([layer for spec in specs for layer in spec.vectors]))
         vectors = self.runtime.vectors(maps, flat) if flat else {}
         pooled: dict[tuple[str, str, int], torch.Tensor] = {}
         found: list[_Tensors] = []
         for spec in specs:
-            features: _Tensors = {} if spec.levels else {None: vectors[spec.layer].float()}
-            for level in spec.levels:
-                key = (spec.layer, spec.pooling, level)
+            features: _Tensors = {(layer, None): vectors[layer].float() for layer in spec.vectors}
+            maps_of_spec = [layer for layer in spec.layers if layer not in spec.vectors]
+            for layer, level in itertools.product(maps_of_spec, spec.levels):
+                key = (layer, spec.pooling, level)
                 if key not in pooled:
                     pool = SpatialPyramidPooling([level], spec.pooling)
-                    pooled[key] = pool(maps[spec.layer]).float()
-                features[level] = pooled[key]
+                    pooled[key] = pool(maps[layer]).float()
+                features[layer, level] = pooled[key]
             found.append(features)
         return found
 

@@ -100,7 +100,7 @@ def extract(
     dataset : Dataset
         Images by id.
     specs : sequence of FeatureSpec
-        What to compute; they differ in nothing but layer, levels, pooling, scales, view and
+        What to compute; they differ in nothing but layers, levels, pooling, scales, view and
         storage. A cache that already holds more keeps doing so.
     paths : sequence of Path
         Where the finished HDF5 file stands or will stand, for each spec.
@@ -146,7 +146,7 @@ def extract(
             writer = CacheWriter(
                 to,
                 spec=one,
-                channels=backbone.info.layer(one.layer).channels,
+                channels=backbone.info.channels_of(one.layers),
                 dataset=dataset.name,
                 ids=Ids.of(dataset.ids),
                 labels=labels,
@@ -244,7 +244,7 @@ def _fill(
     with Extractor(specs, backbone, options, total=left, label=label) as extractor:
         runtime, progress = extractor.runtime, extractor.progress
         for plan in plans:
-            plan.writer.use_probe(probe(runtime.backbone, [plan.writer.spec.layer]))
+            plan.writer.use_probe(probe(runtime.backbone, plan.writer.spec.layers))
         parts = _parts_of(dataset, plans, todo, runtime.part_rows)
         # Whatever goes wrong here, nobody computes any more when the caches are left.
         with contextlib.closing(extractor.run(parts)) as computed:

@@ -104,7 +104,9 @@ class Rows(NamedTuple):
 class _RowBuffer:
     """The rows of one cache while their part is computed."""
 
-    def __init__(self, spec: FeatureSpec, channels: int, part: Part, lacking: Mask) -> None:
+    def __init__(
+        self, spec: FeatureSpec, channels: Mapping[str, int], part: Part, lacking: Mask
+    ) -> None:
         self.spec = spec
         self.lacking = lacking
         self.table = RowTable.empty(part.ids)
@@ -124,7 +126,7 @@ class _RowBuffer:
         for block, values in self.features.items():
             if block.scale == scale:
                 with np.errstate(over="ignore"):  # float16's range is checked by `take`
-                    values[list(positions)] = vectors[block.level]
+                    values[list(positions)] = vectors[block.layer, block.level]
 
     def take(self, part: Part) -> Rows:
         """Return the rows that were lacking; numbers that are not finite make a failed row."""
@@ -209,9 +211,9 @@ class Extractor:
 
     def _compute_part(self, part: Part, read: list[ImageInfo] | None) -> list[Rows]:
         """Compute all that the caches lack of a part; every image is decoded once."""
-        layer = self.runtime.backbone.info.layer
+        channels_of = self.runtime.backbone.info.channels_of
         buffers = [
-            _RowBuffer(spec, layer(spec.layer).channels, part, lacking)
+            _RowBuffer(spec, channels_of(spec.layers), part, lacking)
             for spec, lacking in zip(self._specs, part.lacking, strict=True)
         ]
         infos = self._read_headers(part) if read is None else read

@@ -133,14 +133,14 @@ def _wanted(computer: FeatureComputer, rendering: Rendering) -> list[int]:
 def _vectors(
     computer: FeatureComputer, views: Sequence[Views]
 ) -> Mapping[Any, list[npt.NDArray[Any]]]:
-    """Compute the vectors of all images by spec, scale and level."""
+    """Compute the vectors of all images by spec, scale, layer and level."""
     found: dict[Any, list[npt.NDArray[Any]]] = defaultdict(list)
     for of_image in views:
         for rendering, pixels in of_image.items():
             wanted = _wanted(computer, rendering)
             for number, vectors in zip(wanted, computer.compute(pixels[None], wanted), strict=True):
-                for level, values in vectors.items():
-                    found[number, rendering, level].append(values[0])
+                for block, values in vectors.items():
+                    found[number, rendering, block].append(values[0])
     return found
 
 

@@ -4,11 +4,11 @@ This is the only room that knows devices, runtimes and threads. `ComputeOptions`
 command untouched; `runtime.open_runtime` makes them a `Runtime`. Here no runtime is imported.
 
 How ``runtime: auto`` chooses: on a GPU, torch. On a CPU, the first of `PREFERENCE` for the
-precision that is installed, whose operators express the backbone, and that agrees with torch on
-noisy images; torch, which comes last, expresses all of them. What is passed over, and why, is
-logged. A runtime that is asked for by name is taken or refused. Which one computed is recorded with
-the features and never part of their fingerprint. An extraction of a dataset of fewer than
-`FEW_IMAGES` is torch's: to start another runtime would take longer than it saves. The dataset
+precision that is installed, can express the backbone as torch's ONNX exporter writes it, and agrees
+with torch on noisy images; torch, which comes last, computes all of them. What is passed over, and
+why, is logged. A runtime that is asked for by name is taken or refused. Which one computed is
+recorded with the features and never part of their fingerprint. An extraction of a dataset of fewer
+than `FEW_IMAGES` is torch's: to start another runtime would take longer than it saves. The dataset
 counts and not what is left to be done, so that a resumed run ends in the same bytes.
 
 Numbers that are not finite come out of every runtime as such, so that the row fails: ONNX Runtime's

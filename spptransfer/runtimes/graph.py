@@ -1,15 +1,15 @@
 """A backbone's trunk as an ONNX graph, which the runtimes besides torch compile.
 
-Torch's own exporters need further packages, are deprecated or report their use over the network.
-The networks of this package are made of a dozen operators, so they are followed here.
+Torch's exporter follows the trunk on noise, in this process and without a file. What it wrote down
+is trusted where the runtime agrees with torch on images of two sizes.
 """
 
 from __future__ import annotations
 
-import copy
+import io
 import math
-import operator
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,12 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from onnx import TensorProto, helper
-from torch import fx, nn
-from torch.fx.proxy import GraphAppendingTracer
-from torch.nn import functional
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from spptransfer.backbones import Backbone
+from spptransfer.backbones.catalogue import NETWORKS
 from spptransfer.errors import ConfigError
 from spptransfer.runtimes.devices import TorchNetwork, one_thread, place
 
@@ -36,10 +35,15 @@ _LARGEST = 1e25
 _PROBE_SIDE = 64
 # What runtimes say where memory does not suffice; each has exceptions of its own.
 _OUT_OF_MEMORY = ("bad_alloc", "failed to allocate", "could not allocate", "not enough memory")
-_OPSET, _FORMAT = 17, 8
+# The names of what makes a tensor's numbers Python's.
+_LEAVING = (
+    *("__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__", "__array__"),
+    *("item", "tolist", "numpy", "equal", "allclose", "is_nonzero"),
+)
+_OPSET = 17
 PIXELS = "pixels"
+_exporting = threading.Lock()
 
-Pair = tuple[int, int]
 # From N x H x W x 3 bytes to the outputs of a graph, in their order.
 Run = Callable[[npt.NDArray[np.uint8]], Sequence[npt.NDArray[np.float32]]]
 
@@ -77,42 +81,48 @@ class CompiledNetwork:
 
     def _checked(self, layers: Sequence[str]) -> tuple[Graph, Run]:
         """Compile the graph of some layers, and compare it with torch on noisy images."""
-        probes = self._probes()
+        if not getattr(self._backbone, "is_convolutional", True):  # an export takes many seconds
+            raise self._refusal(f"is for convolutions, and '{self._backbone.info.name}' attends")
+        one, several = map(torch.from_numpy, self._probes())
+        trunk = _Trunk(self._backbone, layers)
+        names = self._outputs(trunk, one)
         try:
-            traced = trace(
-                self._backbone, lambda likeness, images: likeness.maps_of(images, layers)
-            )
-        except Exception as error:  # whatever a user's classes say to values that are no tensors
-            why = f"cannot follow backbone '{self._backbone.info.name}' ({type(error).__name__})"
-            raise _refusal(self._runtime, why) from error
-        self._check_range(traced, probes[0])
-        graph = Graph(traced, self._backbone, self._runtime)
-        run = self._compile(graph)
-        for pixels in map(torch.from_numpy, probes):
-            self._check(_run(graph, run, pixels), pixels)
+            graph = Graph(trunk, several, names)
+            run = self._compile(graph)
+            found = [(pixels, _run(graph, run, pixels)) for pixels in (one, several)]
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever users' classes, the exporter and runtimes raise
+            why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise self._refusal(f"cannot compute '{self._backbone.info.name}' ({why})") from error
+        for pixels, maps in found:
+            self._check(maps, pixels)
         return graph, run
 
     def _probes(self) -> list[npt.NDArray[np.uint8]]:
         """Draw noise of two sizes, neither of them a round number."""
         info, drawn = self._backbone.info, np.random.default_rng(0)
         side, step = max(_PROBE_SIDE, info.min_side), info.grid
-        shapes = (1, side + 3, side + 14), (2, side, side + 1)
+        shapes = (1, side + 3, 2 * side + 14), (2, side, side + 1)
         return [
             drawn.integers(0, 256, (n, -(-h // step) * step, -(-w // step) * step, 3), np.uint8)
             for n, h, w in shapes
         ]
 
-    def _check_range(self, traced: fx.GraphModule, drawn: npt.NDArray[np.uint8]) -> None:
-        """Refuse a backbone whose numbers may overflow."""
-        measure = _Measure(traced)
-        with one_thread(), torch.inference_mode():
-            measure.run(TorchNetwork(self._backbone).normalize(torch.from_numpy(drawn)))
-        if not measure.largest <= _LARGEST:
-            why = (
-                f"is not for '{self._backbone.info.name}' with these weights, whose numbers are "
-                f"too large or not finite ({measure.largest:.1g} on a noisy image)"
+    def _outputs(self, trunk: _Trunk, pixels: torch.Tensor) -> dict[str, str]:
+        """Name what layers put out; refuse what depends on numbers, and those that may overflow."""
+        watch, name = _Watch(), self._backbone.info.name
+        with one_thread(), torch.no_grad(), watch:
+            found = trunk.maps(pixels)
+        if watch.has_left:
+            raise self._refusal(f"cannot follow '{name}', which depends on numbers inside it")
+        if not watch.largest <= _LARGEST:
+            raise self._refusal(
+                f"is not for '{name}' with these weights, whose numbers are too large or not "
+                f"finite ({watch.largest:.1g} on a noisy image)"
             )
-            raise _refusal(self._runtime, why)
+        distinct = list(dict.fromkeys(map(id, found.values())))
+        return {layer: f"maps{distinct.index(id(maps))}" for layer, maps in found.items()}
 
     def _check(self, found: Mapping[str, torch.Tensor], pixels: torch.Tensor) -> None:
         """Compare maps with torch's."""
@@ -128,11 +138,10 @@ class CompiledNetwork:
                 f"does not agree with torch on '{self._backbone.info.name}' in {self._precision} "
                 f"(relative error {error:.2g}, allowed {allowed:.2g})"
             )
-            raise _refusal(self._runtime, why)
+            raise self._refusal(why)
 
-
-def _refusal(runtime: str, why: str) -> ConfigError:
-    return ConfigError(f"runtime '{runtime}' {why}; use runtime 'torch'")
+    def _refusal(self, why: str) -> ConfigError:
+        return ConfigError(f"runtime '{self._runtime}' {why}; use runtime 'torch'")
 
 
 def _run(graph: Graph, run: Run, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -158,202 +167,127 @@ def _distance(found: Mapping[str, torch.Tensor], exact: Mapping[str, torch.Tenso
     return largest
 
 
-class _Measure(fx.Interpreter):
-    """Find the largest absolute number, inside as well; NaN if there is one."""
+class _Watch(TorchFunctionMode):
+    """Find the largest absolute number that this thread's torch gives; NaN if there is one.
 
-    largest = 0.0
+    And whether any number has left for Python, where a branch may depend on it.
+    """
 
-    def run_node(self, n: fx.Node) -> Any:
-        found = super().run_node(n)
-        if isinstance(found, torch.Tensor) and not math.isnan(self.largest):
+    largest, has_left = 0.0, False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.has_left |= getattr(func, "__name__", "") in _LEAVING
+        if isinstance(found, torch.Tensor) and found.is_floating_point() and found.numel():
             here = float(found.abs().max())
-            self.largest = here if math.isnan(here) else max(self.largest, here)
+            if not math.isnan(self.largest):
+                self.largest = here if math.isnan(here) else max(self.largest, here)
         return found
 
 
-class Graph(fx.Interpreter):
-    """A traced trunk in ONNX's operators: it is run on the names of values instead of tensors.
+class _Trunk(nn.Module):
+    """From N x H x W x 3 bytes to some layers of a backbone."""
 
-    What works in place is taken for what gives a new value. That is the same wherever nobody
-    reads the old one afterwards, which the comparison with torch finds out.
-    """
+    shift: torch.Tensor
+    span: torch.Tensor
 
-    def __init__(self, traced: fx.GraphModule, backbone: Backbone, runtime: str) -> None:
-        super().__init__(traced)
-        self.extra_traceback = False  # messages are for the user
-        self.constants: dict[str, npt.NDArray[np.float32]] = {}
-        self._runtime = runtime
-        self._nodes: list[onnx.NodeProto] = []
+    def __init__(self, backbone: Backbone, layers: Sequence[str]) -> None:
+        super().__init__()
+        self.backbone, self.layers = backbone, layers
+        for name, values in (("shift", backbone.info.mean), ("span", backbone.info.std)):
+            numbers = torch.tensor([255.0 * value for value in values], dtype=torch.float32)
+            self.register_buffer(name, numbers[:, None, None])
+        self.eval()
+
+    def maps(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         # Bytes are turned around, since there is less of them than of numbers.
-        maps = self._node("Transpose", PIXELS, perm=[0, 3, 1, 2])
-        maps = self._node("Cast", maps, to=TensorProto.FLOAT)
-        for kind, values in (("Sub", backbone.info.mean), ("Div", backbone.info.std)):
-            numbers = np.reshape([255.0 * value for value in values], (1, 3, 1, 1))
-            maps = self._node(kind, maps, numbers)
-        self.layers: dict[str, str] = self.run(maps)
-        # Each value once, since a layer may have two names.
-        self.outputs = list(dict.fromkeys(self.layers.values()))
+        images = (pixels.permute(0, 3, 1, 2).float() - self.shift) / self.span
+        return self.backbone.maps_of(images.contiguous(), self.layers)
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Compute each map once, since a layer may have two names."""
+        return tuple({id(maps): maps for maps in self.maps(pixels).values()}.values())
+
+
+class Graph:
+    """A trunk in ONNX's operators, with its constants beside it."""
+
+    def __init__(self, trunk: _Trunk, pixels: torch.Tensor, layers: Mapping[str, str]) -> None:
+        self.layers = layers
+        self.outputs = list(dict.fromkeys(layers.values()))
+        self._model = _exported(trunk, pixels, self.outputs)
+        graph, state = self._model.graph, trunk.state_dict()
+        for node in graph.node:
+            _round_down(node)
+        # Not copied where it lies as it should: the same memory serves torch.
+        self.constants: dict[str, npt.NDArray[Any]] = {
+            given.name: np.ascontiguousarray(state[given.name]).reshape(state[given.name].shape)
+            for given in graph.input[1:]
+        }
+        del graph.input[1:]
 
     def model(self, *, embedded: bool) -> bytes:
         """Serialise the graph, its constants in it or to be handed over beside it."""
-        tensors = []
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
         for name, numbers in self.constants.items():
-            tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=numbers.shape)
+            kind = onnx.helper.np_dtype_to_tensor_dtype(numbers.dtype)
+            tensor = model.graph.initializer.add(name=name, data_type=kind, dims=numbers.shape)
             if embedded:
                 tensor.raw_data = numbers.tobytes()
             else:
-                tensor.data_location = TensorProto.EXTERNAL
+                tensor.data_location = onnx.TensorProto.EXTERNAL
                 tensor.external_data.add(key="location", value=name)
-            tensors.append(tensor)
-        given = helper.make_tensor_value_info(PIXELS, TensorProto.UINT8, [None, None, None, 3])
-        shape = [None] * 4
-        found = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in self.outputs]
-        graph = helper.make_graph(self._nodes, "trunk", [given], found, tensors)
-        operators = [helper.make_opsetid("", _OPSET)]
-        model = helper.make_model(graph, opset_imports=operators, ir_version=_FORMAT)
         return bytes(model.SerializeToString())
 
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        """Translate one of torch's modules."""
-        module, (maps,) = self.fetch_attr(target), args
-        match module:
-            case nn.Identity() | nn.Dropout():
-                return str(maps)
-            case nn.Conv2d() if module.padding_mode == "zeros" and module.padding != "same":
-                pad = _pair(0 if isinstance(module.padding, str) else module.padding)
-                parameters = [p.detach().numpy() for p in module.parameters(recurse=False)]
-                how = {"strides": module.stride, "dilations": module.dilation, "pads": pad * 2}
-                return self._node("Conv", maps, *parameters, group=module.groups, **how)
-            case nn.ReLU():
-                return self._node("Relu", maps)
-            case nn.ReLU6():
-                return self._node("Clip", maps, 0.0, 6.0)
-            case nn.MaxPool2d(dilation=1, return_indices=False):
-                windows = _windows(module)
-                kernel, after = windows["kernel_shape"], windows["pads"][2:]
-                # Else a window could lie in the padding alone.
-                if all(added < side for added, side in zip(after, kernel, strict=True)):
-                    return self._node("MaxPool", maps, **windows)
-            case nn.AvgPool2d(ceil_mode=False, count_include_pad=True, divisor_override=None):
-                return self._node("AveragePool", maps, count_include_pad=1, **_windows(module))
-            case nn.LocalResponseNorm():
-                size, alpha, beta = module.size, module.alpha, module.beta
-                bias = float(module.k)
-                return self._node("LRN", maps, size=size, alpha=alpha, beta=beta, bias=bias)
-        raise self._unknown(type(module).__name__)
 
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        """Translate a function of tensors."""
-        if target is torch.cat and len({*kwargs, "dim"}) == 1:
-            return self._node("Concat", *args[0], axis=kwargs["dim"] if kwargs else args[1])
-        if target in (torch.relu, functional.relu):
-            return self._node("Relu", args[0])
-        if target in _ARITHMETIC and not kwargs:
-            return self._node(_ARITHMETIC[target], *args)
-        raise self._unknown(getattr(target, "__name__", str(target)))
-
-    def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        """Translate a method of tensors."""
-        name = str(target).removesuffix("_")
-        if name in ("clone", "contiguous"):
-            return str(args[0])
-        if name == "square":
-            return self._node("Mul", args[0], args[0])
-        if name in _METHODS and not kwargs:
-            return self._node(_METHODS[name], *args)
-        raise self._unknown(name)
-
-    def _node(self, kind: str, *inputs: Any, **attributes: Any) -> str:
-        """Add an operator; its inputs are names of values, or numbers."""
-        names = [given if isinstance(given, str) else self._constant(given) for given in inputs]
-        name = f"{kind}{len(self._nodes)}"
-        self._nodes.append(helper.make_node(kind, names, [name], name=name, **attributes))
-        return name
-
-    def _constant(self, value: npt.ArrayLike) -> str:
-        name = f"constant{len(self.constants)}"
-        # Not copied where it lies as it should: the same memory serves torch.
-        self.constants[name] = np.ascontiguousarray(value, np.float32).reshape(np.shape(value))
-        return name
-
-    def _unknown(self, name: str) -> ConfigError:
-        return _refusal(self._runtime, f"does not know this backbone's operator '{name}'")
+def _exported(trunk: _Trunk, pixels: torch.Tensor, outputs: Sequence[str]) -> onnx.ModelProto:
+    """Have torch write down what a trunk does with images of any size, without its constants."""
+    cached = torch.is_autocast_cache_enabled()
+    written: Any = io.BytesIO()  # which is not among the types that torch declares
+    free = {PIXELS: [0, 1, 2]} | {name: [0, 2, 3] for name in outputs}
+    # The exporter's state is the process's, tracing itself is this thread's alone.
+    with _exporting, warnings.catch_warnings(record=True), one_thread(), torch.no_grad():
+        warnings.simplefilter("ignore")  # what they say of sizes is found out by comparison
+        if trunk.backbone.info.name not in NETWORKS:
+            # Asked first, since an exporter that fails at an operator prints the whole graph.
+            _, unknown = torch.onnx.utils.unconvertible_ops(trunk, (pixels,), opset_version=_OPSET)
+            if unknown:
+                raise NotImplementedError(f"no ONNX operator for {unknown[0]}")
+        try:
+            torch.onnx.export(
+                trunk,
+                (pixels,),
+                written,
+                dynamo=False,
+                opset_version=_OPSET,
+                export_params=False,
+                do_constant_folding=False,  # would make new constants; runtimes do it themselves
+                input_names=[PIXELS],
+                output_names=outputs,
+                dynamic_axes=free,
+            )
+        finally:
+            torch.set_autocast_cache_enabled(cached)  # left off where the exporter fails
+    return onnx.load_model_from_string(written.getvalue())
 
 
-_METHODS = {"relu": "Relu", "add": "Add", "mul": "Mul", "pow": "Pow"}
-_ARITHMETIC = {
-    operator.add: "Add",
-    operator.iadd: "Add",
-    torch.add: "Add",
-    operator.mul: "Mul",
-    torch.mul: "Mul",
-}
+def _round_down(node: onnx.NodeProto) -> None:
+    """Have a pooling that rounds up round down, with so much more padding: the same windows.
 
-
-def _windows(module: nn.MaxPool2d | nn.AvgPool2d) -> dict[str, tuple[int, ...]]:
-    stride, before = _pair(module.stride), _pair(module.padding)
-    # A pooling that rounds down has the windows of one that rounds up with so much more padding;
-    # runtimes differ in how they round up, above all where a map is smaller than a window.
-    more = stride if module.ceil_mode else (1, 1)
-    after = before[0] + more[0] - 1, before[1] + more[1] - 1
-    return {"kernel_shape": _pair(module.kernel_size), "strides": stride, "pads": before + after}
-
-
-def _pair(value: int | tuple[int, ...]) -> Pair:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
-def trace(module: Any, call: Callable[[Any, fx.Proxy], Any] = nn.Module.__call__) -> fx.GraphModule:
-    """Follow what a module does with maps, down to the modules that are torch's own.
-
-    `torch.fx.symbolic_trace` replaces methods of every module in the process as long as it runs:
-    what another thread computes at that moment fails. Here the module's own code runs on a
-    likeness of it that writes down its calls; the module is not changed.
-
-    >>> traced = trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
-    >>> [(node.op, node.target) for node in traced.graph.nodes][1:3]
-    [('call_module', '0'), ('call_module', '1')]
+    Runtimes differ in how they round up, above all where a map is smaller than a window.
     """
-    graph = fx.Graph()
-    tracer = _Tracer(graph)
-    found = call(_likeness(module, "", {}, tracer), fx.Proxy(graph.placeholder("maps"), tracer))
-    graph.output(tracer.create_arg(found))
-    return fx.GraphModule(module, graph)
-
-
-class _Tracer(GraphAppendingTracer):
-    def create_arg(self, a: Any) -> Any:
-        if isinstance(a, torch.Tensor):
-            raise NotImplementedError("a module's own tensors cannot be followed")
-        return super().create_arg(a)
-
-
-class _Call(nn.Module):
-    """In place of one of torch's modules: its calls are written down."""
-
-    def __init__(self, module: nn.Module, name: str, tracer: _Tracer) -> None:
-        super().__init__()
-        self._forward_hooks = module._forward_hooks  # a user's layer is found by its hook
-        self._name_of_it = name
-        self._tracer = tracer
-
-    def forward(self, *args: Any, **kwargs: Any) -> fx.Proxy:
-        return self._tracer.create_proxy("call_module", self._name_of_it, args, kwargs)
-
-
-def _likeness(
-    module: nn.Module, name: str, known: dict[nn.Module, nn.Module], tracer: _Tracer
-) -> nn.Module:
-    """The same module of likenesses; one that has two names is known by the first."""
-    torchs = type(module).__module__.startswith("torch.nn") and not isinstance(
-        module, nn.Sequential
-    )
-    if module not in known and name and torchs:
-        known[module] = _Call(module, name, tracer)
-    elif module not in known:
-        known[module] = likeness = copy.copy(module)
-        likeness._modules = {
-            key: child and _likeness(child, f"{name}.{key}".lstrip("."), known, tracer)
-            for key, child in module._modules.items()
-        }
-    return known[module]
+    how = {attribute.name: attribute for attribute in node.attribute}
+    if "ceil_mode" not in how or not how["ceil_mode"].i:
+        return
+    kernel, pads = how["kernel_shape"].ints, how["pads"].ints
+    sides, is_mean = len(kernel), node.op_type == "AveragePool"
+    after = [p + s - 1 for p, s in zip(pads[sides:], how["strides"].ints, strict=True)]
+    # Else a window could lie in the padding alone, or a mean count what is no padding of torch's.
+    if any(a >= k for a, k in zip(after, kernel, strict=True)) or (is_mean and any(pads)):
+        raise NotImplementedError(f"{node.op_type} rounds up in a way that runtimes differ in")
+    pads[sides:], how["ceil_mode"].i = after, 0
+    if is_mean:
+        how["count_include_pad"].i = 0

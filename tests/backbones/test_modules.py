@@ -74,7 +74,7 @@ def test_layers_are_described_in_the_order_of_computation():
     assert backbone.layers == ("stem", "stage", "pool", "fc", "output")
     assert (info.name, info.mean, info.std) == ("Net", tuple(MEAN), tuple(STD))
     assert (info.stride, info.min_side, info.is_local) == (12, 16, False)
-    assert (info.default_scales, info.default_levels("stage")) == ((224,), (6, 3, 2, 1))
+    assert (info.default_scales, info.default_levels(["stage"])) == ((224,), (6, 3, 2, 1))
     assert info.numbers_per_pixel == 8 / 4**2
 
 

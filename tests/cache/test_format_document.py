@@ -15,11 +15,15 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "cache-format.md").read_t
 
 
 def test_the_checksum_code_of_the_page_gives_the_stored_checksums(tmp_path):
-    make_cache(tmp_path / "a.h5", 6, make_spec(scales=(48, 64), levels=(4, 3)), failed=[2])
+    layers = {"layers": ("spp", "fc6"), "vectors": ("fc6",)}
+    make_cache(
+        tmp_path / "a.h5", 6, make_spec(**layers, scales=(48, 64), levels=(4, 3)), failed=[2]
+    )
     (code,) = re.findall(r"(def row_checksum.*?)\n\n\ndef", PAGE, re.DOTALL)
     names = {"hashlib": hashlib}
     exec(code, names)
-    blocks = [f"features/scale_{s}/level_{n}" for s in (48, 64) for n in (4, 3)]
+    blocks = [f"features/fc6/scale_{s}/vector" for s in (48, 64)]
+    blocks += [f"features/spp/scale_{s}/level_{n}" for s in (48, 64) for n in (4, 3)]
     with h5py.File(tmp_path / "a.h5") as file:
         for i in range(6):
             assert names["row_checksum"](file, i, blocks) == file["rows/checksum"][i].tobytes()
@@ -38,7 +42,7 @@ def test_every_dataset_and_attribute_is_on_the_page(tmp_path):
 def test_the_order_of_the_numbers_is_the_one_on_the_page(tmp_path):
     _, features = make_cache(tmp_path / "a.h5", 2)
     with h5py.File(tmp_path / "a.h5") as file:
-        row = file["features/scale_64/level_4"][1]
+        row = file["features/spp/scale_64/level_4"][1]
     maps = next(iter(features.values()))[1].reshape(3, 4, 4)
     c, r, k = np.mgrid[0:3, 0:4, 0:4]
     np.testing.assert_array_equal(row[(c * 16 + r * 4 + k).ravel()], maps.ravel())

@@ -56,12 +56,12 @@ def test_a_file_fuzzed_in_any_way_is_found_damaged_and_crashes_nothing(tmp_path)
     assert int(python(FUZZ, tmp_path / "a.h5", tmp_path, 200)) > 20
 
 
-def forge(path, change, version=3) -> None:
+def forge(path, change, version=4) -> None:
     """Change a file with h5py and seal it again, as somebody who means harm would."""
     with h5py.File(path, "r+", locking=False) as file:
         change(file)
     content = path.read_bytes()
-    head = len(content) if version == 3 else 0
+    head = len(content) if version == 4 else 0
     digest = hashlib.sha256(content[4096:head]).hexdigest()
     line = f"spptransfer-features {version} {len(content)} {head} {digest}\n"
     path.write_bytes(line.encode().ljust(4096, b"\0") + content[4096:])
@@ -103,7 +103,7 @@ def external(file):
 
 
 SPEC_LIKE = json.dumps(make_spec().to_dict())
-FEATURES = "features/scale_64/level_4"
+FEATURES = "features/spp/scale_64/level_4"
 FORGED = {
     "a soft link": linked("rows/height", h5py.SoftLink("/rows/width")),
     "an external link": linked("rows/height", h5py.ExternalLink("secret.h5", "/secret")),
@@ -134,7 +134,9 @@ FORGED = {
     "a deep spec": with_attribute("spec", "[" * 20_000),
     "a spec of vast levels": with_attribute("spec", SPEC_LIKE.replace("[4]", "[400000]")),
     "another fingerprint": with_attribute("fingerprint", "0" * 64),
-    "vast channels": with_attribute("channels", np.int64(1 << 62)),
+    "vast channels": with_attribute("channels", [1 << 62]),
+    "channels of no layer": with_attribute("channels", [3, 3]),
+    "one number of channels": with_attribute("channels", 3),
     "channels that are no number": with_attribute("channels", "three"),
 }
 
@@ -167,8 +169,8 @@ def test_an_hdf5_file_of_another_program_is_not_opened(tmp_path):
     [
         (b"", "it is empty"),
         (b"scale,level\n" * 1000, "it is another kind of file"),
-        (b"spptransfer-features 2 123 " + b"0" * 64 + b"\n", "version 2; this release reads 3"),
-        (b"spptransfer-features 3 1 1 1\n", "its first page is not what was written"),
+        (b"spptransfer-features 2 123 " + b"0" * 64 + b"\n", "version 2; this release reads 4"),
+        (b"spptransfer-features 4 1 1 1\n", "its first page is not what was written"),
     ],
 )
 def test_what_is_no_cache_is_one_line_that_says_what_it_is(tmp_path, content, message):

@@ -66,7 +66,7 @@ def test_a_cache_may_be_merged_into_itself(tmp_path):
 
 def test_a_damaged_row_is_not_carried_over(tmp_path):
     make_cache(tmp_path / "a.h5")
-    flip(tmp_path / "a.h5", position_of(tmp_path / "a.h5", "features/scale_64/level_4", 2))
+    flip(tmp_path / "a.h5", position_of(tmp_path / "a.h5", "features/spp/scale_64/level_4", 2))
     with pytest.raises(CacheError, match="is not what was written"):
         merge(tmp_path / "c.h5", [tmp_path / "a.h5"])
 

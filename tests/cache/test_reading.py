@@ -33,7 +33,7 @@ def brute_force(rows, features, ids, levels, scales, combine):
             parts = []
             for level in levels:
                 source = min(finer for finer in (6, 4) if finer % level == 0)
-                grid = features[Block(scale, source, CHANNELS)][position]
+                grid = features[Block("spp", scale, source, CHANNELS)][position]
                 grid = torch.from_numpy(grid.reshape(1, CHANNELS, source, source))
                 pooled = torch.nn.functional.adaptive_max_pool2d(grid, level)
                 parts.append(pooled.numpy().ravel())
@@ -68,6 +68,56 @@ def test_a_matrix_is_what_pooling_row_by_row_gives(stored, ids, levels, scales, 
     assert [column.level for column in columns[: len(levels)]] == levels
 
 
+@pytest.fixture(scope="module")
+def of_several_layers(tmp_path_factory):
+    spec = dataclasses.replace(SPEC, layers=("spp", "fc6", "conv4"), vectors=("fc6",))
+    path = tmp_path_factory.mktemp("cache") / "a.h5"
+    make_cache(path, 8, spec, channels={"conv4": 5, "fc6": 7, "spp": 3}, failed=[3])
+    return FeatureCache.open(path)
+
+
+@given(
+    st.lists(st.sampled_from(["spp", "fc6", "conv4"]), min_size=1, unique=True),
+    levels,
+    scales,
+    st.sampled_from(["concat", "mean", "max"]),
+)
+@settings(max_examples=25, deadline=None)
+def test_layers_stand_side_by_side_in_the_order_asked_for(
+    of_several_layers, layers, levels, scales, combine
+):
+    cache, given = of_several_layers, {"scales": scales, "combine": combine}
+    of_map = {"spp": levels, "conv4": levels, "fc6": None}
+    alone = [cache.matrix(layers=[name], levels=of_map[name], **given) for name in layers]
+    wanted = None if layers == ["fc6"] else levels
+    found = cache.matrix(layers=layers, levels=wanted, **given)
+    np.testing.assert_array_equal(found, np.hstack(alone))
+    columns = cache.columns(wanted, layers=layers, **given)
+    assert list(dict.fromkeys(column.layer for column in columns)) == layers
+    assert columns[-1].stop == found.shape[1]
+
+
+def test_by_default_all_layers_are_read_as_they_are_stored(of_several_layers):
+    cache = of_several_layers
+    stored = np.hstack([cache.read(block, slice(None)) for block in cache.blocks])
+    np.testing.assert_array_equal(cache.matrix(), np.delete(stored, 3, axis=0))
+    assert [block.name for block in cache.blocks[3:7]] == [
+        "features/conv4/scale_64/level_4",
+        "features/fc6/scale_48/vector",
+        "features/fc6/scale_64/vector",
+        "features/spp/scale_48/level_6",
+    ]
+    assert "squeezenet1_1 conv4 + fc6 + spp, " in repr(cache)
+    assert "5 + 7 + 3 channels" in repr(cache)
+
+
+@pytest.mark.parametrize("layer", ["features.12", "a/b", "50%", "größe 1"])
+def test_a_layer_may_have_any_name(tmp_path, layer):
+    _, features = make_cache(tmp_path / "a.h5", 5, make_spec(layers=(layer,)))
+    found = FeatureCache.open(tmp_path / "a.h5").matrix()
+    np.testing.assert_array_equal(found, next(iter(features.values())))
+
+
 def test_by_default_a_matrix_has_all_rows_with_features_and_all_that_is_stored(stored):
     path, rows, features = stored
     cache = FeatureCache.open(path)
@@ -83,10 +133,10 @@ def test_columns_name_scale_and_level_of_every_number(stored):
     cache = FeatureCache.open(stored[0])
     columns = cache.columns(levels=[2, 1], scales=[64, 48])
     assert [dataclasses.astuple(column) for column in columns] == [
-        (64, 2, 0, 12),
-        (64, 1, 12, 15),
-        (48, 2, 15, 27),
-        (48, 1, 27, 30),
+        ("spp", 64, 2, 0, 12),
+        ("spp", 64, 1, 12, 15),
+        ("spp", 48, 2, 15, 27),
+        ("spp", 48, 1, 27, 30),
     ]
     assert [column.width for column in columns] == [12, 3, 12, 3]
     assert [column.scale for column in cache.columns([2, 1], combine="max")] == [None, None]
@@ -133,6 +183,7 @@ def test_the_table_of_rows_comes_back_whole(stored):
     [
         ({"levels": [5]}, r"level 5 does not follow from the stored levels \[6, 4\]"),
         ({"scales": [224]}, r"scale 224 is not stored; allowed: \[48, 64\]"),
+        ({"layers": ["fc6"]}, r"layer 'fc6' is not stored; allowed: \['spp'\]"),
         ({"combine": "maximum"}, "did you mean 'max'"),
     ],
 )
@@ -150,7 +201,7 @@ def test_a_choice_that_makes_no_sense_is_refused(stored, choice):
 
 
 def test_vectors_have_no_levels(tmp_path):
-    spec = make_spec(layer="fc6", levels=())
+    spec = make_spec(layers=("fc6",), levels=())
     _, features = make_cache(tmp_path / "a.h5", 5, spec, channels=7)
     cache = FeatureCache.open(tmp_path / "a.h5")
     np.testing.assert_array_equal(cache.matrix(), next(iter(features.values())))
@@ -231,7 +282,7 @@ def test_repr_says_what_is_in_the_cache(stored):
         ({"levels": (6,)}, "levels=[6] (and 3, 2, 1), "),
         ({"levels": (6, 3, 2, 1), "pooling": "mean"}, "levels=[6, 3, 2, 1], "),
         ({"levels": (1,)}, "levels=[1], "),
-        ({"levels": (), "layer": "fc6"}, "scales=[64], 3 channels"),
+        ({"levels": (), "layers": ("fc6",)}, "scales=[64], 3 channels"),
     ],
 )
 def test_repr_says_which_levels_follow_from_the_stored_ones(tmp_path, changes, shown):

@@ -41,7 +41,8 @@ def test_a_sound_cache_has_no_problems(made):
 
 
 @pytest.mark.parametrize(
-    "name", ["features/scale_64/level_4", "rows/digest", "rows/width", "rows/status", "rows/error"]
+    "name",
+    ["features/spp/scale_64/level_4", "rows/digest", "rows/width", "rows/status", "rows/error"],
 )
 def test_a_flipped_byte_is_found_in_its_row(made, name):
     _, path = made

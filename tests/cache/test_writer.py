@@ -78,7 +78,9 @@ def test_a_row_put_again_takes_the_place_of_the_former_one(tmp_path):
     assert_finished(path)
 
 
-@pytest.mark.parametrize("dataset", ["rows/status", "rows/checksum", "features/scale_64/level_4"])
+@pytest.mark.parametrize(
+    "dataset", ["rows/status", "rows/checksum", "features/spp/scale_64/level_4"]
+)
 def test_a_row_of_which_something_never_got_to_the_disk_is_made_again(tmp_path, dataset):
     begin(tmp_path / "a.h5", range(8))
     overwrite(tmp_path / "a.h5", dataset, 3)
@@ -123,11 +125,11 @@ def test_a_file_begun_in_another_version_is_neither_used_nor_lost(tmp_path):
 
     path = tmp_path / "a.h5"
     begin(path, range(8))
-    for version in (4, 3):
+    for version in (5, 4):
         with h5py.File(unfinished_file(path), "r+", locking=False) as file:
             file.attrs.modify("format_version", version)
-        if version == 4:
-            with pytest.raises(CacheError, match="begun in format version 4; this release writes"):
+        if version == 5:
+            with pytest.raises(CacheError, match="begun in format version 5; this release writes"):
                 go_on(path)
     assert go_on(path) == list(range(8))
 
@@ -219,7 +221,7 @@ def test_of_several_files_that_have_a_row_the_one_written_last_counts(tmp_path, 
 def test_damaged_rows_are_never_carried_into_a_new_file(tmp_path):
     path = tmp_path / "a.h5"
     make_cache(path, 12, SPEC, labels=None)
-    flip(path, position_of(path, "features/scale_64/level_4", 6))
+    flip(path, position_of(path, "features/spp/scale_64/level_4", 6))
     before = path.read_bytes()
     with (
         writer(path, ids=IDS[1:]) as space,

@@ -43,14 +43,17 @@ def test_list_shows_caches_their_rows_and_whether_they_are_complete(cli, made):
     assert (entry["rows"], entry["failed"], entry["state"]) == (8, 2, "complete")
 
 
-def test_info_shows_the_spec_and_the_failures(cli, made):
+def test_info_shows_the_spec_and_the_failures(cli, project):
+    spec = make_spec(layers=("spp", "fc6"), vectors=("fc6",))
+    make_cache(project / "made.h5", 10, spec, failed=(2, 5))
     done = cli("cache", "info", "made.h5")
     assert done.status == 0
     for words in ("fingerprint: ", "backbone: squeezenet1_1", "scales: [64]", "8 with features"):
         assert words in done.out
+    assert "layers: fc6 + spp\n" in done.out
     assert f"failed: {make_ids(10)[2]}: reason 2" in done.out
     line = cli("cache", "info", "made.h5", "--json").json
-    assert line["spec"]["layer"] == "spp"
+    assert line["spec"]["layers"] == ["fc6", "spp"]
     assert len(line["failures"]) == 2
 
 

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_projects import draw_folder, draw_image
 
@@ -56,6 +57,22 @@ def test_quiet_prints_warnings_alone_and_quiet_json_one_line(cli, project):
     done = cli("run", "small.yaml", "--quiet", "--json")
     assert (len(done.out.splitlines()), done.err.splitlines()) == (1, [warning])
     assert done.json["rows"]["reused"] == 18
+
+
+def test_several_layers_go_the_whole_way_from_the_command_line(cli, project):
+    done = cli("run", "small.yaml", "--json", "--set", "features.layer=[spp, fc6]")
+    assert done.status == 0
+    features = json.loads(Path(done.json["run"], "results.json").read_text())["features"]
+    assert features["layers"] == ["spp", "fc6"]
+    assert [block["layer"] for block in features["blocks"]] == ["spp", "spp", "fc6"]
+    assert "spp + fc6" in Path(done.json["report"]).read_text()
+    assert "spp-mini fc6 + spp, " in cli("cache", "list").out
+    assert cli("predict", "runs", "photos", "--quiet").status == 0
+    exported = cli(
+        "cache", "export", done.json["cache"], "a.npz", "--layers", "spp", "--levels", "1"
+    )
+    assert exported.status == 0
+    assert np.load("a.npz")["columns"][0] == "scale64_level1_channel0_bin0_0"
 
 
 def test_data_root_is_where_relative_roots_are_looked_for(cli, project, monkeypatch):

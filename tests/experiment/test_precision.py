@@ -30,7 +30,7 @@ class Trial:
         self.outcome, self.layers = LOW, []
 
     def __call__(self, backbone, specs, sources, options, *, count):
-        self.layers.append([spec.layer for spec in specs])
+        self.layers.append([layer for spec in specs for layer in spec.layers])
         assert count == len(list(sources)) == 18
         return self.outcome
 

@@ -47,6 +47,16 @@ def test_the_size_of_a_cache_is_told_once_before_it_is_made(images, tmp_path, to
     assert done.path.stat().st_size > 18 * 1728 * 4
 
 
+def test_several_layers_have_one_cache_and_are_normalised_block_by_block(images, tmp_path):
+    both = experiment(images, tmp_path, features={"layer": ["spp", "fc6"]})
+    assert both.selection["layers"] == ("spp", "fc6")
+    assert "-spp_mini-fc6+spp-" in both.cache[0].name
+    assert both.pipeline.classifier.normalize == ("l2_block",)
+    assert experiment(images, tmp_path).pipeline.classifier.normalize == ("l2",)
+    given = {"features": {"layer": ["spp", "fc6"]}, "classifier": {"normalize": ["l2"]}}
+    assert experiment(images, tmp_path, **given).pipeline.classifier.normalize == ("l2",)
+
+
 def test_a_wrong_machine_is_told_even_if_nothing_has_to_be_computed(images):
     with pytest.raises(ConfigError, match="device: 'tpu' is unknown; allowed: auto, cpu"):
         prepare("small", pipeline(images), Machine(compute=ComputeOptions(device="tpu")))
@@ -94,6 +104,8 @@ def test_any_folder_name_makes_a_plain_file_name(folder, tmp_path):
     name = cache_name(draw_folder(tmp_path / folder, per_class=1), tmp_path)
     assert len(name) < 120
     assert all(c.isalnum() or c in "-_." for c in name)
+    many = [f"conv{number}" for number in range(1, 6)]
+    assert len(cache_name(tmp_path / folder, tmp_path, features={"layer": many})) < 140
     assert name.isascii()
 
 
@@ -114,13 +126,24 @@ def test_the_cache_changes_with_whatever_changes_a_value_and_with_nothing_else(i
 
 
 def test_a_wider_cache_serves_what_follows_from_it(images, tmp_path):
-    wide = experiment(images, tmp_path, features={"levels": [6], "scales": [64, 96]})
+    features = {"layer": ["fc6", "spp"], "levels": [6], "scales": [64, 96]}
+    wide = experiment(images, tmp_path, features=features)
     (done,) = extract_features([wide])
-    for features in ({"levels": [3, 2, 1], "scales": [96]}, {"levels": [6, 1], "scales": [64]}):
+    for features in (
+        {"levels": [3, 2, 1], "scales": [96]},
+        {"levels": [6, 1], "scales": [64]},
+        {"layer": "fc6", "scales": [96]},
+        {"layer": ["spp", "fc6"], "levels": [3]},
+    ):
         narrow = experiment(images, tmp_path, features=features)
         assert narrow.wanted != wide.wanted
         assert narrow.cache == (done.path, wide.wanted)
-    for features in ({"levels": [4]}, {"scales": [64, 80]}, {"view": "warp"}):
+    for features in (
+        {"levels": [4]},
+        {"scales": [64, 80]},
+        {"view": "warp"},
+        {"layer": ["fc6", "fc7"]},
+    ):
         other = experiment(images, tmp_path, features={"levels": [6], **features})
         assert other.cache[0] != done.path
 

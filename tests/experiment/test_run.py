@@ -84,10 +84,10 @@ def test_blocks_say_what_the_columns_of_the_model_are(finished):
     features = finished.results["features"]
     assert features["levels"] == [3, 1]
     assert features["blocks"] == [
-        {"scale": 64, "level": 3, "start": 0, "stop": 9 * 192},
-        {"scale": 64, "level": 1, "start": 9 * 192, "stop": 10 * 192},
+        {"layer": "spp", "scale": 64, "level": 3, "start": 0, "stop": 9 * 192},
+        {"layer": "spp", "scale": 64, "level": 1, "start": 9 * 192, "stop": 10 * 192},
     ]
-    assert (features["channels"], features["dimension"]) == (192, 1920)
+    assert (features["channels"], features["dimension"]) == ({"spp": 192}, 1920)
     with safe_open(finished.model, framework="numpy") as file:
         assert file.get_tensor("coef").shape == (3, 1920)
         assert file.get_tensor("intercept").shape == (3,)
@@ -181,12 +181,12 @@ def test_a_wider_cache_gives_exactly_the_numbers_of_a_narrow_one(images, tmp_pat
     features = {"levels": [3, 1], "scales": [64]}
     settings = {"features": features, "protocol": {"splits": 2}}
     narrow = run(experiment(images, tmp_path / "narrow", **settings), COMMAND)
-    wide = {"levels": [6], "scales": [64, 96]}
+    wide = {"layer": ["fc6", "spp"], "levels": [6], "scales": [64, 96]}
     extract_features([experiment(images, tmp_path / "wide", features=wide)])
     served = run(experiment(images, tmp_path / "wide", **settings), COMMAND)
     assert served.results["rows"]["reused"] == 18
     assert len(list((tmp_path / "wide" / "cache").glob("*.h5"))) == 1
-    for key in ("spec", "fingerprint", "blocks", "dimension"):
+    for key in ("spec", "fingerprint", "channels", "blocks", "dimension"):
         assert served.results["features"][key] == narrow.results["features"][key]
     mine, theirs = (np.load(r.folder / "predictions.npz") for r in (served, narrow))
     for name in mine.files:
@@ -229,7 +229,7 @@ def overwrite_with_nan(path: Path, id: str) -> None:
     with h5py.File(path) as file:
         blocks = [
             (block.id.get_offset(), block.shape[1], block.dtype)
-            for scale in file["features"].values()
+            for scale in file["features/spp"].values()
             for block in scale.values()
         ]
     with open(path, "r+b") as file:

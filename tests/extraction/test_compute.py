@@ -30,7 +30,7 @@ def compute(views, spec=SPEC, backbone=NET, options=TORCH, **given):
 def test_views_are_those_that_the_backbone_asks_for():
     backbone = net_with(grid=16)
     fitting = altered(SPEC, grid=16, longest=backbone.info.longest)
-    assert compute(view(32, 32)[None], fitting, backbone)[3].shape == (1, 16 * 9)
+    assert compute(view(32, 32)[None], fitting, backbone)["high", 3].shape == (1, 16 * 9)
     with pytest.raises(ConfigError, match="net takes images whose sides are multiples of 16"):
         compute(view(32, 32)[None], SPEC, backbone)
 

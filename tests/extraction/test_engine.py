@@ -224,7 +224,7 @@ def test_an_interrupted_run_keeps_its_parts_and_the_next_one_ends_in_the_same_by
     [
         ({"spec": altered(SPEC, scales=(4,))}, ConfigError, "scales: 4 is too small for 'net'"),
         ({"options": ComputeOptions(threads=0)}, ConfigError, "threads: 0 must be"),
-        ({"spec": altered(SPEC, layer="hihg")}, ConfigError, "unknown layer 'hihg'"),
+        ({"spec": altered(SPEC, layers=("hihg",))}, ConfigError, "unknown layer 'hihg'"),
         ({"spec": []}, ConfigError, "at least one feature spec is needed"),
     ],
 )

@@ -43,7 +43,7 @@ def test_rows_of_a_sound_cache_come_out_again(made):
     assert compare_sample(path, [], dataset, NET, TORCH, sample=4) == []
 
 
-@pytest.mark.parametrize("name", ["features/scale_32/level_3", "rows/id", "rows/status"])
+@pytest.mark.parametrize("name", ["features/high/scale_32/level_3", "rows/id", "rows/status"])
 def test_a_repaired_file_holds_what_the_undamaged_one_held(made, name):
     dataset, path = made
     before = FeatureCache.open(path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from extraction_cases import (
+    NET,
     SEVERAL,
     SPEC,
     altered,
@@ -21,7 +23,9 @@ from extraction_cases import (
 from image_files import encode, picture
 
 from spptransfer import images
+from spptransfer.cache import FeatureCache
 from spptransfer.errors import ConfigError, DatasetError, SpecMismatchError
+from spptransfer.specify import feature_spec
 
 
 def watched():
@@ -55,6 +59,21 @@ def test_an_image_is_decoded_once_and_computed_once_per_view_and_scale(tmp_path,
     assert sorted(decoded) == sorted(dataset.path(id).read_bytes() for id in dataset.ids)
     full_32, full_40, crop_32 = 9, 9, 9
     assert passes(seen) == full_32 + full_40 + crop_32
+
+
+def test_a_cache_of_several_layers_has_those_of_each_side_by_side_from_one_pass(tmp_path):
+    dataset, (backbone, seen) = make_dataset(tmp_path / "images", many_images(9)), watched()
+    given = {"levels": [3, 1], "scales": [40, 32], "pooling": "mean", "flip": True}
+    order = ["mean", "high", "low"]
+    run(dataset, tmp_path / "all.h5", feature_spec(NET, layer=order, **given), backbone)
+    assert passes(seen) == 2 * 2 * 9  # scales and mirror images
+    together, alone = FeatureCache.open(tmp_path / "all.h5"), []
+    for layer in order:
+        run(dataset, tmp_path / f"{layer}.h5", feature_spec(NET, layer=layer, **given))
+        alone.append(FeatureCache.open(tmp_path / f"{layer}.h5").matrix(scales=[40, 32]))
+        np.testing.assert_array_equal(together.matrix(layers=layer, scales=[40, 32]), alone[-1])
+    found = together.matrix(layers=order, scales=[40, 32])
+    np.testing.assert_array_equal(found, np.hstack(alone))
 
 
 # ---- what is there already ----
@@ -133,5 +152,5 @@ def test_requests_that_make_no_sense_are_refused_by_name(tmp_path):
     with pytest.raises(DatasetError, match="has no images"):
         run(open_folder(tmp_path, []), [path], [SPEC])
     run(dataset, path)
-    with pytest.raises(SpecMismatchError, match="layer: high is not low"):
+    with pytest.raises(SpecMismatchError, match=r"layers: \['high'\] is not \['low'\]"):
         run(dataset, [tmp_path / "b.h5", path], [SPEC, SEVERAL["low"]], net(forbidden))

@@ -22,7 +22,8 @@ from spptransfer.backbones import BackboneRef
 from spptransfer.errors import CacheError
 from spptransfer.extraction import Interrupted, extract_shards, shard_of
 
-SPECS = [MINI_SPEC, altered(MINI_SPEC, view="warp", storage="float16")]
+BOTH = {"layers": ("conv3", "fc6"), "vectors": ("fc6",)}
+SPECS = [MINI_SPEC, altered(MINI_SPEC, **BOTH, view="warp", storage="float16")]
 
 
 @pytest.fixture

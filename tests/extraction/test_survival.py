@@ -79,7 +79,7 @@ print(killed)
 @pytest.mark.parametrize(
     ("count", "kills", "names"),
     [
-        (140, 8, ["low", "larger", "crop", "vector"]),
+        (140, 8, ["low", "larger", "crop", "vector", "both"]),
         pytest.param(300, 40, ["high"], marks=pytest.mark.slow),
     ],
 )

@@ -87,7 +87,8 @@ def results_of(
             "path_template": "{id}",
         },
         "features": {
-            "spec": {"backbone": "alexnet", "layer": "spp", "preprocessing": {"mean": [0.5, 0.4]}},
+            "spec": {"backbone": "alexnet", "preprocessing": {"mean": [0.5, 0.4]}},
+            "layers": ["spp"],
             "fingerprint": "9c1e7a40d1b2",
             "levels": [level for level in levels if level],
             "scales": [224],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -33,8 +35,8 @@ def runtime(request) -> str:
 
 
 def own(*modules: nn.Module) -> ConvBackbone:
-    """A backbone of any modules, under a name of the catalogue."""
-    info = dataclasses.replace(drawn("spp-mini").info, min_side=16)
+    """A backbone of any modules."""
+    info = dataclasses.replace(drawn("spp-mini").info, name="own", min_side=16)
     torch.manual_seed(1)
     return ConvBackbone(info, "00", nn.Sequential(*modules), {"spp": len(modules)})
 
@@ -97,18 +99,21 @@ def test_convolutions_of_every_geometry_are_torchs(runtime, padding):
     assert worst_error(opened(runtime, backbone), backbone, [(2, 64, 71), (1, 65, 64)]) < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("module", "name"),
-    [
-        (nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect"), "Conv2d"),
-        (nn.Sigmoid(), "Sigmoid"),
-        (nn.MaxPool2d(2, 3, ceil_mode=True), "MaxPool2d"),
-        (nn.AvgPool2d(3, count_include_pad=False), "AvgPool2d"),
-    ],
-)
-def test_an_unknown_operator_is_named(runtime, module, name):
-    with pytest.raises(ConfigError, match=f"'{runtime}' does not know .* '{name}'; use runtime"):
-        opened(runtime, own(nn.Conv2d(3, 3, 1), module))
+class _Modern(nn.Module):
+    """What networks of today are made of: SiLU, squeeze-and-excitation, layer norm, GELU."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 7, padding=3, groups=4)
+        self.squeeze = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 4, 1), nn.Sigmoid())
+        self.norm = nn.LayerNorm(4)
+        self.linear = nn.Linear(4, 4)
+        self.register_buffer("scale", torch.rand(4), persistent=False)
+
+    def forward(self, maps):
+        maps = nn.functional.silu(self.conv(maps))
+        last = self.norm((maps * self.squeeze(maps)).permute(0, 2, 3, 1))
+        return maps + (self.scale * nn.functional.gelu(self.linear(last))).permute(0, 3, 1, 2)
 
 
 class _WorksInPlace(nn.Module):
@@ -118,30 +123,74 @@ class _WorksInPlace(nn.Module):
         return maps.relu_() + maps
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        _Modern(),
+        _WorksInPlace(),
+        nn.BatchNorm2d(4),
+        nn.Conv2d(4, 8, 3, padding=1, padding_mode="reflect"),
+        nn.AvgPool2d(3, padding=1, count_include_pad=False),
+        nn.AvgPool2d(2, ceil_mode=True),
+        nn.Upsample(scale_factor=2, mode="bilinear"),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_operators_of_any_kind_are_torchs(runtime, module):
+    torch.manual_seed(2)
+    backbone = own(nn.Conv2d(3, 4, 3), module.eval())
+    assert worst_error(opened(runtime, backbone), backbone, [(2, 64, 71), (1, 40, 33)]) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["spp-mini", "squeezenet1_1", "zf5"])
+def test_poolings_round_up_as_torchs_do_at_every_size(runtime, name):
+    backbone = drawn(name)
+    network = opened(runtime, backbone)
+    side = backbone.info.min_side
+    for more in range(40):
+        assert worst_error(network, backbone, [(1, side + more, side + (7 * more) % 40)]) < 1e-5
+
+
+class _HasNoOperator(nn.Module):
+    def forward(self, maps):
+        return torch.special.i0e(maps)
+
+
 class _DependsOnNumbers(nn.Module):
     def forward(self, maps):
         return maps if maps.sum() > 0 else -maps
 
 
+class _DependsOnTheSize(nn.Module):
+    def forward(self, maps):
+        return maps * int(maps.shape[2])
+
+
 @pytest.mark.parametrize(
     ("module", "said"),
     [
-        (_WorksInPlace(), "does not agree with torch on 'spp-mini'"),
-        (_DependsOnNumbers(), "cannot follow backbone 'spp-mini'"),
+        (_DependsOnTheSize(), "does not agree with torch on 'own'"),
+        (_DependsOnNumbers(), "cannot follow 'own'"),
+        (_HasNoOperator(), "cannot compute 'own' .no ONNX operator for aten::special_i0e"),
+        (nn.MaxPool2d(2, 3, ceil_mode=True), "cannot compute 'own' .MaxPool rounds up"),
+        (nn.AvgPool2d(3, 2, 1, ceil_mode=True), "cannot compute 'own' .AveragePool rounds up"),
     ],
-    ids=["in place", "dependent"],
+    ids=["size", "numbers", "operator", "maxima", "means"],
 )
+@pytest.mark.filterwarnings("error")
 def test_what_is_not_torchs_is_refused_by_name_and_passed_over_by_auto(
-    runtime, module, said, caplog
+    runtime, module, said, caplog, capfd
 ):
     backbone = own(nn.Conv2d(3, 4, 3), module)
-    with pytest.raises(ConfigError, match=f"runtime '{runtime}' {said}"):
+    with pytest.raises(ConfigError, match=f"runtime '{runtime}' {said}") as caught:
         opened(runtime, backbone)
+    assert "\n" not in str(caught.value)
     with caplog.at_level("INFO"):
         chosen = opened("auto", backbone)
     assert chosen.name == "torch"
-    assert f"runtime '{runtime}' is passed over: runtime '{runtime}' {said}" in caplog.text
+    assert f"runtime '{runtime}' is passed over: {caught.value}" in caplog.text
     assert worst_error(chosen, backbone, [(1, 40, 50)]) < 1e-5
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
@@ -158,25 +207,49 @@ def test_numbers_that_may_not_be_finite_are_torchs_alone(runtime, value):
     assert not chosen.maps(noise(1, 40, 50), ["spp"])["spp"].isfinite().all()
 
 
-MEANWHILE = []
+def test_what_other_threads_compute_while_a_network_is_exported_is_not_touched(runtime):
+    backbone, pixels, stop = drawn("mobilenet_v2"), noise(1, 40, 40), threading.Event()
+    expected = exact(backbone, pixels, ["spp"])["spp"]
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+
+    def compute():
+        found = [exact(backbone, pixels, ["spp"])["spp"]]
+        while not stop.is_set():
+            found.append(exact(backbone, pixels, ["spp"])["spp"])
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        computing = pool.submit(compute)
+        networks = list(pool.map(lambda _: opened(runtime, backbone), range(2)))
+        stop.set()
+    assert all(torch.equal(found, expected) for found in computing.result())
+    assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())
+    for network in networks:
+        assert worst_error(network, backbone, [(1, 40, 50)]) < 1e-5
 
 
-class _Meanwhile(nn.Module):
-    """Another thread runs another network before this one goes on."""
-
+class _CannotBeTraced(nn.Module):
     def forward(self, maps):
-        with ThreadPoolExecutor(1) as pool:
-            other = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))
-            MEANWHILE.append(pool.submit(other, torch.ones(1, 1, 4, 4)).result())
-        return maps.relu()
+        if torch.jit.is_tracing():
+            raise RuntimeError("not so")
+        return maps
 
 
-def test_what_another_thread_computes_while_a_network_is_followed_is_not_touched(runtime):
-    opened(runtime, own(nn.Conv2d(3, 4, 3), _Meanwhile()))
-    assert all(found.tolist() == torch.ones(1, 1, 2, 2).tolist() for found in MEANWHILE)
-    assert MEANWHILE
+def test_an_export_leaves_nothing_of_the_process_changed_even_where_it_fails(runtime):
+    def state():
+        exporting = torch.onnx.is_in_onnx_export()
+        return torch.is_autocast_cache_enabled(), torch.is_grad_enabled(), exporting, threads()
+
+    threads = torch.get_num_threads
+    before, filters = state(), list(warnings.filters)
+    backbone = own(nn.Conv2d(3, 4, 3), _CannotBeTraced())
+    with pytest.raises(ConfigError, match=r"cannot compute .spp-mini. .not so."):
+        opened(runtime, backbone)
+    opened(runtime, drawn("spp-mini"))
+    assert (state(), warnings.filters) == (before, filters)
 
 
+@pytest.mark.filterwarnings("error")
 def test_no_file_is_left_and_nothing_is_printed(runtime, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
