@@ -66,7 +66,7 @@ _SWAPS_SIDES = {5, 6, 7, 8}
 # what a resize takes from it is then nearly what it takes from the whole.
 _MARGIN = 3
 
-# The longest that the longer side of a view may be, in scales, if a backbone names no other bound.
+# The longest that the longer side of a view may be, in shorter ones, if a backbone names no other bound.
 LONGEST = 16
 
 # Torch's resize of bytes is about twice as fast as Pillow's, and within two grey levels of it. It
@@ -88,7 +88,7 @@ class Rendering(NamedTuple):
     grid : int
         What the sides of the view are multiples of: those nearest to what the scale makes of them.
     longest : int
-        The most that the longer side has, in scales; longer images are squashed to it.
+        The most that the longer side has, in shorter ones; longer images are squashed to it.
     """
 
     scale: int

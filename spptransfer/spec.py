@@ -49,7 +49,8 @@ class FeatureSpec:
     view : {"full", "center_crop", "warp"}
         What of the image is looked at.
     grid, longest : int
-        What the sides of a view are multiples of, and the most that the longer one has, in scales.
+        What the sides of a view are multiples of, and the most that the longer one has, in
+        shorter ones.
     flip : bool
         Whether features are averaged with those of the mirrored image.
     precision : {"float32", "bfloat16", "float16"}

@@ -163,6 +163,12 @@ def test_catalogue_weights_are_found_by_name_on_another_machine(finished, model)
     assert scores_of(model, [next(finished[1].rglob("*.png"))])[0].values is not None
 
 
+def test_a_backbone_that_computes_something_else_by_now_scores_nothing(finished, model):
+    model.probe = model.probe * np.float32(1.05)
+    with pytest.raises(ModelError, match=r"computes other features .*: train it again"):
+        scores_of(model, [next(finished[1].rglob("*.png"))])
+
+
 # ---- what is no model ----
 
 

@@ -111,7 +111,7 @@ class BackboneInfo:
 
     @property
     def longest(self) -> int:
-        """The most that the longer side of an input has, in scales; longer ones are squashed.
+        """The most that the longer side of an input has, in shorter ones; longer are squashed.
 
         Where every cell sees the whole image, strips cannot bound the memory.
         """

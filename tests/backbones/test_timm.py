@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
-from spptransfer import SPPFeatures, backbones
+from spptransfer import SPPFeatures, backbones, images
 from spptransfer.backbones import BackboneRef
 from spptransfer.errors import ConfigError, WeightsError
 
@@ -161,7 +162,6 @@ def test_features_are_the_pooled_maps_and_alone_are_those_in_a_batch(name, image
     found = spp.fit_transform(photos)
     np.testing.assert_allclose(spp.transform(photos[1:2]), found[1:2], rtol=1e-5, atol=1e-6)
     backbone = load(name, "spp")
-    from spptransfer import images
     from spptransfer.pyramid import SpatialPyramidPooling
 
     grid = backbone.info.grid
@@ -293,10 +293,62 @@ LITE = Path(__file__).parents[3] / "shared/data/weights/tf_efficientnet_lite2_fp
 PHOTOS = LITE.parents[1] / "voc2007/VOCdevkit/VOC2007/JPEGImages"
 
 
+TEN = (*FAMILIES, "efficientnet_b0", "regnetx_002")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PHOTOS.exists(), reason="the shared photos are not there")
+@pytest.mark.parametrize("name", TEN)
+def test_features_of_photos_of_awkward_shapes_are_timms_pooled_bin_by_bin(name):
+    """Cropped to a strip, a tower and a stamp; the slow way uses timm, Pillow and loops alone."""
+    spp = SPPFeatures(f"timm/{name}", "random:3", levels=[3, 1], scales=[96], runtime="torch")
+    backbone = load(name, "pool")
+    info, model = backbone.info, backbone.model
+    mean, std = (np.array(values) for values in (info.mean, info.std))
+    with Image.open(sorted(PHOTOS.glob("*.jpg"))[0]) as photo:
+        whole = np.array(photo.convert("RGB"))
+    for crop in (whole[:40], whole[:, :30], whole[10:60, 20:90]):
+        found = spp.fit_transform([crop])[0]
+        height, width = crop.shape[:2]
+        grid, scale = info.grid, 96 / min(height, width)
+        shorter = round(96 / grid) * grid
+        sides = [
+            min(max(1, round(side * scale / grid)) * grid, 4 * shorter) for side in (height, width)
+        ]
+        pixels = images.resize(Image.fromarray(crop), *sides)
+        normal = torch.from_numpy(((pixels / 255 - mean) / std).transpose(2, 0, 1)).float()[None]
+        with torch.inference_mode():
+            maps = as_map(model, model.forward_features(normal), *sides, info.grid)[0].numpy()
+        expected = [pooled(maps, 3), pooled(maps, 1)]
+        error = np.linalg.norm(found - np.concatenate(expected)) / np.linalg.norm(found)
+        assert error <= 1e-5
+
+
+def pooled(maps, level):
+    """Max-pool a map by the floor/ceil rule of the SPP-net paper."""
+    channels, height, width = maps.shape
+    bins = np.empty((channels, level, level))
+    for i in range(level):
+        rows = slice(i * height // level, -(-(i + 1) * height // level))
+        for j in range(level):
+            columns = slice(j * width // level, -(-(j + 1) * width // level))
+            bins[:, i, j] = maps[:, rows, columns].max(axis=(1, 2))
+    return bins.ravel()
+
+
+def test_a_model_of_torchvision_is_a_module_like_any_other(image):
+    module = pytest.importorskip("torchvision").models.mobilenet_v3_small().eval()
+    spp = SPPFeatures(module, layer="features", levels=[1], scales=[64]).fit()
+    pixels = images.render(images.from_array(image), 64, longest=4) / 255
+    normal = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    with torch.inference_mode():
+        maps = module.features(torch.from_numpy(normal.transpose(2, 0, 1)).float()[None])
+    found = spp.transform([image])
+    np.testing.assert_allclose(found[0], maps[0].amax(dim=(1, 2)), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.skipif(not LITE.exists(), reason="the shared weights are not there")
 def test_real_weights_on_a_real_photo_are_timms_features():
-    from PIL import Image
-
     model = timm.create_model("tf_efficientnet_lite2", checkpoint_path=str(LITE)).eval()
     with Image.open(sorted(PHOTOS.glob("*.jpg"))[0]) as photo:
         pixels = torch.from_numpy(np.array(photo.convert("RGB"))).permute(2, 0, 1) / 127.5 - 1

@@ -29,7 +29,8 @@ from image_files import encode, picture
 
 from spptransfer import SPPFeatures, images
 from spptransfer.cache import FeatureCache
-from spptransfer.errors import ConfigError, DatasetError
+from spptransfer.cache.writer import merge
+from spptransfer.errors import ConfigError, DatasetError, SpecMismatchError
 from spptransfer.extraction import Interrupted
 from spptransfer.runtimes import ComputeOptions, describe_runtime
 
@@ -214,6 +215,26 @@ def test_an_interrupted_run_keeps_its_parts_and_the_next_one_ends_in_the_same_by
     assert done.unchanged == parts * PART
     assert len(computed) == done.added == len(dataset) - parts * PART
     assert (tmp_path / "a.h5").read_bytes() == undisturbed.read_bytes()
+
+
+def changed(backbone):
+    """The same weights under code that computes a little else."""
+    backbone.module.register_forward_pre_hook(lambda module, images: (images[0] * 1.05,))
+    return backbone
+
+
+def test_another_releases_features_are_not_mixed_with_those_of_a_cache(tmp_path):
+    dataset = make_dataset(tmp_path / "images", many_images(4))
+    run(dataset, tmp_path / "a.h5")
+    before = (tmp_path / "a.h5").read_bytes()
+    more = make_dataset(tmp_path / "images", many_images(6))
+    with pytest.raises(SpecMismatchError, match=r"another release .* differ by 5\.2%"):
+        run(more, tmp_path / "a.h5", backbone=changed(net()))
+    assert (tmp_path / "a.h5").read_bytes() == before
+    run(more, tmp_path / "b.h5", backbone=changed(net()))
+    with pytest.raises(SpecMismatchError, match="another release"):
+        merge(tmp_path / "c.h5", [tmp_path / "a.h5", tmp_path / "b.h5"])
+    assert run(more, tmp_path / "a.h5").added == 2
 
 
 # ---- what is refused, and what is told ----
