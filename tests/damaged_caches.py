@@ -10,15 +10,6 @@ from cache_files import write_cache
 from spptransfer.cache import FeatureCache
 
 
-def make(folder):
-    """A dataset of images, four of them broken, and its cache."""
-    from extraction_cases import broken_images, make_dataset, many_images, run
-
-    dataset = make_dataset(folder / "images", many_images(10) | broken_images())
-    run(dataset, folder / "a.h5")
-    return dataset, folder / "a.h5"
-
-
 def flip(path, position):
     content = bytearray(path.read_bytes())
     content[position] ^= 4

@@ -41,11 +41,11 @@ def as_input(pixels: np.ndarray) -> torch.Tensor:
 @functools.cache
 def drawn_tensors() -> dict[str, torch.Tensor]:
     """Tensors of the network; its classes are `CLASSES`."""
-    drawn = drawings(24, seed=1)
+    images, labels = zip(*drawings(24, sides=(96, 97), seed=1), strict=True)
     backbone = backbones.load("spp-mini", "embedded", layer="fc7")
     with torch.inference_mode():
-        vectors = np.concatenate([backbone(as_input(image[None])).numpy() for image, _ in drawn])
-    labels = [label for _, label in drawn]
+        batches = as_input(np.stack(images)).split(48)
+        vectors = torch.cat([backbone(batch) for batch in batches]).numpy()
     scaler = StandardScaler()
     fit = LogisticRegression(C=0.1, max_iter=300).fit(scaler.fit_transform(vectors), labels)
     weight = fit.coef_ / scaler.scale_

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import struct
 import threading
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from image_files import encode, picture, rotated_by_exif
+from image_files import encode, picture, png_that_claims, rotated_by_exif
 from PIL import Image
 from torch import nn
 
@@ -21,7 +18,6 @@ from spptransfer.backbones import BackboneRef
 from spptransfer.cache import FeatureCache
 from spptransfer.datasets import Dataset
 from spptransfer.extraction import extract
-from spptransfer.pyramid import bin_bounds
 from spptransfer.runtimes import ComputeOptions
 from spptransfer.specify import feature_spec
 
@@ -59,13 +55,6 @@ def broken_images() -> dict[str, bytes]:
         "cut.png": encode(picture(50, 70))[:900],
         "huge.png": png_that_claims(60_000, 60_000),
     }
-
-
-def png_that_claims(height: int, width: int) -> bytes:
-    """A tiny file whose header announces an enormous image."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    checksum = struct.pack(">I", zlib.crc32(header))
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + checksum + b"\0\0\0\0IDAT"
 
 
 def many_images(count: int) -> dict[str, bytes]:
@@ -139,24 +128,6 @@ MINI_SPEC = feature_spec(MINI, layer="conv3", levels=[2], scales=[32])
 
 def altered(spec, **changes):
     return dataclasses.replace(spec, **changes)
-
-
-def brute_force(pixels, spec):
-    """Features of `NET` in float64, bin by bin."""
-    info, exact = NET.info, copy.deepcopy(NET).double()
-    normal = ((pixels / 255.0 - info.mean) / info.std).transpose(2, 0, 1)
-    (layer,) = spec.layers
-    (map,) = exact.maps_of(torch.from_numpy(normal)[None], [layer])[layer].numpy()
-    reduce = np.max if spec.pooling == "max" else np.mean
-    vectors = {}
-    for level in spec.levels:
-        rows, columns = (bin_bounds(side, level) for side in map.shape[1:])
-        bins = [
-            [reduce(map[:, top:bottom, left:right], axis=(1, 2)) for left, right in columns]
-            for top, bottom in rows
-        ]
-        vectors[layer, level] = np.array(bins).transpose(2, 0, 1).ravel()
-    return vectors
 
 
 def assert_near(found, expected, tolerance=1e-5):

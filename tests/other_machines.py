@@ -12,7 +12,6 @@ import mmap
 import os
 import signal
 import sys
-import threading
 from pathlib import Path
 
 OTHERS = (
@@ -25,16 +24,9 @@ HIDDEN = {
     os: (
         *("sched_getaffinity", "sched_setaffinity", "pread", "pwrite", "preadv", "pwritev"),
         *("posix_fallocate", "posix_fadvise", "fork", "forkpty", "memfd_create", "fdatasync"),
-        *(
-            "sysconf",
-            "sysconf_names",
-            "O_CLOEXEC",
-            "O_DIRECTORY",
-            "O_NOFOLLOW",
-            "getuid",
-            "geteuid",
-        ),
-        *("sendfile", "copy_file_range", "uname", "mkfifo", "killpg", "setsid"),
+        *("sysconf", "sysconf_names", "O_CLOEXEC", "O_DIRECTORY", "O_NOFOLLOW"),
+        *("getuid", "geteuid", "sendfile", "copy_file_range", "uname", "mkfifo", "killpg"),
+        "setsid",
     ),
     signal: (
         *("SIGKILL", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT", "SIGPIPE", "SIGALRM", "SIGTSTP"),
@@ -113,42 +105,23 @@ def refused_for_folders(open_):
     return opened
 
 
-def images(folder: Path, count: int) -> Path:
-    """Small noise in two class folders."""
-    import numpy as np
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    for number in range(count):
-        path = folder / ("ant", "bee")[number % 2] / f"{number:03}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(path)
-    return folder
-
-
 def demo(folder: Path) -> None:
-    """Run the demo by its command, and nothing but its command."""
+    """Run the demo by its command, in small."""
     from spptransfer.cli import main
 
-    pipeline = Path(__file__).parent.parent / "pipelines" / "demo.yaml"
-    assert main(["run", str(pipeline), "--quiet"]) == 0
+    small = ("features.scales=[48]", "classifier.C=[1]", "protocol.splits=1", "protocol.folds=0")
+    options = [word for value in small for word in ("--set", value)]
+    assert main(["run", "demo", "--quiet", *options]) == 0
     names = [path.name for path in folder.rglob("*")]
     assert any(name.endswith(".h5") for name in names)
     assert not [name for name in names if set(name) & FORBIDDEN]
 
 
-class Soon(threading.Event):
-    """Set as soon as it was looked at a second time."""
-
-    looked = 0
-
-    def is_set(self) -> bool:
-        self.looked += 1
-        return super().is_set() or self.looked > 1
-
-
 def resume(folder: Path) -> None:
     """Interrupt an extraction and go on: byte for byte what an uninterrupted one writes."""
+    from extraction_cases import StopAfter
+    from small_projects import draw_folder
+
     from spptransfer.backbones import BackboneRef
     from spptransfer.datasets.folder import read_folder
     from spptransfer.errors import SPPTransferError
@@ -156,23 +129,13 @@ def resume(folder: Path) -> None:
     from spptransfer.runtimes import ComputeOptions
     from spptransfer.specify import feature_spec
 
-    data = read_folder(images(folder / "images", 300))
+    data = read_folder(draw_folder(folder / "images", per_class=100))
     mini = BackboneRef("spp-mini", "embedded")
-    spec = feature_spec(
-        backbone=mini,
-        layer="spp",
-        levels=[2, 1],
-        pooling="max",
-        scales=[40],
-        view="full",
-        flip=False,
-        precision="float32",
-        storage="float16",
-    )
+    spec = feature_spec(mini, levels=[2, 1], scales=[40], storage="float16")
     options = ComputeOptions(device="cpu", threads=2)
     stopped, whole = folder / "stopped.h5", folder / "whole.h5"
     try:
-        extract(data, [spec], [stopped], mini, options, stop=Soon())
+        extract(data, [spec], [stopped], mini, options, stop=StopAfter(1))
     except SPPTransferError:
         assert not stopped.exists()
         assert list(folder.glob("stopped*.partial"))
@@ -186,9 +149,11 @@ def resume(folder: Path) -> None:
 
 def fit(folder: Path) -> None:
     """Features and a linear SVM as scikit-learn's users call them."""
+    from small_projects import draw_folder
+
     from spptransfer import LinearSVM, SPPFeatures
 
-    paths = sorted(images(folder / "images", 24).rglob("*.png"))
+    paths = sorted(draw_folder(folder / "images").rglob("*.png"))
     features = SPPFeatures("spp-mini", weights="embedded", levels=[2, 1], scales=[40])
     X = features.fit_transform(paths)
     y = [path.parent.name for path in paths]

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
+import torch
+
+from spptransfer.cli import main
 from spptransfer.pretraining.config import PretrainingPipeline, parse_pipeline
 
 TIMES = ("seconds", "images_per_second")
@@ -30,6 +35,13 @@ def values(root: Path, **sections):
 
 def pipeline(root: Path, **sections) -> PretrainingPipeline:
     return parse_pipeline(values(root, **sections))
+
+
+def run_command(said: dict[str, str], arguments: list[str]) -> None:
+    """Run a command of the package as this process, told something by its environment."""
+    os.environ.update(said)
+    torch.set_num_threads(1)
+    sys.exit(main(arguments))
 
 
 def curve(folder: Path) -> list[dict]:

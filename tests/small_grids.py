@@ -22,11 +22,12 @@ COLUMNS = [
 ]
 
 
-def write_grid(root: Path, rows=ROWS, columns=COLUMNS, **sections):
+def grid_values(root: Path, rows=ROWS, columns=COLUMNS, **sections):
+    """The table's pipeline as a mapping; `sections` change single values of its sections."""
     given = values(root, **sections)
     given["features"].pop("levels")
-    return parse_pipeline({**given, "grid": {"title": "Stripes", "rows": rows, "columns": columns}})
+    return {**given, "grid": {"title": "Stripes", "rows": rows, "columns": columns}}
 
 
 def grid_of(root: Path, work: Path, **given):
-    return prepare_grid("table", write_grid(root, **given), machine_in(work))
+    return prepare_grid("table", parse_pipeline(grid_values(root, **given)), machine_in(work))

@@ -7,14 +7,11 @@ from typing import Any
 
 import numpy as np
 import yaml
+from cache_files import make_rows, open_writer
 from PIL import Image
 
-from spptransfer.cache.layout import blocks_of
-from spptransfer.cache.rows import OK, RowTable
-from spptransfer.cache.writer import CacheWriter
 from spptransfer.config import Pipeline, parse_pipeline
 from spptransfer.experiment import Experiment, Machine, prepare
-from spptransfer.ids import Ids
 from spptransfer.runtimes import ComputeOptions
 
 CLASSES = ("bee", "cat", "dog")
@@ -69,23 +66,12 @@ def experiment(root: Path, work: Path, **sections: dict[str, Any]) -> Experiment
 def begin_cache(of: Experiment) -> None:
     """Leave the cache of an experiment as a kill after the first row does."""
     path, spec = of.cache
-    channels = of.backbone.info.channels_of(spec.layers)
-    table = RowTable.empty([of.dataset.ids[0]])
-    table.status[:] = OK
-    width = {block: block.width for block in blocks_of(spec, channels)}
-    features = {block: np.ones((1, n), spec.storage) for block, n in width.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = CacheWriter(
-        path,
-        spec=spec,
-        channels=channels,
-        dataset=of.dataset.name,
-        ids=Ids.of(of.dataset.ids),
-        labels=None,
-    )
-    with writer:
+    channels = of.backbone.info.channels_of(spec.layers)
+    rows, features = make_rows(list(of.dataset.ids[:1]), spec, channels)
+    with open_writer(path, of.dataset.ids, spec, channels=channels) as writer:
         writer.begin()
-        writer.put(np.array([0]), table, features, "torch 2.0")
+        writer.put(np.array([0]), rows, features, "torch 2.0")
 
 
 def write_pipeline(path: Path, root: Path, **sections: dict[str, Any]) -> Path:

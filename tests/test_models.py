@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from small_projects import draw_folder, draw_image, experiment
+from small_projects import draw_folder, experiment
 
 from spptransfer import LinearSVM, PyramidNormalizer
 from spptransfer.cache import FeatureCache
 from spptransfer.datasets.folder import gather_images
-from spptransfer.errors import DatasetError, ImageError, ModelError
+from spptransfer.errors import ImageError, ModelError
 from spptransfer.experiment import run
 from spptransfer.models import TransferModel
 from spptransfer.runtimes import ComputeOptions
@@ -147,19 +147,8 @@ def test_thresholds_are_the_boundary_unless_set_and_are_kept_in_the_file(model, 
     assert again.labels(np.array([0.6, -0.6, 0.1])) == ["bee", "dog"]
 
 
-def test_moved_weights_are_named_and_found_again_where_the_user_says(finished, model, tmp_path):
-    images = sorted(finished[1].rglob("*.png"))[:2]
-    before = scores_of(model, images)
-    model.weights = model.weights_path = tmp_path / "gone.safetensors"
-    with pytest.raises(ModelError, match=r"gone\.safetensors.*spp-mini.*--weights FILE"):
-        scores_of(model, images)
-    moved = shutil.copy(WEIGHTS, tmp_path / "elsewhere.safetensors")
-    after = scores_of(model, images, weights=moved)
-    np.testing.assert_array_equal([s.values for s in after], [s.values for s in before])
-
-
-def test_a_relative_path_is_kept_absolute(tmp_path, monkeypatch):
-    images = draw_folder(tmp_path / "images")
+def test_a_relative_path_is_kept_absolute(finished, tmp_path, monkeypatch):
+    _, images = finished
     shutil.copy(WEIGHTS, tmp_path / "mine.safetensors")
     monkeypatch.chdir(tmp_path)
     features = {"weights": "mine.safetensors"}
@@ -169,17 +158,9 @@ def test_a_relative_path_is_kept_absolute(tmp_path, monkeypatch):
     assert scores_of(model, [next(images.rglob("*.png"))])[0].values is not None
 
 
-def test_catalogue_weights_are_found_by_name_on_another_machine(tmp_path):
-    images = draw_folder(tmp_path / "images")
-    model = TransferModel.load(run(experiment(images, tmp_path), "").model)
-    assert model.weights == "embedded"
-    model.weights_path = Path("/home/somebody else/spp_mini.safetensors")
-    assert scores_of(model, [next(images.rglob("*.png"))])[0].values is not None
-
-
-def test_other_weights_than_those_of_the_training_are_refused(finished, model):
-    with pytest.raises(ModelError, match=r"not those that the model was trained with"):
-        scores_of(model, [next(finished[1].rglob("*.png"))], weights="random:1")
+def test_catalogue_weights_are_found_by_name_on_another_machine(finished, model):
+    model.weights, model.weights_path = "embedded", Path("/home/somebody else/spp_mini.safetensors")
+    assert scores_of(model, [next(finished[1].rglob("*.png"))])[0].values is not None
 
 
 def test_a_backbone_that_computes_something_else_by_now_scores_nothing(finished, model):
@@ -197,13 +178,6 @@ def test_a_foreign_file_is_refused_in_one_line(data, tmp_path):
     with pytest.raises(ModelError, match="is no model of spptransfer, or damaged") as caught:
         TransferModel.load(tmp_path / "model.safetensors")
     assert "\n" not in str(caught.value)
-
-
-def test_what_is_missing_is_said(tmp_path):
-    with pytest.raises(ModelError, match="there is no model"):
-        TransferModel.load(tmp_path / "model.safetensors")
-    with pytest.raises(ModelError, match=r"there is no model '.*model\.safetensors'"):
-        TransferModel.load(tmp_path)
 
 
 def test_no_truncated_file_is_taken_for_a_model(finished, tmp_path):
@@ -263,30 +237,9 @@ def test_a_file_whose_parts_do_not_fit_is_refused_when_it_is_loaded(tamper, fini
 # ---- which files are scored ----
 
 
-def test_folders_are_searched_and_files_taken_as_they_are(tmp_path):
-    draw_image(tmp_path / "a" / "deep er" / "x.PNG", 0, 0)
-    draw_image(tmp_path / "a" / "b.png", 0, 1)
-    (tmp_path / "a" / "notes.txt").write_text("no image")
-    (tmp_path / "a" / ".hidden.png").touch()
-    (tmp_path / "a" / "self").symlink_to(tmp_path / "a")
-    found = gather_images([tmp_path / "a" / "notes.txt", tmp_path / "a", tmp_path / "a" / "b.png"])
-    assert [str(path.relative_to(tmp_path / "a")) for path in found] == [
-        "notes.txt",
-        "b.png",
-        "deep er/x.PNG",
-    ]
-
-
 def test_a_broken_link_is_scored_so_that_its_failure_is_told(tmp_path):
     (tmp_path / "link.png").symlink_to("nowhere")
     assert gather_images([tmp_path / "link.png"]) == [tmp_path / "link.png"]
-
-
-def test_paths_without_images_are_refused(tmp_path):
-    with pytest.raises(DatasetError, match=r"no images in .*looked for .*\.png"):
-        gather_images([tmp_path])
-    with pytest.raises(DatasetError, match="there is no image or folder 'nope'"):
-        gather_images([tmp_path, "nope"])
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("a", "b", "c")])

@@ -46,16 +46,6 @@ def test_there_are_no_other_notebooks_than_those_tested():
     assert tuple(path.stem for path in REFRESH["NOTEBOOKS"]) == NAMES
 
 
-@pytest.mark.parametrize("text", ["/home/ada/x", "open('/tmp/a')", r"C:\photos"])
-def test_a_machine_path_is_recognised(text):
-    assert MACHINE_PATH.search(text)
-
-
-@pytest.mark.parametrize("text", ["../pipelines/demo.yaml", "path/to/your/images", "cat/tmp/1.jpg"])
-def test_a_path_that_holds_anywhere_is_no_machine_path(text):
-    assert not MACHINE_PATH.search(text)
-
-
 @pytest.mark.parametrize("name", NAMES)
 class TestCommitted:
     def test_neither_cells_nor_outputs_name_a_place_on_a_machine(self, name):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import python
 
 import spptransfer
 from spptransfer import errors
@@ -23,8 +24,28 @@ MODULES = sorted(
 
 def loaded_after(code: str) -> set[str]:
     code += "\nimport sys; print(*{name.split('.')[0] for name in sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    return set(done.stdout.splitlines()[-1].split())
+    return set(python(code).splitlines()[-1].split())
+
+
+# What is to be computed and with what is told without computing.
+LOOKING = """
+from spptransfer import backbones, datasets, runtimes, specify
+datasets.status()
+assert len([backbones.describe(name) for name in backbones.names()]) > 20
+backbones.BackboneRef("vgg16", "imagenet").path()
+specify.feature_spec(backbones.BackboneRef("spp-mini", "embedded"))
+for name in ("auto", *runtimes.RUNTIMES):
+    try:
+        runtimes.check_options(runtimes.ComputeOptions(runtime=name), "float32")
+    except ValueError:
+        pass
+    runtimes.describe_runtime(name)
+"""
+HELPING = """
+from spptransfer.cli import main
+for line in ("--help", "--version", "run --help", "cache verify --help", "frobnicate"):
+    main(line.split())
+"""
 
 
 @pytest.mark.parametrize(
@@ -38,12 +59,15 @@ def loaded_after(code: str) -> set[str]:
             "import spptransfer.experiment",
             {"torch", "sklearn", "scipy", "typer", "matplotlib", "jinja2"},
         ),
-        ("from spptransfer import backbones; backbones.names()", {"torch", "sklearn"}),
-        ("from spptransfer import datasets; datasets.status()", {"torch", "sklearn"}),
         ("from spptransfer import metrics", {"torch", "h5py", "typer"}),
+        ("import spptransfer.config", {"torch", "sklearn", "pooch"}),
+        (LOOKING, {"torch", "sklearn", "openvino", "onnxruntime", "onnx"}),
+        (HELPING, {"torch", "sklearn", "numpy", "h5py", "PIL", "yaml", "scipy", "pandas"}),
+        ("from spptransfer.cli import main; main(['backbones'])", {"torch"}),
+        ("from spptransfer.cli import main; main(['datasets'])", {"torch"}),
     ],
 )
-def test_importing_loads_only_what_is_used(code, absent):
+def test_nothing_is_loaded_before_it_is_needed(code, absent):
     assert not absent & loaded_after(code)
 
 

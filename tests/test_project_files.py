@@ -21,11 +21,6 @@ def tracked() -> list[Path]:
     return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
 
 
-def test_torch_is_pinned_exactly():
-    pins = (ROOT / "constraints.txt").read_text().splitlines()
-    assert "torch==2.13.0" in pins
-
-
 def test_every_direct_dependency_is_pinned():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
@@ -65,11 +60,6 @@ def test_python_files_stay_within_six_hundred_lines():
     paths = [path for path in tracked() if path.suffix == ".py"]
     lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
     assert not {name: length for name, length in lengths.items() if length > 600}
-
-
-def test_types_are_checked_for_every_kind_of_machine():
-    rules = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert all(name in rules.split("lint:")[1] for name in ("linux", "darwin", "win32"))
 
 
 def test_nothing_tracked_is_over_two_megabytes_or_a_photograph_but_embedded_weights():

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from spptransfer import backbones
 from spptransfer.backbones.loading import fold_batch_norms
 
 
@@ -29,46 +28,3 @@ def test_a_folded_pair_computes_the_same(bias, groups):
     fold_batch_norms(pair)
     assert isinstance(pair[1], nn.Identity)
     assert torch.allclose(pair(maps), expected, atol=1e-12)
-
-
-def test_what_only_resembles_a_convolution_and_its_batch_norm_is_left_alone():
-    class WithActivation(nn.BatchNorm2d):
-        def forward(self, maps):
-            return super().forward(maps).relu()
-
-    class Padded(nn.Conv2d):
-        def forward(self, maps):
-            return super().forward(maps).abs()
-
-    generator = torch.Generator().manual_seed(0)
-    network = nn.Sequential(
-        seasoned_norm(3, generator),
-        nn.Conv2d(3, 4, 1),
-        WithActivation(4),
-        Padded(4, 4, 1),
-        seasoned_norm(4, generator),
-    ).eval()
-    maps = torch.randn(2, 3, 5, 5, generator=generator)
-    expected = network(maps)
-    fold_batch_norms(network)
-    assert network(maps).equal(expected)
-
-
-def test_a_batch_norm_without_statistics_is_refused():
-    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False))
-    with pytest.raises(ValueError, match="without running statistics"):
-        fold_batch_norms(network)
-
-
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
-def test_a_folded_network_computes_the_same_maps(name, trained):
-    # He's initialisation lets a residual network's values grow, so errors are relative to them.
-    network = backbones.network(name, num_classes=10)
-    network.load_state_dict(trained(name))
-    trunk = network.double().eval().trunk("spp")
-    images = torch.randn(1, 3, 32, 41, dtype=torch.float64)
-    expected = trunk(images)
-    fold_batch_norms(trunk)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in trunk.modules())
-    assert expected.std() > 0
-    assert (trunk(images) - expected).abs().max() < 1e-9 * expected.abs().max()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import subprocess
 import sys
@@ -119,7 +120,7 @@ def test_what_builds_no_backbone_is_named():
     backbones.register("broken", build)
 
 
-def test_a_process_that_has_not_heard_of_it_learns_of_it_with_the_reference(tmp_path):
+def test_a_process_that_has_not_heard_of_it_learns_of_it_with_the_reference(tmp_path, monkeypatch):
     (tmp_path / "users_code.py").write_text(
         "import torch\n"
         "from spptransfer import backbones\n"
@@ -128,25 +129,16 @@ def test_a_process_that_has_not_heard_of_it_learns_of_it_with_the_reference(tmp_
         "    module = torch.nn.Conv2d(3, 2, 5, stride=2)\n"
         "    return backbones.from_module(module, 'output', mean=[0] * 3, std=[1] * 3)\n"
     )
-    here = (
-        "import pickle, sys; from spptransfer import backbones; import users_code\n"
-        "backbones.register('theirs', users_code.build)\n"
-        "reference = backbones.BackboneRef('theirs', 'random')\n"
-        "sys.stdout.buffer.write(pickle.dumps((reference, reference.weights_sha256())))"
-    )
+    monkeypatch.syspath_prepend(tmp_path)
+    backbones.register("theirs", importlib.import_module("users_code").build)
+    reference = BackboneRef("theirs", "random")
     there = (
-        "import pickle, sys\n"
+        f"import pickle, sys; sys.path[:0] = [{str(tmp_path)!r}]\n"
         "reference, expected = pickle.load(sys.stdin.buffer)\n"
         "assert reference.load(['output']).weights_sha256 == expected"
     )
-    sent = run(here, tmp_path)
-    run(there, tmp_path, sent)
-
-
-def run(code, folder, given=b""):
-    path = f"import sys; sys.path[:0] = [{str(folder)!r}]\n"
-    python = [sys.executable, "-c", path + code]
-    return subprocess.run(python, input=given, capture_output=True, check=True).stdout
+    sent = pickle.dumps((reference, reference.weights_sha256()))
+    subprocess.run([sys.executable, "-c", there], input=sent, check=True)
 
 
 def test_a_registered_backbone_is_no_network_to_be_trained():

@@ -50,14 +50,6 @@ def test_several_labels_per_image_become_a_column_per_class(tmp_path):
     assert lines[2].split(",")[1:3] == ["0", "1"]
 
 
-def test_ids_with_commas_and_newlines_survive_csv(tmp_path):
-    ids = ['a,"b', "line\nbreak", "ünï"]
-    make_cache(tmp_path / "a.h5", ids=ids, labels=None)
-    export(FeatureCache.open(tmp_path / "a.h5"), tmp_path / "x.csv")
-    with open(tmp_path / "x.csv", newline="", encoding="utf-8") as file:
-        assert [row[0] for row in csv.reader(file)][1:] == ids
-
-
 def test_parquet_holds_what_the_matrix_holds(cache, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     export(cache, tmp_path / "x.parquet")
@@ -68,11 +60,13 @@ def test_parquet_holds_what_the_matrix_holds(cache, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".csv", ".parquet"])
-def test_names_that_are_no_utf8_are_exported(tmp_path, suffix):
+def test_ids_and_classes_of_any_kind_are_exported(tmp_path, suffix):
     if suffix == ".parquet":
         parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
-    labels = Labels(("c\udce9", "d"), np.array([0, 1], dtype=np.int32))
-    make_cache(tmp_path / "a.h5", ids=["\udcff.jpg", "ü.jpg"], labels=labels)
+    ids, classes = ["\udcff.jpg", 'ü, "line\nbreak".jpg'], ("c\udce9", "d")
+    expected = list(zip(ids, classes, strict=True))
+    labels = Labels(classes, np.arange(2, dtype=np.int32))
+    make_cache(tmp_path / "a.h5", ids=ids, labels=labels)
     path = tmp_path / f"x{suffix}"
     export(FeatureCache.open(tmp_path / "a.h5"), path)
     if suffix == ".npz":
@@ -84,21 +78,14 @@ def test_names_that_are_no_utf8_are_exported(tmp_path, suffix):
     else:
         columns = parquet.read_table(path).to_pydict()
         found = list(zip(columns["id"], columns["label"], strict=True))
-        assert found == [("\\udcff.jpg", "c\\udce9"), ("ü.jpg", "d")]
-        return
-    assert found == [("\udcff.jpg", "c\udce9"), ("ü.jpg", "d")]
+        expected[0] = ("\\udcff.jpg", "c\\udce9")  # it takes nothing but UTF-8
+    assert found == expected
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is there")
 def test_parquet_without_pyarrow_says_what_to_install(cache, tmp_path):
     with pytest.raises(ConfigError, match="pip install pyarrow"):
         export(cache, tmp_path / "x.parquet")
-
-
-@pytest.mark.parametrize("name", ["x.txt", "x", "x.NPZ"])
-def test_an_unknown_kind_of_file_is_refused_with_the_known_ones(cache, tmp_path, name):
-    with pytest.raises(ConfigError, match=r"\.npz, \.csv, \.parquet"):
-        export(cache, tmp_path / name)
 
 
 def test_a_failed_export_leaves_nothing_behind(cache, tmp_path):

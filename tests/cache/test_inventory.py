@@ -40,6 +40,7 @@ def test_caches_are_listed_with_what_they_hold(folder):
     assert done.spec == SPEC
     assert (begun.rows, begun.complete, begun.spec) == (4, False, SPEC)
     assert begun.computed_by == {"torch 2"}
+    assert "state: unfinished" in begun.describe()
     assert is_begun(folder / "begun.h5")
     assert not is_begun(folder / "done.h5")
     assert not damaged.complete
@@ -66,14 +67,6 @@ def test_a_folder_that_is_not_there_holds_no_caches(tmp_path):
     assert list_caches(tmp_path / "none") == []
 
 
-def test_a_description_reads_line_by_line(folder):
-    text = inspect(folder / "done.h5").describe()
-    assert f"fingerprint: {SPEC.fingerprint}" in text
-    assert "rows: 9 with features, 1 failed" in text
-    assert "levels: [4]" in text
-    assert "state: unfinished" in inspect(folder / "begun.h5").describe()
-
-
 def test_a_cache_that_is_not_there_is_one_clear_line(tmp_path):
     with pytest.raises(CacheError, match="there is no cache"):
         inspect(tmp_path / "a.h5")
@@ -83,18 +76,11 @@ def names(removals):
     return [removal.path.name.partition(".h5")[0] for removal in removals]
 
 
-def test_pruning_only_says_what_would_go_unless_told_otherwise(folder):
-    before = sorted(folder.rglob("*"))
-    removals = prune(folder)
-    assert names(removals) == ["begun", "damaged", "done"]
-    assert all(removal.bytes > 0 for removal in removals)
-    assert sorted(folder.rglob("*")) == before
-
-
 def test_pruning_keeps_what_pipelines_refer_to(folder):
     (folder / "killed.h5.lock").touch()
     assert names(prune(folder, keep=[folder / "begun.h5"], caches=False)) == []
-    prune(folder, keep=[folder / "done.h5"], dry_run=False)
+    removals = prune(folder, keep=[folder / "done.h5"], dry_run=False)
+    assert all(removal.bytes > 0 for removal in removals)
     left = sorted(path.name for path in folder.iterdir())
     assert left == ["done.h5", "foreign.h5", "my.partial", "notes.txt"]
 

@@ -316,13 +316,6 @@ def test_the_hash_of_a_cache_tells_its_content(tmp_path):
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_a_cache_needs_no_python_object_per_row_to_find_one(tmp_path):
-    make_cache(tmp_path / "a.h5", 30)
-    cache = FeatureCache.open(tmp_path / "a.h5")
-    wanted = [*reversed(make_ids(30)), "none", "a\0", "x" * 500, "\ud800"]
-    assert cache.find(wanted).tolist() == [*range(29, -1, -1), -1, -1, -1, -1]
-
-
 def test_ids_may_be_of_any_kind(tmp_path):
     ids = ["a b", "图像.jpg", "line\nbreak", "x" * 300, "byte \udcff", "../up", " "]
     make_cache(tmp_path / "a.h5", ids=ids)

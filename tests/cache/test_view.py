@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import operator
 import pickle
 
-import joblib
 import numpy as np
 import pytest
 from cache_files import make_cache, make_spec
@@ -92,14 +90,6 @@ def test_cross_validation_takes_a_view_like_an_array(cache):
 
 def _sum(view, row):
     return float(view[row].sum())
-
-
-def test_workers_read_the_same_rows(cache):
-    view = cache.view()
-    # An operator, so that a new process need not import what this file does.
-    read = joblib.delayed(operator.getitem)
-    rows = joblib.Parallel(2)(read(view, i) for i in range(8))
-    np.testing.assert_array_equal(rows, np.asarray(view)[:8])
 
 
 def test_forked_processes_do_not_disturb_each_other(cache):

@@ -2,20 +2,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import multiprocessing
 import os
 import shutil
-import signal
-import subprocess
-import time
 
 import numpy as np
 import pytest
-from cache_files import default_labels, make_cache, make_ids, make_rows, make_spec, open_writer
+from cache_files import make_cache, make_ids, make_rows, make_spec, open_writer
 from damaged_caches import flip, overwrite, position_of, unfinished_file, unfinished_files
 
 from spptransfer.cache import FeatureCache, Labels
-from spptransfer.cache.inventory import is_begun
 from spptransfer.cache.rows import FAILED
 from spptransfer.cache.verify import verify
 from spptransfer.cache.writer import merge
@@ -72,26 +67,6 @@ def test_rows_put_in_any_order_are_the_file_written_at_once(tmp_path):
             put(space, positions)
         space.finish()
     assert_finished(tmp_path / "a.h5")
-
-
-def test_rows_outlive_their_writer_and_are_taken_over(tmp_path):
-    begin(tmp_path / "a.h5", range(8))
-    assert not (tmp_path / "a.h5").exists()
-    assert is_begun(tmp_path / "a.h5")
-    assert go_on(tmp_path / "a.h5") == list(range(8))
-    assert_finished(tmp_path / "a.h5")
-
-
-def test_what_is_known_of_rows_is_told_in_runs(tmp_path):
-    path = tmp_path / "a.h5"
-    begin(path, [0, 1, 2, 5], failed=[2])
-    with writer(path) as space:
-        found = {}
-        for positions, table in space.known_rows():
-            found |= dict(zip(positions.tolist(), table.ids, strict=True))
-            assert table.stamp[:, 0].tolist() == positions.tolist()
-        assert found == {i: IDS[i] for i in (0, 1, 2, 5)}
-        assert space.failures() == {IDS[2]: "reason 2"}
 
 
 def test_a_row_put_again_takes_the_place_of_the_former_one(tmp_path):
@@ -174,36 +149,6 @@ def test_rows_of_another_spec_are_neither_used_nor_lost(tmp_path, finished):
 # --- updates ------------------------------------------------------------------------------------
 
 
-def test_a_file_that_is_up_to_date_is_not_written_again(tmp_path):
-    make_cache(tmp_path / "a.h5", 12, SPEC)
-    before = (tmp_path / "a.h5").stat().st_ino
-    assert go_on(tmp_path / "a.h5", default_labels(12)) == list(range(12))
-    assert (tmp_path / "a.h5").stat().st_ino == before
-    assert files_in(tmp_path) == ["a.h5"]
-
-
-def test_a_newer_row_replaces_that_of_the_finished_file(tmp_path):
-    path = tmp_path / "a.h5"
-    make_cache(path, 12, SPEC)
-    before = matrix(path)
-    with writer(path) as space:
-        put(space, [3, 4], seed=9)
-        space.finish()
-    assert (matrix(path) == before).all(axis=1).tolist() == [i not in (3, 4) for i in range(12)]
-
-
-def test_removed_ids_disappear_and_the_order_follows_the_dataset(tmp_path):
-    path, kept = tmp_path / "a.h5", IDS[8:2:-1]
-    make_cache(path, 12, SPEC)
-    expected = matrix(path, kept)
-    with writer(path, ids=kept) as space:
-        assert space.removed == 6
-        assert space.known.all()
-        space.finish()
-    assert FeatureCache.open(path).ids == kept
-    np.testing.assert_array_equal(matrix(path), expected)
-
-
 def test_a_file_in_a_wholly_other_order_is_brought_into_the_right_one(tmp_path):
     path, ids = tmp_path / "a.h5", make_ids(900)
     make_cache(path, ids=ids, spec=SPEC, labels=None, failed=(5, 800))
@@ -215,16 +160,6 @@ def test_a_file_in_a_wholly_other_order_is_brought_into_the_right_one(tmp_path):
     with writer(path, ids=ids) as space:
         space.finish()
     assert path.read_bytes() == before
-
-
-def test_other_labels_alone_are_written_without_other_features(tmp_path):
-    path = tmp_path / "a.h5"
-    make_cache(path, 12, SPEC)
-    before = matrix(path)
-    labels = Labels(("x", "y"), np.arange(12, dtype=">i2") % 2)
-    assert go_on(path, labels) == list(range(12))
-    assert FeatureCache.open(path).labels(IDS[1:3]).tolist() == ["y", "x"]
-    np.testing.assert_array_equal(matrix(path), before)
 
 
 @pytest.mark.parametrize(
@@ -244,16 +179,6 @@ def test_several_labels_per_image_are_an_indicator_and_none_are_none(tmp_path):
     go_on(tmp_path / "a.h5")
     with pytest.raises(CacheError, match="holds no labels"):
         FeatureCache.open(tmp_path / "a.h5").labels()
-
-
-def test_a_wider_file_keeps_its_spec(tmp_path):
-    wide = make_spec(scales=(48, 64))
-    make_cache(tmp_path / "a.h5", 12, wide, labels=None)
-    with writer(tmp_path / "a.h5", ids=IDS[:11]) as space:
-        assert space.spec == wide
-        put(space, [4], seed=3, spec=wide)
-        space.finish()
-    assert FeatureCache.open(tmp_path / "a.h5").spec == wide
 
 
 def test_rows_of_a_killed_run_are_used_when_the_images_are_others_by_then(tmp_path):
@@ -368,51 +293,7 @@ def test_a_second_writer_is_told_who_writes_and_since_when(tmp_path):
     assert link.is_symlink()
 
 
-def _hold_until_killed(path, ready):
-    with writer(path):
-        ready.set()
-        time.sleep(60)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
-def test_a_killed_writer_holds_nothing(tmp_path):
-    context = multiprocessing.get_context("fork")
-    ready = context.Event()
-    process = context.Process(target=_hold_until_killed, args=(tmp_path / "a.h5", ready))
-    process.start()
-    assert ready.wait(30)
-    with pytest.raises(CacheError, match=f"process {process.pid} "), writer(tmp_path / "a.h5"):
-        pass
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    with writer(tmp_path / "a.h5"):
-        pass
-    assert files_in(tmp_path) == []
-
-
-def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(CacheError, match="cannot write"), writer(tmp_path / "file" / "a.h5"):
-        pass
-
-
 # --- disks that are full, or only to be read ----------------------------------------------------
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    try:
-        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
-    except OSError:
-        mounted = False
-    if not mounted:
-        pytest.skip("mounting a small file system needs root")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def fill(disk, free):
@@ -422,11 +303,6 @@ def fill(disk, free):
 
 
 LARGE = make_spec(levels=(40,))  # 19 kB a row
-
-
-def put_each(space, positions):
-    for position in positions:
-        put(space, [position], spec=LARGE)
 
 
 def test_a_disk_too_small_for_all_rows_is_refused_before_any_is_computed(small_disk):
@@ -444,36 +320,3 @@ def test_a_disk_too_small_for_all_rows_is_refused_before_any_is_computed(small_d
     fill(small_disk, 150_000)
     with writer(small_disk / "a.h5", LARGE) as space:
         assert space.begin() < 150_000  # what is there already needs no room any more
-
-
-@pytest.mark.parametrize("free", [3, 20_000, 100_000])
-def test_a_disk_that_fills_up_meanwhile_keeps_what_is_finished(tmp_path, small_disk, free):
-    path = small_disk / "a.h5"
-    with writer(path, LARGE) as space:
-        put(space, [0, 1], spec=LARGE)
-        ballast = fill(small_disk, free)
-        with pytest.raises(CacheError, match=r"disk is full while writing .*a\.h5.*is kept"):
-            put_each(space, range(2, 12))
-    assert not path.exists()
-    ballast.unlink()
-    with writer(path, LARGE) as space:
-        known = int(space.known.sum())
-        assert known == (2 + free // 19_200 if free == 3 else known) < 12
-        assert space.known[:known].all()
-        put(space, range(known, 12), spec=LARGE)
-        space.finish()
-    make_cache(tmp_path / "b.h5", 12, LARGE, labels=None)
-    assert path.read_bytes() == (tmp_path / "b.h5").read_bytes()
-
-
-def test_a_cache_that_lacks_nothing_is_used_where_nothing_can_be_written(small_disk):
-    path = small_disk / "a.h5"
-    make_cache(path, 12, SPEC, labels=None)
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    assert go_on(path) == list(range(12))
-    with pytest.raises(CacheError, match=r"'.*': Read-only file system"), writer(path) as space:
-        put(space, [3])
-    with pytest.raises(CacheError, match="Read-only"), writer(path, ids=IDS[1:]) as space:
-        space.finish()
-    with pytest.raises(CacheError, match="Read-only"), writer(small_disk / "b.h5"):
-        pass

@@ -52,7 +52,7 @@ def project(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
     """A folder in which the small pipeline was run; the run is in runs/."""
     work = tmp_path_factory.mktemp("my work")

@@ -59,14 +59,6 @@ def test_quiet_prints_warnings_alone_and_quiet_json_one_line(cli, project):
     assert done.json["rows"]["reused"] == 18
 
 
-def test_set_replaces_values_of_the_file(cli, project):
-    done = cli("run", "small.yaml", "--json", "--set", "features.levels=[2]", "--set",
-               "classifier.C=[0.5]")  # fmt: skip
-    results = json.loads(Path(done.json["run"], "results.json").read_text())
-    assert results["features"]["levels"] == [2]
-    assert results["classifier"]["C"] == [0.5]
-
-
 def test_several_layers_go_the_whole_way_from_the_command_line(cli, project):
     done = cli("run", "small.yaml", "--json", "--set", "features.layer=[spp, fc6]")
     assert done.status == 0
@@ -106,18 +98,19 @@ def test_extract_counts_what_went_in_and_came_out(cli, project):
 
 @pytest.mark.parametrize("command", ["run", "extract"])
 def test_failed_images_are_listed_once_and_the_status_is_1(cli, project, command):
-    for number in range(3):
-        (project / f"photos/bee/broken {number}\n.jpg").write_bytes(b"")
+    for number in range(15):
+        (project / f"photos/bee/broken {number:02d}\n.jpg").write_bytes(b"")
     done = cli(command, "small.yaml", "--json")
     assert done.status == 1
     assert done.json["status"] == "incomplete"
-    assert done.json["rows"]["failed"] == 3
-    assert "failed: bee/broken 2\\n.jpg: cannot read the image: the file is empty" in done.err
-    assert (done.out + done.err).count("the file is empty") == 3
+    assert done.json["rows"]["failed"] == 15
+    assert "failed: bee/broken 02\\n.jpg: cannot read the image: the file is empty" in done.err
+    assert (done.out + done.err).count("the file is empty") == 10
+    assert "... and 5 more; `spptransfer cache info` lists all" in done.err
+    assert cli("cache", "info", done.json["cache"]).out.count("failed: bee/broken") == 15
     done = cli(command, "small.yaml", "--quiet")
-    assert done.status == 1
-    assert done.out == ""
-    assert done.err.count("failed:") == 3
+    assert (done.status, done.out) == (1, "")
+    assert done.err.count("failed:") == 10
 
 
 @pytest.mark.parametrize("command", ["run", "extract"])
@@ -145,14 +138,6 @@ def test_where_every_image_fails_the_reason_and_the_cache_are_told(cli, project,
     assert "`spptransfer cache info " in refused.complaint
     assert refused.json["rows"] == {"ok": 0, "failed": 18, "reused": 0}
     assert refused.json["cache"] == cache
-
-
-def test_many_failures_are_counted_and_cache_info_lists_them(cli, project):
-    for number in range(15):
-        (project / f"photos/bee/broken{number:02d}.jpg").write_bytes(b"")
-    done = cli("extract", "small.yaml", "--json")
-    assert "... and 5 more; `spptransfer cache info` lists all" in done.err
-    assert cli("cache", "info", done.json["cache"]).out.count("failed: bee/broken") == 15
 
 
 def test_train_uses_the_cache_alone(cli, project):
@@ -223,8 +208,6 @@ MISTAKES = [
     (["--set", "nonsense"], "--set nonsense: expected section.key=value"),
     (["--set", "features.weights=gone.pth"], "gone.pth"),
     (["--set", "dataset.root=nowhere"], "looked in"),
-    (["--set", "protocol.train_per_class=9", "--set", "protocol.test_fraction=null"],
-     "class 'bee' has 6 images, but the protocol needs at least 10"),
     (["--device", "tpu"], "device: 'tpu' is unknown; allowed: auto, cpu, cuda, cuda:N"),
     (["--devise", "cpu"], "--devise"),
     (["--threads", "two"], "--threads"),

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-from small_projects import draw_folder
 
 from spptransfer.cache import FeatureCache
 
@@ -21,19 +19,6 @@ def same_rows(first: str, second: str) -> bool:
     assert one.digests() == two.digests()
     np.testing.assert_allclose(two.matrix(one.ids), one.matrix(), rtol=1e-4, atol=1e-5)
     return list(one.ids) == list(two.ids)
-
-
-@pytest.mark.slow
-def test_shards_made_side_by_side_are_the_cache_of_one_process(cli, project):
-    draw_folder(project / "photos", per_class=20)
-    whole = cli(*EXACT, "--json", "--cache-dir", "whole").json
-    done = cli(*EXACT, "--json", "--cache-dir", "shards", "--shards", "2")
-    assert done.status == 0
-    assert done.json["rows"] == whole["rows"] == {"ok": 60, "failed": 0, "reused": 0}
-    assert Path(done.json["cache"]).name == Path(whole["cache"]).name
-    assert same_rows(whole["cache"], done.json["cache"])
-    assert len(list((project / "shards").glob("*.h5"))) == 1
-    assert cli(*EXACT, "--json", "--cache-dir", "shards").json["rows"]["reused"] == 60
 
 
 @pytest.mark.slow
@@ -103,9 +88,11 @@ def test_a_division_that_cannot_be_gets_one_line(cli, project, options, message)
 
 
 @pytest.mark.slow
-def test_a_scheduler_that_is_not_there_is_one_clear_line(cli, project, monkeypatch):
+def test_a_scheduler_that_is_not_there_is_one_clear_line(cli, project):
     pytest.importorskip("distributed", reason="dask[distributed] is not installed")
-    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "1s")
-    refused = cli(*EXACT, "--shards", "2", "--scheduler", "tcp://127.0.0.1:1")
+    import dask
+
+    with dask.config.set({"distributed.comm.timeouts.connect": "200ms"}):
+        refused = cli(*EXACT, "--shards", "2", "--scheduler", "tcp://127.0.0.1:1")
     assert refused.status == 2
     assert "no Dask scheduler answers at 'tcp://127.0.0.1:1'" in refused.complaint

@@ -14,22 +14,25 @@ import pytest
 from small_projects import draw_folder, write_pipeline
 
 from spptransfer.cache.inventory import is_begun
+from spptransfer.cli import main
 from spptransfer.cli import process as process_of_a_command
 
 pytestmark = pytest.mark.slow
 
-PER_CLASS = 200
+SMALL = ("small.yaml", "--threads", "2", "--json")
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Path:
-    """Enough images for several parts, with the cache that an uninterrupted run makes of them."""
+    """Enough images for several parts, with what an uninterrupted run makes of them."""
     folder = tmp_path_factory.mktemp("work")
-    draw_folder(folder / "photos", per_class=PER_CLASS)
+    draw_folder(folder / "photos", per_class=120)
     write_pipeline(
         folder / "small.yaml", folder / "photos", features={"scales": [96], "precision": "float32"}
     )
-    assert spptransfer(folder, "extract", "--cache-dir", "whole").wait() == 0
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        assert main(["run", *SMALL, "--cache-dir", "whole", "--runs-dir", "models"]) == 0
     return folder
 
 
@@ -38,10 +41,9 @@ def listen() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def spptransfer(folder: Path, command: str, *arguments: str) -> subprocess.Popen:
-    line = [sys.executable, "-m", "spptransfer", command, "small.yaml", "--threads", "2", "--json"]
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [*line, *arguments],
+        [sys.executable, "-m", "spptransfer", *map(str, arguments)],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -64,76 +66,51 @@ def wait_for_a_part(folder: Path, process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
-def finish(process: subprocess.Popen) -> tuple[str, str]:
-    return process.communicate(timeout=120)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_extraction_exits_130_and_goes_on_to_the_same_cache(work, number):
+def test_an_interrupted_extraction_exits_130_and_goes_on_to_the_same_cache(
+    cli, work, monkeypatch, number
+):
     """As a terminal does it, the signal reaches all processes of the command."""
     place = f"interrupted-{number}"
-    options = ("--cache-dir", place)
-    process = spptransfer(work, "extract", *options)
+    command = ("extract", *SMALL, "--cache-dir", place)
+    process = start(work, *command)
     wait_for_a_part(work / place, process)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-    out, err = finish(process)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "run the same command again" in err
     assert json.loads(out.splitlines()[-1])["status"] == "interrupted"
     assert not list((work / place).glob("*.h5"))
 
-    again = spptransfer(work, "extract", *options)
-    out, err = finish(again)
-    assert again.returncode == 0, err
-    resumed = json.loads(out.splitlines()[-1])
-    assert resumed["rows"]["reused"] > 0
+    monkeypatch.chdir(work)
+    resumed = cli(*command)
+    assert resumed.json["rows"]["reused"] > 0
     (whole,) = (work / "whole").glob("*.h5")
-    assert Path(resumed["cache"]).read_bytes() == whole.read_bytes()
+    assert Path(resumed.json["cache"]).read_bytes() == whole.read_bytes()
 
 
 def test_a_second_signal_stops_at_once(work):
-    process = spptransfer(work, "extract", "--cache-dir", "twice")
+    process = start(work, "extract", *SMALL, "--cache-dir", "twice")
     wait_for_a_part(work / "twice", process)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
-    _, err = finish(process)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in err
 
 
-def test_an_interrupted_run_leaves_no_folder_of_a_run(work):
-    process = spptransfer(work, "run", "--cache-dir", "run", "--runs-dir", "runs")
-    wait_for_a_part(work / "run", process)
-    process.send_signal(signal.SIGTERM)
-    _, err = finish(process)
-    assert process.returncode == 130, err
-    assert list((work / "runs").iterdir()) == []
-
-
-@pytest.fixture(scope="module")
-def model(work) -> str:
-    trained = spptransfer(work, "run", "--cache-dir", "whole", "--runs-dir", "models")
-    return json.loads(finish(trained)[0].splitlines()[-1])["model"]
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_prediction_exits_130(work, model, number):
+def test_an_interrupted_prediction_exits_130(work, number):
     # More lines than a pipe holds: it cannot be done before the signal comes.
     photos = ["photos", "more", "still more", "even more"]
     for copy in photos[1:]:
         shutil.copytree(work / "photos", work / copy, dirs_exist_ok=True)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "spptransfer", "predict", model, *photos, "--threads", "1"],
-        cwd=work,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=listen,
-    )
-    assert process.stdout.readline().startswith("image ")
+    process = start(work, "predict", "models", *photos, "--threads", "1")
+    shown = [process.stdout.readline() for _ in range(2)]
+    assert shown[1].startswith("image ")
     process.send_signal(number)
-    _, err = finish(process)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert err == "spptransfer: interrupted; what was printed is all: no scores are kept\n"
 

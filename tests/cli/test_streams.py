@@ -17,9 +17,7 @@ needs_full = pytest.mark.skipif(not Path(FULL).exists(), reason="there is no /de
 ARGUMENTS = [
     ["backbones"],
     ["backbones", "spp-mini", "--json", "--quiet"],
-    ["--help"],
     ["run", "--help"],
-    ["--version"],
 ]
 
 

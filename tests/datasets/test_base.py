@@ -8,7 +8,6 @@ import pytest
 
 from spptransfer.datasets import Dataset
 from spptransfer.errors import DatasetError
-from spptransfer.ids import Ids
 
 
 def single_label(**changes) -> Dataset:
@@ -144,14 +143,6 @@ def test_a_class_that_is_not_there_cannot_be_dropped():
         single_label().without_class("w")
     with pytest.raises(DatasetError, match="cannot drop"):
         multi_label().without_class("x")
-
-
-def test_ids_and_splits_are_arrays_whatever_sequence_they_come_in():
-    dataset = single_label(ids=["b", "a", "c", "d"], official_splits={"train": ["a", "b"]})
-    assert isinstance(dataset.ids, Ids)
-    assert dataset.ids == ("b", "a", "c", "d")
-    assert isinstance(dataset.official_splits["train"], Ids)
-    assert single_label(ids=dataset.ids).ids is dataset.ids
 
 
 def test_a_pickled_dataset_finds_its_images():

@@ -41,15 +41,11 @@ def test_several_labels_per_image_and_none(table):
     assert dataset.targets.tolist() == [[1, 1], [-1, -1], [1, -1]]
 
 
-def test_the_split_column_gives_official_splits(table):
-    text = "path,label,split\na.jpg,dog,train\nb.jpg,cat,\nsub/c.png,cat,test\n"
-    assert read_csv(table(text)).official_splits == {"train": ("a.jpg",), "test": ("sub/c.png",)}
-
-
 def test_columns_come_in_any_order_and_others_are_ignored(table):
-    dataset = read_csv(table("Split,author,LABEL,Path\ntrain,me,dog,a.jpg\ntest,you,cat,b.jpg\n"))
-    assert dataset.ids == ("a.jpg", "b.jpg")
-    assert dataset.targets.tolist() == [1, 0]
+    text = "Split,author,LABEL,Path\ntrain,me,dog,a.jpg\ntest,you,cat,b.jpg\n,me,cat,sub/c.png\n"
+    dataset = read_csv(table(text))
+    assert dataset.ids == ("a.jpg", "b.jpg", "sub/c.png")
+    assert dataset.targets.tolist() == [1, 0, 0]
     assert dataset.official_splits == {"train": ("a.jpg",), "test": ("b.jpg",)}
 
 

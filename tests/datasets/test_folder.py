@@ -52,11 +52,6 @@ def test_suffixes_count_in_any_case_and_other_files_do_not(tmp_path):
     assert dataset.classes == ("cat", "dog")
 
 
-def test_hidden_files_and_folders_are_skipped(tmp_path):
-    touch(tmp_path, "cat/1.jpg", "cat/._1.jpg", "cat/.cache/2.jpg", ".git/3.jpg", "dog/1.jpg")
-    assert read_folder(tmp_path).ids == ("cat/1.jpg", "dog/1.jpg")
-
-
 def test_links_are_followed_but_not_in_circles(tmp_path):
     images = touch(tmp_path / "images", "cat/1.jpg", "dog/1.jpg")
     touch(tmp_path / "elsewhere", "2.jpg")
@@ -65,6 +60,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     (images / "dog" / "here").symlink_to(images / "dog")
     (images / "dog" / "itself").symlink_to(images / "dog" / "itself")
     (images / "dog" / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(images)
     assert read_folder(images).ids == ("cat/1.jpg", "cow/2.jpg", "dog/1.jpg")
 
 
@@ -115,6 +111,7 @@ def test_what_is_left_out_of_a_flat_folder_is_told_too(tmp_path, caplog):
 
 def test_hidden_files_notes_and_what_systems_leave_make_no_noise(tmp_path, caplog):
     touch(tmp_path, "cat/1.jpg", "dog/1.jpg", "README", "labels.csv", ".hidden/x", ".git/1.jpg")
+    touch(tmp_path, "cat/._1.jpg", "cat/.cache/2.jpg")
     touch(tmp_path, "cat/Thumbs.db", "cat/.DS_Store", "cat/desktop.ini", "cat/1.txt", "dog/1.xml")
     touch(tmp_path, "dog/1.json", "dog/tmp")
     (tmp_path / "dog" / "gone").symlink_to(tmp_path / "nowhere")
@@ -138,13 +135,6 @@ def test_folders_that_systems_leave_behind_are_left_out_at_any_depth_and_counted
     assert caplog.messages == [told]
     assert gather_images([tmp_path / "cat"]) == [tmp_path / "cat" / "1.jpg"]
     assert caplog.messages[1] == f"{tmp_path / 'cat'}: skipped 1 folder of a system: {name} (1)"
-
-
-def test_links_that_lead_into_each_other_are_followed_once(tmp_path):
-    images, elsewhere = touch(tmp_path / "images", "cat/1.jpg"), touch(tmp_path / "e", "2.jpg")
-    (images / "cow").symlink_to(elsewhere)
-    (elsewhere / "back").symlink_to(images)
-    assert read_folder(images).ids == ("cat/1.jpg", "cow/2.jpg")
 
 
 def test_class_folders_that_differ_only_by_unicodes_form_are_one_class(tmp_path, caplog):
@@ -197,13 +187,6 @@ def test_other_folders_called_like_splits_are_classes(tmp_path, names):
     dataset = read_folder(touch(tmp_path, *names))
     assert set(dataset.classes) == {name.split("/")[0] for name in names}
     assert not dataset.official_splits
-
-
-def test_names_with_spaces_unicode_and_newlines_survive(tmp_path):
-    ids = ("a b/ü ñ.jpg", "a b/new\nline.jpg", "日本/画像.png", "c/<b>&.jpg")
-    dataset = read_folder(touch(tmp_path, *ids))
-    assert set(dataset.ids) == set(ids)
-    assert all(dataset.path(id).is_file() for id in ids)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
@@ -266,36 +249,23 @@ def test_a_folder_of_many_images_is_held_as_text_of_fixed_width(tmp_path):
 # Caltech-101 ---------------------------------------------------------------------------------
 
 
-def make_caltech101(root: Path, n_categories: int = 101, n_images: int = 2) -> Path:
-    """Empty files in the layout of the official archive, the stray file `tmp` included."""
-    for name in (BACKGROUND, *(f"category_{k:03d}" for k in range(n_categories))):
-        folder = root / FOLDER / name
-        folder.mkdir(parents=True)
-        for number in range(1, n_images + 1):
-            (folder / f"image_{number:04d}.jpg").touch()
-    (root / FOLDER / BACKGROUND / "tmp").touch()
-    return root / FOLDER
+def make_caltech101(root: Path) -> Path:
+    """Empty files in the layout of the official archive."""
+    names = (f"{name}/image_0001.jpg" for name in (BACKGROUND, "accordion"))
+    return touch(root / FOLDER, *names)
 
 
 @pytest.mark.parametrize("above", [".", "caltech101", "caltech-101"])
 def test_it_is_found_from_the_folder_around_it(tmp_path, above):
-    categories = make_caltech101(tmp_path / above, n_categories=1)
+    categories = make_caltech101(tmp_path / above)
     assert find_caltech101(tmp_path).samefile(categories)
     assert find_caltech101(categories) == categories
 
 
 def test_a_renamed_folder_of_categories_is_recognised(tmp_path):
-    renamed = make_caltech101(tmp_path, n_categories=1).rename(tmp_path / "images")
+    renamed = make_caltech101(tmp_path).rename(tmp_path / "images")
     assert find_caltech101(renamed) == renamed
     assert find_caltech101(tmp_path) is None
-
-
-def test_the_file_that_is_no_image_does_not_count(tmp_path):
-    dataset = read_folder(make_caltech101(tmp_path))
-    assert len(dataset) == 204
-    assert len(dataset.classes) == 102
-    assert f"{BACKGROUND}/image_0001.jpg" in dataset.ids
-    assert not any(id.endswith("tmp") for id in dataset.ids)
 
 
 def test_the_complete_archive_has_9144_images_in_102_categories(caltech101_root):

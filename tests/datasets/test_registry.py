@@ -23,16 +23,6 @@ def test_an_unknown_name_is_answered_with_the_nearest():
         datasets.open_dataset("voc07")
 
 
-@pytest.mark.parametrize("name", ["caltech101", "voc2007"])
-def test_a_missing_dataset_says_where_it_looked_and_how_to_get_it(tmp_path, name):
-    with pytest.raises(DatasetError) as caught:
-        datasets.open_dataset(name, data_root=tmp_path)
-    message = str(caught.value)
-    assert f"looked in {tmp_path / name}, {tmp_path}; to get it:" in message
-    assert f"spptransfer datasets --fetch {name}" in message
-    assert "\n" not in message
-
-
 def test_a_missing_root_says_every_place_that_was_tried(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DatasetError) as caught:
@@ -46,42 +36,10 @@ def test_a_relative_root_is_also_looked_for_below_the_data_root(tmp_path):
     assert len(datasets.open_dataset("folder", tmp_path / "photos")) == 2
 
 
-@pytest.mark.parametrize("written", ["~/photos", "$PHOTOS", "${HOME}/photos"])
-def test_the_home_folder_and_variables_stand_in_a_root(tmp_path, monkeypatch, written):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("PHOTOS", str(tmp_path / "photos"))
-    table = make_folder(tmp_path / "photos") / "labels.csv"
-    table.write_text("path,label\ncat/1.jpg,cat\n")
-    assert len(datasets.open_dataset("folder", written)) == 2
-    assert len(datasets.open_dataset("csv", f"{written}/labels.csv")) == 1
-    assert len(datasets.open_dataset("folder", "photos", data_root="~")) == 2
-
-
 def test_the_data_root_is_data_in_the_current_folder_by_default(tmp_path, monkeypatch):
     make_folder(tmp_path / "data" / "101_ObjectCategories")
     monkeypatch.chdir(tmp_path)
     assert len(datasets.open_dataset("caltech101")) == 2
-
-
-@pytest.mark.parametrize("name", ["folder", "csv"])
-def test_a_users_own_images_need_a_root(name):
-    with pytest.raises(ConfigError, match=r"'dataset\.root' is missing: a (CSV file|folder) "):
-        datasets.open_dataset(name)
-
-
-def test_options_of_another_dataset_are_refused(tmp_path):
-    with pytest.raises(
-        ConfigError, match=r"unknown key 'dataset.seperator'; did you mean 'separat"
-    ):
-        datasets.open_dataset("csv", tmp_path, seperator="|")
-    with pytest.raises(ConfigError, match=r"unknown key 'dataset.seed'; allowed: name, root$"):
-        datasets.open_dataset("folder", tmp_path, seed=1)
-
-
-@pytest.mark.parametrize("value", ["", 1, None])
-def test_an_option_of_the_wrong_type_is_refused(tmp_path, value):
-    with pytest.raises(ConfigError, match=r"^dataset\.separator: must "):
-        datasets.open_dataset("csv", tmp_path, separator=value)
 
 
 def test_the_demo_is_drawn_on_first_use_and_then_found(tmp_path):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
 
 import pytest
-from small_projects import begin_cache, draw_folder, experiment, machine_in, pipeline, values
+from small_projects import begin_cache, experiment, machine_in, pipeline, values
 
 from spptransfer.cache import FeatureCache
 from spptransfer.cache.inventory import precision_note
 from spptransfer.config import parse_pipeline
 from spptransfer.errors import ConfigError
 from spptransfer.experiment import extract_features, prepare_grid, run, run_grid
-from spptransfer.experiment.preparation import STEPS, prepare, resolve_precision
+from spptransfer.experiment.preparation import prepare, resolve_precision
 from spptransfer.extraction import precision
 from spptransfer.extraction.precision import PrecisionChoice
 from spptransfer.runtimes import ComputeOptions
@@ -22,11 +21,6 @@ COMMAND = "spptransfer run small.yaml"
 LOW = PrecisionChoice("bfloat16", "2.0 times as fast; off by 0.40 %", 0.004, 2.0)
 HIGH = PrecisionChoice("float32", "bfloat16 is only 1.00 times as fast here", None, 1.0)
 UNTRIED = PrecisionChoice("float32", "fewer than 64 images: bfloat16 is not tried")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return draw_folder(tmp_path_factory.mktemp("images"))
 
 
 class Trial:
@@ -51,13 +45,6 @@ def trial(monkeypatch):
 
 def given(name):
     return {"precision": name}
-
-
-@pytest.fixture
-def told(caplog):
-    """The lines that are told of steps."""
-    caplog.set_level(logging.INFO, STEPS)
-    return lambda: [r.getMessage() for r in caplog.records if r.name == STEPS]
 
 
 def test_the_choice_is_in_the_spec_told_once_and_its_figures_are_recorded(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import shutil
 from pathlib import Path
 
@@ -8,16 +7,10 @@ import pytest
 from small_projects import draw_folder, draw_image, experiment, pipeline
 
 from spptransfer.backbones import BackboneRef
-from spptransfer.errors import ConfigError, DatasetError, WeightsError
+from spptransfer.errors import ConfigError
 from spptransfer.experiment import Machine, Shards, extract_features, prepare
-from spptransfer.experiment.preparation import STEPS
 from spptransfer.extraction import shard_path
 from spptransfer.runtimes import ComputeOptions
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    return draw_folder(tmp_path_factory.mktemp("data") / "photos")
 
 
 def test_what_is_wanted_follows_from_the_pipeline(images, tmp_path):
@@ -45,20 +38,13 @@ def test_naming_another_backbone_suffices(images, tmp_path):
     assert found("mobilenet_v2", layer="stage4").selection["levels"] == (6, 3, 2, 1)
 
 
-def test_the_size_of_a_cache_is_told_once_before_it_is_made(images, tmp_path, caplog):
-    caplog.set_level(logging.INFO, STEPS)
+def test_the_size_of_a_cache_is_told_once_before_it_is_made(images, tmp_path, told):
     found = experiment(images, tmp_path, features={"precision": "float32"})
     for _ in range(2):
         (done,) = extract_features([found])
-    told = [r.getMessage() for r in caplog.records if r.getMessage().startswith("cache to make")]
-    assert told == ["cache to make: 18 images x 1,728 numbers x 4 bytes = 0.1 MB"]
+    lines = [line for line in told() if line.startswith("cache to make")]
+    assert lines == ["cache to make: 18 images x 1,728 numbers x 4 bytes = 0.1 MB"]
     assert done.path.stat().st_size > 18 * 1728 * 4
-
-
-def test_fully_connected_layers_have_no_levels(images, tmp_path):
-    found = experiment(images, tmp_path, features={"layer": "fc6"})
-    assert found.selection["levels"] is None
-    assert found.wanted.levels == ()
 
 
 def test_several_layers_have_one_cache_and_are_normalised_block_by_block(images, tmp_path):
@@ -71,40 +57,9 @@ def test_several_layers_have_one_cache_and_are_normalised_block_by_block(images,
     assert experiment(images, tmp_path, **given).pipeline.classifier.normalize == ("l2",)
 
 
-@pytest.mark.parametrize(
-    ("sections", "error", "message"),
-    [
-        ({"features": {"backbone": "alexnt"}}, ConfigError, "did you mean 'alexnet'"),
-        ({"features": {"layer": "conv9"}}, ConfigError, "unknown layer 'conv9'"),
-        ({"features": {"layer": "conv5", "levels": [3, 3]}}, ConfigError, "levels"),
-        (
-            {"features": {"layer": ["spp", "spp"]}},
-            ConfigError,
-            "layer: ['spp', 'spp'] holds a layer",
-        ),
-        ({"features": {"weights": "gone.pth"}}, WeightsError, "gone.pth"),
-        ({"dataset": {"root": "nowhere"}}, DatasetError, "looked in"),
-    ],
-)
-def test_mistakes_are_told_before_anything_is_computed(images, tmp_path, sections, error, message):
-    with pytest.raises(error) as caught:
-        experiment(images, tmp_path, **sections)
-    assert message in str(caught.value)
-    assert not list(tmp_path.rglob("*.h5"))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"device": "tpu"}, "device: 'tpu' is unknown; allowed: auto, cpu, cuda, cuda:N"),
-        ({"device": "cuda:01"}, "device: 'cuda:01' is unknown"),
-        ({"runtime": "onnxruntime", "device": "cuda"}, "allowed: "),
-        ({"runtime": "onnxruntim"}, "did you mean 'onnxruntime'"),
-    ],
-)
-def test_a_wrong_machine_is_told_even_if_nothing_has_to_be_computed(images, options, message):
-    with pytest.raises(ConfigError, match=message):
-        prepare("small", pipeline(images), Machine(compute=ComputeOptions(**options)))
+def test_a_wrong_machine_is_told_even_if_nothing_has_to_be_computed(images):
+    with pytest.raises(ConfigError, match="device: 'tpu' is unknown; allowed: auto, cpu"):
+        prepare("small", pipeline(images), Machine(compute=ComputeOptions(device="tpu")))
 
 
 def cache_name(*arguments, **sections) -> str:
@@ -154,28 +109,14 @@ def test_any_folder_name_makes_a_plain_file_name(folder, tmp_path):
     assert name.isascii()
 
 
-@pytest.mark.parametrize(
-    ("section", "change"),
-    [
-        ("layer", "conv3"),
-        ("levels", [4]),
-        ("scales", [80]),
-        ("view", "warp"),
-        ("flip", True),
-        ("pooling", "mean"),
-        ("precision", "bfloat16"),
-        ("storage", "float16"),
-        ("weights", "random:1"),
-    ],
-)
-def test_whatever_changes_a_value_changes_the_cache(images, tmp_path, section, change):
-    assert cache_name(images, tmp_path) != cache_name(images, tmp_path, features={section: change})
-
-
-def test_what_changes_no_value_keeps_the_cache(images, tmp_path):
+def test_the_cache_changes_with_whatever_changes_a_value_and_with_nothing_else(images, tmp_path):
     copied = tmp_path / "copy.safetensors"
     shutil.copy(BackboneRef("spp-mini", "embedded").path(), copied)
     plain = cache_name(images, tmp_path)
+    changes = {"layer": "conv3", "levels": [4], "scales": [80], "view": "warp", "flip": True}
+    changes |= {"pooling": "mean", "precision": "bfloat16", "storage": "float16"}
+    for key, value in {**changes, "weights": "random:1"}.items():
+        assert cache_name(images, tmp_path, features={key: value}) != plain, key
     for section, change in {
         "features": {"weights": str(copied)},
         "classifier": {"C": [3.0], "normalize": ["l2_block"]},

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from small_projects import draw_folder, experiment
+from small_projects import experiment
 
 from spptransfer.errors import CacheError
 from spptransfer.experiment import results, run
@@ -19,11 +19,6 @@ COMMAND = "spptransfer run small.yaml"
 FULL = Path("/dev/full")
 
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    return draw_folder(tmp_path_factory.mktemp("data") / "photos")
 
 
 def refuse_to(monkeypatch, module, name: str, about: str, number: int) -> None:

@@ -7,15 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from extraction_cases import NET, SPEC, TORCH, altered, assert_near, brute_force, net
-from hypothesis import given
-from hypothesis import strategies as st
+from extraction_cases import NET, SPEC, TORCH, altered, assert_near, net
 from image_files import picture
 
 from spptransfer import backbones
 from spptransfer.errors import ConfigError
 from spptransfer.extraction.compute import FeatureComputer, Strips
-from spptransfer.extraction.extractor import group
 from spptransfer.runtimes import ComputeOptions
 from spptransfer.specify import feature_spec
 
@@ -30,47 +27,12 @@ def compute(views, spec=SPEC, backbone=NET, options=TORCH, **given):
         return computer.compute(views)[0]
 
 
-@pytest.mark.parametrize("size", [(32, 32), (32, 131), (97, 50), (32, 640)])
-@pytest.mark.parametrize("pooling", ["max", "mean"])
-def test_features_are_those_of_a_float64_network_and_bins_cut_by_hand(size, pooling):
-    spec = altered(SPEC, levels=(4, 3, 1), pooling=pooling)
-    pixels = view(*size)
-    found = compute(pixels[None], spec)
-    assert list(found) == [("high", level) for level in spec.levels]
-    for key, expected in brute_force(pixels, spec).items():
-        assert found[key].dtype == np.float32
-        assert_near(found[key][0], expected)
-
-
-def test_flipped_features_are_the_mean_of_both_mirror_images_at_all_levels():
-    spec = altered(SPEC, levels=(4, 2, 1), flip=True)
-    pixels = view(50, 70)
-    found = compute(pixels[None], spec)
-    one, other = (brute_force(each, spec) for each in (pixels, pixels[:, ::-1].copy()))
-    assert list(found) == [("high", level) for level in (4, 2, 1)]
-    for key in found:
-        assert_near(found[key][0], (one[key] + other[key]) / 2)
-
-
 def test_views_are_those_that_the_backbone_asks_for():
     backbone = net_with(grid=16)
     fitting = altered(SPEC, grid=16, longest=backbone.info.longest)
     assert compute(view(32, 32)[None], fitting, backbone)["high", 3].shape == (1, 16 * 9)
     with pytest.raises(ConfigError, match="net takes images whose sides are multiples of 16"):
         compute(view(32, 32)[None], SPEC, backbone)
-
-
-@given(st.lists(st.one_of(st.none(), st.integers(1, 5)), max_size=40), st.integers(1, 30))
-def test_every_position_with_a_key_is_in_one_batch_of_equals_within_the_budget(keys, budget):
-    costs = [key or 0 for key in keys]
-    found = list(group(keys, costs, budget))
-    assert sorted(p for batch in found for p in batch) == [
-        p for p, key in enumerate(keys) if key is not None
-    ]
-    for batch in found:
-        assert len({keys[p] for p in batch}) == 1
-        assert len(batch) == 1 or sum(costs[p] for p in batch) <= budget
-        assert batch == sorted(batch)
 
 
 # ---- strips ----

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from extraction_cases import (
+    assert_near,
     broken_images,
     counts,
     forbidden,
@@ -32,11 +33,13 @@ from spptransfer.specify import feature_spec
 
 def test_broken_images_are_failed_rows_with_their_reasons(tmp_path):
     files = broken_images() | many_images(3)
-    dataset = make_dataset(tmp_path / "images", files, ("missing.png", ".", "loop.png", "pipe"))
+    dataset = make_dataset(
+        tmp_path / "images", files, ("missing.png", ".", "loop.png", "pipe", "nul\0.png")
+    )
     (dataset.root / "loop.png").symlink_to(dataset.root / "loop.png")
     os.mkfifo(dataset.root / "pipe")
     done = run(dataset, tmp_path / "a.h5")
-    assert counts(done) == (11, 0, 0, 0, 8)
+    assert counts(done) == (12, 0, 0, 0, 9)
     for name, reason in {
         "empty.jpg": "the file is empty",
         "text.jpg": "no image of a known format",
@@ -46,6 +49,7 @@ def test_broken_images_are_failed_rows_with_their_reasons(tmp_path):
         ".": "a directory",
         "loop.png": "symbolic links",
         "pipe": "no regular file",
+        "nul\0.png": "null byte",
     }.items():
         assert reason in done.failures[name]
     cache = FeatureCache.open(tmp_path / "a.h5")
@@ -54,7 +58,7 @@ def test_broken_images_are_failed_rows_with_their_reasons(tmp_path):
     (block,) = cache.blocks
     assert np.isnan(cache.read(block, slice(0, 4))).all()
     again = run(dataset, tmp_path / "a.h5", backbone=net(forbidden))
-    assert (again.unchanged, again.reused, again.failures) == (11, 3, done.failures)
+    assert (again.unchanged, again.reused, again.failures) == (12, 3, done.failures)
 
 
 def test_a_file_that_changes_while_it_is_read_fails_once(tmp_path, monkeypatch):
@@ -132,34 +136,24 @@ def test_features_that_are_not_finite_are_failed_rows_with_every_runtime(tmp_pat
 class Memory:
     """A network that runs out of memory with more than so many pixels at once."""
 
-    def __init__(self, pixels: int, error: Exception | None = None) -> None:
+    def __init__(self, pixels: int) -> None:
         self.pixels = pixels
-        self.error = error or torch.OutOfMemoryError("out of memory")
         self.seen: list[int] = []
 
     def __call__(self, batch) -> None:
         self.seen.append(batch.shape[0])
         if batch.shape[0] * batch.shape[2] * batch.shape[3] > self.pixels:
-            raise self.error
+            raise torch.OutOfMemoryError("out of memory")
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory"),
-        MemoryError(),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
-    ],
-    ids=lambda error: type(error).__name__,
-)
-def test_a_batch_that_does_not_fit_is_halved_until_it_does(tmp_path, error):
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(tmp_path):
     files = {f"{i}.png": encode(picture(32, 40, i)) for i in range(9)}
-    dataset, memory = make_dataset(tmp_path / "images", files), Memory(3 * 32 * 40, error)
+    dataset, memory = make_dataset(tmp_path / "images", files), Memory(3 * 32 * 40)
     assert not run(dataset, tmp_path / "a.h5", backbone=net(memory)).failures
     assert memory.seen == [9, 4, 2, 2, 5, 2, 3]
     run(dataset, tmp_path / "b.h5")
     a, b = (FeatureCache.open(tmp_path / name).matrix() for name in ("a.h5", "b.h5"))
-    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+    assert_near(a, b)
 
 
 def test_an_image_that_fits_nowhere_is_tried_alone_fails_and_is_tried_again_next_time(tmp_path):
@@ -184,11 +178,11 @@ def test_an_image_too_large_to_be_resized_is_a_failure_that_passes(tmp_path, mon
 
 
 def test_other_errors_are_passed_on_as_they_are_and_finished_parts_are_kept(tmp_path):
-    dataset, calls = make_dataset(tmp_path / "images", many_images(400)), []
+    dataset, calls = make_dataset(tmp_path / "images", many_images(280)), []
 
     def failing(batch):
         calls.extend(batch)
-        if len(calls) > 390:
+        if len(calls) > 270:
             raise ValueError("something of the user's own")
 
     options = ComputeOptions(device="cpu", runtime="torch", threads=1)

@@ -16,7 +16,6 @@ from spptransfer.extraction.precision import (
     LEAST_GAIN,
     TRIED,
     choose_precision,
-    relative_error,
 )
 from spptransfer.runtimes import FEW_IMAGES, ComputeOptions
 
@@ -54,11 +53,11 @@ def test_where_bfloat16_cannot_pay_nothing_is_tried(monkeypatch, given, abilitie
     assert (choice.precision, choice.reason, choice.gain) == ("float32", reason, None)
 
 
-def slow(dtype):
+def slow(dtype, seconds=0.02):
     """A backbone that takes long for numbers of a type."""
 
     def burn(batch):
-        end = time.thread_time() + 0.1 * (batch.dtype == dtype)
+        end = time.thread_time() + seconds * (batch.dtype == dtype)
         while time.thread_time() < end:
             pass
 
@@ -112,7 +111,8 @@ def test_images_that_cannot_be_read_or_have_enormous_views_are_passed_over(tmp_p
     choice = choose([spec], sources, backbone=net(forbidden))
     assert choice.reason == "none of the first images can be read"
     (tmp_path / "good.png").write_bytes(encode(picture(60, 80)))
-    choice = choose([spec], [*sources, tmp_path / "good.png"], backbone=slow(torch.float32))
+    sources.append(tmp_path / "good.png")
+    choice = choose([spec], sources, backbone=slow(torch.float32, 0.5))
     assert "on the first 1 images" in choice.reason
 
 
@@ -137,10 +137,3 @@ def test_a_trial_that_fails_means_float32_but_other_errors_are_not_hidden(error,
     choice = choose(backbone=net(fail))
     assert choice.precision == "float32"
     assert reason in choice.reason
-
-
-def test_relative_errors_of_zeros():
-    zero, one = np.zeros(3), np.ones(3)
-    assert relative_error([zero], [zero]) == 0
-    assert relative_error([one], [zero]) == float("inf")
-    assert relative_error([zero, 3 * one], [zero, 2 * one]) == pytest.approx(0.5)

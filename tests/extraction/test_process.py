@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
+from conftest import python
 from extraction_cases import awkward_images, broken_images, make_dataset
 
 from spptransfer.extraction.reading import (
@@ -17,8 +13,6 @@ from spptransfer.extraction.reading import (
     read_in_processes,
 )
 from spptransfer.images import Rendering
-
-TESTS = Path(__file__).resolve().parent.parent
 
 LEAVING = """
 import gc, os, signal, sys, threading, warnings
@@ -70,16 +64,7 @@ except AssertionError:
 
 
 def test_importing_and_computing_leave_the_process_as_it_was(tmp_path):
-    paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-    done = subprocess.run(
-        [sys.executable, "-c", LEAVING, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    python(LEAVING, tmp_path)
 
 
 def test_processes_read_what_threads_read(tmp_path):

@@ -9,22 +9,18 @@ import pytest
 from extraction_cases import (
     MINI,
     MINI_SPEC,
-    SEVERAL,
     TORCH,
     altered,
     assert_alike,
     broken_images,
-    forbidden,
     make_dataset,
     many_images,
-    net,
     run,
 )
 
 from spptransfer.backbones import BackboneRef
-from spptransfer.cache.writer import merge
-from spptransfer.errors import CacheError, ConfigError
-from spptransfer.extraction import Interrupted, extract_shards, shard_of, shard_path
+from spptransfer.errors import CacheError
+from spptransfer.extraction import Interrupted, extract_shards, shard_of
 
 BOTH = {"layers": ("conv3", "fc6"), "vectors": ("fc6",)}
 SPECS = [MINI_SPEC, altered(MINI_SPEC, **BOTH, view="warp", storage="float16")]
@@ -120,26 +116,12 @@ def test_the_workers_of_a_dask_cluster_make_the_same(dataset, tmp_path):
     ) as cluster:
         scheduler = cluster.scheduler_address
         run_shards(dataset, tmp_path / "dask", shards=3, scheduler=scheduler)
-    run_shards(dataset, tmp_path / "loky", shards=3)
-    for name in ("a.h5", "b.h5"):
-        dask, loky = ((tmp_path / where / name).read_bytes() for where in ("dask", "loky"))
-        assert dask == loky
+    for name, spec in zip(("a.h5", "b.h5"), SPECS, strict=True):
+        run(dataset, tmp_path / name, spec, MINI)
+        assert_alike(tmp_path / "dask" / name, tmp_path / name)
 
 
 # ---- by hand ----
-
-
-def test_shards_made_by_hand_and_merged_are_the_whole(dataset, tmp_path):
-    path = tmp_path / "a.h5"
-    pieces = [shard_path(path, index, 3) for index in (1, 2, 3)]
-    assert [piece.name for piece in pieces] == [f"a.shard-{i}-of-3.h5" for i in (1, 2, 3)]
-    for index, piece in enumerate(pieces, start=1):
-        run(shard_of(dataset, index, 3), piece, SEVERAL["low"])
-    merge(path, pieces)
-    run(dataset, tmp_path / "b.h5", SEVERAL["low"])
-    assert_alike(path, tmp_path / "b.h5")
-    done = run(dataset, path, SEVERAL["low"], net(forbidden))
-    assert (done.unchanged, done.added) == (44, 0)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 44])
@@ -152,29 +134,3 @@ def test_shards_part_the_images_evenly_in_their_order(dataset, count):
         assert shard.path(shard.ids[0]) == dataset.path(shard.ids[0])
         assert shard.targets.tolist() == dataset.targets_of(list(shard.ids)).tolist()
         assert shard.classes == dataset.classes
-
-
-@pytest.mark.parametrize(
-    ("index", "count", "message"),
-    [
-        (0, 3, "shard: 0 of 3; allowed: 1 to 3"),
-        (4, 3, "shard: 4 of 3; allowed: 1 to 3"),
-        (1, 0, "shards: 0 of 44 images"),
-        (1, 45, "shards: 45 of 44 images"),
-    ],
-)
-def test_shards_that_there_are_not_are_refused(dataset, index, count, message):
-    with pytest.raises(ConfigError, match=message):
-        shard_of(dataset, index, count)
-
-
-def test_a_scheduler_that_does_not_answer_is_refused(dataset, tmp_path):
-    distributed = pytest.importorskip("distributed", reason="dask[distributed] is not installed")
-    import dask
-
-    assert distributed
-    with (
-        dask.config.set({"distributed.comm.timeouts.connect": "200ms"}),
-        pytest.raises(ConfigError, match=r"no Dask scheduler answers at 'tcp://127.0.0.1:9'"),
-    ):
-        run_shards(dataset, tmp_path, shards=2, scheduler="tcp://127.0.0.1:9")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 import yaml
-from pretraining_cases import curve, pipeline, same_tensors, values
+from pretraining_cases import curve, pipeline, run_command, same_tensors, values
 
 from spptransfer.errors import ConfigError
 from spptransfer.pretraining import checkpoint
@@ -26,38 +26,43 @@ from spptransfer.pretraining.distributed import (
 from spptransfer.pretraining.machine import Machine
 from spptransfer.pretraining.run import pretrain
 
+# Processes are forked from one that has imported torch.
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["torch.distributed", "spptransfer.pretraining.run"])
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 # 7 images for two processes: their shares differ. Dropout is drawn by each process for itself.
 SHRUNK = {
     "network": {"name": "zf5", "levels": [1], "dropout": 0.0},
     "images": {"resize": 36, "size": 35, "small": 31},
-    "training": {"batch": 7, "learning_rate": 1e-3, "checkpoint_every": 100},
+    "training": {"batch": 7, "learning_rate": 1e-3, "checkpoint_every": 100, "epochs": 1},
 }
 
 
-def start(root, folder, launcher=(), said=None, **sections):
+def command(root, folder, **sections):
     path = folder.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(values(root, **sections)))
-    command = [sys.executable, *launcher, "-m", "spptransfer", "pretrain", str(path)]
-    command += ["--out", str(folder), "--device", "cpu", "--threads", "1", "--quiet"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    return subprocess.Popen(command, env={**environment, **(said or {})}, start_new_session=True)
+    arguments = ["pretrain", str(path), "--out", str(folder), "--device", "cpu"]
+    return [*arguments, "--threads", "1", "--quiet"]
 
 
 def start_two(root, folder, **sections):
-    """Two processes, told what a launcher tells them, without its own import of torch."""
+    """Two processes, told what a launcher tells them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     said = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
-        start(root, folder, said={**said, "RANK": str(rank), "LOCAL_RANK": str(rank)}, **sections)
-        for rank in range(2)
-    ]
+    line, processes = command(root, folder, **sections), []
+    for rank in ("0", "1"):
+        told = {**said, "RANK": rank, "LOCAL_RANK": rank}
+        processes.append(FORKED.Process(target=run_command, args=(told, line)))
+        processes[-1].start()
+    return processes
 
 
 def ends(processes):
-    return [process.wait(timeout=600) for process in processes]
+    for process in processes:
+        process.join(timeout=600)
+    return [process.exitcode for process in processes]
 
 
 def test_without_a_launcher_there_is_one_process_which_leads():
@@ -116,9 +121,10 @@ def test_processes_share_the_processors_of_their_machine(tmp_path):
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns(photos, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    process = start(photos, two, LAUNCHER, **SHRUNK)
-    pretrain(pipeline(photos, **SHRUNK), Machine(one, device="cpu", threads=1))
-    assert ends([process]) == [0]
+    line = [sys.executable, *LAUNCHER, "-m", "spptransfer", *command(photos, two, **SHRUNK)]
+    with subprocess.Popen(line, env={**os.environ, "OMP_NUM_THREADS": "1"}) as launched:
+        pretrain(pipeline(photos, **SHRUNK), Machine(one, device="cpu", threads=1))
+    assert launched.returncode == 0
     lines = zip(curve(one), curve(two), strict=True)
     for alone, together in lines:
         assert together == pytest.approx(alone, rel=1e-4)
@@ -133,9 +139,9 @@ def test_processes_that_are_told_to_end_do_so_together_and_go_on_together(photos
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     training = {"epochs": 3}
     processes = start_two(photos, stopped, training=training)
-    while processes[0].poll() is None and not (stopped / checkpoint.NAME).exists():
+    while processes[0].is_alive() and not (stopped / checkpoint.NAME).exists():
         time.sleep(0.01)
-    processes[1].send_signal(signal.SIGTERM)  # one of them: all are to end after the same step
+    processes[1].terminate()  # one of them: all are to end after the same step
     assert ends(processes)[1] != 0
     assert len(curve(stopped)) < 3
     assert ends(start_two(photos, stopped, training=training)) == [0, 0]

@@ -207,16 +207,6 @@ def test_numbers_that_may_not_be_finite_are_torchs_alone(runtime, value):
     assert not chosen.maps(noise(1, 40, 50), ["spp"])["spp"].isfinite().all()
 
 
-@pytest.mark.parametrize("layer", ["0", "1", "output"])
-def test_a_users_module_of_known_operators_is_computed_too(runtime, layer):
-    from spptransfer import backbones
-
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(inplace=True), nn.MaxPool2d(2))
-    backbone = backbones.from_module(module, layer, mean=[0.5] * 3, std=[0.2] * 3)
-    assert worst_error(opened(runtime, backbone), backbone, [(2, 40, 51)]) < 1e-5
-
-
 def test_what_other_threads_compute_while_a_network_is_exported_is_not_touched(runtime):
     backbone, pixels, stop = drawn("mobilenet_v2"), noise(1, 40, 40), threading.Event()
     expected = exact(backbone, pixels, ["spp"])["spp"]

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import python
 from runtime_cases import FAMILIES, awkward_sizes, drawn, exact, need, noise, opened, worst_error
 
 need("openvino")
@@ -36,8 +35,7 @@ def test_nothing_is_sent_anywhere(monkeypatch):
 
 
 _SIGNAL_AFTER_NETWORKS = """
-import gc, os, signal, sys
-sys.path.insert(0, sys.argv[1])
+import gc, os, signal
 from runtime_cases import drawn, opened
 
 heard = []
@@ -54,6 +52,4 @@ print(*heard)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal to be handled")
 def test_a_signal_after_networks_that_were_not_closed_in_turn_does_no_harm():
-    python = [sys.executable, "-c", _SIGNAL_AFTER_NETWORKS, Path(__file__).parents[1]]
-    ended = subprocess.run(python, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stdout) == (0, "SIGTERM\n"), ended.stderr
+    assert python(_SIGNAL_AFTER_NETWORKS) == "SIGTERM\n"
