@@ -21,6 +21,7 @@ from spptransfer.errors import CacheError, ConfigError, DatasetError
 from spptransfer.experiment import extract_features, run
 from spptransfer.extraction import Interrupted
 from spptransfer.metrics import mean_per_class_accuracy, overall_accuracy
+from spptransfer.models import TransferModel
 
 COMMAND = "spptransfer run small.yaml"
 
@@ -188,6 +189,8 @@ def test_a_wider_cache_gives_exactly_the_numbers_of_a_narrow_one(images, tmp_pat
     assert len(list((tmp_path / "wide" / "cache").glob("*.h5"))) == 1
     for key in ("spec", "fingerprint", "channels", "blocks", "dimension"):
         assert served.results["features"][key] == narrow.results["features"][key]
+    (scored,) = TransferModel.load(served.folder).score([images / "bee" / "000.png"])
+    assert not scored.error
     mine, theirs = (np.load(r.folder / "predictions.npz") for r in (served, narrow))
     for name in mine.files:
         np.testing.assert_array_equal(mine[name], theirs[name])
