@@ -243,7 +243,7 @@ def test_an_export_leaves_nothing_of_the_process_changed_even_where_it_fails(run
     threads = torch.get_num_threads
     before, filters = state(), list(warnings.filters)
     backbone = own(nn.Conv2d(3, 4, 3), _CannotBeTraced())
-    with pytest.raises(ConfigError, match=r"cannot compute .spp-mini. .not so."):
+    with pytest.raises(ConfigError, match=r"cannot compute .own. .not so."):
         opened(runtime, backbone)
     opened(runtime, drawn("spp-mini"))
     assert (state(), warnings.filters) == (before, filters)
