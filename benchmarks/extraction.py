@@ -18,6 +18,7 @@ torch eager loop   decode, resize, forward one image, torch's default threads
 torch DataLoader   the same from loading processes; the best of 1 and all compute threads
 onnxruntime        dynamic shapes; the best of one caller with all threads, and one per processor
 openvino           dynamic shapes, throughput hint, asynchronous requests, preprocessing inside
+timm               for models of timm: crops in batches of 32 from a DataLoader, beside ours of crops
 ours, torch / ours, onnxruntime / ours, openvino   as ours, with `runtime` set
 ours bf16 / ours bf16, torch / ours bf16, openvino / openvino bf16   the same in bfloat16
 
@@ -127,7 +128,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     print(title(results), flush=True)
     with tempfile.TemporaryDirectory() as folder, beside(options.busy):
         for network in options.networks:
-            model = Path(folder) / network
+            model = Path(folder) / network.replace("/", "_")
             apart(models.export, network, weights[network], model, exported(contenders))
             for scale in options.scales:
                 job, flops = plan(options, network, scale, photos, model, gemm["float32"])
@@ -192,7 +193,8 @@ def plan(
         each = gflop / (0.7 * gemm) + DECODING / PROCESSORS
         count = max(FEWEST, round(options.seconds / each))
     files = tuple(photos[:: max(1, len(photos) // count)][:count])
-    sizes = [view_of(path, scale) for path in files]
+    square = (scale, scale) if network.startswith("timm/") else None
+    sizes = [square or view_of(path, scale) for path in files]
     flops = apart(models.count_flops, network, sizes)
     job = Job(network, scale, model, files, check_images(files, sizes, model))
     return job, sum(flops[size] for size in sizes) / len(files)

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 GEMM_SIDE = 4096
 GEMM_ROUNDS = 4
@@ -52,6 +53,12 @@ def export(network: str, weights: str, place: Path, kinds: Iterable[str]) -> Non
 
     file = place.with_suffix(".safetensors")
     seed = random_seed(weights)
+    if network.startswith("timm/"):
+        state = (
+            timm_model(network).state_dict() if seed is not None else read_tensors(Path(weights))
+        )
+        save_file(state, file)
+        return
     if seed is None:
         tensors = read_tensors(Path(weights))
     else:
@@ -64,6 +71,20 @@ def export(network: str, weights: str, place: Path, kinds: Iterable[str]) -> Non
     side = describe(network).min_side + 32
     for kind in kinds:
         {"onnx": _export_onnx, "openvino": _export_openvino}[kind](trunk, side, place)
+
+
+def timm_model(network: str, side: int | None = None, file: Path | None = None):
+    """A model of timm without its classifier, for images of one size if one is given."""
+    from safetensors.torch import load_file
+
+    from spptransfer.backbones.timm_models import import_timm
+
+    options: dict[str, Any] = {"img_size": side} if side and "vit_" in network else {}
+    if file:
+        given = {"state_dict": load_file(file), "num_classes": 0, "classifier": None}
+        options |= {"pretrained": True, "pretrained_cfg_overlay": given}
+    name = network.removeprefix("timm/")
+    return import_timm().create_model(name, num_classes=0, **options).eval().requires_grad_(False)
 
 
 def read_trunk(network: str, file: Path):
@@ -117,7 +138,10 @@ def count_flops(network: str, sizes: Iterable[tuple[int, int]]) -> dict[tuple[in
     from spptransfer import backbones
 
     with torch.device("meta"):
-        trunk = backbones.network(network).trunk("spp").eval()
+        if network.startswith("timm/"):
+            trunk = timm_model(network, max(map(max, sizes))).forward_features
+        else:
+            trunk = backbones.network(network).trunk("spp").eval()
     found = {}
     for height, width in sorted(set(sizes)):
         with FlopCounterMode(display=False) as counter, torch.inference_mode():

@@ -37,6 +37,11 @@ class Job:
     files: tuple[Path, ...]
     checks: tuple[Path, ...]
 
+    @property
+    def view(self) -> str:
+        """Models of timm see the centre of an image, as timm's own way has it."""
+        return "center_crop" if self.network.startswith("timm/") else "full"
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -126,7 +131,9 @@ def ours(job: Job, precision: str, runtime: str = "") -> Extract:
     from spptransfer.specify import feature_spec
 
     backbone = backbones.load(job.network, job.model.with_suffix(".safetensors"))
-    spec = feature_spec(backbone, levels=LEVELS, scales=[job.scale], precision=precision)
+    spec = feature_spec(
+        backbone, levels=LEVELS, scales=[job.scale], precision=precision, view=job.view
+    )
     # For so few images as some cells have, `auto` would mean torch.
     options = ComputeOptions(runtime=runtime or PREFERENCE[precision][0])
 
@@ -160,8 +167,11 @@ def tensor(path: Path, job: Job):
 
     from spptransfer import backbones
 
-    info = backbones.describe(job.network)
-    pixels = torch.from_numpy(resized(path, job.scale)).permute(2, 0, 1).float().div_(255)
+    info, image = backbones.describe(job.network), resized(path, job.scale)
+    if job.view == "center_crop":
+        top, left = ((side - job.scale) // 2 for side in image.shape[:2])
+        image = image[top : top + job.scale, left : left + job.scale]
+    pixels = torch.from_numpy(image).permute(2, 0, 1).float().div_(255)
     mean, std = torch.tensor(info.mean), torch.tensor(info.std)
     return pixels.sub_(mean[:, None, None]).div_(std[:, None, None])
 
@@ -212,6 +222,31 @@ def eager(job: Job, threads: int | None = None, loaders: int = 0) -> Extract:
         for number, view in enumerate(views):
             rows.append(pooled(trunk(view if loaders else view[None])))
             if loaders and number == len(paths) // 2:
+                note_loaders()
+        save(rows, out)
+
+    return run
+
+
+def timm_way(job: Job, threads: int, loaders: int) -> Extract:
+    """A model of timm as its users run it: crops of one size in batches of 32 from a DataLoader."""
+    import torch
+    from extraction_models import timm_model
+
+    torch.set_num_threads(threads)
+    model = timm_model(job.network, job.scale, job.model.with_suffix(".safetensors"))
+
+    @torch.inference_mode()
+    def run(paths: list[Path], out: Path) -> None:
+        rows, views = [], Views(paths, job)
+        loader = torch.utils.data.DataLoader(views, batch_size=32, num_workers=loaders)
+        for number, batch in enumerate(loader):
+            found = model.forward_features(batch)
+            if found.dim() == 3:
+                found = found[:, model.num_prefix_tokens :].mT
+                found = found.unflatten(2, (round(found.shape[2] ** 0.5), -1))
+            rows.append(pooled(found))
+            if number == len(loader) // 2:
                 note_loaders()
         save(rows, out)
 
@@ -315,6 +350,11 @@ CONTENDERS: dict[str, Contender] = {
     "torch eager loop": Contender(eager),
     "torch DataLoader": Contender(
         eager, settings=_settings((1, _HALF), (PROCESSORS, _HALF), what="loader")
+    ),
+    "timm": Contender(
+        timm_way,
+        settings=_settings((1, _HALF), (PROCESSORS, _HALF), what="loader"),
+        needs=("timm",),
     ),
     "onnxruntime": Contender(
         onnxruntime,
