@@ -18,7 +18,7 @@ torch eager loop   decode, resize, forward one image, torch's default threads
 torch DataLoader   the same from loading processes; the best of 1 and all compute threads
 onnxruntime        dynamic shapes; the best of one caller with all threads, and one per processor
 openvino           dynamic shapes, throughput hint, asynchronous requests, preprocessing inside
-timm               for models of timm: crops in batches of 32 from a DataLoader, beside ours of crops
+timm               for models of timm: crops in batches of 32 from a DataLoader; ours crops too
 ours, torch / ours, onnxruntime / ours, openvino   as ours, with `runtime` set
 ours bf16 / ours bf16, torch / ours bf16, openvino / openvino bf16   the same in bfloat16
 
