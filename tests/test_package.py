@@ -63,7 +63,11 @@ for line in ("--help", "--version", "run --help", "cache verify --help", "frobni
         ("import spptransfer.config", {"torch", "sklearn", "pooch"}),
         (LOOKING, {"torch", "sklearn", "openvino", "onnxruntime", "onnx"}),
         (HELPING, {"torch", "sklearn", "numpy", "h5py", "PIL", "yaml", "scipy", "pandas"}),
-        ("from spptransfer.cli import main; main(['backbones'])", {"torch"}),
+        ("from spptransfer.cli import main; main(['backbones'])", {"torch", "timm"}),
+        (
+            "from spptransfer import SPPFeatures; SPPFeatures('spp-mini').fit()",
+            {"timm", "torchvision", "huggingface_hub", "typer"},
+        ),
         ("from spptransfer.cli import main; main(['datasets'])", {"torch"}),
     ],
 )

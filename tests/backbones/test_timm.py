@@ -177,6 +177,14 @@ def test_features_are_the_pooled_maps_and_alone_are_those_in_a_batch(name, image
     )
 
 
+def test_the_class_token_stands_beside_the_pyramid(image):
+    given = {"weights": "random:3", "levels": [2, 1], "scales": [64]}
+    both = SPPFeatures("timm/vit_tiny_patch16_224", layer=["cls", "spp"], **given)
+    alone = [SPPFeatures(both.backbone, layer=layer, **given) for layer in ("cls", "spp")]
+    side_by_side = np.concatenate([each.fit_transform([image]) for each in alone], axis=1)
+    np.testing.assert_allclose(both.fit_transform([image]), side_by_side, rtol=1e-5, atol=1e-6)
+
+
 # ---- weights ----
 
 
