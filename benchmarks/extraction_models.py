@@ -54,9 +54,10 @@ def export(network: str, weights: str, place: Path, kinds: Iterable[str]) -> Non
     file = place.with_suffix(".safetensors")
     seed = random_seed(weights)
     if network.startswith("timm/"):
-        state = (
-            timm_model(network).state_dict() if seed is not None else read_tensors(Path(weights))
-        )
+        state = timm_model(network).state_dict()
+        if seed is None:
+            tensors = read_tensors(Path(weights))
+            state = {key: tensors[key].float() for key in state if key in tensors}
         save_file(state, file)
         return
     if seed is None:

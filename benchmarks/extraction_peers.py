@@ -134,8 +134,9 @@ def ours(job: Job, precision: str, runtime: str = "") -> Extract:
     spec = feature_spec(
         backbone, levels=LEVELS, scales=[job.scale], precision=precision, view=job.view
     )
-    # For so few images as some cells have, `auto` would mean torch.
-    options = ComputeOptions(runtime=runtime or PREFERENCE[precision][0])
+    # For so few images as some cells have, `auto` would mean torch. It is torch with attention.
+    fastest = PREFERENCE[precision][0] if getattr(backbone, "is_convolutional", True) else "torch"
+    options = ComputeOptions(runtime=runtime or fastest)
 
     def run(paths: list[Path], out: Path) -> None:
         root = Path(os.path.commonpath([path.parent for path in paths]))
