@@ -46,6 +46,8 @@ PENDING, OK, FAILED = 0, 1, 2
 TABLE_BYTES = 1024
 # A row's checksum covers these, its id and its features.
 CHECKED = ("rows/digest", "rows/height", "rows/width", "rows/status", "rows/error")
+# Bytes of a line of a processor's cache.
+_LINE = 64
 # Rows are read a run at a time where runs of neighbours are so long on average.
 _NEIGHBOURS = 16
 # So many bytes, and rows, are mapped at once where rows are scattered.
@@ -261,7 +263,7 @@ class RowFile:
         if isinstance(positions, slice):
             positions = np.arange(self.count)[positions]
         node = self._data[name]
-        found = np.empty((len(positions), *node.shape[1:]), node.dtype)
+        found = _aligned((len(positions), *node.shape[1:]), node.dtype)
         gaps = np.count_nonzero(np.diff(positions) != 1)
         if gaps <= len(positions) // _NEIGHBOURS:
             for first, run in runs_of(positions):
@@ -311,6 +313,18 @@ class RowFile:
         for id in decode(numbers["rows/id"][~right])[:1]:
             raise CacheError(f"row '{id}' of '{self.path}' is not what was written")
         return numbers
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Allocate an array at a multiple of 64 bytes.
+
+    Numpy puts large ones 16 bytes behind the start of a page, where some processors copy the
+    pages of a file to at a third of the speed.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    room = np.empty(size + _LINE, np.uint8)
+    start = -room.ctypes.data % _LINE
+    return room[start : start + size].view(dtype).reshape(shape)
 
 
 def runs_of(positions: npt.NDArray[np.intp]) -> list[tuple[int, slice]]:
