@@ -93,7 +93,8 @@ class CompiledNetwork:
         except MemoryError:
             raise
         except Exception as error:  # whatever users' classes, the exporter and runtimes raise
-            why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            cause = error.__cause__ or error  # a module's own words, if it is one's that fails
+            why = (str(cause).strip() or type(cause).__name__).splitlines()[0][:200]
             raise self._refusal(f"cannot compute '{self._backbone.info.name}' ({why})") from error
         for pixels, maps in found:
             self._check(maps, pixels)
@@ -251,12 +252,14 @@ def _exported(trunk: _Trunk, pixels: torch.Tensor, outputs: Sequence[str]) -> on
     # The exporter's state is the process's, tracing itself is this thread's alone.
     with _exporting, warnings.catch_warnings(record=True), one_thread(), torch.no_grad():
         warnings.simplefilter("ignore")  # what they say of sizes is found out by comparison
-        if trunk.backbone.info.name not in NETWORKS:
-            # Asked first, since an exporter that fails at an operator prints the whole graph.
-            _, unknown = torch.onnx.utils.unconvertible_ops(trunk, (pixels,), opset_version=_OPSET)
-            if unknown:
-                raise NotImplementedError(f"no ONNX operator for {unknown[0]}")
         try:
+            if trunk.backbone.info.name not in NETWORKS:
+                # Asked first, since an exporter that fails at an operator prints the whole graph.
+                _, unknown = torch.onnx.utils.unconvertible_ops(
+                    trunk, (pixels,), opset_version=_OPSET
+                )
+                if unknown:
+                    raise NotImplementedError(f"no ONNX operator for {unknown[0]}")
             torch.onnx.export(
                 trunk,
                 (pixels,),

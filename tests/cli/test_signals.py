@@ -26,9 +26,11 @@ SMALL = ("small.yaml", "--threads", "2", "--json")
 def work(tmp_path_factory) -> Path:
     """Enough images for several parts, with what an uninterrupted run makes of them."""
     folder = tmp_path_factory.mktemp("work")
-    draw_folder(folder / "photos", per_class=120)
+    draw_folder(folder / "photos", per_class=200)
     write_pipeline(
-        folder / "small.yaml", folder / "photos", features={"scales": [96], "precision": "float32"}
+        folder / "small.yaml",
+        folder / "photos",
+        features={"scales": [96, 128], "precision": "float32"},
     )
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
