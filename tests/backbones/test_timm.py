@@ -355,6 +355,32 @@ def test_a_model_of_torchvision_is_a_module_like_any_other(image):
     np.testing.assert_allclose(found[0], maps[0].amax(dim=(1, 2)), rtol=1e-4, atol=1e-5)
 
 
+class Patches(torch.nn.Module):
+    """The patch tokens of a model of transformers as a map, as the documents show it."""
+
+    def __init__(self, transformers):
+        super().__init__()
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        self.model = transformers.Dinov2Model(transformers.Dinov2Config(patch_size=14, **sizes))
+
+    def forward(self, images):
+        tokens = self.model(images).last_hidden_state[:, 1:]
+        return tokens.mT.unflatten(2, (images.shape[2] // 14, -1))
+
+
+def test_a_model_of_transformers_is_a_module_that_lays_out_its_tokens(image):
+    module = Patches(pytest.importorskip("transformers")).eval()
+    backbone = backbones.from_module(module, "output", mean=[0.5] * 3, std=[0.5] * 3, grid=14)
+    assert (backbone.info.layer("output").stride, backbone.info.only_side) == (14, None)
+    found = SPPFeatures(backbone, layer="output", levels=[1], scales=[56]).fit_transform([image])
+    pixels = images.render(images.from_array(image), 56, "full", 14, 4) / 127.5 - 1
+    assert pixels.shape == (56, 154, 3)
+    with torch.inference_mode():
+        maps = module(torch.from_numpy(pixels.transpose(2, 0, 1)).float()[None])
+    np.testing.assert_allclose(found[0], maps[0].amax(dim=(1, 2)), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.skipif(not LITE.exists(), reason="the shared weights are not there")
 def test_real_weights_on_a_real_photo_are_timms_features():
     model = timm.create_model("tf_efficientnet_lite2", checkpoint_path=str(LITE)).eval()
