@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from spptransfer.datasets.annotations import Annotations
 from spptransfer.errors import DatasetError, suggestion
 from spptransfer.ids import Ids
 
@@ -65,6 +66,9 @@ class Dataset:
         The image of an id lies at ``root / path_template.format(id=id)``.
     official_splits : mapping of str to sequence of str, optional
         Ids of each split that the dataset itself defines, in its own order; kept as `Ids`.
+    read_boxes : callable, optional
+        ``read_boxes(dataset) -> Annotations`` reads the boxes of the objects in the images of a
+        dataset, this one or a part of it.
 
     Raises
     ------
@@ -93,6 +97,7 @@ class Dataset:
     targets: npt.NDArray[np.int32] | npt.NDArray[np.int8]
     path_template: str = "{id}"
     official_splits: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    read_boxes: Callable[[Dataset], Annotations] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         about = f"dataset '{self.name}'"
@@ -164,6 +169,18 @@ class Dataset:
         """Yield the paths of some images by position; see `path`."""
         for id in Ids.of(self.ids).take(positions):
             yield self.root / self.path_template.format(id=id)
+
+    def annotations(self) -> Annotations:
+        """Read the objects in the images, with their boxes, in the order of `ids`.
+
+        Raises
+        ------
+        DatasetError
+            If the dataset has no boxes, or what holds them is damaged.
+        """
+        if self.read_boxes is None:
+            raise DatasetError(f"dataset '{self.name}' has no boxes, which a detector needs")
+        return self.read_boxes(self)
 
     def check_images(self) -> None:
         """Raise a `DatasetError` where no image is there at all, as on a disk that is not mounted.

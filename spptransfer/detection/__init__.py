@@ -1,0 +1,1 @@
+"""Object detection from one feature map per image: windows, linear SVMs, suppression."""

@@ -1,0 +1,84 @@
+"""Arithmetic of boxes: overlap, suppression, and regression towards an object.
+
+A box is ``x0, y0, x1, y1`` in pixels of the upright image, edges of pixels being whole numbers:
+``0, 0, width, height`` is all of it. Rules that count pixels otherwise (those of the VOC devkit)
+convert at their own border.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Boxes = npt.NDArray[np.floating]
+
+
+def areas(boxes: Boxes) -> npt.NDArray[np.floating]:
+    """Return the areas of boxes of shape (n, 4), 0 where one has no extent."""
+    sides = np.maximum(boxes[..., 2:] - boxes[..., :2], 0)
+    product: npt.NDArray[np.floating] = sides[..., 0] * sides[..., 1]
+    return product
+
+
+def intersections(boxes: Boxes, others: Boxes) -> npt.NDArray[np.floating]:
+    """Return the areas that boxes of shape (n, 4) and (m, 4) share, n x m."""
+    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    return areas(np.concatenate([low, high], axis=2))
+
+
+def overlaps(boxes: Boxes, others: Boxes) -> npt.NDArray[np.floating]:
+    """Return the intersection over union of boxes.
+
+    Parameters
+    ----------
+    boxes, others : ndarray of shape (n, 4) and (m, 4)
+        ``x0, y0, x1, y1``.
+
+    Returns
+    -------
+    ndarray of shape (n, m)
+        From 0 to 1.
+
+    Examples
+    --------
+    >>> overlaps(np.array([[0.0, 0, 2, 2]]), np.array([[0.0, 0, 2, 2], [1, 0, 3, 2], [5, 5, 6, 6]]))
+    array([[1.        , 0.33333333, 0.        ]])
+    """
+    shared = intersections(boxes, others)
+    union = areas(boxes)[:, None] + areas(others)[None] - shared
+    return shared / np.maximum(union, np.finfo(np.float64).tiny)
+
+
+def suppress(
+    boxes: Boxes, scores: npt.NDArray[np.floating], threshold: float = 0.3
+) -> npt.NDArray[np.intp]:
+    """Suppress boxes that overlap a better one: greedy non-maximum suppression.
+
+    Parameters
+    ----------
+    boxes : ndarray of shape (n, 4)
+        ``x0, y0, x1, y1``.
+    scores : ndarray of shape (n,)
+        The better, the larger; of equal ones the earlier is the better.
+    threshold : float, default=0.3
+        A box goes if its intersection over union with one that stays is larger.
+
+    Returns
+    -------
+    ndarray of int
+        Indices of those that stay, by falling score.
+
+    Examples
+    --------
+    >>> boxes = np.array([[0.0, 0, 10, 10], [1, 0, 11, 10], [20, 0, 30, 10]])
+    >>> suppress(boxes, np.array([0.5, 0.9, 0.7]))
+    array([1, 2])
+    """
+    order = np.argsort(-scores, kind="stable")
+    kept = []
+    while len(order):
+        kept.append(order[0])
+        shared = overlaps(boxes[order[:1]], boxes[order[1:]])[0]
+        order = order[1:][shared <= threshold]
+    return np.array(kept, dtype=np.intp)
