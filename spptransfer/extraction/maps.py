@@ -33,6 +33,8 @@ class FeatureMaps:
     stride, offset : mapping of str to (float, float)
         Along rows and columns, in pixels of the image as it is, not resized: from one cell's
         centre to the next, and of the first from the edge.
+    size : (int, int)
+        Height and width of the image, in pixels.
     scale : int
         Length of the smaller side that the network saw, in pixels.
     """
@@ -40,6 +42,7 @@ class FeatureMaps:
     maps: Mapping[str, torch.Tensor]
     stride: Mapping[str, Pair]
     offset: Mapping[str, Pair]
+    size: tuple[int, int]
     scale: int
 
     def pool(
@@ -79,6 +82,111 @@ class FeatureMaps:
         windows = cells_of_boxes(boxes, cells, self.stride[name], self.offset[name])
         pooled: npt.NDArray[np.float32] = pool_windows(map, windows, levels).numpy()
         return pooled
+
+
+class MapExtractor:
+    """Compute the maps of many images by one backbone, which is made ready once.
+
+    A context manager; while it is open, any number of threads may ask for maps.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Such as `backbones.load` or `backbones.from_module` gives it.
+    layers : sequence of str
+        Map layers that the backbone was loaded for.
+    scales : sequence of int
+        Lengths of the smaller side that the network sees, in pixels.
+    precision : {"float32", "bfloat16", "float16"}, default="float32"
+        Arithmetic of the backbone.
+    options : ComputeOptions, optional
+        Where and by what to compute.
+
+    Raises
+    ------
+    ConfigError
+        If a layer is not a map, or was not loaded, or a scale is too small for it.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        layers: Sequence[str],
+        scales: Sequence[int],
+        *,
+        precision: str = "float32",
+        options: ComputeOptions = ComputeOptions(),
+    ) -> None:
+        info = backbone.info
+        for name in layers:
+            if info.layer(name).kind != "map":
+                raise ConfigError(f"layer '{name}' is a vector, which has no windows")
+        for scale in scales:
+            if scale < info.min_side:
+                raise ConfigError(
+                    f"scale: {scale} is too small for '{info.name}'; "
+                    f"at least {info.min_side} pixels"
+                )
+        self.layers = tuple(layers)
+        self._renderings = [Rendering(scale, "full", info.grid, info.longest) for scale in scales]
+        self._runtime = open_runtime(backbone, layers, precision=precision, options=options)
+        self.workers = self._runtime.workers
+
+    def __enter__(self) -> MapExtractor:
+        self._runtime.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._runtime.__exit__(*error)
+
+    def maps_of(self, image: str | os.PathLike[str] | npt.NDArray[np.uint8]) -> list[FeatureMaps]:
+        """Compute the maps of an image, at each scale in turn.
+
+        Parameters
+        ----------
+        image : path-like or ndarray of uint8
+            A file, or an array of shape (H, W), (H, W, 3) or (H, W, 4).
+
+        Returns
+        -------
+        list of FeatureMaps
+            In the order of the scales.
+
+        Raises
+        ------
+        ImageError
+            If the image cannot be read.
+        """
+        source = image if isinstance(image, np.ndarray) else Path(image)
+        info = read_header(source)
+        views = info.error or decode_views(source, info, self._renderings)
+        if isinstance(views, str):
+            raise ImageError(views if isinstance(source, np.ndarray) else f"'{source}': {views}")
+        found = []
+        with self._runtime.session():
+            for rendering in self._renderings:
+                pixels = self._runtime.upload(views[rendering][None])
+                maps = self._runtime.maps(pixels, self.layers)
+                maps = {name: maps[name].float() for name in self.layers}
+                arrays = self._runtime.download([maps])[0]
+                found.append(_feature_maps(arrays, (info.height, info.width), rendering.scale))
+        return found
+
+
+def _feature_maps(
+    arrays: Mapping[str, npt.NDArray[np.float32]], size: tuple[int, int], scale: int
+) -> FeatureMaps:
+    sides = {
+        name: [centres(side, cells) for side, cells in zip(size, map.shape[2:], strict=True)]
+        for name, map in arrays.items()
+    }
+    return FeatureMaps(
+        {name: torch.from_numpy(map[0]) for name, map in arrays.items()},
+        {name: (rows[0], columns[0]) for name, (rows, columns) in sides.items()},
+        {name: (rows[1], columns[1]) for name, (rows, columns) in sides.items()},
+        size,
+        scale,
+    )
 
 
 def feature_maps(
@@ -124,33 +232,5 @@ def feature_maps(
     (torch.Size([512, 3, 5]), (2, 2560))
     """
     names = (layers,) if isinstance(layers, str) else tuple(layers)
-    for name in names:
-        if backbone.info.layer(name).kind != "map":
-            raise ConfigError(f"layer '{name}' is a vector, which has no windows")
-    if scale < backbone.info.min_side:
-        raise ConfigError(
-            f"scale: {scale} is too small for '{backbone.info.name}'; "
-            f"at least {backbone.info.min_side} pixels"
-        )
-    source = image if isinstance(image, np.ndarray) else Path(image)
-    rendering = Rendering(scale, "full", backbone.info.grid, backbone.info.longest)
-    info = read_header(source)
-    views = info.error or decode_views(source, info, [rendering])
-    if isinstance(views, str):
-        raise ImageError(views if isinstance(source, np.ndarray) else f"'{source}': {views}")
-    with (
-        open_runtime(backbone, names, precision="float32", options=options) as runtime,
-        runtime.session(),
-    ):
-        found = runtime.maps(runtime.upload(views[rendering][None]), names)
-        maps = runtime.download([{name: found[name].float() for name in names}])[0]
-    sides = {
-        name: [centres(info.height, map.shape[2]), centres(info.width, map.shape[3])]
-        for name, map in maps.items()
-    }
-    return FeatureMaps(
-        {name: torch.from_numpy(map[0]) for name, map in maps.items()},
-        {name: (rows[0], columns[0]) for name, (rows, columns) in sides.items()},
-        {name: (rows[1], columns[1]) for name, (rows, columns) in sides.items()},
-        scale,
-    )
+    with MapExtractor(backbone, names, [scale], options=options) as extractor:
+        return extractor.maps_of(image)[0]
