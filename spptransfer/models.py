@@ -1,13 +1,11 @@
 """A trained model on the disk: everything needed to score an image again, and no code.
 
-A model is one safetensors file: weights as tensors, everything else as JSON in its metadata.
-Loading it runs nothing that the file could name.
+Its file is that of `spptransfer.model_file`, which runs nothing that the file could name.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,19 +13,17 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as to_bytes
 from sklearn.pipeline import Pipeline
 
-from spptransfer.backbones import Backbone, BackboneRef
-from spptransfer.backbones.probe import PROBE_NUMBERS, Probe, difference, probe
+from spptransfer.backbones import BackboneRef
+from spptransfer.backbones.probe import PROBE_NUMBERS, Probe
 from spptransfer.cache.reading import Combine, Selection
-from spptransfer.errors import ImageError, ModelError, SPPTransferError, WeightsError
-from spptransfer.files import atomic_write
+from spptransfer.errors import ImageError, ModelError, SPPTransferError
+from spptransfer.model_file import read_model, write_model
 from spptransfer.normalization import PyramidNormalizer, check_steps
 from spptransfer.runtimes import ComputeOptions
 from spptransfer.spec import FeatureSpec
-from spptransfer.specify import check_current
+from spptransfer.specify import check_probe, find_backbone
 
 FORMAT = "spptransfer-model"
 FORMAT_VERSION = 2
@@ -263,9 +259,10 @@ class TransferModel:
 
         if isinstance(paths, (str, os.PathLike)):
             raise ImageError(f"paths must be a list of images, as ['{paths}']")
-        backbone = self._find_backbone(weights, weights_dir)
+        known = (self.weights_path, self.weights)
+        backbone = find_backbone(self.spec, weights, *known, weights_dir)
         with Extractor([self.spec], backbone, options) as extractor:
-            self._check_probe(extractor.runtime.backbone)
+            check_probe(extractor.runtime.backbone, self.spec, self.probe)
             for chunk in stream_features(map(Path, paths), self.selection(), extractor):
                 for position, path in enumerate(cast(tuple[Path, ...], chunk.sources)):
                     if position in chunk.errors:
@@ -273,38 +270,6 @@ class TransferModel:
                         continue
                     row = chunk.matrix[position : position + 1]
                     yield Scores(path, self.decision_function(row)[0], "")
-
-    def _find_backbone(
-        self, weights: str | os.PathLike[str] | None, weights_dir: Path | None
-    ) -> BackboneRef:
-        """Find the very weights of the training, where they are now."""
-        spec = self.spec
-        known = self.weights_path
-        weights = weights or (known if known and known.exists() else self.weights)
-        backbone = BackboneRef(spec.backbone, os.fspath(weights), weights_dir)
-        try:
-            found = backbone.weights_sha256()
-        except WeightsError as error:
-            raise ModelError(
-                f"{error}; the model needs the weights of {spec.backbone} with SHA-256 "
-                f"{spec.weights_sha256[:12]}: say where they are now (--weights FILE)"
-            ) from error
-        if found != spec.weights_sha256:
-            raise ModelError(
-                f"the weights '{weights}' (SHA-256 {found[:12]}) "
-                f"are not those that the model was trained with ({spec.weights_sha256[:12]})"
-            )
-        check_current(spec, backbone.info)
-        return backbone
-
-    def _check_probe(self, backbone: Backbone) -> None:
-        """Refuse a backbone that computes other features than in training."""
-        if off := difference(probe(backbone, self.spec.layers), cast(Probe, self.probe)):
-            raise ModelError(
-                f"'{backbone.info.name}' computes other features than when the model was trained "
-                f"(they differ by {off:.1%}), as another release of the network or of torch would: "
-                "train it again, or install what it was trained with"
-            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to one file, whole or not at all.
@@ -334,8 +299,7 @@ class TransferModel:
             "block_sizes": None if blocks is None else [int(size) for size in blocks],
             **{name: getattr(self, name) for name in _FACTS},
         }
-        with atomic_write(Path(path)) as temporary, open(temporary, "wb") as file:
-            file.write(to_bytes(tensors, metadata={"spptransfer": json.dumps(facts)}))
+        write_model(Path(path), tensors, facts)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TransferModel:
@@ -355,21 +319,7 @@ class TransferModel:
         ModelError
             If it is missing, damaged, or no model of this package.
         """
-        path = Path(path)
-        path = path / "model.safetensors" if path.is_dir() else path
-        try:
-            with safe_open(path, framework="numpy") as file:
-                facts = json.loads((file.metadata() or {})["spptransfer"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except FileNotFoundError as error:
-            raise ModelError(f"there is no model '{path}'") from error
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise ModelError(f"'{path}' is no model of spptransfer, or damaged") from error
-        if facts.get("format_version") != FORMAT_VERSION or facts.get("format") != FORMAT:
-            raise ModelError(
-                f"'{path}' is '{facts.get('format')}' version {facts.get('format_version')}; "
-                f"this release reads {FORMAT} {FORMAT_VERSION}"
-            )
+        tensors, facts = read_model(path, FORMAT, FORMAT_VERSION)
         try:
             return _build(facts, tensors)
         except (KeyError, TypeError, ValueError, AttributeError, SPPTransferError) as error:

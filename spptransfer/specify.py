@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from spptransfer import images
 from spptransfer.backbones import Backbone, BackboneInfo, BackboneRef, map_side
-from spptransfer.errors import ConfigError, ModelError, suggestion
+from spptransfer.backbones.probe import Probe, difference, probe
+from spptransfer.errors import ConfigError, ModelError, WeightsError, suggestion
 from spptransfer.images import View, check_view, view_size
 from spptransfer.pyramid.bins import check_pooling
 from spptransfer.spec import (
@@ -157,6 +160,45 @@ def check_current(spec: FeatureSpec, info: BackboneInfo) -> None:
         raise ModelError(
             "the model was trained on features of another version of spptransfer, which decoded, "
             "resized or computed images in another way: train it again"
+        )
+
+
+def find_backbone(
+    spec: FeatureSpec,
+    given: str | os.PathLike[str] | None,
+    known: Path | None,
+    named: str,
+    weights_dir: Path | None,
+) -> BackboneRef:
+    """Find the weights that a model was trained with: as given, where they were, or by name.
+
+    A `ModelError` tells of others, and of features that are computed otherwise now.
+    """
+    weights = given or (known if known and known.exists() else named)
+    backbone = BackboneRef(spec.backbone, os.fspath(weights), weights_dir)
+    try:
+        found = backbone.weights_sha256()
+    except WeightsError as error:
+        raise ModelError(
+            f"{error}; the model needs the weights of {spec.backbone} with SHA-256 "
+            f"{spec.weights_sha256[:12]}: say where they are now (--weights FILE)"
+        ) from error
+    if found != spec.weights_sha256:
+        raise ModelError(
+            f"the weights '{weights}' (SHA-256 {found[:12]}) "
+            f"are not those that the model was trained with ({spec.weights_sha256[:12]})"
+        )
+    check_current(spec, backbone.info)
+    return backbone
+
+
+def check_probe(backbone: Backbone, spec: FeatureSpec, known: Probe | None) -> None:
+    """Refuse a backbone that computes other features than when a model was trained."""
+    if known is not None and (off := difference(probe(backbone, spec.layers), known)):
+        raise ModelError(
+            f"'{backbone.info.name}' computes other features than when the model was trained "
+            f"(they differ by {off:.1%}), as another release of the network or of torch would: "
+            "train it again, or install what it was trained with"
         )
 
 

@@ -65,7 +65,8 @@ def dilate(backbone: Backbone, stride: int) -> Backbone:
     )
     copied.info = replace(info, layers=layers, map_numbers=None)
     _check(backbone, copied, maps, stride)
-    return copied  # type: ignore[no-any-return]
+    finer: Backbone = copied
+    return finer
 
 
 def _make_finer(module: Any, before: int, own: int, stride: int) -> None:
