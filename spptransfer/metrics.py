@@ -153,6 +153,40 @@ def mean_average_precision(
     return mean, per_class
 
 
+def ranked_average_precision(
+    right: npt.ArrayLike, n_positives: int, method: Method = "11-point"
+) -> float:
+    """Average precision of a ranking that need not hold all positives, as one of detections.
+
+    Parameters
+    ----------
+    right : array-like of bool, shape (n_ranked,)
+        Whether each is a positive, by falling score; the ignored ones left out.
+    n_positives : int
+        The number of all positives, ranked or not.
+    method : {"11-point", "area", "uninterpolated", "11-point-matlab"}, default="11-point"
+        Which of the definitions (see the module's head).
+
+    Returns
+    -------
+    float
+        Between 0 and 1; NaN if there are no positives.
+
+    Examples
+    --------
+    >>> ranked_average_precision([True, False], 2, "area")
+    0.5
+    """
+    if n_positives < 1:
+        return float("nan")
+    positive = np.asarray(right, bool).reshape(-1, 1)
+    true_positives = np.cumsum(positive, axis=0)
+    precision = true_positives / np.arange(1, 1 + len(positive))[:, None]
+    falling = -np.arange(float(len(positive)))[:, None]
+    ranking = _Ranking(positive, true_positives, precision, falling)
+    return float(_MEASURES[method](ranking, np.array([n_positives]))[0])
+
+
 def precision_recall_curve(y_true: npt.ArrayLike, scores: npt.ArrayLike) -> PrecisionRecallCurve:
     """Precision and recall of one class down its ranking, for drawing.
 
@@ -186,6 +220,24 @@ def precision_recall_curve(y_true: npt.ArrayLike, scores: npt.ArrayLike) -> Prec
     n_positives = ranking.positive.sum()
     recall = ranking.true_positives / (n_positives if n_positives else np.nan)
     return PrecisionRecallCurve(ranking.precision[:, 0], recall[:, 0], ranking.scores[:, 0])
+
+
+def thin_curve(recall: _Floats, precision: _Floats, most: int = 100) -> _Floats:
+    """Keep the precisions at new recalls, at most so many and one, from recall 0 on.
+
+    Examples
+    --------
+    >>> thin_curve(np.array([0.5, 0.5, 1.0]), np.array([1.0, 0.5, 0.6]))
+    array([[0. , 1. ],
+           [0.5, 1. ],
+           [1. , 0.6]])
+    """
+    rises = np.flatnonzero(np.diff(recall, prepend=0) > 0)
+    if not len(rises):
+        return np.zeros((1, 2))
+    kept = rises[np.unique(np.linspace(0, len(rises) - 1, most).round().astype(int))]
+    points = np.column_stack([recall[kept], precision[kept]])
+    return np.vstack([[0, points[0, 1]], points])
 
 
 def overall_accuracy(y_true: npt.ArrayLike, y_pred: npt.ArrayLike) -> float:

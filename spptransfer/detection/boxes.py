@@ -22,9 +22,13 @@ def areas(boxes: Boxes) -> npt.NDArray[np.floating]:
 
 def intersections(boxes: Boxes, others: Boxes) -> npt.NDArray[np.floating]:
     """Return the areas that boxes of shape (n, 4) and (m, 4) share, n x m."""
-    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    return areas(np.concatenate([low, high], axis=2))
+    return _shared(boxes[:, None], others[None])
+
+
+def _shared(boxes: Boxes, others: Boxes) -> npt.NDArray[np.floating]:
+    low = np.maximum(boxes[..., :2], others[..., :2])
+    high = np.minimum(boxes[..., 2:], others[..., 2:])
+    return areas(np.concatenate([low, high], axis=-1))
 
 
 def overlaps(boxes: Boxes, others: Boxes) -> npt.NDArray[np.floating]:
@@ -45,8 +49,19 @@ def overlaps(boxes: Boxes, others: Boxes) -> npt.NDArray[np.floating]:
     >>> overlaps(np.array([[0.0, 0, 2, 2]]), np.array([[0.0, 0, 2, 2], [1, 0, 3, 2], [5, 5, 6, 6]]))
     array([[1.        , 0.33333333, 0.        ]])
     """
-    shared = intersections(boxes, others)
-    union = areas(boxes)[:, None] + areas(others)[None] - shared
+    return paired_overlaps(boxes[:, None], others[None])
+
+
+def paired_overlaps(boxes: Boxes, others: Boxes) -> npt.NDArray[np.floating]:
+    """Return the intersection over union of each box with its partner.
+
+    Examples
+    --------
+    >>> paired_overlaps(np.array([[0.0, 0, 2, 2], [1, 1, 2, 2]]), np.array([0.0, 0, 2, 2]))
+    array([1.  , 0.25])
+    """
+    shared = _shared(boxes, others)
+    union = areas(boxes) + areas(others) - shared
     return shared / np.maximum(union, np.finfo(np.float64).tiny)
 
 

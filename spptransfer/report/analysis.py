@@ -10,10 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from spptransfer.metrics import confusion_matrix, precision_recall_curve
+from spptransfer.metrics import confusion_matrix, precision_recall_curve, thin_curve
 from spptransfer.report.run_folder import Predictions
 
-CURVE_POINTS = 100
 EXAMPLES_PER_GROUP = 12
 
 _Floats = npt.NDArray[np.float64]
@@ -88,12 +87,8 @@ def class_curves(splits: Sequence[Predictions], classes: Sequence[str]) -> list[
 
 
 def _thinned_curve(targets: npt.NDArray[np.integer], scores: npt.NDArray[np.floating]) -> _Floats:
-    """Precision at each new recall, from recall 0, at most `CURVE_POINTS` + 1 points."""
     precision, recall, _ = precision_recall_curve(targets, scores)
-    rises = np.flatnonzero(np.diff(recall, prepend=0) > 0)
-    kept = rises[np.unique(np.linspace(0, len(rises) - 1, CURVE_POINTS).round().astype(int))]
-    points = np.column_stack([recall[kept], precision[kept]])
-    return np.vstack([[0, points[0, 1]], points])
+    return thin_curve(recall, precision)
 
 
 def envelope(curve: _Floats) -> _Floats:
