@@ -1,0 +1,328 @@
+"""A trained detector on the disk: everything needed to find objects in an image again."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from spptransfer.backbones import BackboneRef
+from spptransfer.backbones.dilation import dilate
+from spptransfer.backbones.probe import PROBE_NUMBERS, Probe
+from spptransfer.detection.boxes import Boxes, suppress
+from spptransfer.detection.detections import Detections
+from spptransfer.detection.features import WindowFeatures
+from spptransfer.detection.regression import decode_boxes
+from spptransfer.detection.settings import DetectionSection
+from spptransfer.detection.training import Propose, suppressed
+from spptransfer.errors import ImageError, ModelError, SPPTransferError
+from spptransfer.extraction.maps import FeatureMaps, MapExtractor
+from spptransfer.model_file import read_model, write_model
+from spptransfer.normalization import PyramidNormalizer, check_steps
+from spptransfer.runtimes import ComputeOptions
+from spptransfer.runtimes.devices import limit_threads
+from spptransfer.sections import check
+from spptransfer.spec import FeatureSpec
+from spptransfer.specify import check_probe, find_backbone
+
+FORMAT = "spptransfer-detector"
+FORMAT_VERSION = 1
+_FITTED = ("mean_", "scale_")
+_TENSORS = ("coef", "intercept", "box_coef", "box_intercept", "sigmoids", "probe")
+_FACTS = ("weights", "layers", "levels", "classes", "C", "protocol")
+
+Floats = npt.NDArray[np.float32]
+
+
+class Found(NamedTuple):
+    """What was found in one image, or why nothing could be.
+
+    Attributes
+    ----------
+    path : Path
+        The image.
+    detections : Detections or None
+        By falling score; None where the image cannot be read.
+    size : (int, int)
+        Width and height of the upright image, in pixels.
+    error : str
+        Why there are no detections, else empty.
+    """
+
+    path: Path
+    detections: Detections | None
+    size: tuple[int, int]
+    error: str
+
+
+@dataclasses.dataclass(repr=False)
+class TransferDetector:
+    """Linear SVMs and box regressors on windows of a frozen backbone's maps.
+
+    Parameters
+    ----------
+    spec : FeatureSpec
+        How maps are computed; its hash tells the backbone's weights.
+    weights : str
+        Name in the catalogue or path of the weights that were used, as the user gave it.
+    weights_path : Path or None
+        Where they lay then, absolute; None for random ones.
+    layers : tuple of str
+        Layers in the order of the columns.
+    levels : tuple of int
+        Levels in the order of the columns.
+    settings : DetectionSection
+        How windows are proposed, and become detections.
+    normalizer : PyramidNormalizer
+        Fitted on windows of the training images.
+    coef : ndarray of float32, shape (n_classes, n_features)
+        Weights.
+    intercept : ndarray of float32, shape (n_classes,)
+        Biases.
+    box_coef, box_intercept : ndarray of float32, shape (n_classes, 4, n_features), (n_classes, 4)
+        Box regression; no numbers where there is none.
+    sigmoids : ndarray of float32, shape (n_classes, 2)
+        Slope and offset of the confidence as a function of the decision value.
+    classes : tuple of str
+        Names of the classes.
+    C : float
+        The C trained with.
+    protocol : str
+        What the detector was trained on, in words.
+    probe : ndarray of float32, shape (n_layers, 64), optional
+        What the backbone made of a fixed image when the detector was trained.
+    """
+
+    spec: FeatureSpec
+    weights: str
+    weights_path: Path | None
+    layers: tuple[str, ...]
+    levels: tuple[int, ...]
+    settings: DetectionSection
+    normalizer: PyramidNormalizer
+    coef: Floats
+    intercept: Floats
+    box_coef: Floats
+    box_intercept: Floats
+    sigmoids: Floats
+    classes: tuple[str, ...]
+    C: float
+    protocol: str
+    probe: Probe | None = None
+
+    def __post_init__(self) -> None:
+        if self.probe is None:
+            self.probe = np.zeros((len(self.spec.layers), PROBE_NUMBERS), np.float32)
+
+    def __repr__(self) -> str:
+        return (
+            f"<TransferDetector: {len(self.classes)} classes; {self.spec.origin}, "
+            f"scales={list(self.spec.scales)}, levels={list(self.levels)}>"
+        )
+
+    @property
+    def features(self) -> WindowFeatures:
+        """Which features windows have."""
+        info = BackboneRef(self.spec.backbone, self.weights).info
+        return WindowFeatures(info.channels_of(self.layers), self.levels)
+
+    def open(
+        self,
+        *,
+        options: ComputeOptions = ComputeOptions(),
+        weights: str | os.PathLike[str] | None = None,
+        weights_dir: Path | None = None,
+    ) -> MapExtractor:
+        """Load the backbone that the detector was trained with, ready to compute maps.
+
+        Raises
+        ------
+        ModelError
+            If the weights found are not those of the training, or compute other features now.
+        """
+        known = (self.weights_path, self.weights)
+        backbone = find_backbone(self.spec, weights, *known, weights_dir).load(self.layers)
+        check_probe(backbone, self.spec, self.probe)
+        return open_maps(backbone, self.spec, self.layers, self.settings, options)
+
+    def confidences(self, labels: npt.NDArray[np.integer], scores: Floats) -> Floats:
+        """Return the probabilities that detections of decision values are right, by Platt scaling.
+
+        Parameters
+        ----------
+        labels : ndarray of int, shape (n,)
+            Classes of the detections.
+        scores : ndarray of float32, shape (n,)
+            Their decision values.
+        """
+        slope, offset = self.sigmoids[labels].T
+        probability: Floats = 1 / (1 + np.exp(-(slope * scores + offset)))
+        return probability
+
+    def detect_windows(self, maps: Sequence[FeatureMaps], boxes: Boxes) -> Detections:
+        """Score windows of an image, thin them out, and move them towards objects.
+
+        Parameters
+        ----------
+        maps : sequence of FeatureMaps
+            Of the image, a scale each, from `open`.
+        boxes : ndarray of shape (n, 4)
+            Windows in pixels of the image.
+
+        Returns
+        -------
+        Detections
+            By falling score; `images` are 0.
+        """
+        features = self.features
+        scores = np.empty((len(boxes), len(self.classes)), np.float32)
+        for part, rows in features.in_chunks(maps, boxes):
+            scores[part] = self.normalizer.transform(rows) @ self.coef.T + self.intercept
+        kept = [suppressed(boxes, column, self.settings)[1] for column in scores.T]
+        places = [boxes[rows] for rows in kept]
+        values = [column[rows] for column, rows in zip(scores.T, kept, strict=True)]
+        if self.box_coef.size:
+            once, back = np.unique(np.concatenate(kept), return_inverse=True)
+            rows = self.normalizer.transform(features.compute(maps, boxes[once]))
+            height, width = maps[0].size
+            for label, mine in enumerate(np.split(back, np.cumsum(list(map(len, kept)))[:-1])):
+                changes = rows[mine] @ self.box_coef[label].T + self.box_intercept[label]
+                moved = decode_boxes(places[label], changes, (width, height))
+                stay = suppress(moved, values[label], self.settings.nms)
+                places[label], values[label] = moved[stay], values[label][stay]
+        labels = np.repeat(np.arange(len(kept), dtype=np.int32), list(map(len, values)))
+        together = np.concatenate(values)
+        order = np.argsort(-together, kind="stable")
+        images = np.zeros(len(order), np.intp)
+        corners = np.concatenate(places)[order].astype(np.float64)
+        return Detections(images, corners, labels[order], together[order])
+
+    def detect(
+        self,
+        paths: Sequence[Path],
+        extractor: MapExtractor,
+        propose: Propose,
+    ) -> Iterator[Found]:
+        """Find objects in image files.
+
+        Parameters
+        ----------
+        paths : sequence of Path
+            Image files.
+        extractor : MapExtractor
+            From `open`, and open still.
+        propose : callable
+            ``propose(position, maps) -> boxes`` gives the windows of an image.
+
+        Yields
+        ------
+        Found
+            In the order of the paths.
+        """
+
+        def one(position: int) -> Found:
+            path = paths[position]
+            try:
+                maps = extractor.maps_of(path)
+                found = self.detect_windows(maps, propose(position, maps))
+            except ImageError as error:
+                return Found(path, None, (0, 0), str(error))
+            return Found(path, found, (maps[0].size[1], maps[0].size[0]), "")
+
+        with ThreadPoolExecutor(extractor.workers, "detect", limit_threads) as threads:
+            # Some ahead, not all: what is found waits until it is asked for.
+            for start in range(0, len(paths), 8 * extractor.workers):
+                part = range(start, min(start + 8 * extractor.workers, len(paths)))
+                yield from threads.map(one, part)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the detector to one file, whole or not at all.
+
+        Raises
+        ------
+        CacheError
+            If the file cannot be written.
+        """
+        known = {f"normalizer.{name}": getattr(self.normalizer, name, None) for name in _FITTED}
+        known |= {name: np.asarray(getattr(self, name), np.float32) for name in _TENSORS}
+        facts = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "spec": self.spec.to_dict(),
+            "settings": self.settings.model_dump(),
+            "weights_path": None if self.weights_path is None else str(self.weights_path),
+            "normalize": list(self.normalizer.steps),
+            **{name: getattr(self, name) for name in _FACTS},
+        }
+        tensors = {name: array for name, array in known.items() if array is not None}
+        write_model(Path(path), tensors, facts)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TransferDetector:
+        """Read a detector's file, or that in the folder of a run.
+
+        Raises
+        ------
+        ModelError
+            If it is missing, damaged, or no detector of this package.
+        """
+        tensors, facts = read_model(path, FORMAT, FORMAT_VERSION)
+        try:
+            return _build(facts, tensors)
+        except (KeyError, TypeError, ValueError, AttributeError, SPPTransferError) as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(f"'{path}' is damaged: {reason}") from error
+
+
+def open_maps(
+    backbone: Any,
+    spec: FeatureSpec,
+    layers: Sequence[str],
+    settings: DetectionSection,
+    options: ComputeOptions,
+) -> MapExtractor:
+    """Return what computes the maps of a detector, dilated where its settings say so."""
+    finer = backbone if settings.stride is None else dilate(backbone, settings.stride)
+    return MapExtractor(finer, layers, spec.scales, precision=spec.precision, options=options)
+
+
+def _build(facts: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> TransferDetector:
+    """Put a detector together, and make sure that all parts fit before an image is looked at."""
+    known = facts["weights_path"]
+    given = {name: facts[name] for name in _FACTS} | {name: tensors[name] for name in _TENSORS}
+    given |= {name: tuple(facts[name]) for name in ("layers", "levels", "classes")}
+    detector = TransferDetector(
+        spec=FeatureSpec.from_dict(facts["spec"]),
+        settings=check(DetectionSection, facts["settings"], "detection"),
+        weights_path=None if known is None else Path(known),
+        normalizer=PyramidNormalizer(facts["normalize"]),
+        **given,
+    )
+    features, n_classes = detector.features, len(detector.classes)
+    detector.normalizer.block_sizes = features.block_sizes
+    check_steps(detector.normalizer.steps)
+    moving = n_classes if detector.settings.box_regression else 0
+    expected = {
+        "coef": (n_classes, features.width),
+        "intercept": (n_classes,),
+        "box_coef": (moving, 4, features.width),
+        "box_intercept": (moving, 4),
+        "sigmoids": (n_classes, 2),
+        "probe": (len(detector.spec.layers), PROBE_NUMBERS),
+    }
+    if "standardize" in detector.normalizer.steps:
+        expected |= {f"normalizer.{name}": (features.width,) for name in _FITTED}
+    for name, shape in expected.items():
+        array = tensors[name]
+        if array.shape != shape or array.dtype != np.float32:
+            raise ValueError(f"'{name}' is {array.shape} {array.dtype}, not {shape} float32")
+        if name.startswith("normalizer."):
+            setattr(detector.normalizer, name.removeprefix("normalizer."), array)
+    detector.normalizer.n_features_in_ = features.width
+    return detector

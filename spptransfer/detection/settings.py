@@ -1,0 +1,56 @@
+"""What a detector is trained with: the section ``detection`` of a pipeline file."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from spptransfer.sections import CountFromZero, PositiveInt, Section
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class DetectionSection(Section):
+    """How windows are proposed, chosen for training, and become detections."""
+
+    proposals: str = Field(
+        "selective_search", description="method: selective_search, edge_boxes, grid, file"
+    )
+    proposals_side: PositiveInt = Field(
+        320, description="longer side of the image that windows are searched in, in pixels"
+    )
+    max_windows: PositiveInt = Field(2000, description="the most windows of an image")
+    stride: PositiveInt | None = Field(
+        None, description="stride of the maps, by dilation; null: the backbone's own"
+    )
+    negative_overlap: Share = Field(
+        0.3, description="the most that a negative overlaps an object of the class"
+    )
+    negatives_per_image: PositiveInt = Field(
+        10, description="windows drawn from each image before hard ones are looked for"
+    )
+    mining_rounds: CountFromZero = Field(1, description="passes that look for hard negatives")
+    mined_per_class: PositiveInt = Field(
+        3, description="hard negatives of a class from each image at most"
+    )
+    intercept_scaling: Positive = Field(
+        1.0, description="the larger, the less the bias is regularised"
+    )
+    box_regression: bool = Field(True, description="whether windows are moved towards objects")
+    regression_overlap: Share = Field(
+        0.6, description="the least that a window which trains the regression overlaps its object"
+    )
+    regression_penalty: Positive = Field(1.0, description="penalty of the ridge regression")
+    nms: Share = Field(0.3, description="the most that detections of a class overlap")
+    detections_per_class: PositiveInt = Field(
+        50, description="the most detections of a class in an image"
+    )
+    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="share of training images that C and confidences are chosen on"
+    )
+    seed: CountFromZero = Field(0, description="of what is drawn")
+    memory: str | None = Field(
+        None, description="budget for the windows that train, as 2GB; null: half of what is free"
+    )

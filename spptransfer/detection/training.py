@@ -1,0 +1,414 @@
+"""Training of a detector: windows are sampled, hard negatives mined, linear SVMs fitted.
+
+There are two passes over the images, and one over those held out. What a pass makes of some images
+goes into a file with a final name once it is complete, so that a training that was killed goes on
+where it stopped and ends in the same numbers. All classes share one pool of windows, which is one
+problem with one Gram matrix for the solver.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.linear_model import LogisticRegression
+from tqdm import tqdm
+
+from spptransfer.datasets.annotations import Objects
+from spptransfer.detection.boxes import Boxes, suppress
+from spptransfer.detection.detections import Detections
+from spptransfer.detection.evaluation import (
+    IGNORED,
+    TRUE,
+    DetectionEvaluation,
+    evaluate_detections,
+)
+from spptransfer.detection.features import WindowFeatures
+from spptransfer.detection.regression import encode_boxes, fit_regressors
+from spptransfer.detection.sampling import best_objects, thin_out, window_targets
+from spptransfer.detection.settings import DetectionSection
+from spptransfer.errors import DatasetError, ImageError
+from spptransfer.extraction.maps import FeatureMaps, MapExtractor
+from spptransfer.files import atomic_write
+from spptransfer.normalization import PyramidNormalizer
+from spptransfer.runtimes.devices import limit_threads
+from spptransfer.svm import LinearSVM, gram_matrix
+
+logger = logging.getLogger(__name__)
+
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
+# Windows of an image, given its position and maps.
+Propose = Callable[[int, Sequence[FeatureMaps]], Boxes]
+
+# Images of a file of a pass: what a kill costs at most.
+_CHUNK = 32
+# Windows of a class that are looked at for hard negatives, and that NMS is asked about.
+_RANKED = 200
+# Examples of the box regression from an image at most.
+_REGRESSED = 20
+# How much windows that train may overlap as negatives of a class (He et al., section 4.1).
+_ALIKE = 0.7
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained, and how."""
+
+    features: WindowFeatures
+    settings: DetectionSection
+    n_classes: int
+    normalize: tuple[str, ...] = ("l2",)
+    C: tuple[float, ...] = (1.0,)
+    loss: Literal["squared_hinge", "hinge"] = "squared_hinge"
+    class_weight: Any = None
+
+    def svm(self, C: float) -> LinearSVM:
+        """Return the linear SVM of all classes."""
+        return LinearSVM(
+            C,
+            loss=self.loss,
+            class_weight=self.class_weight,
+            intercept_scaling=self.settings.intercept_scaling,
+            tol=1e-4,  # detections do not change with more digits
+            memory=self.settings.memory,
+        )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training leaves behind.
+
+    `sigmoids` has slope and offset of the confidence of each class; `heldout` what the choice of
+    C was made by: the mean average precision of each C on the images held out.
+    """
+
+    normalizer: PyramidNormalizer
+    coef: npt.NDArray[np.float32]
+    intercept: npt.NDArray[np.float32]
+    regression: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+    sigmoids: npt.NDArray[np.float32]
+    C: float
+    heldout: list[dict[str, float]]
+    counts: dict[str, int]
+    failures: dict[int, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Trainer:
+    """Train a detector on some images.
+
+    Parameters
+    ----------
+    plan : Plan
+        What is trained, and how.
+    paths : sequence of Path
+        The images.
+    objects : sequence of Objects
+        The objects in each.
+    propose : callable
+        ``propose(position, maps) -> boxes`` gives the windows of an image.
+    extractor : MapExtractor
+        Open; computes the maps.
+    folder : Path
+        Where what is finished is kept; it belongs to this training alone.
+    progress : bool, default=False
+        Whether to show progress bars.
+    stop : threading.Event, optional
+        Set to stop after the file in work.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        paths: Sequence[Path],
+        objects: Sequence[Objects],
+        propose: Propose,
+        extractor: MapExtractor,
+        folder: Path,
+        *,
+        progress: bool = False,
+        stop: threading.Event | None = None,
+    ) -> None:
+        self.plan, self.settings = plan, plan.settings
+        self.paths, self.objects, self.propose = paths, objects, propose
+        self.extractor, self.folder = extractor, folder
+        self.progress, self.stop = progress, stop or threading.Event()
+        self.failures: dict[int, str] = {}
+        self.seconds: dict[str, float] = {}
+
+    def train(self) -> Trained:
+        """Sample, mine, choose C on images held out, and fit on all."""
+        positives = sum(int((~each.difficult).sum()) for each in self.objects)
+        if not positives:
+            raise DatasetError("no image to train on shows an object that is not difficult")
+        pool = self._merge(self._pass("sample", range(len(self.paths)), self._sample))
+        self.normalizer = PyramidNormalizer(
+            self.plan.normalize, block_sizes=self.plan.features.block_sizes
+        ).fit(pool["rows"].astype(np.float32))
+        regression = self._fit_regression(pool)
+        for number in range(self.settings.mining_rounds):
+            coef, intercept = self._fit(pool, self.plan.C[len(self.plan.C) // 2 :][:1])
+            self._known = _by_image(pool, len(self.paths))
+            self._model = coef[0], intercept[0]
+            mined = self._pass(f"mine{number}", range(len(self.paths)), self._mine)
+            pool = self._merge(mined, pool)
+        C, sigmoids, heldout = self._choose(pool)
+        coef, intercept = self._fit(pool, [C])
+        targets = pool["targets"]
+        counts = {
+            "windows": len(targets),
+            "positives": int((targets == 1).sum()),
+            "regressed": len(pool["regressed"]),
+        }
+        return Trained(
+            self.normalizer,
+            coef[0],
+            intercept[0],
+            regression,
+            sigmoids,
+            C,
+            heldout,
+            counts,
+            self.failures,
+            self.seconds,
+        )
+
+    # ---- passes over the images ----
+
+    def _pass(
+        self, name: str, positions: Sequence[int], work: Callable[[int], Arrays]
+    ) -> Iterator[Arrays]:
+        """Yield what becomes of images, some at a time; what is on the disk is not made again."""
+        begun = time.perf_counter()
+        bar = tqdm(total=len(positions), unit="image", desc=name, disable=not self.progress)
+        with bar, ThreadPoolExecutor(self.extractor.workers, name, limit_threads) as threads:
+            for start in range(0, len(positions), _CHUNK):
+                part = positions[start : start + _CHUNK]
+                path = self.folder / f"{name}-{start:07d}.npz"
+                if not path.exists():
+                    if self.stop.is_set():
+                        raise KeyboardInterrupt("interrupted: what is finished is kept")
+                    save_arrays(path, _join(list(threads.map(work, part))))
+                with np.load(path, allow_pickle=False) as arrays:
+                    yield dict(arrays)
+                bar.update(len(part))
+        self.seconds[name] = time.perf_counter() - begun
+
+    def _maps_and_boxes(self, position: int) -> tuple[list[FeatureMaps], Boxes]:
+        """Return the maps of an image, and its windows: those of its objects come first."""
+        maps = self.extractor.maps_of(self.paths[position])
+        objects = self.objects[position].boxes
+        proposed = self.propose(position, maps)
+        shared = (proposed[:, None] == objects[None]).all(axis=2).any(axis=1)
+        return maps, np.concatenate([objects, proposed[~shared]])
+
+    def _sample(self, position: int) -> Arrays:
+        """Take the objects of an image, some negatives at random, and examples of regression."""
+        try:
+            maps, boxes = self._maps_and_boxes(position)
+        except ImageError as error:
+            return {"failures": np.array([f"{position} {error}"])}
+        objects = self.objects[position]
+        targets = self._targets(boxes, position)
+        draw = np.random.default_rng([self.settings.seed, position])
+        positive = (targets == 1).any(axis=1)
+        negatives = np.flatnonzero((targets == -1).any(axis=1) & ~positive)
+        drawn = draw.permutation(negatives)[: self.settings.negatives_per_image]
+        found = self._windows(position, maps, boxes, targets, [*np.flatnonzero(positive), *drawn])
+        near, nearest = best_objects(boxes, objects, self.settings.regression_overlap)
+        some = np.sort(draw.permutation(len(near))[:_REGRESSED])
+        near, nearest = near[some], nearest[some]
+        changes = encode_boxes(boxes[near], objects.boxes[nearest])
+        return found | {
+            "regressed": self._features(maps, boxes[near]),
+            "changes": changes.astype(np.float32),
+            "labels": objects.labels[nearest],
+        }
+
+    def _mine(self, position: int) -> Arrays:
+        """Take the negatives of each class that its model scores highest, but for those known."""
+        try:
+            maps, boxes = self._maps_and_boxes(position)
+        except ImageError:
+            return {}
+        scores, targets = self._scores(maps, boxes, *self._model), self._targets(boxes, position)
+        known = (boxes[:, None] == self._known[position][None]).all(axis=2).any(axis=1)
+        chosen: set[int] = set()
+        for label in range(self.plan.n_classes):
+            # Beyond the margin a negative changes nothing.
+            wrong = np.flatnonzero((targets[:, label] == -1) & (scores[:, label] > -1))
+            ranked = wrong[np.argsort(-scores[wrong, label], kind="stable")][:_RANKED]
+            chosen.update(thin_out(boxes, ranked, _ALIKE, self.settings.mined_per_class).tolist())
+        new = [index for index in sorted(chosen) if not known[index]]
+        return self._windows(position, maps, boxes, targets, new)
+
+    def _detect(self, position: int) -> Arrays:
+        """Detect objects in an image held out, by the models of every C."""
+        try:
+            maps = self.extractor.maps_of(self.paths[position])
+        except ImageError:
+            return {}
+        boxes = self.propose(position, maps)  # none of them knows of an object
+        scores = self._scores(maps, boxes, *self._model)
+        found = []
+        for column in range(scores.shape[1]):
+            ranked, rows = suppressed(boxes, scores[:, column], self.settings)
+            found.append((np.full(len(rows), column), ranked, scores[rows, column]))
+        columns, kept, values = map(np.concatenate, zip(*found, strict=True))
+        images = np.full(len(columns), position)
+        return {"columns": columns, "boxes": kept, "scores": values, "images": images}
+
+    def _targets(self, boxes: Boxes, position: int) -> npt.NDArray[np.int8]:
+        overlap = self.settings.negative_overlap
+        return window_targets(boxes, self.objects[position], self.plan.n_classes, overlap)
+
+    def _features(self, maps: Sequence[FeatureMaps], boxes: Boxes) -> npt.NDArray[np.float16]:
+        return self.plan.features.compute(maps, boxes).astype(np.float16)
+
+    def _windows(
+        self,
+        position: int,
+        maps: Sequence[FeatureMaps],
+        boxes: Boxes,
+        targets: npt.NDArray[np.int8],
+        chosen: Sequence[int],
+    ) -> Arrays:
+        """Return what of some windows trains."""
+        rows = np.asarray(chosen, np.intp)
+        return {
+            "rows": self._features(maps, boxes[rows]),
+            "targets": targets[rows],
+            "boxes": boxes[rows],
+            "images": np.full(len(rows), position),
+        }
+
+    def _scores(
+        self, maps: Sequence[FeatureMaps], boxes: Boxes, coef: Array, intercept: Array
+    ) -> npt.NDArray[np.float32]:
+        scores = np.empty((len(boxes), len(coef)), np.float32)
+        for part, features in self.plan.features.in_chunks(maps, boxes):
+            scores[part] = self.normalizer.transform(features) @ coef.T + intercept
+        return scores
+
+    # ---- what is fitted ----
+
+    def _merge(self, parts: Iterator[Arrays], pool: Arrays | None = None) -> Arrays:
+        """Put the files of a pass together, after what is there already."""
+        joined = _join([pool or {}, *parts])
+        for failure in joined.pop("failures", ()):
+            position, _, error = str(failure).partition(" ")
+            self.failures[int(position)] = error
+        if "rows" not in joined:
+            raise DatasetError(f"no image can be read; the first: {self.failures.get(0)}")
+        return joined
+
+    def _fit(
+        self, pool: Arrays, costs: Sequence[float], kept: Array | None = None
+    ) -> tuple[list[Array], list[Array]]:
+        """Fit the SVMs of all classes for some C, on all windows or on some images'."""
+        begun = time.perf_counter()
+        chosen = slice(None) if kept is None else np.isin(pool["images"], kept)
+        rows = self.normalizer.transform(pool["rows"][chosen].astype(np.float32))
+        gram = gram_matrix(rows)
+        found = [self.plan.svm(C).fit(rows, pool["targets"][chosen], gram=gram) for C in costs]
+        self.seconds["train"] = self.seconds.get("train", 0.0) + time.perf_counter() - begun
+        coefficients = [svm.coef_.astype(np.float32) for svm in found]
+        return coefficients, [svm.intercept_.astype(np.float32) for svm in found]
+
+    def _fit_regression(self, pool: Arrays) -> tuple[Array, Array]:
+        """Fit the box regression of all classes, if it is asked for."""
+        if not self.settings.box_regression:
+            width, n_classes = self.plan.features.width, self.plan.n_classes
+            return np.zeros((n_classes, 4, width), np.float32), np.zeros((n_classes, 4), np.float32)
+        begun = time.perf_counter()
+        rows = self.normalizer.transform(pool["regressed"].astype(np.float32))
+        penalty = self.settings.regression_penalty
+        found = fit_regressors(rows, pool["changes"], pool["labels"], self.plan.n_classes, penalty)
+        self.seconds["regression"] = time.perf_counter() - begun
+        return found
+
+    def _choose(
+        self, pool: Arrays
+    ) -> tuple[float, npt.NDArray[np.float32], list[dict[str, float]]]:
+        """Choose C by the mean average precision on images held out, and fit confidences there."""
+        order = np.random.default_rng(self.settings.seed).permutation(len(self.paths))
+        count = max(1, round(self.settings.held_out * len(order)))
+        held, kept = np.sort(order[:count]), order[count:]
+        coefficients, intercepts = self._fit(pool, self.plan.C, kept)
+        self._model = np.concatenate(coefficients), np.concatenate(intercepts)
+        found = _join(list(self._pass("held out", held.tolist(), self._detect)))
+        objects = [self.objects[position] for position in held]
+        names = list(map(str, range(self.plan.n_classes)))
+        best: tuple[float, float, DetectionEvaluation] | None = None
+        scores = []
+        for index, C in enumerate(self.plan.C):
+            label = found["columns"] - index * self.plan.n_classes
+            mine = (label >= 0) & (label < self.plan.n_classes)
+            images = np.searchsorted(held, found["images"][mine])
+            detections = Detections(
+                images, found["boxes"][mine], label[mine], found["scores"][mine]
+            )
+            evaluation = evaluate_detections(detections, objects, names)
+            value = float(np.nan_to_num(evaluation.mean("area")))
+            scores.append({"C": C, "score": value})
+            if best is None or value > best[0]:
+                best = value, C, evaluation
+        assert best is not None
+        return best[1], fit_sigmoids(best[2]), scores
+
+
+def suppressed(
+    boxes: Boxes, scores: npt.NDArray[np.floating], settings: DetectionSection
+) -> tuple[Boxes, npt.NDArray[np.intp]]:
+    """Return the windows of a class that stay of an image's, by falling score, and their rows."""
+    ranked = np.argsort(-scores, kind="stable")[:_RANKED]
+    kept = suppress(boxes[ranked], scores[ranked], settings.nms)[: settings.detections_per_class]
+    return boxes[ranked[kept]], ranked[kept]
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write arrays into one file, whole or not at all."""
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def _join(parts: Sequence[Mapping[str, Array]]) -> Arrays:
+    """Put arrays of the same names one after the other."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: np.concatenate([part[name] for part in parts if name in part]) for name in names}
+
+
+def _by_image(pool: Arrays, count: int) -> list[Boxes]:
+    """Return the windows that train already, image by image."""
+    order = np.argsort(pool["images"], kind="stable")
+    bounds = np.searchsorted(pool["images"][order], np.arange(count + 1))
+    return [pool["boxes"][order[bounds[i] : bounds[i + 1]]] for i in range(count)]
+
+
+def fit_sigmoids(evaluation: DetectionEvaluation) -> npt.NDArray[np.float32]:
+    """Fit slope and offset of each class's confidence to which of its detections are right.
+
+    A class of which all are right, or none, gets those of all classes together.
+    """
+    labels, scores = evaluation.detections.labels, evaluation.detections.scores
+    used = evaluation.outcomes != IGNORED
+    right = evaluation.outcomes == TRUE
+
+    def fit(chosen: npt.NDArray[np.bool_]) -> tuple[float, float] | None:
+        if len(np.unique(right[chosen])) < 2:
+            return None
+        model = LogisticRegression(C=1e6).fit(scores[chosen, None], right[chosen])
+        return float(model.coef_[0, 0]), float(model.intercept_[0])
+
+    common = fit(used) or (1.0, 0.0)
+    each = [fit(used & (labels == label)) or common for label in range(len(evaluation.classes))]
+    return np.array(each, np.float32)
