@@ -10,6 +10,7 @@ of its size.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -40,6 +41,7 @@ VIEWS: tuple[View, ...] = get_args(View)
 MAX_FILE_BYTES = 1 << 29
 MAX_PIXELS = 178_956_970  # Pillow's own hard limit against decompression bombs
 MAX_VIEW_PIXELS = 1 << 28
+_HEADER_BYTES = 1 << 14
 
 # Raster formats only: Pillow would hand EPS to an outside interpreter.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -114,8 +116,8 @@ def description() -> dict[str, Any]:
     }
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Read an image file, refusing what is no regular file or beyond 512 MiB."""
+def read_bytes(path: str | os.PathLike[str], most: int = -1) -> bytes:
+    """Read an image file, or `most` bytes of it, refusing what is irregular or beyond 512 MiB."""
     path = Path(path)
     try:
         status = path.stat()
@@ -126,7 +128,8 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
             raise ImageError(
                 f"the file has {status.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read"
             )
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            data = file.read(most)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ImageError(f"cannot read the image: {reason}") from error
@@ -149,6 +152,20 @@ def content_digest(data: bytes) -> str:
 def upright_size(data: bytes) -> tuple[int, int]:
     """Read height and width in pixels, after turning upright, from the header alone."""
     return _open(data)[1]
+
+
+def sizes_of_file(path: str | os.PathLike[str]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Read height and width of an image file, upright and as stored, from its header alone."""
+    data = read_bytes(path, _HEADER_BYTES)
+    if data.startswith(b"\xff\xd8"):  # only of a JPEG file all that counts comes first
+        with contextlib.suppress(ImageError):
+            return _both_sizes(data)
+    return _both_sizes(read_bytes(path) if len(data) == _HEADER_BYTES else data)
+
+
+def _both_sizes(data: bytes) -> tuple[tuple[int, int], tuple[int, int]]:
+    image, size = _open(data)
+    return size, size[::-1] if _orientation(image) in _SWAPS_SIDES else size
 
 
 def decode(data: bytes, reduction: int = 1) -> Image.Image:

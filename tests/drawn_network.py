@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from spptransfer import backbones
-from spptransfer.datasets.generated import draw
+from spptransfer.datasets.drawing import draw
 
 EMBEDDED = backbones.BackboneRef("spp-mini", "embedded").path()
 CLASSES = tuple(

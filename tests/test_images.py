@@ -49,6 +49,20 @@ def test_a_photo_saved_turned_with_its_tag_is_the_one_saved_upright(kind, option
     assert view.shape == (16, 24, 3)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_sizes_of_a_file_are_those_before_and_after_it_is_turned(kind, tmp_path):
+    for orientation in range(1, 9):
+        options = {"exif": b"x" * 40_000} if orientation == 1 and kind == "JPEG" else {}
+        image, file = picture(300, 400), tmp_path / "image"
+        turned = orientation > 4
+        content = encode(image, kind, **options)
+        if not options:
+            content = rotated_by_exif(image, orientation, kind)
+        file.write_bytes(content)
+        stored = (400, 300) if turned else (300, 400)
+        assert images.sizes_of_file(file) == ((300, 400), stored)
+
+
 def png_chunk(kind: bytes, content: bytes, checksum: int | None = None) -> bytes:
     checksum = zlib.crc32(kind + content) if checksum is None else checksum
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)

@@ -1,43 +1,48 @@
-"""A small image set drawn from a seed: textured shapes on cluttered backgrounds.
+"""Two small image sets drawn from a seed: one shape in an image, and scenes of several with boxes.
 
-A class is a texture on a shape, ``striped_disc`` for one. Every shape and every texture occurs
-in two classes, and all else is drawn alike for all of them, so that only shape and texture
-together tell the class. The files are as awkward as a user's own: JPEG and PNG, portrait and
-landscape, grey, palette, transparent, EXIF-rotated.
+A class is a texture on a shape, ``striped_disc`` for one. In the first set every shape and every
+texture occurs in two classes, and all else is drawn alike for all of them, so that only shape and
+texture together tell the class. The files are as awkward as a user's own: JPEG and PNG, portrait
+and landscape, grey, palette, transparent, EXIF-rotated.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from spptransfer.datasets.drawing import Array, Size, background, draw, finish, gradient, paint
 from spptransfer.errors import ConfigError, DatasetError
 
 logger = logging.getLogger(__name__)
-
-Array = npt.NDArray[Any]
 
 DEMO_CLASSES = (
     *("striped_disc", "dotted_disc", "dotted_star", "checked_star", "checked_cross"),
     *("ringed_cross", "ringed_heart", "brick_heart", "brick_triangle", "striped_triangle"),
 )
+SCENE_CLASSES = ("striped_disc", "dotted_star", "ringed_cross", "brick_triangle")
 _MANIFEST = ".generated.json"
+_BOXES = "_annotations.coco.json"
 _FORMS = ("jpeg", "png", "grey", "jpeg", "rotated", "palette", "jpeg", "alpha", "rotated", "jpeg")
+_SCENE_FORMS = ("jpeg", "png", "jpeg", "rotated", "grey")
 _IN_PNG = ("png", "palette", "alpha")
+_WITHOUT_OBJECTS = 20  # of so many scenes one has none
+_MOST_OBJECTS = 4
+_OVERLAP = 8  # pixels, of squares whose corners shapes do not fill
 _EXIF_ORIENTATION = 0x0112
 _TURNS = (Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270)
 _STORED_AS = dict(zip((3, 6, 8), _TURNS, strict=True))
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+Settings = dict[str, Any]
+_Scene = tuple[Image.Image, list[tuple[int, list[int]]]]
 
 
 def generate(root: Path, seed: int = 0, images_per_class: int = 30) -> None:
@@ -53,35 +58,85 @@ def generate(root: Path, seed: int = 0, images_per_class: int = 30) -> None:
     ...     len(list(Path(folder).glob("images/*/000.jpg")))
     10
     """
-    root = Path(root)
+    settings = {"format_version": 2, "seed": int(seed), "images_per_class": int(images_per_class)}
+
+    def fill(folder: Path, index: int) -> None:
+        rng = _generator(seed, folder.name, index)
+        texture, shape = folder.name.split("_")
+        image = draw(texture, shape, _random_size(rng), rng)
+        _save(image, folder / f"{index:03d}", _FORMS[index % len(_FORMS)], rng)
+
     if seed < 0 or images_per_class < 1:
         given = f"got {seed} and {images_per_class}"
         raise ConfigError(f"seed must be at least 0 and images_per_class at least 1; {given}")
-    settings: dict[str, Any] = {"format_version": 2, "seed": int(seed)}
-    settings |= {"images_per_class": int(images_per_class), "classes": list(DEMO_CLASSES)}
-    if _is_complete(root, settings):
+    folders = dict.fromkeys(DEMO_CLASSES, images_per_class)
+    _make_once(Path(root), {**settings, "classes": list(DEMO_CLASSES)}, folders, fill)
+
+
+def generate_scenes(root: Path, seed: int = 0, train: int = 80, val: int = 40) -> None:
+    """Draw scenes of up to four shapes, with their boxes, unless they are there already.
+
+    Folders ``train`` and ``val`` hold images of about 240 x 320 pixels and, in a file
+    ``_annotations.coco.json`` each, boxes around what of each shape lies in the image; one image
+    in twenty shows no shape. The set appears only when it is complete, and an image depends only
+    on the seed, its split and its index.
+
+    Examples
+    --------
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     generate_scenes(Path(folder) / "scenes", train=2, val=1)
+    ...     sorted(path.name for path in Path(folder).glob("scenes/train/*"))
+    ['000.jpg', '001.png', '_annotations.coco.json']
+    """
+    settings = {"format_version": 1, "seed": int(seed), "train": int(train), "val": int(val)}
+    written: dict[str, Any] = {}
+
+    def fill(folder: Path, index: int) -> None:
+        rng = _generator(seed, folder.name, index)
+        image, objects = _scene(rng, is_empty=index % _WITHOUT_OBJECTS == _WITHOUT_OBJECTS - 1)
+        width, height = image.size
+        form = _SCENE_FORMS[index % len(_SCENE_FORMS)]
+        name = _save(image, folder / f"{index:03d}", form, rng)
+        content = written.setdefault(folder.name, _empty_file())
+        shown = {"id": index + 1, "file_name": name, "width": width, "height": height}
+        content["images"].append(shown)
+        for label, box in objects:
+            number, area = len(content["annotations"]) + 1, box[2] * box[3]
+            entry = {"id": number, "image_id": index + 1, "category_id": label + 1}
+            content["annotations"].append({**entry, "bbox": box, "area": area, "iscrowd": 0})
+        (folder / _BOXES).write_text(json.dumps(content), encoding="utf-8")
+
+    if min(seed, train - 1, val - 1) < 0:
+        given = f"got {seed}, {train} and {val}"
+        raise ConfigError(f"seed must be at least 0, train and val at least 1; {given}")
+    folders = {"train": train, "val": val}
+    _make_once(Path(root), {**settings, "classes": list(SCENE_CLASSES)}, folders, fill)
+
+
+def _make_once(
+    root: Path, settings: Settings, folders: Mapping[str, int], fill: Callable[[Path, int], None]
+) -> None:
+    """Make a set whole or not at all: `fill` writes the image of an index into a folder."""
+    if _is_complete(root, settings, folders):
         logger.info("reusing the generated images in %s", root)
         return
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
         drawn = Path(temporary) / root.name
-        for name in DEMO_CLASSES:
-            texture, shape = name.split("_")
+        for name, number in folders.items():
             (drawn / name).mkdir(parents=True)
-            for index in range(images_per_class):
-                rng = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode()), index]))
-                image = draw(texture, shape, _random_size(rng), rng)
-                _save(image, drawn / name / f"{index:03d}", _FORMS[index % len(_FORMS)], rng)
+            for index in range(number):
+                fill(drawn / name, index)
         (drawn / _MANIFEST).write_text(json.dumps(settings, indent=1), encoding="utf-8")
         try:
             drawn.replace(root)
         except OSError:  # Another process may have finished the same set in the meantime.
-            if not _is_complete(root, settings):
+            if not _is_complete(root, settings, folders):
                 raise
-    logger.info("drew %d images of each class in %s", images_per_class, root)
+    logger.info("drew %d images in %s", sum(folders.values()), root)
 
 
-def _is_complete(root: Path, settings: dict[str, Any]) -> bool:
+def _is_complete(root: Path, settings: Settings, folders: Mapping[str, int]) -> bool:
     """Whether `root` holds this set; an error where it holds something else."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
@@ -91,172 +146,86 @@ def _is_complete(root: Path, settings: dict[str, Any]) -> bool:
         raise DatasetError(f"{root} exists and is not a generated image set; move it") from None
     if found != settings:
         raise DatasetError(f"{root} holds a set generated with other settings; delete or move it")
-    for name in DEMO_CLASSES:
-        n_missing = settings["images_per_class"] - len(list(root.glob(f"{name}/[0-9]*.*")))
+    for name, number in folders.items():
+        n_missing = number - len(list(root.glob(f"{name}/[0-9]*.*")))
         if n_missing > 0:
             raise DatasetError(f"{root}/{name} lacks {n_missing} of its images; delete {root}")
     return True
 
 
-def _random_size(rng: np.random.Generator) -> tuple[int, int]:
+def _generator(seed: int, folder: str, index: int) -> np.random.Generator:
+    """Return the source of chance of one image."""
+    return np.random.Generator(np.random.PCG64([seed, zlib.crc32(folder.encode()), index]))
+
+
+def _random_size(rng: np.random.Generator) -> Size:
     """Draw width and height of a portrait or landscape image."""
     shorter = int(rng.integers(60, 320))
     longer = min(500, round(shorter * rng.uniform(1.05, 1.6)))
     return (shorter, longer) if rng.random() < 0.5 else (longer, shorter)
 
 
-def _save(image: Image.Image, stem: Path, form: str, rng: np.random.Generator) -> None:
-    """Write an upright RGB image in one of the forms that users' files come in."""
+def _save(image: Image.Image, stem: Path, form: str, rng: np.random.Generator) -> str:
+    """Write an upright RGB image in one of the forms of users' files; return the file's name."""
     exif = Image.Exif()
     if form == "grey":
         image = image.convert("L")
     elif form == "palette":
         image = image.quantize(128, Image.Quantize.FASTOCTREE)
     elif form == "alpha":
-        opacity = 255 - 150 * _gradient(image.size, rng)
+        opacity = 255 - 150 * gradient(image.size, rng)
         image.putalpha(Image.fromarray(opacity.astype(np.uint8)))
     elif form == "rotated":
         orientation = int(rng.choice(list(_STORED_AS)))
         exif[_EXIF_ORIENTATION] = orientation
         image = image.transpose(_STORED_AS[orientation])
+    path = stem.with_suffix(".png" if form in _IN_PNG else ".jpg")
     if form in _IN_PNG:
-        image.save(stem.with_suffix(".png"), compress_level=1)
+        image.save(path, compress_level=1)
     else:
-        image.save(stem.with_suffix(".jpg"), quality=int(rng.integers(75, 96)), exif=exif)
+        image.save(path, quality=int(rng.integers(75, 96)), exif=exif)
+    return path.name
 
 
-def draw(texture: str, shape: str, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """Draw one RGB image, width x height, of a texture on a shape; all else is left to chance."""
-    radius = float(rng.uniform(0.40, 0.50)) * min(size)
-    # Within the canvas, in the middle half of what is free.
-    centre = [side / 2 + float(rng.uniform(-0.5, 0.5)) * (side / 2 - radius) for side in size]
-    pixels = _background(size, rng)
-    corners = (SHAPES[shape] * rng.uniform(0.85, 1.0, 2)) @ _rotation(rng) * radius + centre
-    # Drawn at twice the size and averaged, since ImageDraw has no smooth edges.
-    mask = Image.new("L", (2 * size[0], 2 * size[1]))
-    ImageDraw.Draw(mask).polygon(_as_tuples(2 * corners), fill=255)
-    share = np.asarray(mask.resize(size, Image.Resampling.BOX), dtype=np.float32) / 255
-    period = radius * float(rng.uniform(0.20, 0.30))
-    left, top = (centre + rng.uniform(-0.4, 0.4, 2) * radius).tolist()
-    x, y = _pixel_grid(size)
-    x, y = (x - left) / period, (y - top) / period
-    (a, b), (c, d) = _rotation(rng).tolist()
-    marks = np.clip(0.5 + period * TEXTURES[texture](a * x + b * y, c * x + d * y), 0, 1)
-    first, second = _contrasting_colours(rng)
-    pixels += share[..., None] * (first + marks[..., None] * (second - first) - pixels)
-    pixels += float(rng.uniform(0, 12)) * rng.standard_normal(pixels.shape, dtype=np.float32)
-    return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+def _empty_file() -> dict[str, list[Any]]:
+    """Return a file in COCO's format without images."""
+    names = enumerate(SCENE_CLASSES, start=1)
+    categories = [{"id": number, "name": name} for number, name in names]
+    return {"images": [], "annotations": [], "categories": categories}
 
 
-def _contrasting_colours(rng: np.random.Generator) -> Array:
-    """Draw two RGB colours that stay apart in a grey image too."""
-    while True:
-        colours = rng.uniform(0, 255, (2, 3)).astype(np.float32)
-        if abs(float(np.diff(colours @ _LUMA)[0])) > 110:
-            return colours
+def _scene(rng: np.random.Generator, is_empty: bool) -> _Scene:
+    """Draw shapes of several classes into one image; return it, their labels and their boxes."""
+    shorter = int(rng.integers(224, 257))
+    longer = round(shorter * rng.uniform(1.25, 1.4))
+    size = (shorter, longer) if rng.random() < 0.4 else (longer, shorter)
+    pixels = background(size, rng, polygons=9)
+    placed: list[Array] = []
+    objects = []
+    for _ in range(0 if is_empty else int(rng.integers(1, _MOST_OBJECTS + 1))):
+        if (square := _free_place(size, placed, rng)) is None:
+            continue
+        placed.append(square)
+        label = int(rng.integers(len(SCENE_CLASSES)))
+        texture, shape = SCENE_CLASSES[label].split("_")
+        centre, radius = (square[:2] + square[2:]) / 2, float(square[2] - square[0]) / 2
+        share = paint(pixels, texture, shape, centre.tolist(), radius, rng)
+        rows, columns = np.nonzero(share >= 0.5)
+        left, top = int(columns.min()), int(rows.min())
+        objects.append((label, [left, top, int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]))
+    return finish(pixels, rng), objects
 
 
-def _rotation(rng: np.random.Generator) -> Array:
-    """Draw a rotation of at most 15 degrees: things mostly keep their orientation."""
-    angle = rng.uniform(-1, 1) * math.radians(15)
-    cosine, sine = math.cos(angle), math.sin(angle)
-    return np.array([[cosine, sine], [-sine, cosine]])
-
-
-def _background(size: tuple[int, int], rng: np.random.Generator) -> Array:
-    """Paint a colour gradient, soft blotches and plain polygons; H x W x 3."""
-    first, second = rng.uniform(0, 255, (2, 1, 1, 3)).astype(np.float32)
-    pixels = first + _gradient(size, rng)[..., None] * (second - first)
-    strength = float(rng.uniform(5, 40))
-    coarse = strength * rng.standard_normal(rng.integers(2, 9, 2), dtype=np.float32)
-    blotches = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
-    pixels += np.asarray(blotches)[..., None]
-    canvas = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    pen = ImageDraw.Draw(canvas)
-    for _ in range(rng.integers(0, 4)):
-        corners = rng.uniform(-0.16, 0.16, (rng.integers(3, 6), 2)) * min(size)
-        corners = rng.uniform(0, size) + corners
-        pen.polygon(_as_tuples(corners), fill=tuple(rng.integers(0, 256, 3).tolist()))
-    return np.asarray(canvas).astype(np.float32)
-
-
-def _gradient(size: tuple[int, int], rng: np.random.Generator) -> Array:
-    """Rise from 0 to 1 across the canvas, H x W, in a random direction."""
-    x, y = _pixel_grid(size)
-    angle = rng.uniform(0, 2 * math.pi)
-    ramp = math.cos(angle) * x + math.sin(angle) * y
-    return (ramp - ramp.min()) / max(float(np.ptp(ramp)), 1.0)
-
-
-def _as_tuples(points: Array) -> list[tuple[float, float]]:
-    return [(float(x), float(y)) for x, y in points]
-
-
-def _pixel_grid(size: tuple[int, int]) -> tuple[Array, Array]:
-    """Return the pixels' x, of shape 1 x W, and y, of shape H x 1."""
-    x = np.arange(size[0], dtype=np.float32)
-    return x[None, :], np.arange(size[1], dtype=np.float32)[:, None]
-
-
-def _off(u: Array) -> Array:
-    """Return the distance to the nearest whole number, 0 to 0.5."""
-    return np.abs(u - np.rint(u))
-
-
-def _stripes(u: Array) -> Array:
-    return _off(u) - 0.25
-
-
-def _checked(u: Array, v: Array) -> Array:
-    across, along = _stripes(u), _stripes(v)
-    return np.sign(across * along) * np.minimum(np.abs(across), np.abs(along))
-
-
-def _brick(u: Array, v: Array) -> Array:
-    shifted = u / 2 + _off(np.rint(v) / 2)
-    return np.maximum(2 * _off(shifted) - 0.86, _off(v) - 0.36)
-
-
-def _length(u: Array, v: Array) -> Array:
-    return np.sqrt(u * u + v * v)
-
-
-# Coordinates in periods -> about the distance to the nearest edge in periods, positive inside the
-# marks. No array goes through a sine or the like, whose last bit differs between processors.
-TEXTURES: dict[str, Callable[[Array, Array], Array]] = {
-    "striped": lambda u, v: _stripes(u),
-    "dotted": lambda u, v: 0.34 - _length(_off(u), _off(v)),
-    "checked": _checked,
-    "ringed": lambda u, v: _stripes(_length(u, v)),
-    "brick": _brick,
-    "zigzag": lambda u, v: _stripes(u + _off(v / 2) * 2),
-}
-
-
-def _arc(start: float, stop: float, corners: int = 33) -> Array:
-    """Return points of the unit circle between two angles, which are given in turns."""
-    angles = 2 * math.pi * np.linspace(start, stop, corners)
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
-
-
-def _radial(*radii: float, count: int) -> Array:
-    """Return corners at equal angles, `count` times at the distances `radii` from the centre."""
-    corners = count * len(radii)
-    return np.tile(radii, count)[:, None] * _arc(0, 1 - 1 / corners, corners)
-
-
-def _mirrored(*right: Any) -> Array:
-    """Return corners of the right half from top to bottom, then of its mirror image."""
-    half = np.array(right)
-    return np.concatenate([half, half[::-1] * [-1, 1]])
-
-
-_OUTLINES = {
-    "disc": _radial(1, count=48),
-    "triangle": _radial(1, count=3),
-    "star": _radial(1, 0.45, count=5),
-    "cross": _mirrored((0.3, 1), (0.3, 0.3), (1, 0.3), (1, -0.3), (0.3, -0.3), (0.3, -1)),
-    "heart": _mirrored(*(0.47 * _arc(0.5, -0.08) + [0.44, 0.4]), (0, -0.95)),
-}
-# Corners around the origin, the farthest on the unit circle.
-SHAPES = {name: line / np.linalg.norm(line, axis=1).max() for name, line in _OUTLINES.items()}
+def _free_place(size: Size, placed: list[Array], rng: np.random.Generator) -> Array | None:
+    """Draw a square that hardly overlaps those before it; None if there is no room left."""
+    for _ in range(40):
+        radius = float(rng.uniform(0.15, 0.32)) * min(size)
+        centre = rng.uniform(radius, np.array(size) - radius)
+        square = np.concatenate([centre - radius, centre + radius])
+        sides = [
+            np.minimum(square[2:], other[2:]) - np.maximum(square[:2], other[:2])
+            for other in placed
+        ]
+        if all(side.min() <= _OVERLAP for side in sides):
+            return square
+    return None

@@ -12,9 +12,11 @@ from typing import Annotated, Any, NamedTuple, get_type_hints
 from pydantic import BaseModel, Field, create_model
 
 from spptransfer.datasets.base import Dataset
+from spptransfer.datasets.coco import CocoOptions, read_coco
 from spptransfer.datasets.csv_file import CsvOptions, read_csv
 from spptransfer.datasets.folder import FolderOptions, find_caltech101, read_folder
 from spptransfer.datasets.voc2007 import find_voc2007, read_voc2007
+from spptransfer.datasets.yolo import YoloOptions, read_yolo
 from spptransfer.errors import ConfigError, DatasetError, suggestion
 from spptransfer.files import expand_path
 from spptransfer.sections import CountFromZero, PathText, Section, check, named_section
@@ -150,7 +152,7 @@ def names() -> tuple[str, ...]:
     Examples
     --------
     >>> names()
-    ('caltech101', 'csv', 'demo', 'folder', 'voc2007')
+    ('caltech101', 'coco', 'csv', 'demo', 'folder', 'scenes', 'voc2007', 'yolo')
     """
     return tuple(_KINDS)
 
@@ -174,14 +176,14 @@ def open_dataset(
     name : str
         One of `names()`.
     root : path-like, optional
-        Where the dataset is: for ``csv`` the table (or the folder with that one table), for the
-        others a folder. A relative path is tried as it is, then below `data_root`. Without
+        Where the dataset is: for ``csv``, ``coco`` and ``yolo`` the file (or the folder with it),
+        for the others a folder. A relative path is tried as it is, then below `data_root`. Without
         `root`, ``<data_root>/<name>`` and `data_root` itself are tried.
     data_root : path-like, optional
         Folder around the datasets; ``data`` in the current folder by default.
     **options
-        ``separator`` (str, default ``";"``) for ``csv``; ``seed`` (int, default 0) for ``demo``;
-        for others what they were registered with.
+        ``separator`` (str, default ``";"``) for ``csv``; ``seed`` (int, default 0) for ``demo``
+        and ``scenes``; for others what they were registered with.
 
     Returns
     -------
@@ -219,7 +221,7 @@ def status(data_root: StrPath | None = None) -> list[DatasetStatus]:
 
     Examples
     --------
-    >>> status("no/such/folder")[2]
+    >>> status("no/such/folder")[3]
     DatasetStatus(name='demo', present=False, images=0, where=None,
                   how='drawn on first use; nothing to download')
     """
@@ -248,13 +250,21 @@ def _kind(name: str) -> _Kind:
         raise ConfigError(f"unknown dataset '{name}'; {suggestion(str(name), _KINDS)}") from None
 
 
-def _read_demo(
-    place: Path, *, seed: Annotated[CountFromZero, Field(description="of the drawn images")] = 0
-) -> Dataset:
+_Seed = Annotated[CountFromZero, Field(description="of the drawn images")]
+
+
+def _read_demo(place: Path, *, seed: _Seed = 0) -> Dataset:
     from spptransfer.datasets.generated import generate  # its shapes take a moment
 
     generate(place, seed)
     return read_folder(place)
+
+
+def _read_scenes(place: Path, *, seed: _Seed = 0) -> Dataset:
+    from spptransfer.datasets.generated import generate_scenes
+
+    generate_scenes(place, seed)
+    return read_coco(place)
 
 
 register(
@@ -263,6 +273,12 @@ register(
     find=find_caltech101,
     how="`spptransfer datasets --fetch caltech101`, or unpack 101_ObjectCategories.tar.gz from "
     "https://data.caltech.edu/records/mzrjq-6wc02 and point --data-root at the folder with it",
+)
+register(
+    "coco",
+    read_coco,
+    options=CocoOptions,
+    how="set dataset.root to a folder with images and boxes in COCO's JSON format",
 )
 register(
     "csv",
@@ -277,10 +293,17 @@ register(
     options=FolderOptions,
     how="set dataset.root to a folder that holds one folder of images per class",
 )
+register("scenes", _read_scenes, find=Path, how="drawn on first use; nothing to download")
 register(
     "voc2007",
     read_voc2007,
     find=find_voc2007,
     how="`spptransfer datasets --fetch voc2007`, or unpack VOCtrainval_06-Nov-2007.tar and "
     "VOCtest_06-Nov-2007.tar into one folder and point --data-root at it",
+)
+register(
+    "yolo",
+    read_yolo,
+    options=YoloOptions,
+    how="set dataset.root to a folder with data.yaml, images and labels in YOLO's layout",
 )

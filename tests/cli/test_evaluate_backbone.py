@@ -9,7 +9,7 @@ from drawn_network import CLASSES
 from evaluation_cases import described
 from PIL import Image
 
-from spptransfer.datasets.generated import draw
+from spptransfer.datasets.drawing import draw
 from spptransfer.runtimes import describe_runtime
 
 SOME = sorted(CLASSES[::2])

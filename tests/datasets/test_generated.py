@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from spptransfer.datasets.generated import DEMO_CLASSES, SHAPES, TEXTURES, draw, generate
+from spptransfer.datasets.coco import read_coco
+from spptransfer.datasets.drawing import SHAPES, TEXTURES, draw
+from spptransfer.datasets.generated import DEMO_CLASSES, SCENE_CLASSES, generate, generate_scenes
 from spptransfer.errors import ConfigError, DatasetError
 
 PER_CLASS = 10
@@ -114,6 +116,81 @@ def test_an_image_depends_on_nothing_but_seed_class_and_index(tmp_path, demo):
     assert len(small) == 2 * len(DEMO_CLASSES)
     assert small.items() <= contents(demo).items()
     assert all(small[path] != other[path] for path in small)
+
+
+# Scenes --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    root = tmp_path_factory.mktemp("generated") / "scenes"
+    generate_scenes(root, train=40, val=20)
+    return read_coco(root)
+
+
+def test_scenes_show_several_shapes_of_every_class_each_in_its_box(scenes, caplog):
+    assert scenes.classes == SCENE_CLASSES
+    assert {name: len(ids) for name, ids in scenes.official_splits.items()} == {
+        "train": 40,
+        "val": 20,
+    }
+    annotations = scenes.annotations()
+    assert caplog.messages == []
+    boxes, labels, _ = annotations.objects
+    assert np.bincount(labels).min() > 10
+    assert 45 < (boxes[:, 2:] - boxes[:, :2]).min() < 60 < 120 < (boxes[:, 2:] - boxes[:, :2]).max()
+    numbers = Counter(len(found.labels) for found in annotations)
+    assert set(numbers) == {0, 1, 2, 3, 4}
+    assert numbers[0] == 3
+
+
+def test_shapes_of_a_scene_hardly_overlap(scenes):
+    for boxes, _, _ in scenes.annotations():
+        for k, (x0, y0, x1, y1) in enumerate(boxes):
+            others = boxes[:k]
+            across = np.minimum(x1, others[:, 2]) - np.maximum(x0, others[:, 0])
+            along = np.minimum(y1, others[:, 3]) - np.maximum(y0, others[:, 1])
+            assert np.minimum(across, along).max(initial=0) <= 10
+
+
+def test_a_box_holds_its_shape_and_touches_it(scenes):
+    # Where a shape ends, its contrast with what is around ends too.
+    (found,) = scenes.subset([scenes.ids.index("train/001.png")]).annotations()
+    pixels = np.asarray(upright(scenes.path("train/001.png")).convert("L")).astype(int)
+    for x0, y0, x1, y1 in found.boxes.astype(int):
+        inside = np.abs(np.diff(pixels[y0:y1, x0:x1], axis=1)).mean()
+        around = np.abs(np.diff(pixels[y0:y1, x1 : x1 + x1 - x0], axis=1)).mean()
+        assert inside > 1.5 * around
+
+
+def test_scenes_files_are_awkward_too(scenes):
+    forms, turned = Counter(), Counter()
+    for path in scenes.paths():
+        with Image.open(path) as image:
+            forms[path.suffix, image.mode] += 1
+            turned[image.getexif().get(0x0112)] += 1
+    assert set(forms) == {(".jpg", "RGB"), (".png", "RGB"), (".jpg", "L")}
+    assert set(turned) == {None, 3, 6, 8}
+
+
+def test_a_scene_depends_on_nothing_but_seed_split_and_index(tmp_path, scenes):
+    generate_scenes(tmp_path / "small", train=2, val=1)
+    small = {
+        path: data for path, data in contents(tmp_path / "small").items() if "json" not in path
+    }
+    assert len(small) == 3
+    assert small.items() <= contents(scenes.root).items()
+    (first,) = read_coco(tmp_path / "small").subset([0]).annotations()
+    assert np.array_equal(first.boxes, scenes.annotations()[0].boxes)
+
+
+def test_scenes_with_other_settings_or_wrong_numbers_are_refused(tmp_path):
+    generate_scenes(tmp_path / "scenes", train=1, val=1)
+    with pytest.raises(DatasetError, match="other settings"):
+        generate_scenes(tmp_path / "scenes", train=2, val=1)
+    with pytest.raises(ConfigError, match="train and val at least 1; got 0, 1 and 0"):
+        generate_scenes(tmp_path / "none", train=1, val=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
 
 
 # Whole or not at all -------------------------------------------------------------------------

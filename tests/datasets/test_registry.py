@@ -52,6 +52,16 @@ def test_the_demo_is_drawn_on_first_use_and_then_found(tmp_path):
         datasets.open_dataset("demo", tmp_path / "demo", seed=3)
 
 
+def test_the_scenes_are_drawn_on_first_use_with_their_boxes(tmp_path):
+    scenes = datasets.open_dataset("scenes", data_root=tmp_path)
+    assert (scenes.name, len(scenes), len(scenes.classes)) == ("scenes", 120, 4)
+    assert {name: len(ids) for name, ids in scenes.official_splits.items()} == {
+        "train": 80,
+        "val": 40,
+    }
+    assert len(scenes.annotations()) == 120
+
+
 # Registered from outside ---------------------------------------------------------------------
 
 
@@ -170,6 +180,6 @@ def test_status_takes_no_other_folder_for_the_demo_and_draws_nothing(tmp_path):
 
 def test_status_reports_a_damaged_dataset_instead_of_failing(tmp_path):
     (tmp_path / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main").mkdir(parents=True)
-    voc2007 = datasets.status(tmp_path)[-1]
+    voc2007 = {item.name: item for item in datasets.status(tmp_path)}["voc2007"]
     assert not voc2007.present
     assert "no label files" in voc2007.how

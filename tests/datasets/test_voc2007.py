@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from box_files import voc_xml, write_voc
 
 from spptransfer.datasets import open_dataset
 from spptransfer.datasets.voc2007 import find_voc2007, read_voc2007
@@ -128,6 +129,76 @@ def test_a_tree_without_labels_is_refused(tmp_path):
         read_voc2007(tmp_path)
 
 
+# Boxes ---------------------------------------------------------------------------------------
+
+
+def annotate(root: Path, content: str | bytes, name: str = "a") -> Path:
+    """The small set of `box_files` with another annotation of one image."""
+    file = find_voc2007(write_voc(root)) / "Annotations" / f"{name}.xml"
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    return root
+
+
+def read(root: Path):
+    return read_voc2007(find_voc2007(root))
+
+
+def test_an_object_may_be_difficult_and_its_parts_are_no_objects(tmp_path):
+    part = "<part><name>dog</name><bndbox><xmin>1</xmin></bndbox></part>"
+    objects = [
+        ("cat", (3, 4, 20, 20), f"<difficult>1</difficult>{part}"),
+        ("dog", ("4.5", 1, "9.25", 8), "<difficult>0</difficult>"),
+    ]
+    found = read(annotate(tmp_path, voc_xml((40, 30), objects))).annotations()[0]
+    assert found.boxes.tolist() == [[2, 3, 20, 20], [3.5, 0, 9.25, 8]]
+    assert (found.labels.tolist(), found.difficult.tolist()) == ([0, 1], [True, False])
+
+
+def test_a_size_of_nothing_is_none(tmp_path):
+    assert len(read(annotate(tmp_path, voc_xml((0, 0)))).annotations()[0].labels) == 0
+
+
+LAUGHS = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><annotation>&b;</annotation>'
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "no element found"),
+        ("<annotation><object>", "no element found"),
+        ("<html></html>", "it holds <html>, not <annotation>"),
+        (LAUGHS, "a DOCTYPE is not read"),
+        (LAUGHS.encode("utf-16"), "a DOCTYPE is not read"),
+        (b"<annotation>\xff</annotation>", "can't decode byte 0xff"),
+        (" " * (1 << 23), "it has 8,388,608 bytes; at most 4,194,304 are read"),
+        (
+            voc_xml((40, 30), [("cat", ("", 1, 2, 3), "")]),
+            "<bndbox/xmin> is '', which is no number",
+        ),
+        (voc_xml((40, 30), [("cat", (1, 1, "nan", 3), "")]), "<bndbox/xmax> is 'nan'"),
+        (voc_xml((40, 30), [("cat", (1, 1, 2, 3), "<difficult>no</difficult>")]), "is 'no', which"),
+        (voc_xml(("wide", 30)), "<size/width> is 'wide'"),
+        (voc_xml((30, 40)), "'a' is 40 x 30 pixels upright, its annotation says 30 x 40"),
+    ],
+)
+def test_a_broken_annotation_is_told_only_when_boxes_are_asked_for(content, message, tmp_path):
+    dataset = read(annotate(tmp_path, content))
+    with pytest.raises(DatasetError, match=message) as caught:
+        dataset.annotations()
+    assert "\n" not in str(caught.value)
+    assert len(dataset.subset([1]).annotations()) == 1
+
+
+def test_an_image_without_its_annotation_is_no_negative(tmp_path):
+    dataset = read(write_voc(tmp_path))
+    (find_voc2007(tmp_path) / "Annotations" / "b.xml").unlink()
+    with pytest.raises(DatasetError, match=r"lacks 1 annotation file of 3: .*b\.xml"):
+        dataset.annotations()
+
+
+# The real files ------------------------------------------------------------------------------
+
+
 def test_the_real_part_of_voc2007_is_read_whole(voc2007_root):
     dataset = open_dataset("voc2007", data_root=voc2007_root)
     assert len(dataset.classes) == 20
@@ -148,3 +219,24 @@ def test_every_label_of_the_real_files_is_where_its_id_is(voc2007_root):
         rows = [line.split() for line in (main / f"{name}_trainval.txt").read_text().splitlines()]
         found = dataset.targets_of([id for id, _ in rows])[:, position]
         assert found.tolist() == [int(label) for _, label in rows]
+
+
+TRAIN_COUNTS = [30, 45, 29, 27, 43, 22, 88, 40, 62, 30, 22, 39, 45, 26, 357, 65, 28, 26, 21, 26]
+VAL_COUNTS = [23, 28, 44, 27, 75, 20, 93, 26, 80, 35, 27, 38, 39, 20, 361, 59, 54, 26, 23, 21]
+
+
+def test_the_real_boxes_are_all_there_and_fit_images_and_labels(voc2007_root, caplog):
+    whole = open_dataset("voc2007", data_root=voc2007_root)
+    n_objects = n_difficult = 0
+    for split, counts in (("train", TRAIN_COUNTS), ("val", VAL_COUNTS)):
+        dataset = whole.subset(whole.positions(whole.official_splits[split]))
+        annotations = dataset.annotations()
+        _, labels, difficult = annotations.objects
+        assert np.bincount(labels[~difficult]).tolist() == counts
+        n_objects, n_difficult = n_objects + len(labels), n_difficult + difficult.sum()
+        for row, found in zip(dataset.targets, annotations, strict=True):
+            sure = np.unique(found.labels[~found.difficult])
+            assert np.flatnonzero(row == 1).tolist() == sure.tolist()
+            assert np.flatnonzero(row >= 0).tolist() == np.unique(found.labels).tolist()
+    assert (n_objects, n_difficult) == (2720, 530)
+    assert caplog.messages == []
