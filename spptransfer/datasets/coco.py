@@ -9,8 +9,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import BaseModel, Field, FiniteFloat
+from pydantic.dataclasses import dataclass as slotted
 
 from spptransfer.datasets.base import Dataset, class_name
 from spptransfer.datasets.objects import FoundObjects, ObjectList, dataset_of, read_file
@@ -37,18 +39,20 @@ class _Category(BaseModel):
     supercategory: str | None = None
 
 
-class _Image(BaseModel):
+@slotted(slots=True)
+class _Image:
     id: Id
-    file_name: str = Field(min_length=1)
+    file_name: Annotated[str, Field(min_length=1)]
     width: float | None = None
     height: float | None = None
 
 
-class _Object(BaseModel):
-    id: Id | None = None
+@slotted(slots=True)  # there are many
+class _Object:
     image_id: Id
     category_id: Id
     bbox: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+    id: Id | None = None
     iscrowd: bool | None = False
 
 
