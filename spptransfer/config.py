@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, mod
 
 from spptransfer import datasets, protocols
 from spptransfer.datasets import DatasetSection
+from spptransfer.detection.settings import DetectionSection
 from spptransfer.errors import ConfigError, suggestion
 from spptransfer.images import View
 from spptransfer.protocols import ProtocolSection
@@ -212,10 +213,28 @@ class Pipeline(Section):
     )
     features: FeaturesSection = FeaturesSection()
     classifier: ClassifierSection = ClassifierSection()
+    detection: DetectionSection | None = Field(
+        None, description="how objects are found in images, where that is what is wanted"
+    )
     protocol: Annotated[ProtocolSection, ByName(protocols.sections)] = Field(
         description="what makes the number comparable: a protocol and its settings"
     )
     grid: GridSection | None = Field(None, description="a table of experiments, if it is one")
+
+    @model_validator(mode="after")
+    def _check_detection(self) -> Self:
+        detects = protocols.get(self.protocol.name).detects
+        if detects and self.detection is None:
+            raise ValueError(
+                f"protocol '{self.protocol.name}' needs a section detection; {{}} has its defaults"
+            )
+        if self.detection is not None and not detects:
+            names = [name for name, each in protocols.PROTOCOLS.items() if each.detects]
+            raise ValueError(
+                f"protocol '{self.protocol.name}' detects nothing; allowed with a section "
+                f"detection: {', '.join(names)}"
+            )
+        return self
 
     @classmethod
     def model_validate(cls, *args: Any, **kwargs: Any) -> Self:

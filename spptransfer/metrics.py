@@ -47,6 +47,11 @@ MEAN_AVERAGE_PRECISION: dict[Method, str] = {
     "area": "mean average precision (area)",
     "uninterpolated": "mean average precision (uninterpolated)",
 }
+# Of a detector: a detection is right that overlaps an object by half.
+DETECTION_AVERAGE_PRECISION: dict[Method, str] = {
+    "11-point": "mean average precision (11-point, IoU 0.5)",
+    "area": "mean average precision (area, IoU 0.5)",
+}
 OVERALL_ACCURACY = "overall accuracy"
 MEAN_PER_CLASS_ACCURACY = "mean per-class accuracy"
 

@@ -27,7 +27,12 @@ from spptransfer.datasets.annotations import Annotations, Objects
 from spptransfer.detection.boxes import paired_overlaps
 from spptransfer.detection.detections import Detections
 from spptransfer.errors import DatasetError
-from spptransfer.metrics import Method, ranked_average_precision, thin_curve
+from spptransfer.metrics import (
+    DETECTION_AVERAGE_PRECISION,
+    Method,
+    ranked_average_precision,
+    thin_curve,
+)
 
 OVERLAP = 0.5
 # Less than this with any object is background (Hoiem et al., 2012).
@@ -41,10 +46,6 @@ SIMILAR_CLASSES = (
     ("chair", "diningtable", "sofa"),
     ("aeroplane", "bird"),
 )
-MEAN_AVERAGE_PRECISION: dict[Method, str] = {
-    "11-point": "mean average precision (11-point, IoU 0.5)",
-    "area": "mean average precision (area, IoU 0.5)",
-}
 MEAN_RECALL = "mean recall (IoU 0.5)"
 COCO_AVERAGE_PRECISION = {
     "AP": "COCO average precision (IoU 0.5 to 0.95)",
@@ -196,7 +197,7 @@ def evaluate_detections(
         ranking=ranking,
         average_precision={
             method: np.array([ranked_average_precision(*one, method) for one in ranked])
-            for method in MEAN_AVERAGE_PRECISION
+            for method in DETECTION_AVERAGE_PRECISION
         },
         recall=np.array([right.sum() / n if n else np.nan for right, n in ranked]),
         curves=[_curve(*one) for one in ranked],
@@ -325,14 +326,14 @@ def describe_evaluation(
         are, as many as it has objects; curves; the proposals.
     """
     metrics: dict[str, Any] = {}
-    for method, name in MEAN_AVERAGE_PRECISION.items():
+    for method, name in DETECTION_AVERAGE_PRECISION.items():
         metrics[name] = _metric(evaluation, evaluation.average_precision[method])
     metrics[MEAN_RECALL] = _metric(evaluation, evaluation.recall)
     for short, name in COCO_AVERAGE_PRECISION.items():
         if coco is not None:
             value = coco[short]
             metrics[name] = {"value": value, "std": None, "per_split": [value], "per_class": None}
-    name = MEAN_AVERAGE_PRECISION["11-point"]
+    name = DETECTION_AVERAGE_PRECISION["11-point"]
     return {
         "kind": "detection",
         "headline": {"metric": name, "value": metrics[name]["value"], "std": None},

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from spptransfer.sections import CountFromZero, PositiveInt, Section
 
@@ -12,16 +12,24 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class ProposalsSection(BaseModel):
+    """A method that proposes windows, and its options: those of `open_proposer`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field("selective_search", description="selective_search, edge_boxes, grid, file")
+
+
 class DetectionSection(Section):
     """How windows are proposed, chosen for training, and become detections."""
 
-    proposals: str = Field(
-        "selective_search", description="method: selective_search, edge_boxes, grid, file"
+    proposals: Annotated[ProposalsSection, BeforeValidator(_named)] = Field(
+        ProposalsSection(), description="the method by its name, or with its options"
     )
-    proposals_side: PositiveInt = Field(
-        320, description="longer side of the image that windows are searched in, in pixels"
-    )
-    max_windows: PositiveInt = Field(2000, description="the most windows of an image")
     stride: PositiveInt | None = Field(
         None, description="stride of the maps, by dilation; null: the backbone's own"
     )
@@ -46,9 +54,6 @@ class DetectionSection(Section):
     nms: Share = Field(0.3, description="the most that detections of a class overlap")
     detections_per_class: PositiveInt = Field(
         50, description="the most detections of a class in an image"
-    )
-    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.2, description="share of training images that C and confidences are chosen on"
     )
     seed: CountFromZero = Field(0, description="of what is drawn")
     memory: str | None = Field(

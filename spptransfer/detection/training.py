@@ -9,10 +9,7 @@ problem with one Gram matrix for the solver.
 from __future__ import annotations
 
 import logging
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
-from tqdm import tqdm
 
 from spptransfer.datasets.annotations import Objects
 from spptransfer.detection.boxes import Boxes, suppress
@@ -32,25 +28,20 @@ from spptransfer.detection.evaluation import (
     evaluate_detections,
 )
 from spptransfer.detection.features import WindowFeatures
+from spptransfer.detection.passes import Array, Arrays, Passes, join_arrays
 from spptransfer.detection.regression import encode_boxes, fit_regressors
 from spptransfer.detection.sampling import best_objects, thin_out, window_targets
 from spptransfer.detection.settings import DetectionSection
 from spptransfer.errors import DatasetError, ImageError
 from spptransfer.extraction.maps import FeatureMaps, MapExtractor
-from spptransfer.files import atomic_write
 from spptransfer.normalization import PyramidNormalizer
-from spptransfer.runtimes.devices import limit_threads
 from spptransfer.svm import LinearSVM, gram_matrix
 
 logger = logging.getLogger(__name__)
 
-Array = npt.NDArray[Any]
-Arrays = dict[str, Array]
 # Windows of an image, given its position and maps.
 Propose = Callable[[int, Sequence[FeatureMaps]], Boxes]
 
-# Images of a file of a pass: what a kill costs at most.
-_CHUNK = 32
 # Windows of a class that are looked at for hard negatives, and that NMS is asked about.
 _RANKED = 200
 # Examples of the box regression from an image at most.
@@ -116,14 +107,12 @@ class Trainer:
         The objects in each.
     propose : callable
         ``propose(position, maps) -> boxes`` gives the windows of an image.
+    held_out : sequence of int
+        Positions of the images that C and confidences are chosen on.
     extractor : MapExtractor
         Open; computes the maps.
-    folder : Path
-        Where what is finished is kept; it belongs to this training alone.
-    progress : bool, default=False
-        Whether to show progress bars.
-    stop : threading.Event, optional
-        Set to stop after the file in work.
+    passes : Passes
+        Keeps what is finished.
     """
 
     def __init__(
@@ -132,25 +121,22 @@ class Trainer:
         paths: Sequence[Path],
         objects: Sequence[Objects],
         propose: Propose,
+        held_out: Sequence[int],
         extractor: MapExtractor,
-        folder: Path,
-        *,
-        progress: bool = False,
-        stop: threading.Event | None = None,
+        passes: Passes,
     ) -> None:
         self.plan, self.settings = plan, plan.settings
         self.paths, self.objects, self.propose = paths, objects, propose
-        self.extractor, self.folder = extractor, folder
-        self.progress, self.stop = progress, stop or threading.Event()
+        self.held_out = np.sort(np.asarray(held_out, np.intp))
+        self.extractor, self.passes = extractor, passes
         self.failures: dict[int, str] = {}
-        self.seconds: dict[str, float] = {}
 
     def train(self) -> Trained:
         """Sample, mine, choose C on images held out, and fit on all."""
         positives = sum(int((~each.difficult).sum()) for each in self.objects)
         if not positives:
             raise DatasetError("no image to train on shows an object that is not difficult")
-        pool = self._merge(self._pass("sample", range(len(self.paths)), self._sample))
+        pool = self._merge(self.passes.run("sample", range(len(self.paths)), self._sample))
         self.normalizer = PyramidNormalizer(
             self.plan.normalize, block_sizes=self.plan.features.block_sizes
         ).fit(pool["rows"].astype(np.float32))
@@ -159,7 +145,7 @@ class Trainer:
             coef, intercept = self._fit(pool, self.plan.C[len(self.plan.C) // 2 :][:1])
             self._known = _by_image(pool, len(self.paths))
             self._model = coef[0], intercept[0]
-            mined = self._pass(f"mine{number}", range(len(self.paths)), self._mine)
+            mined = self.passes.run(f"mine{number}", range(len(self.paths)), self._mine)
             pool = self._merge(mined, pool)
         C, sigmoids, heldout = self._choose(pool)
         coef, intercept = self._fit(pool, [C])
@@ -179,29 +165,10 @@ class Trainer:
             heldout,
             counts,
             self.failures,
-            self.seconds,
+            self.passes.seconds,
         )
 
     # ---- passes over the images ----
-
-    def _pass(
-        self, name: str, positions: Sequence[int], work: Callable[[int], Arrays]
-    ) -> Iterator[Arrays]:
-        """Yield what becomes of images, some at a time; what is on the disk is not made again."""
-        begun = time.perf_counter()
-        bar = tqdm(total=len(positions), unit="image", desc=name, disable=not self.progress)
-        with bar, ThreadPoolExecutor(self.extractor.workers, name, limit_threads) as threads:
-            for start in range(0, len(positions), _CHUNK):
-                part = positions[start : start + _CHUNK]
-                path = self.folder / f"{name}-{start:07d}.npz"
-                if not path.exists():
-                    if self.stop.is_set():
-                        raise KeyboardInterrupt("interrupted: what is finished is kept")
-                    save_arrays(path, _join(list(threads.map(work, part))))
-                with np.load(path, allow_pickle=False) as arrays:
-                    yield dict(arrays)
-                bar.update(len(part))
-        self.seconds[name] = time.perf_counter() - begun
 
     def _maps_and_boxes(self, position: int) -> tuple[list[FeatureMaps], Boxes]:
         """Return the maps of an image, and its windows: those of its objects come first."""
@@ -303,7 +270,7 @@ class Trainer:
 
     def _merge(self, parts: Iterator[Arrays], pool: Arrays | None = None) -> Arrays:
         """Put the files of a pass together, after what is there already."""
-        joined = _join([pool or {}, *parts])
+        joined = join_arrays([pool or {}, *parts])
         for failure in joined.pop("failures", ()):
             position, _, error = str(failure).partition(" ")
             self.failures[int(position)] = error
@@ -315,44 +282,42 @@ class Trainer:
         self, pool: Arrays, costs: Sequence[float], kept: Array | None = None
     ) -> tuple[list[Array], list[Array]]:
         """Fit the SVMs of all classes for some C, on all windows or on some images'."""
-        begun = time.perf_counter()
         chosen = slice(None) if kept is None else np.isin(pool["images"], kept)
-        rows = self.normalizer.transform(pool["rows"][chosen].astype(np.float32))
-        gram = gram_matrix(rows)
-        found = [self.plan.svm(C).fit(rows, pool["targets"][chosen], gram=gram) for C in costs]
-        self.seconds["train"] = self.seconds.get("train", 0.0) + time.perf_counter() - begun
+        targets = pool["targets"][chosen]
+        with self.passes.timed("train"):
+            rows = self.normalizer.transform(pool["rows"][chosen].astype(np.float32))
+            gram = gram_matrix(rows)
+            found = [self.plan.svm(C).fit(rows, targets, gram=gram) for C in costs]
         coefficients = [svm.coef_.astype(np.float32) for svm in found]
         return coefficients, [svm.intercept_.astype(np.float32) for svm in found]
 
     def _fit_regression(self, pool: Arrays) -> tuple[Array, Array]:
         """Fit the box regression of all classes, if it is asked for."""
         if not self.settings.box_regression:
-            width, n_classes = self.plan.features.width, self.plan.n_classes
-            return np.zeros((n_classes, 4, width), np.float32), np.zeros((n_classes, 4), np.float32)
-        begun = time.perf_counter()
-        rows = self.normalizer.transform(pool["regressed"].astype(np.float32))
-        penalty = self.settings.regression_penalty
-        found = fit_regressors(rows, pool["changes"], pool["labels"], self.plan.n_classes, penalty)
-        self.seconds["regression"] = time.perf_counter() - begun
-        return found
+            return np.zeros((0, 4, self.plan.features.width), np.float32), np.zeros((0, 4))
+        with self.passes.timed("train"):
+            rows = self.normalizer.transform(pool["regressed"].astype(np.float32))
+            penalty, n_classes = self.settings.regression_penalty, self.plan.n_classes
+            return fit_regressors(rows, pool["changes"], pool["labels"], n_classes, penalty)
 
     def _choose(
         self, pool: Arrays
     ) -> tuple[float, npt.NDArray[np.float32], list[dict[str, float]]]:
         """Choose C by the mean average precision on images held out, and fit confidences there."""
-        order = np.random.default_rng(self.settings.seed).permutation(len(self.paths))
-        count = max(1, round(self.settings.held_out * len(order)))
-        held, kept = np.sort(order[:count]), order[count:]
+        held, n_classes = self.held_out, self.plan.n_classes
+        if not len(held):
+            return self.plan.C[0], np.tile(np.array([1, 0], np.float32), (n_classes, 1)), []
+        kept = np.setdiff1d(np.arange(len(self.paths)), held)
         coefficients, intercepts = self._fit(pool, self.plan.C, kept)
         self._model = np.concatenate(coefficients), np.concatenate(intercepts)
-        found = _join(list(self._pass("held out", held.tolist(), self._detect)))
+        found = join_arrays(list(self.passes.run("held-out", held.tolist(), self._detect)))
         objects = [self.objects[position] for position in held]
-        names = list(map(str, range(self.plan.n_classes)))
+        names = list(map(str, range(n_classes)))
         best: tuple[float, float, DetectionEvaluation] | None = None
         scores = []
         for index, C in enumerate(self.plan.C):
-            label = found["columns"] - index * self.plan.n_classes
-            mine = (label >= 0) & (label < self.plan.n_classes)
+            label = found["columns"] - index * n_classes
+            mine = (label >= 0) & (label < n_classes)
             images = np.searchsorted(held, found["images"][mine])
             detections = Detections(
                 images, found["boxes"][mine], label[mine], found["scores"][mine]
@@ -373,18 +338,6 @@ def suppressed(
     ranked = np.argsort(-scores, kind="stable")[:_RANKED]
     kept = suppress(boxes[ranked], scores[ranked], settings.nms)[: settings.detections_per_class]
     return boxes[ranked[kept]], ranked[kept]
-
-
-def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write arrays into one file, whole or not at all."""
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-
-
-def _join(parts: Sequence[Mapping[str, Array]]) -> Arrays:
-    """Put arrays of the same names one after the other."""
-    names = dict.fromkeys(name for part in parts for name in part)
-    return {name: np.concatenate([part[name] for part in parts if name in part]) for name in names}
 
 
 def _by_image(pool: Arrays, count: int) -> list[Boxes]:

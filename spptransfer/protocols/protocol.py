@@ -18,6 +18,7 @@ from spptransfer.datasets.base import Dataset
 from spptransfer.datasets.folder import BACKGROUND
 from spptransfer.errors import ConfigError, DatasetError, suggestion
 from spptransfer.metrics import (
+    DETECTION_AVERAGE_PRECISION,
     MEAN_AVERAGE_PRECISION,
     MEAN_PER_CLASS_ACCURACY,
     OVERALL_ACCURACY,
@@ -127,6 +128,8 @@ class Protocol:
         Weight of C for targets 1 and -1 of the one-versus-rest problems; equal by default.
     C : tuple of float, optional
         Values to choose from where the pipeline file gives none.
+    detects : bool, default=False
+        Whether objects are to be found in images, each with its box.
 
     Attributes
     ----------
@@ -145,6 +148,7 @@ class Protocol:
     difficult_in_training: Literal["ignore", "negative"] = "ignore"
     class_weight: Mapping[int, float] | None = None
     C: tuple[float, ...] | None = None
+    detects: bool = False
     section: type[ProtocolSection] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -357,6 +361,43 @@ def _describe_voc2007(settings: Settings, dataset: Dataset | None) -> str:
     )
 
 
+_RIGHT = (
+    "intersection over union of at least 0.5, one detection for each object; difficult objects "
+    "neither train nor count"
+)
+
+
+def _describe_detection(settings: Settings, dataset: Dataset | None) -> str:
+    """Describe splits, the rules of the test and the choice of C."""
+    if dataset is not None and not dataset.official_splits:
+        where = f"tested on {_fraction_of(settings):g}% of the images (seed {settings['seed']})"
+    else:
+        where = f"trained on '{settings['train']}', tested on '{settings['test']}'"
+    held_out = None if dataset is None else table_validation_split(settings, dataset)
+    return f"Detection: {where} ({_RIGHT}). {_held_out(settings, held_out)}"
+
+
+def _describe_voc2007_detection(settings: Settings, dataset: Dataset | None) -> str:
+    """Describe splits, the devkit's rules and the choice of C."""
+    return (
+        f"PASCAL VOC 2007 detection: trained on '{settings['train']}', tested on "
+        f"'{settings['test']}' by the devkit's rules ({_RIGHT}). "
+        f"{_held_out(settings, validation_split(settings))}"
+    )
+
+
+def _held_out(settings: Settings, split: str | None) -> str:
+    """Describe the images that the C of a detector is chosen on."""
+    if settings["folds"] == 0:
+        return "C is given, not chosen."
+    part = f"'{split}'" if split else f"one of {settings['folds']} parts of the training images"
+    return f"C is chosen for all classes together on {part}, then all of them are trained on."
+
+
+def _fraction_of(settings: Settings) -> float:
+    return 100 * float(settings["test_fraction"] or DEFAULT_TEST_FRACTION)
+
+
 def _describe_vissl(settings: Settings, dataset: Dataset | None) -> str:
     """Describe what VISSL's trainer does."""
     choice = _choice(settings, part=f"'{settings['train']}'")
@@ -400,8 +441,7 @@ def _describe_folder(settings: Settings, dataset: Dataset | None) -> str:
     elif n_test is not None:
         sizes = f"{n_test} images of each class to test and all others to train"
     else:
-        fraction = settings["test_fraction"] or DEFAULT_TEST_FRACTION
-        sizes = f"{100 * fraction:g}% of each class to test and the rest to train"
+        sizes = f"{_fraction_of(settings):g}% of each class to test and the rest to train"
     return f"Images in class folders: {sizes}, {_random_splits(settings)}. {_choice(settings)}"
 
 
@@ -446,6 +486,9 @@ def _caltech101_classes(dataset: Dataset, settings: Settings) -> Dataset:
 _VOC2007 = {"train": "trainval", "test": "test", "choose_C": "per class"}
 _CALTECH101 = {"train_per_class": 30, "splits": 10, "include_background": True}
 _FOLDER = {"test_fraction": None, "train_per_class": None, "test_per_class": None, "splits": 1}
+
+# C is chosen on the first of so many parts; the weights are the paper's.
+_DETECTION = {"folds": 5, "choose_C": "shared"}
 
 _ALL = (
     # Paper, section 3.2: the VOC 2007 devkit's task and measure.
@@ -500,6 +543,23 @@ _ALL = (
         describe=_describe_table,
         single_label_headline=OVERALL_ACCURACY,
         multi_label_headline=MEAN_AVERAGE_PRECISION["area"],
+    ),
+    # Paper, section 4: the VOC 2007 devkit's task and measure.
+    Protocol(
+        name="voc2007-detection",
+        defaults={**_VOC2007, **_DETECTION, "validation": None},
+        draw=draw_official,
+        describe=_describe_voc2007_detection,
+        multi_label_headline=DETECTION_AVERAGE_PRECISION["11-point"],
+        detects=True,
+    ),
+    Protocol(
+        name="detection",
+        defaults={**_FOLDER, **FOLDER_SPLITS, **_DETECTION},
+        draw=draw_table,
+        describe=_describe_detection,
+        multi_label_headline=DETECTION_AVERAGE_PRECISION["area"],
+        detects=True,
     ),
 )
 PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in _ALL}

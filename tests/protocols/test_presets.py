@@ -10,7 +10,7 @@ from spptransfer import protocols
 from spptransfer.datasets import Dataset, open_dataset
 from spptransfer.datasets.folder import BACKGROUND
 from spptransfer.errors import ConfigError, DatasetError
-from spptransfer.metrics import metrics_of
+from spptransfer.metrics import DETECTION_AVERAGE_PRECISION, metrics_of
 from spptransfer.protocols.splits import images_per_class
 
 
@@ -182,6 +182,9 @@ def test_a_protocol_says_what_it_does(name):
 @every
 def test_the_headline_is_among_the_metrics_that_are_always_given(name):
     protocol = protocols.get(name)
+    if protocol.detects:
+        assert protocol.headline(multi_label=True) in DETECTION_AVERAGE_PRECISION.values()
+        return
     for multi_label, metrics in (
         (False, metrics_of(multi_label=False)),
         (True, metrics_of(multi_label=True)),
