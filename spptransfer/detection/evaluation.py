@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -247,9 +247,24 @@ def _nearest(
     return nearest, most
 
 
+class FalseDetections(NamedTuple):
+    """What kind of false each detection is, and the object it was drawn to.
+
+    Attributes
+    ----------
+    kinds : ndarray of int8, shape (n_detections,)
+        Position in `FALSE_KINDS`, -1 for a detection that is not false.
+    objects : ndarray of int, shape (n_detections,)
+        Position in the evaluation's ``objects.objects``, -1 for the background.
+    """
+
+    kinds: npt.NDArray[np.int8]
+    objects: _Indices
+
+
 def false_kinds(
     evaluation: DetectionEvaluation, similar: Sequence[Sequence[str]] = SIMILAR_CLASSES
-) -> npt.NDArray[np.int8]:
+) -> FalseDetections:
     """Say what kind of false each false detection is, after Hoiem et al. (ECCV 2012).
 
     Parameters
@@ -261,31 +276,35 @@ def false_kinds(
 
     Returns
     -------
-    ndarray of int8, shape (n_detections,)
-        Position in `FALSE_KINDS`, -1 for a detection that is not false. The first that holds:
-        ``"wrong place"``, it overlaps an object of its class by 0.1 or more (a duplicate does);
-        ``"similar class"`` and ``"other class"``, one of such a class; ``"background"``.
+    FalseDetections
+        The first kind that holds: ``"wrong place"``, the detection overlaps an object of its class
+        by 0.1 or more (a duplicate does); ``"similar class"`` and ``"other class"``, one of such
+        a class; ``"background"``.
 
     Examples
     --------
     >>> objects = [Objects.of([[0, 0, 9, 9]], [1])]
     >>> image, label = np.array([0]), np.array([0], np.int32)
     >>> found = Detections(image, np.array([[0.0, 0, 9, 9]]), label, np.ones(1, np.float32))
-    >>> FALSE_KINDS[false_kinds(evaluate_detections(found, objects, ["cat", "dog"]))[0]]
+    >>> evaluation = evaluate_detections(found, objects, ["cat", "dog"])
+    >>> FALSE_KINDS[false_kinds(evaluation).kinds[0]]
     'similar class'
     """
     kinds = np.where(evaluation.outcomes == FALSE, np.int8(3), np.int8(-1))
     kinds[(kinds == 3) & (evaluation.overlaps >= NEAR)] = 0
+    objects = np.where(kinds == 0, evaluation.nearest, -1)
     alike = _alike(evaluation.classes, similar)
     detections, truth = evaluation.detections, evaluation.objects.objects
-    left = np.flatnonzero(kinds == 3)
+    left, most = np.flatnonzero(kinds == 3), np.zeros(len(kinds))
     for asking, chosen in _pairs(detections.images[left], evaluation.object_images()):
         asking = left[asking]
-        near = paired_overlaps(detections.boxes[asking], truth.boxes[chosen]) >= NEAR
-        asking, chosen = asking[near], chosen[near]
+        overlaps = paired_overlaps(detections.boxes[asking], truth.boxes[chosen])
         kind = np.where(alike[detections.labels[asking], truth.labels[chosen]], 1, 2)
-        kinds[asking] = np.minimum(kinds[asking], kind)
-    return kinds
+        closer = (kind == kinds[asking]) & (overlaps > most[asking])
+        better = (overlaps >= NEAR) & ((kind < kinds[asking]) | closer)
+        asking, chosen = asking[better], chosen[better]
+        kinds[asking], objects[asking], most[asking] = kind[better], chosen, overlaps[better]
+    return FalseDetections(kinds, objects)
 
 
 def _alike(classes: Sequence[str], similar: Sequence[Sequence[str]]) -> npt.NDArray[np.bool_]:
@@ -346,6 +365,7 @@ def describe_evaluation(
                 name: _counts(evaluation, label) for label, name in enumerate(evaluation.classes)
             },
             "best": _best(evaluation, similar),
+            "similar": list(map(list, similar)),
             "curves": {
                 name: thin_curve(*evaluation.curves[label].T).round(6).tolist()
                 for label, name in enumerate(evaluation.classes)
@@ -384,7 +404,8 @@ def _counts(evaluation: DetectionEvaluation, label: int | slice) -> dict[str, in
 
 def _best(evaluation: DetectionEvaluation, similar: Sequence[Sequence[str]]) -> dict[str, int]:
     """Count what the best detections of each class are, as many as it has objects that count."""
-    kinds, ranking, truth = false_kinds(evaluation, similar), evaluation.ranking, evaluation.objects
+    kinds, ranking = false_kinds(evaluation, similar).kinds, evaluation.ranking
+    truth = evaluation.objects
     labels, counted = evaluation.detections.labels[ranking], ~truth.objects.difficult
     found = dict.fromkeys(("true", *FALSE_KINDS), 0)
     for label in range(len(evaluation.classes)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ EXAMPLES_PER_GROUP = 12
 
 _Floats = npt.NDArray[np.float64]
 _Counts = npt.NDArray[np.int64]
+_Item = TypeVar("_Item")
 
 
 def count_confusions(splits: Iterable[Predictions], n_classes: int) -> _Counts:
@@ -162,15 +163,27 @@ def _most_extreme(
     """Yield (row, column) of the smallest finite keys, within the limits on image and class."""
     n_classes = keys.shape[1]
     finite = np.flatnonzero(np.isfinite(keys))
+    order = finite[np.argsort(keys.flat[finite], kind="stable")].tolist()
+    cells = (divmod(cell, n_classes) for cell in order)
+    return limited(((cell, ids[cell[0]], cell[1]) for cell in cells), n_classes)
+
+
+def limited(candidates: Iterable[tuple[_Item, str, int]], n_classes: int) -> Iterator[_Item]:
+    """Yield the first of candidates, given with image and class, within the limits on both.
+
+    Examples
+    --------
+    >>> list(limited([("a", "1.jpg", 0), ("b", "1.jpg", 1), ("c", "2.jpg", 1)], 2))
+    ['a', 'c']
+    """
     seen: set[str] = set()
     shown: Counter[int] = Counter()
-    for cell in finite[np.argsort(keys.flat[finite], kind="stable")].tolist():
-        row, column = divmod(cell, n_classes)
-        if ids[row] in seen or shown[column] >= limit_per_class(n_classes):
+    for item, image, label in candidates:
+        if image in seen or shown[label] >= limit_per_class(n_classes):
             continue
-        seen.add(ids[row])
-        shown[column] += 1
-        yield row, column
+        seen.add(image)
+        shown[label] += 1
+        yield item
         if len(seen) == EXAMPLES_PER_GROUP:
             return
 

@@ -179,7 +179,8 @@ def validation_curves(
 def precision_recall(
     curves: Sequence[npt.NDArray[np.floating]],
     envelopes: Sequence[npt.NDArray[np.floating]],
-    chance: float,
+    chance: float | None = None,
+    ceiling: float | None = None,
 ) -> Markup:
     """Draw precision against recall: the curves, the area under the first one's envelope.
 
@@ -187,8 +188,8 @@ def precision_recall(
     ----------
     curves, envelopes : sequence of ndarray of shape (n_points, 2)
         Recall and precision of every split, and the same raised to its envelope.
-    chance : float
-        Precision of a random ranking, drawn dashed.
+    chance, ceiling : float, optional
+        Precision of a random ranking and the largest recall possible, drawn dashed.
 
     Returns
     -------
@@ -207,7 +208,10 @@ def precision_recall(
     )
     for number, points in enumerate(curves):
         body += axes.line("curve faint" if number else "curve", points)
-    body += axes.line("chance", [(0, chance), (1, chance)])
+    if chance is not None:
+        body += axes.line("chance", [(0, chance), (1, chance)])
+    if ceiling is not None:
+        body += axes.line("chance", [(ceiling, 0), (ceiling, 1)])
     return Markup(
         '<svg class="pr" viewBox="-1 -1 102 102" role="img" aria-label="precision over recall">'
         '{}<path class="frame" d="M0 0V100H100"/></svg>'
@@ -443,8 +447,8 @@ def _cell_counts(
     )
 
 
-def stacked_bar(parts: Sequence[tuple[str, float, float]]) -> Markup:
-    """Draw stages of a run, each a name, seconds and a share, side by side as parts of a whole.
+def stacked_bar(parts: Sequence[tuple[str, float, float]], label: str = "time by stage") -> Markup:
+    """Draw parts of a whole, each a name, an amount and a share, side by side.
 
     Part "read" gets the class ``part-read``.
     """
@@ -454,7 +458,7 @@ def stacked_bar(parts: Sequence[tuple[str, float, float]]) -> Markup:
             '<rect class="part-{}" x="{}%" width="{}%" height="100%"><title>{}</title></rect>'
         ).format(name, _pct(start), _pct(share), f"{name}: {100 * share:.1f} %")
         start += share
-    return Markup('<svg class="stack" role="img" aria-label="time by stage">{}</svg>').format(body)
+    return Markup('<svg class="stack" role="img" aria-label="{}">{}</svg>').format(label, body)
 
 
 def choice_axis(candidates: Sequence[float]) -> Markup:

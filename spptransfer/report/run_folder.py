@@ -15,11 +15,14 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from spptransfer.errors import ConfigError
+from spptransfer.detection.detections import load_detections
+from spptransfer.detection.evaluation import DetectionEvaluation, evaluate_detections
+from spptransfer.errors import ConfigError, DatasetError
 from spptransfer.report.formatting import clean
 from spptransfer.text import listed
 
 RUN, GRID = "spptransfer-results", "spptransfer-grid"
+DETECTION = "detection"  # kind of a run; one of classification has none
 FORMAT_VERSION = 1
 STAGES = ("load", "read", "compute", "write", "train")
 _REQUIRED = ("name", "dataset", "features", "headline", "splits")
@@ -32,7 +35,9 @@ _OPTIONAL = (
     "protocol",
     "metrics",
     "timings",
+    "detection",
 )
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, DatasetError)
 # Readers of anybody's images: such a name says how they lie in a folder, not what they are.
 _LAYOUTS = ("folder", "csv", "coco", "voc")
 
@@ -92,7 +97,7 @@ class RunFolder:
                     splits.append(self._split(arrays, f"split{number:02d}"))
         except FileNotFoundError as error:
             raise MissingPartError("this run folder holds no predictions.npz") from error
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise MissingPartError(f"predictions.npz cannot be read: {error}") from error
         return splits
 
@@ -108,6 +113,16 @@ class RunFolder:
         if not self.multi_label and np.any((targets < 0) | (targets >= expected[1])):
             raise ValueError(f"{name}/targets names a class that does not exist")
         return Predictions(ids, scores, targets)
+
+    def tested(self) -> tuple[npt.NDArray[np.str_], DetectionEvaluation]:
+        """Evaluate a detector's test images again; MissingPartError if that is impossible."""
+        try:
+            ids, detections, objects = load_detections(self.path / "detections.npz")
+            return ids, evaluate_detections(detections, objects, self.classes)
+        except FileNotFoundError as error:
+            raise MissingPartError("this run folder holds no detections.npz") from error
+        except _DAMAGE as error:
+            raise MissingPartError(f"detections.npz cannot be read: {error}") from error
 
     def weight_blocks(self) -> Iterator[tuple[int | None, npt.NDArray[np.float32]]]:
         """Yield each block's level (None: no grid) and linear weights, (n_classes, width).
@@ -212,6 +227,21 @@ def coverage(results: Mapping[str, Any], metric: str) -> str:
     return f"over {total - len(left_out)} of {total} classes: no test image {where}shows {shown}"
 
 
+def said_in_results(run: RunFolder) -> dict[str, Any]:
+    """Return what the pages of all runs show of the results alone."""
+    chosen, validation = chosen_C(run.results), validation_curves(run.results)
+    return {
+        "run": run,
+        "results": run.results,
+        "dataset": dataset_title(run.results),
+        "metrics": metrics_of(run.results),
+        "chosen": chosen,
+        "validation": validation,
+        "candidates": sorted(set().union(*chosen.values(), *map(dict, validation))),
+        "stages": stages(run.results["timings"]),
+    }
+
+
 def chosen_C(results: Mapping[str, Any]) -> dict[str | None, Counter[float]]:
     """Count how many splits chose which C: for each class, or under None for all classes.
 
@@ -247,6 +277,8 @@ def validation_curves(results: Mapping[str, Any]) -> list[list[tuple[float, floa
 def stages(timings: Mapping[str, float | None]) -> list[tuple[str, float, float]]:
     """Return the stages that took time: name, seconds, and share of the whole.
 
+    What every run has comes first, then what else is measured.
+
     Stages may overlap in time; if they exceed the total, the shares are of their sum.
 
     Examples
@@ -255,8 +287,9 @@ def stages(timings: Mapping[str, float | None]) -> list[tuple[str, float, float]
     [('read', 1, 0.25), ('train', 2, 0.5), ('other', 1.0, 0.25)]
     """
     spent, total = {}, timings.get("total") or 0.0
-    for name in STAGES:
-        spent[name] = timings.get(name) or 0.0
+    for name in (*STAGES, *timings):
+        if name != "total":
+            spent[name] = timings.get(name) or 0.0
     named = sum(spent.values())
     spent["other"] = max(0.0, total - named)
     whole = max(total, named)

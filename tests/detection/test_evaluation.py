@@ -121,7 +121,8 @@ def test_every_object_that_counts_is_found_once_or_missed(scene):
     right = evaluation.matched[evaluation.outcomes == 1]
     counting = np.flatnonzero(~evaluation.objects.objects.difficult)
     assert sorted([*right, *evaluation.missed]) == counting.tolist()
-    kinds = false_kinds(evaluation)
+    kinds, objects = false_kinds(evaluation)
+    assert ((objects >= 0) == ((kinds >= 0) & (kinds < 3))).all()
     assert ((kinds >= 0) == (evaluation.outcomes == -1)).all()
 
 
@@ -163,9 +164,9 @@ def test_false_detections_have_their_kind():
     found = [(0, [0, 0, 10, 10], 0, 9)]
     found += [(0, box, 0, 1) for each in expected.values() for box in each]
     evaluation = evaluate_detections(detections(found), Annotations.of(objects), CLASSES)
-    names = [FALSE_KINDS[kind] for kind in false_kinds(evaluation)[1:]]
+    names = [FALSE_KINDS[kind] for kind in false_kinds(evaluation).kinds[1:]]
     assert names == [name for name, each in expected.items() for _ in each]
-    regrouped = false_kinds(evaluation, [("cat", "car")])
+    regrouped = false_kinds(evaluation, [("cat", "car")]).kinds
     assert [FALSE_KINDS[kind] for kind in regrouped[3:5]] == ["other class", "similar class"]
 
 

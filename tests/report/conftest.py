@@ -13,6 +13,10 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from spptransfer import metrics
+from spptransfer.datasets import generated
+from spptransfer.datasets.annotations import Objects
+from spptransfer.detection.detections import Detections, save_detections
+from spptransfer.detection.evaluation import describe_evaluation, evaluate_detections
 
 MakeRun = Callable[..., Path]
 CANDIDATES = (0.01, 0.1, 1.0, 10.0)
@@ -206,3 +210,76 @@ def noise_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = rng.integers(0, 256, size=(300, 400, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"image {number:05d}.jpg", quality=90)
     return folder
+
+
+def scene(rng, size: tuple[int, int], names: list[str]) -> tuple[Image.Image, np.ndarray, list]:
+    """A plain scene of the generated dataset's shapes on a background, with their boxes."""
+    pixels = rng.integers(100, 140, size=(size[1], size[0], 3), dtype=np.uint8)
+    picture, boxes, labels = Image.fromarray(pixels), [], []
+    for column in range(3):
+        label, side = int(rng.integers(len(names))), int(rng.integers(40, 90))
+        corner = [column * size[0] // 3, int(rng.integers(0, size[1] - side))]
+        picture.paste(generated.draw("striped", names[label], (side, side), rng), tuple(corner))
+        boxes.append([*corner, corner[0] + side, corner[1] + side])
+        labels.append(label)
+    return picture, np.array(boxes, float), labels
+
+
+@pytest.fixture
+def make_detection_run(tmp_path: Path) -> MakeRun:
+    """Write the folder of a detector's run: ``make_detection_run(n_images=, …) -> Path``."""
+
+    def make(
+        n_images: int = 12,
+        *,
+        classes: list[str] | None = None,
+        detections: bool = True,
+        change: Callable[[dict[str, Any]], object] = lambda results: None,
+    ) -> Path:
+        rng, shapes = np.random.default_rng(0), list(generated.SHAPES)
+        names, found, objects = classes or [*shapes, "unseen"], [], []
+        ids = [f"scene/{number:03d}.jpg" for number in range(n_images)]
+        for number, id in enumerate(ids):
+            picture, boxes, labels = scene(rng, (320, 240), shapes)
+            (tmp_path / "images" / id).parent.mkdir(parents=True, exist_ok=True)
+            picture.save(tmp_path / "images" / id, quality=90)
+            objects.append(Objects.of(boxes, labels, rng.random(3) < 0.1))
+            for box, label in zip(boxes, labels, strict=True):
+                for _ in range(rng.integers(0, 4)):
+                    shift = rng.normal(size=4) * rng.choice([3, 20, 90])
+                    moved = np.sort((box + shift).reshape(2, 2), axis=0).ravel()
+                    named = label if rng.random() < 0.7 else rng.integers(len(shapes))
+                    found.append((number, moved, named, rng.normal() - np.abs(shift).mean() / 20))
+        images, boxes, labels, scores = map(np.array, zip(*found, strict=True))
+        tested = Detections(images, boxes, labels.astype(np.int32), scores.astype(np.float32))
+        recall = dict.fromkeys(names, 0.93) | {names[-1]: None}
+        described = describe_evaluation(
+            evaluate_detections(tested, objects, names),
+            coco={"AP": 0.31, "AP50": 0.52, "AP75": 0.33},
+            proposals={
+                "method": "selective_search",
+                "windows": 681.4,
+                "recall": {"0.5": 0.93, "0.7": 0.71},
+                "per_class": recall,
+            },
+            similar=[("disc", "heart"), ("star", "cross")],
+        )
+        usual = results_of(
+            classes=names,
+            multi_label=True,
+            splits=[multi_label_split(rng, len(names), 8)],
+            levels=(6, 3, 2, 1),
+            root=tmp_path / "images",
+        )
+        spent = {"proposals": 80.0, "pool": 33.0, "mine": 21.0, "polish": 2.0}
+        results = {**usual, **described, "timings": {**spent, **usual["timings"], "total": 400.0}}
+        results["splits"][0]["metrics"] = {}
+        change(results)
+        run = tmp_path / "detector"
+        run.mkdir()
+        (run / "results.json").write_text(json.dumps(results), encoding="utf-8")
+        if detections:
+            save_detections(run / "detections.npz", ids, tested, objects)
+        return run
+
+    return make

@@ -144,6 +144,17 @@ def test_nothing_is_wider_than_the_screen(browser, make_run, noise_images, tmp_p
     assert all(found["images"])
 
 
+@pytest.mark.parametrize("width", [360, 1440])
+def test_a_detectors_page_fits_the_screen(browser, make_detection_run, tmp_path, width):
+    names = [LONG[0], "b", LONG[2], "d", "e", "f"]
+    found = probe(browser, write_report(make_detection_run(classes=names)), tmp_path, width=width)
+    assert found["wide"] == found["flat"] == []
+    assert found["needed"] <= width
+    assert found["unfilled"] == 0
+    assert len(found["images"]) > 12
+    assert all(found["images"])
+
+
 def test_classes_can_be_reordered(browser, make_run, tmp_path):
     report = write_report(make_run(["b", "c", "a"], test=30))
     found = probe(browser, report, tmp_path, width=1000)

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from spptransfer.errors import CacheError
 from spptransfer.report import terminal_table, write_report
-from spptransfer.report.page import FAILURES_SHOWN, THUMBNAIL_BYTES, THUMBNAIL_SIDE, thumbnail
+from spptransfer.report.template import FAILURES_SHOWN, THUMBNAIL_BYTES, THUMBNAIL_SIDE, thumbnail
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>",
