@@ -121,9 +121,6 @@ def test_a_mistake_is_one_line_that_names_the_key_and_what_is_allowed(values, me
     ("text", "message"),
     [
         ("", "keys dataset, protocol, and may hold features, classifier, detection, grid"),
-            "",
-            "must hold the keys dataset, protocol, and may hold features, classifier, detection, grid",
-        ),
         ("a: [", "is no YAML file"),
         ("dataset: {name: demo}\ndataset: {name: voc2007}", "key 'dataset' occurs twice"),
         ("dataset: !!python/object/apply:os.system [ls]", "is no YAML file"),
