@@ -289,16 +289,17 @@ def _tell_run(result: RunResult, output: Output) -> int:
     from spptransfer.report import terminal_table
 
     results = result.results
+    cache = results["features"].get("cache")
     files = {
         "report": short_path(result.report),
         "model": short_path(result.model),
-        "cache": short_path(Path(results["features"]["cache"])),
+        **({"cache": short_path(Path(cache))} if cache else {}),
         "log": short_path(result.folder / "log.txt"),
     }
     output.say(terminal_table({**results, "files": files}))
     metrics = {name: metric["value"] for name, metric in results["metrics"].items()}
     found = {"headline": results["headline"], "metrics": metrics}
-    found |= {"cache": results["features"]["cache"], "model": str(result.model.resolve())}
+    found |= {"cache": cache, "model": str(result.model.resolve())}
     return _finish_run(result, output, results["rows"], **found)
 
 

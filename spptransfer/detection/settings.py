@@ -30,6 +30,7 @@ class DetectionSection(Section):
     proposals: Annotated[ProposalsSection, BeforeValidator(_named)] = Field(
         ProposalsSection(), description="the method by its name, or with its options"
     )
+    max_windows: PositiveInt = Field(2000, description="the most windows of an image")
     stride: PositiveInt | None = Field(
         None, description="stride of the maps, by dilation; null: the backbone's own"
     )

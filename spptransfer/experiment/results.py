@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ import numpy.typing as npt
 from spptransfer._version import __version__
 from spptransfer.cache import FeatureCache
 from spptransfer.datasets import Dataset
+from spptransfer.errors import CacheError
 from spptransfer.experiment.preparation import Experiment, plain_name
 from spptransfer.extraction import Extraction
 from spptransfer.files import atomic_write, make_folder, os_errors_as_cache_error, write_text
@@ -55,6 +57,24 @@ class RunFacts:
     seconds: Mapping[str, float]
     command: str
     started: datetime
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run, or a table of runs, left behind."""
+
+    folder: Path
+    results: dict[str, Any]
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.folder / REPORT
+
+    @property
+    def model(self) -> Path:
+        """The model of all labelled images; a table has one in the folder of each run."""
+        return self.folder / MODEL
 
 
 @contextlib.contextmanager
@@ -156,7 +176,7 @@ def _write_model(path: Path, experiment: Experiment, trained: SplitResult, descr
         intercept=trained.classifier.intercept,
         classes=experiment.counted.classes,
         multi_label=experiment.counted.multi_label,
-        C=_plain(C),
+        C=plain(C),
         protocol=f"Trained on {trained_on(trained)}. Measured before: {described}",
         probe=cache.probe[[cache.spec.layers.index(layer) for layer in spec.layers]],
     )
@@ -189,7 +209,7 @@ def describe_run(facts: RunFacts, trained: SplitResult, described: str) -> dict[
             "per_class": None if per_class is None else _by_class(dataset.classes, per_class),
             "left_out": [dataset.classes[k] for k in evaluation.left_out(name)],
         }
-    results: dict[str, Any] = _plain(
+    results: dict[str, Any] = plain(
         {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -331,14 +351,14 @@ def _by_class(classes: Sequence[str], values: npt.NDArray[np.floating]) -> dict[
     return dict(zip(classes, values.tolist(), strict=True))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return a value as JSON has it, which knows no path, no tuple and no NaN."""
     if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     if isinstance(value, (np.ndarray, np.generic)):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return os.fspath(value) if isinstance(value, os.PathLike) else value
@@ -377,3 +397,16 @@ def _new_folder(parent: Path, name: str) -> Path:
                 folder.mkdir()
                 return folder
         raise FileExistsError(errno.EEXIST, "there are too many folders of that name")
+
+
+def write_report_of(folder: Path) -> None:
+    """Write the page of a run that is complete without it, and say so where that fails."""
+    from spptransfer.report import write_report
+
+    try:
+        write_report(folder)
+    except CacheError as error:
+        again = f"spptransfer report {shlex.quote(str(folder))}"
+        raise CacheError(
+            f"{error} (the run in '{folder}' is complete but for its report; `{again}` makes it)"
+        ) from error

@@ -20,12 +20,12 @@ from spptransfer.cache.layout import blocks_of
 from spptransfer.errors import CacheError, ConfigError, DatasetError
 from spptransfer.experiment.preparation import Experiment, pass_key, resolve_precision, steps
 from spptransfer.experiment.results import (
-    MODEL,
-    REPORT,
     RunFacts,
+    RunResult,
     count_rows,
     describe_same_images,
     run_folder,
+    write_report_of,
     write_run,
 )
 from spptransfer.extraction import (
@@ -57,24 +57,6 @@ class Shards:
     scheduler: str | None = None
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """What a run, or a table of runs, left behind."""
-
-    folder: Path
-    results: dict[str, Any]
-
-    @property
-    def report(self) -> Path:
-        """The HTML report."""
-        return self.folder / REPORT
-
-    @property
-    def model(self) -> Path:
-        """The model of all labelled images; a table has one in the folder of each run."""
-        return self.folder / MODEL
-
-
 # ---- features ----
 
 
@@ -83,6 +65,8 @@ def extract_features(
 ) -> list[Extraction]:
     """Bring the caches of experiments up to date; those of one network share a pass."""
     for each in experiments:
+        if each.pipeline.detection is not None:
+            raise ConfigError("a detector keeps no features; use `spptransfer run`")
         if shards is not None and shards.count > (most := len(each.dataset)):
             raise ConfigError(
                 f"shards: {shards.count:,} are more than the {plural(most, 'image')}; "
@@ -242,6 +226,14 @@ def read_features(
 
 def run(experiment: Experiment, command: str, *, from_cache: bool = False) -> RunResult:
     """Extract what is missing, train and test, write results, model and report."""
+    if experiment.pipeline.detection is not None:
+        from spptransfer.experiment.detection import run_detection  # imports torch
+
+        if from_cache:
+            raise ConfigError(
+                "a detector keeps no features to be trained from; use `spptransfer run`"
+            )
+        return run_detection(experiment, command)
     check(experiment)
     if not from_cache:
         (experiment,) = resolve_precision([experiment])
@@ -331,16 +323,3 @@ def _log_features(experiment: Experiment, extraction: Extraction) -> None:
     )
     for id, error in extraction.failures.items():
         logger.info("failed: %r: %s", id, error)
-
-
-def write_report_of(folder: Path) -> None:
-    """Write the page of a run that is complete without it, and say so where that fails."""
-    from spptransfer.report import write_report
-
-    try:
-        write_report(folder)
-    except CacheError as error:
-        again = f"spptransfer report {shlex.quote(str(folder))}"
-        raise CacheError(
-            f"{error} (the run in '{folder}' is complete but for its report; `{again}` makes it)"
-        ) from error

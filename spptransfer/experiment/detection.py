@@ -1,0 +1,366 @@
+"""A detector from one pipeline: proposals, training, test, results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spptransfer.backbones.probe import probe
+from spptransfer.datasets.annotations import Annotations
+from spptransfer.detection.detections import Detections, save_detections
+from spptransfer.detection.detector import TransferDetector, open_maps
+from spptransfer.detection.evaluation import describe_evaluation, evaluate_detections
+from spptransfer.detection.features import WindowFeatures
+from spptransfer.detection.passes import Arrays, Passes, join_arrays
+from spptransfer.detection.proposal_cache import ProposalCache, windows_of
+from spptransfer.detection.proposals import open_proposer
+from spptransfer.detection.proposer import Proposer, Windows
+from spptransfer.detection.recall import recall
+from spptransfer.detection.settings import DetectionSection
+from spptransfer.detection.training import Plan, Trained, Trainer
+from spptransfer.errors import ConfigError, ImageError
+from spptransfer.experiment.preparation import Experiment, steps
+from spptransfer.experiment.results import (
+    FORMAT,
+    FORMAT_VERSION,
+    MODEL,
+    RESULTS,
+    RunResult,
+    count_rows,
+    machine_facts,
+    plain,
+    run_folder,
+    versions,
+    write_report_of,
+)
+from spptransfer.extraction.maps import MapExtractor
+from spptransfer.files import exclusive_lock, write_text
+from spptransfer.protocols import Split, splits_checksum, write_splits
+from spptransfer.text import plural
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_C = (0.1, 1.0, 10.0)
+DETECTIONS = "detections.npz"
+
+
+@dataclass
+class _Work:
+    """What a detection experiment works with, found out once."""
+
+    experiment: Experiment
+    settings: DetectionSection
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def split(self) -> Split:
+        return self.experiment.splits[0]
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """The training images, then the test images."""
+        return (*self.split.train, *self.split.test)
+
+    @cached_property
+    def paths(self) -> list[Path]:
+        dataset = self.experiment.dataset
+        return list(dataset.iter_paths(dataset.positions(self.ids)))
+
+    @cached_property
+    def objects(self) -> Annotations:
+        dataset = self.experiment.dataset
+        return dataset.subset(dataset.positions(self.ids)).annotations()
+
+    @cached_property
+    def proposer(self) -> Proposer:
+        return open_proposals(self.settings)
+
+    @cached_property
+    def plan(self) -> Plan:
+        pipeline, backbone = self.experiment.pipeline, self.experiment.backbone
+        section, layers = pipeline.classifier, pipeline.features.layer
+        levels = tuple(pipeline.features.levels or ())
+        return Plan(
+            features=WindowFeatures(backbone.info.channels_of(layers), levels),
+            settings=self.settings,
+            n_classes=len(self.experiment.dataset.classes),
+            normalize=section.normalize or (),
+            C=section.C or DEFAULT_C,
+            loss=section.loss,
+            class_weight=section.class_weight,
+        )
+
+    @property
+    def key(self) -> str:
+        """Identity of the training: equal keys end in the same detector."""
+        pipeline, truth = self.experiment.pipeline, self.objects.objects
+        digest = hashlib.sha256()
+        for array in (*truth, self.objects.starts):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        said = [
+            self.experiment.wanted.to_dict(),
+            pipeline.features.model_dump(mode="json"),
+            pipeline.classifier.model_dump(mode="json"),
+            self.settings.model_dump(mode="json"),
+            [self.split.train, self.split.test, self.split.folds],
+            [str(path) for path in self.paths],
+            self.proposer.key,
+            digest.hexdigest(),
+        ]
+        return hashlib.sha256(json.dumps(said).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def open_proposals(settings: DetectionSection) -> Proposer:
+    """Return the method that proposes a detector's windows."""
+    section = settings.proposals
+    options = {"max_windows": settings.max_windows, **(section.model_extra or {})}
+    return open_proposer(section.name, **options)
+
+
+def check_detection(experiment: Experiment) -> None:
+    """Tell before anything is computed what a detector cannot be trained with."""
+    pipeline = experiment.pipeline
+    for key, value, allowed in (
+        ("features.view", pipeline.features.view, "full"),
+        ("features.pooling", pipeline.features.pooling, "max"),
+        ("features.flip", pipeline.features.flip, False),
+        ("classifier.solver", pipeline.classifier.solver, "spptransfer"),
+        ("classifier.engine", pipeline.classifier.engine, "local"),
+        ("protocol.choose_C", experiment.settings["choose_C"], "shared"),
+    ):
+        if value != allowed:
+            raise ConfigError(f"{key}: a detector takes {allowed!r} only, not {value!r}")
+    C = pipeline.classifier.C or DEFAULT_C
+    if len(C) > 1 and not experiment.splits[0].folds:
+        raise ConfigError(
+            f"classifier.C: {list(C)} are to be chosen from, but protocol.folds is 0: "
+            "give one C, or at least 2 folds"
+        )
+
+
+def run_detection(experiment: Experiment, command: str) -> RunResult:
+    """Train a detector, test it, and write results, detector and report."""
+    assert experiment.pipeline.detection is not None
+    check_detection(experiment)
+    started = datetime.now(UTC)
+    work = _Work(experiment, experiment.pipeline.detection)
+    experiment.dataset.check_images()
+    objects, n_train = work.objects, len(work.split.train)
+    kept = experiment.machine.cache_dir / f"detector-{work.key[:16]}"
+    with (
+        run_folder(experiment, started, command) as folder,
+        exclusive_lock(kept.with_suffix(".lock"), f"the training '{kept}'"),
+    ):
+        windows = _propose(work)
+        begun = time.perf_counter()
+        backbone = experiment.backbone.load(experiment.pipeline.features.layer)
+        machine, layers = experiment.machine, experiment.pipeline.features.layer
+        with open_maps(
+            backbone, experiment.wanted, layers, work.settings, machine.compute
+        ) as extractor:
+            work.seconds["load"] = time.perf_counter() - begun
+            passes = Passes(kept, extractor.workers, progress=machine.progress, stop=machine.stop)
+            machine.stop.extracting = True
+            try:
+                trained = _train(work, windows, extractor, passes)
+                detector = _detector(work, trained, probe(backbone, experiment.wanted.layers))
+                found, failures = _test(work, windows, detector, extractor, passes)
+            finally:
+                machine.stop.extracting = False
+        detector.save(folder / MODEL)
+        evaluation = evaluate_detections(found, objects[n_train:], experiment.dataset.classes)
+        proposed = _describe_proposals(work, windows)
+        said = describe_evaluation(evaluation, proposals=proposed)
+        failures |= {work.ids[at]: error for at, error in trained.failures.items()}
+        work.seconds |= passes.seconds
+        results = _describe(work, trained, said, failures, command, started)
+        save_detections(folder / DETECTIONS, work.split.test, found, objects[n_train:])
+        write_splits(folder / "splits.json", [work.split], description=_description(experiment))
+        write_text(folder / RESULTS, json.dumps(results, indent=1))
+        shutil.rmtree(kept, ignore_errors=True)
+        write_report_of(folder)
+    return RunResult(folder, results)
+
+
+def _propose(work: _Work) -> list[Windows]:
+    """Propose the windows of all images, or take those that are kept."""
+    begun = time.perf_counter()
+    machine = work.experiment.machine
+    steps.info("proposals: %s", work.proposer.key)
+    cache = ProposalCache(machine.cache_dir / "proposals")
+    found = list(
+        windows_of(work.paths, work.proposer, cache, ids=work.ids, progress=machine.progress)
+    )
+    work.seconds["proposals"] = time.perf_counter() - begun
+    return found
+
+
+def _train(
+    work: _Work, windows: Sequence[Windows], extractor: MapExtractor, passes: Passes
+) -> Trained:
+    count = len(work.split.train)
+    steps.info("training on %s", plural(count, "image"))
+    position = {id: index for index, id in enumerate(work.split.train)}
+    held_out = [position[id] for id in work.split.folds[0]] if work.split.folds else []
+    return Trainer(
+        work.plan,
+        work.paths[:count],
+        work.objects[:count],
+        lambda index, maps: windows[index].astype(np.float64),
+        held_out,
+        extractor,
+        passes,
+    ).train()
+
+
+def _detector(work: _Work, trained: Trained, probed: Any) -> TransferDetector:
+    experiment = work.experiment
+    weights, features = experiment.backbone.path(), experiment.pipeline.features
+    return TransferDetector(
+        spec=experiment.wanted,
+        weights=experiment.backbone.weights,
+        weights_path=None if weights is None else weights.resolve(),
+        layers=features.layer,
+        levels=work.plan.features.levels,
+        settings=work.settings,
+        normalizer=trained.normalizer,
+        coef=trained.coef,
+        intercept=trained.intercept,
+        box_coef=trained.regression[0],
+        box_intercept=trained.regression[1],
+        sigmoids=trained.sigmoids,
+        classes=experiment.dataset.classes,
+        C=trained.C,
+        protocol=f"Trained on {plural(len(work.split.train), 'image')}. {_description(experiment)}",
+        probe=probed,
+    )
+
+
+def _test(
+    work: _Work,
+    windows: Sequence[Windows],
+    detector: TransferDetector,
+    extractor: MapExtractor,
+    passes: Passes,
+) -> tuple[Detections, dict[str, str]]:
+    """Detect objects in the test images."""
+    first = len(work.split.train)
+    steps.info("testing on %s", plural(len(work.split.test), "image"))
+
+    def one(position: int) -> Arrays:
+        index = first + position
+        try:
+            maps = extractor.maps_of(work.paths[index])
+        except ImageError as error:
+            return {"failures": np.array([f"{position} {error}"])}
+        found = detector.detect_windows(maps, windows[index].astype(np.float64))
+        return found._replace(images=found.images + position)._asdict()
+
+    joined = join_arrays(list(passes.run("test", range(len(work.split.test)), one)))
+    failures = {}
+    for failure in joined.pop("failures", ()):
+        position, _, error = str(failure).partition(" ")
+        failures[work.split.test[int(position)]] = error
+    return Detections(**joined) if joined else Detections.empty(), failures
+
+
+def _describe_proposals(work: _Work, windows: Sequence[Windows]) -> dict[str, Any]:
+    """Describe the windows of the test images and the recall that bounds any detector on them."""
+    first = len(work.split.train)
+    of_test, objects = windows[first:], work.objects[first:]
+    found = recall(of_test, objects, counts=(work.settings.max_windows,))
+    thresholds = zip(found.thresholds, found.found[0], strict=True)
+    return {
+        "method": work.proposer.key,
+        "windows": found.windows,
+        "recall": {f"{threshold:g}": float(share) for threshold, share in thresholds},
+    }
+
+
+def _description(experiment: Experiment) -> str:
+    return experiment.protocol.description(experiment.settings, experiment.dataset)
+
+
+def _describe(
+    work: _Work,
+    trained: Trained,
+    said: Mapping[str, Any],
+    failures: Mapping[str, str],
+    command: str,
+    started: datetime,
+) -> dict[str, Any]:
+    """Return the contents of ``results.json``."""
+    experiment, finished = work.experiment, datetime.now(UTC)
+    dataset, pipeline = experiment.dataset, experiment.pipeline
+    headline = experiment.protocol.headline(multi_label=True)
+    value = said["metrics"][headline]["value"]
+    seconds = {**work.seconds, "total": (finished - started).total_seconds()}
+    results: dict[str, Any] = plain(
+        {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "name": experiment.name,
+            "pipeline": pipeline.model_dump(mode="json", exclude={"grid"}),
+            "command": command,
+            "started": started.isoformat(timespec="seconds"),
+            "finished": finished.isoformat(timespec="seconds"),
+            "versions": versions(),
+            "machine": machine_facts(),
+            "dataset": {
+                "name": dataset.name,
+                "root": dataset.root.resolve(),
+                "path_template": dataset.path_template,
+                "images": len(dataset),
+                "classes": dataset.classes,
+                "multi_label": True,
+            },
+            "features": {
+                "spec": experiment.wanted.to_dict(),
+                "fingerprint": experiment.wanted.fingerprint,
+                "weights": pipeline.features.weights,
+                "layers": pipeline.features.layer,
+                "levels": work.plan.features.levels,
+                "scales": pipeline.features.scales,
+                "dimension": work.plan.features.width,
+            },
+            "rows": {
+                **count_rows(len(work.ids), len(failures), 0),
+                "failures": [{"id": id, "error": error} for id, error in failures.items()],
+            },
+            "classifier": pipeline.classifier.model_dump(mode="json"),
+            "protocol": {
+                "name": experiment.protocol.name,
+                "description": _description(experiment),
+                "headline": headline,
+                "settings": experiment.settings,
+                "checksum": splits_checksum([work.split]),
+            },
+            "model": {**trained.counts, "images": len(work.split.train), "C": trained.C},
+            **said,
+            "headline": {"metric": headline, "value": value, "std": None},
+            "splits": [
+                {
+                    "name": work.split.name,
+                    "train": len(work.split.train),
+                    "test": len(work.split.test),
+                    "checksum": work.split.checksum,
+                    "C": trained.C,
+                    "validation": trained.heldout,
+                    "metrics": {name: one["value"] for name, one in said["metrics"].items()},
+                }
+            ],
+            "timings": {kind: round(spent, 3) for kind, spent in seconds.items()},
+        }
+    )
+    return results
