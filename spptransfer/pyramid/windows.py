@@ -9,7 +9,9 @@ cells from ``(y, x)`` on. Nothing is rounded, so that the result is equal to the
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +20,8 @@ import torch
 from spptransfer.errors import ConfigError
 from spptransfer.pyramid.bins import check_levels, count_bins, determining_levels, source_level
 
-# Windows at a time: their bins stay in the processor's caches.
-_CHUNK = 64
+# Windows at a time: their bins stay in the processor's caches; a GPU wants more at once.
+_CHUNK, _ON_A_GPU = 32, 512
 
 Cells = npt.NDArray[np.intp]
 
@@ -96,7 +98,7 @@ def pool_windows(
     -------
     Tensor of shape (n_windows, C * bins)
         Level by level in the order given, each channel-major: what `SpatialPyramidPooling` gives
-        for each window cut out, to the bit.
+        for each window cut out, to the bit. Gradients do not pass.
 
     Raises
     ------
@@ -114,32 +116,124 @@ def pool_windows(
     tensor([[ 5.,  7.,  9., 11., 11.],
             [ 5.,  6.,  5.,  6.,  6.]])
     """
-    wanted, cells = check_levels(levels), _check_windows(windows, map)
-    tables = _Tables(map)
-    pooled = torch.empty(
-        (len(cells), map.shape[0] * count_bins(wanted)), dtype=map.dtype, device=map.device
-    )
-    for start in range(0, len(cells), _CHUNK):
-        part = cells[start : start + _CHUNK]
-        pooled[start : start + _CHUNK] = _pool_chunk(tables, part, wanted)
-    return pooled
+    return _WindowPooling(map).pool(windows, levels)
 
 
-def _check_windows(windows: npt.ArrayLike, map: torch.Tensor) -> Cells:
-    cells = np.asarray(windows, dtype=np.intp).reshape(-1, 4)
-    inside = (cells[:, :2] >= 0).all() and (cells[:, 2:] <= np.array(map.shape[1:])).all()
-    if map.dim() != 3 or not inside or (cells[:, :2] >= cells[:, 2:]).any():
-        raise ConfigError(
-            f"windows must hold cells, and lie within a map of {tuple(map.shape[1:])} of them"
-        )
-    return cells
+class _WindowPooling:
+    """A map, and the maxima of its rectangles whose sides are powers of two, when first needed."""
+
+    def __init__(self, map: torch.Tensor) -> None:
+        if map.dim() != 3:
+            raise ConfigError(f"a map must have the shape (C, h, w), not {tuple(map.shape)}")
+        # A look-up reads all channels of a cell.
+        self._base = map.detach().permute(1, 2, 0).contiguous()
+        self._tables = {(0, 0): self._base}
+
+    def pool(self, windows: npt.ArrayLike, levels: Iterable[int]) -> torch.Tensor:
+        wanted, base = check_levels(levels), self._base
+        cells, repeats = self._distinct(windows)
+        bins = {level: _bins(cells, level) for level in determining_levels(wanted)}
+        kinds = np.concatenate([each.kind for each in bins.values()], axis=1)
+        order = np.lexsort(kinds.T)
+        # Which of the rows in that order each of the windows given is to have.
+        sources = np.argsort(order)[repeats]
+        targets = np.argsort(sources, kind="stable")
+        sources = sources[targets]
+        pooled = base.new_empty((len(repeats), base.shape[2] * count_bins(wanted)))
+        for start, stop in _runs(kinds[order], _CHUNK if base.device.type == "cpu" else _ON_A_GPU):
+            chunk = order[start:stop]
+            rows = _pyramid({n: self._maxima(each.take(chunk)) for n, each in bins.items()}, wanted)
+            first, last = np.searchsorted(sources, [start, stop])
+            for begin in range(first, last, len(chunk)):
+                part = slice(begin, min(begin + len(chunk), last))
+                taken = rows
+                if last - first > len(chunk):  # some are repeated
+                    taken = rows.index_select(0, self._index(sources[part] - start))
+                pooled.index_copy_(0, self._index(targets[part]), taken)
+        return pooled
+
+    def _distinct(self, windows: npt.ArrayLike) -> tuple[Cells, Cells]:
+        """Check windows; return each once, and which of these every one is."""
+        cells = np.asarray(windows, dtype=np.intp).reshape(-1, 4)
+        sides = self._base.shape[:2]
+        inside = (cells[:, :2] >= 0).all() and (cells[:, 2:] <= np.array(sides)).all()
+        if not inside or (cells[:, :2] >= cells[:, 2:]).any():
+            raise ConfigError(
+                f"windows must hold cells, and lie within a map of {tuple(sides)} of them"
+            )
+        numbers = np.ravel_multi_index(tuple(cells.T), [side + 1 for side in (*sides, *sides)])
+        _, first, repeats = np.unique(numbers, return_index=True, return_inverse=True)
+        return cells[first], repeats
+
+    def _maxima(self, bins: _Bins) -> torch.Tensor:
+        """Return the maxima of the bins of windows of one kind, n x level x level x C."""
+        a, more_rows, b, more_columns = bins.kind[0].tolist()
+        table = self._table(a, b)
+        flat, width = table.flatten(0, 1), table.shape[1]
+        found: torch.Tensor | None = None
+        for y in (bins.top, bins.bottom - (1 << a))[: 1 + more_rows]:
+            for x in (bins.left, bins.right - (1 << b))[: 1 + more_columns]:
+                places = (y * width)[:, :, None] + x[:, None, :]
+                corner = flat.index_select(0, self._index(places.ravel()))
+                found = corner if found is None else torch.maximum(found, corner, out=found)
+        assert found is not None
+        return found.unflatten(0, places.shape)
+
+    def _table(self, a: int, b: int) -> torch.Tensor:
+        """Return the maxima of 2**a x 2**b cells from every cell on, within the map."""
+        if (a, b) not in self._tables:
+            smaller = self._table(a - 1, b) if a else self._table(a, b - 1)
+            axis, shift = (0, 1 << (a - 1)) if a else (1, 1 << (b - 1))
+            length = smaller.shape[axis] - shift
+            self._tables[a, b] = torch.maximum(
+                smaller.narrow(axis, 0, length), smaller.narrow(axis, shift, length)
+            )
+        return self._tables[a, b]
+
+    def _index(self, places: Cells) -> torch.Tensor:
+        return torch.from_numpy(places).to(self._base.device)
 
 
-def _pool_chunk(tables: _Tables, cells: Cells, levels: tuple[int, ...]) -> torch.Tensor:
-    """Pool some windows; levels that follow from others are derived from those."""
-    grids: dict[int, torch.Tensor] = {}
-    for level in determining_levels(levels):
-        grids[level] = tables.maxima(*_bins(cells, level)).unflatten(1, (level, level))
+class _Bins(NamedTuple):
+    """Bounds of the bins of n windows at a level, by the floor/ceil rule, each n x level.
+
+    `kind`, n x 4, says for rows and for columns which power of two is the largest in all of a
+    window's bins, and whether some are longer; none is longer than twice that.
+    """
+
+    top: Cells
+    bottom: Cells
+    left: Cells
+    right: Cells
+    kind: Cells
+
+    def take(self, chosen: Cells) -> _Bins:
+        """Return those of some windows."""
+        return _Bins._make(each[chosen] for each in self)
+
+
+def _bins(cells: Cells, level: int) -> _Bins:
+    steps, bounds, kinds = np.arange(level), [], []
+    for axis in (0, 1):
+        first, side = cells[:, axis, None], (cells[:, axis + 2] - cells[:, axis])[:, None]
+        low, high = first + steps * side // level, first - (-(steps + 1) * side // level)
+        lengths = high - low
+        power = np.frexp(lengths.min(axis=1))[1] - 1  # a whole logarithm
+        bounds += [low, high]
+        kinds += [power, lengths.max(axis=1) > 1 << power]
+    return _Bins._make([*bounds, np.stack(kinds, axis=1).astype(np.intp)])
+
+
+def _runs(kinds: Cells, most: int) -> Iterator[tuple[int, int]]:
+    """Yield start and stop of rows that are equal, at most so many."""
+    changes = np.flatnonzero((kinds[1:] != kinds[:-1]).any(axis=1)) + 1
+    for start, stop in itertools.pairwise([0, *changes.tolist(), len(kinds)]):
+        for begin in range(start, stop, most):
+            yield begin, min(begin + most, stop)
+
+
+def _pyramid(grids: dict[int, torch.Tensor], levels: tuple[int, ...]) -> torch.Tensor:
+    """Derive the other levels from those whose bins are there; return all side by side."""
     for level in sorted(set(levels) - set(grids), reverse=True):
         finer = source_level(level, list(grids))
         assert finer is not None
@@ -151,69 +245,7 @@ def _pool_chunk(tables: _Tables, cells: Cells, levels: tuple[int, ...]) -> torch
             for column in range(step)
         ]
         grids[level] = functools.reduce(torch.maximum, offsets)
-    flat = [grids[level].permute(0, 3, 1, 2).flatten(1) for level in levels]
-    return torch.cat(flat, dim=1)
-
-
-def _bins(cells: Cells, level: int) -> tuple[Cells, Cells, Cells, Cells]:
-    """Return top, left, bottom and right of all bins of windows, by the floor/ceil rule."""
-    steps = np.arange(level)
-    bounds = []
-    for axis in (0, 1):
-        side = (cells[:, axis + 2] - cells[:, axis])[:, None]
-        bounds.append(cells[:, axis : axis + 1] + steps * side // level)
-        bounds.append(cells[:, axis : axis + 1] - (-(steps + 1) * side // level))
-    top, bottom, left, right = bounds
-
-    def grid(rows: Cells, columns: Cells, take: int) -> Cells:
-        pair = np.broadcast_arrays(rows[:, :, None], columns[:, None, :])
-        return pair[take].reshape(len(cells), -1)
-
-    return grid(top, left, 0), grid(top, left, 1), grid(bottom, right, 0), grid(bottom, right, 1)
-
-
-class _Tables:
-    """Maxima of all rectangles of a map whose sides are powers of two, made when first needed."""
-
-    def __init__(self, map: torch.Tensor) -> None:
-        self._base = map.permute(1, 2, 0).contiguous()  # a look-up reads all channels of a cell
-        self._made: dict[tuple[int, int], torch.Tensor] = {(0, 0): self._base}
-
-    def _table(self, a: int, b: int) -> torch.Tensor:
-        """Return the maxima of 2**a x 2**b cells from every cell on, within the map."""
-        if (a, b) not in self._made:
-            smaller = self._table(a - 1, b) if a else self._table(a, b - 1)
-            axis, shift = (0, 1 << (a - 1)) if a else (1, 1 << (b - 1))
-            length = smaller.shape[axis] - shift
-            self._made[a, b] = torch.maximum(
-                smaller.narrow(axis, 0, length), smaller.narrow(axis, shift, length)
-            )
-        return self._made[a, b]
-
-    def maxima(self, top: Cells, left: Cells, bottom: Cells, right: Cells) -> torch.Tensor:
-        """Return the maxima of rectangles, n x bins x C."""
-        rows = np.frexp(bottom - top)[1] - 1  # whole logarithms
-        columns = np.frexp(right - left)[1] - 1
-        channels = self._base.shape[2]
-        found = self._base.new_empty((*top.shape, channels))
-        for a, b in {*zip(rows.ravel().tolist(), columns.ravel().tolist(), strict=True)}:
-            table = self._table(a, b)
-            chosen = np.nonzero((rows == a) & (columns == b))
-            ends = (bottom[chosen] - (1 << a), right[chosen] - (1 << b))
-            flat, width = table.reshape(-1, channels), table.shape[1]
-            corners = [
-                self._look_up(flat, y * width + x)
-                for y in (top[chosen], ends[0])[: 1 + bool(a)]
-                for x in (left[chosen], ends[1])[: 1 + bool(b)]
-            ]
-            largest = corners[0]
-            for corner in corners[1:]:
-                largest = torch.maximum(largest, corner)
-            found[tuple(torch.from_numpy(index) for index in chosen)] = largest
-        return found
-
-    def _look_up(self, flat: torch.Tensor, places: Cells) -> torch.Tensor:
-        return flat.index_select(0, torch.from_numpy(places).to(flat.device))
+    return torch.cat([grids[level].permute(0, 3, 1, 2).flatten(1) for level in levels], dim=1)
 
 
 def centres(side: int, cells: int) -> tuple[float, float]:

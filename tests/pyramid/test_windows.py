@@ -36,14 +36,15 @@ def windows_in_maps(draw):
         for side in sides
     ]
     pairs = draw(st.lists(st.tuples(*spans), min_size=1, max_size=80))
-    return sides, [(rows[0], columns[0], rows[1], columns[1]) for rows, columns in pairs]
+    windows = [(rows[0], columns[0], rows[1], columns[1]) for rows, columns in pairs]
+    return sides, windows * draw(st.sampled_from([1, 1, 3]))
 
 
 @settings(deadline=None)
 @given(
     given=windows_in_maps(),
     levels=st.lists(st.integers(1, 8), min_size=1, max_size=5, unique=True),
-    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
 )
 def test_windows_equal_those_cut_out_to_the_bit_at_all_levels(given, levels, dtype):
     sides, windows = given
@@ -69,6 +70,30 @@ def test_the_layout_of_a_map_in_memory_does_not_matter():
         assert pool_windows(same, windows, [3, 1]).equal(expected)
 
 
+@settings(deadline=None, max_examples=25)
+@given(given=windows_in_maps(), seed=st.integers(0, 99), share=st.floats(0, 0.3))
+def test_nan_and_infinity_are_pooled_as_by_torch(given, seed, share):
+    sides, windows = given
+    map, random = random_map(*sides), np.random.default_rng(seed)
+    for value in (float("nan"), float("inf"), -float("inf")):
+        map[torch.from_numpy(random.random(tuple(map.shape)) < share)] = value
+    found, expected = pool_windows(map, windows, [4, 3, 2]), cut_and_pooled(map, windows, [4, 3, 2])
+    assert torch.allclose(found, expected, 0, 0, equal_nan=True)
+
+
+def test_no_window_depends_on_the_others():
+    map = random_map(21, 19, channels=5, dtype=torch.float16)
+    random = np.random.default_rng(0)
+    corners = random.integers(0, 19, (700, 2))
+    windows = np.concatenate(
+        [corners, np.minimum(corners + random.integers(1, 21, (700, 2)), 19)], 1
+    )
+    together = pool_windows(map, windows)
+    apart = [pool_windows(map, windows[start : start + 97]) for start in range(0, 700, 97)]
+    assert torch.cat(apart).equal(together)
+    assert pool_windows(map, windows[:50], [1]).equal(together[:50, -5:])
+
+
 def test_nan_reaches_the_windows_that_hold_it_and_no_others():
     map = torch.zeros(1, 5, 5)
     map[0, 2, 2] = float("nan")
@@ -86,6 +111,11 @@ def test_no_windows_give_no_rows():
 def test_windows_without_cells_or_beyond_the_map_are_refused(window):
     with pytest.raises(ConfigError, match=r"lie within a map of \(4, 5\)"):
         pool_windows(random_map(4, 5), [window], [1])
+
+
+def test_what_is_no_map_is_refused():
+    with pytest.raises(ConfigError, match=r"shape \(C, h, w\), not \(4, 5\)"):
+        pool_windows(torch.zeros(4, 5), [[0, 0, 1, 1]])
 
 
 def nearest_and_inside(low, high, count, stride, offset):
