@@ -129,7 +129,7 @@ class TimmBackbone(nn.Module):
     def maps_of(self, images: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
         """Compute some layers from N x 3 x H x W images in one pass."""
         found = {}
-        numbered = {at: int(at[5:]) - 1 for at in layers if at.startswith(("stage", "block"))}
+        numbered = {at: int(at[5:]) - 1 for at in layers if _is_numbered(at)}
         indices = sorted(numbered.values())
         how = {"indices": indices, "norm": True, "output_fmt": "NCHW"}
         last = None
@@ -171,6 +171,10 @@ class TimmBackbone(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Return vector layers as `maps_of` gave them."""
         return {layer: maps[layer] for layer in layers}
+
+
+def _is_numbered(layer: str) -> bool:
+    return layer.startswith(("stage", "block"))
 
 
 # ---- what is known of a model ----
@@ -367,10 +371,20 @@ def _create(name: str, **options: Any) -> nn.Module:
     raise AssertionError
 
 
+def _passes(names: Sequence[str]) -> list[list[str]]:
+    """Divide layers into those that timm computes by one function each, if there are both."""
+    numbered = [name for name in names if _is_numbered(name)]
+    others = [name for name in names if name not in numbered]
+    return [numbered, others] if numbered and others else []
+
+
 def _settled(
     model: nn.Module, info: BackboneInfo, layers: Sequence[LayerInfo], sha256: str
 ) -> TimmBackbone:
-    """Fold batch norms and take maps channels-last where that computes the same on noise."""
+    """Fold batch norms and take maps channels-last where that computes the same on noise.
+
+    A model is refused whose `forward_intermediates` ends elsewhere than its `forward_features`.
+    """
     names = [layer.name for layer in layers]
     plain = TimmBackbone(model, info, names, sha256)
     side = info.only_side or max(info.min_side, _nearest_multiple(64, info.grid))
@@ -380,6 +394,14 @@ def _settled(
         expected = [plain.maps_of(each, names) for each in images]
         if not all(values.isfinite().all() for one in expected for values in one.values()):
             raise WeightsError(f"weights of '{info.name}' give numbers that are not finite")
+        for part in _passes(names):
+            apart = plain.maps_of(images[0], part)
+            for name in part:
+                if not are_same(apart[name], expected[0][name]):
+                    raise ConfigError(
+                        f"layer: '{name}' of '{info.name}' becomes something else beside "
+                        f"{', '.join(other for other in names if other not in part)}; take it alone"
+                    )
         folded = copy.deepcopy(plain)
         fold_batch_norms(folded.model)
         folded.channels_last = all(layer.kind == "map" for layer in layers)
