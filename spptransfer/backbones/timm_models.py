@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from spptransfer.backbones.info import BackboneInfo, LayerInfo, WeightsSource
+from spptransfer.backbones.info import TIMM, BackboneInfo, LayerInfo, WeightsSource
 from spptransfer.backbones.loading import digest, fold_batch_norms, read_tensors
 from spptransfer.backbones.modules import are_same, noise
 from spptransfer.errors import ConfigError, WeightsError, suggestion
 
-PREFIX, PRETRAINED = "timm/", "pretrained"
-_INSTALL = "pip install 'spptransfer[timm]'"
+# How names of weights on the hub end: of files that are read safely, and of those beside them.
+_SAFE, _UNSAFE = "model.safetensors", "pytorch_model.bin"
 # What makes a model take images of any size, for those that know the word.
 _ARGUMENTS: tuple[dict[str, Any], ...] = (
     {"dynamic_img_size": True},
@@ -47,7 +47,10 @@ _declared: list[Any] = []
 def import_timm() -> Any:
     """Import timm."""
     if None in map(importlib.util.find_spec, ("timm", "torchvision")):
-        raise ConfigError(f"backbone: the models of timm need timm, which is missing: {_INSTALL}")
+        raise ConfigError(
+            "backbone: the models of timm need timm, which is missing: "
+            "pip install 'spptransfer[timm]'"
+        )
     try:
         _declare_operators()
         return importlib.import_module("timm")
@@ -77,15 +80,15 @@ def _declare_operators() -> None:
         _declared.append(declared)
 
 
-def names(pattern: str = PREFIX + "*") -> list[str]:
+def names(pattern: str = TIMM + "*") -> list[str]:
     """List the models with their tags whose names fit a pattern such as ``timm/*dinov2*``."""
-    found = import_timm().list_models(pattern.removeprefix(PREFIX), include_tags=True)
-    return [PREFIX + name for name in found]
+    found = import_timm().list_models(pattern.removeprefix(TIMM), include_tags=True)
+    return [TIMM + name for name in found]
 
 
 def _config(name: str) -> Any:
     """Return timm's configuration of a model, that of its default tag where none is named."""
-    timm, model = import_timm(), name.removeprefix(PREFIX)
+    timm, model = import_timm(), name.removeprefix(TIMM)
     architecture, _, tag = model.partition(".")
     if not timm.is_model(architecture):
         known = timm.list_models()
@@ -185,7 +188,7 @@ def describe(name: str) -> BackboneInfo:
     """Describe a model by its name, that of its default tag where none is named."""
     config = _config(name)
     tag = [config.tag] if config.tag else []
-    return _sketch(PREFIX + ".".join([config.architecture, *tag])).info
+    return _sketch(TIMM + ".".join([config.architecture, *tag])).info
 
 
 def sketch(info: BackboneInfo, layer: str) -> TimmBackbone:
@@ -295,12 +298,12 @@ def _weights(config: Any) -> dict[str, WeightsSource]:
     """Describe the file of a tag on the hub; only what can be read safely."""
     if not config.hf_hub_id:
         return {}
-    file = (config.hf_hub_filename or "model.safetensors").replace("pytorch_model.bin", "model.bin")
-    licence, repository = config.license or "unknown", config.hf_hub_id
-    source = WeightsSource(
-        file.replace(".bin", ".safetensors"), "", licence, None, repository=repository
-    )
-    return {PRETRAINED: source}
+    file, licence = config.hf_hub_filename or _SAFE, config.license or "unknown"
+    return {
+        "pretrained": WeightsSource(
+            file.replace(_UNSAFE, _SAFE), "", licence, None, repository=config.hf_hub_id
+        )
+    }
 
 
 # ---- a model with its weights ----
@@ -341,7 +344,7 @@ def layers_fitting(info: BackboneInfo, path: Path) -> tuple[str, ...]:
 
 def notes_on_file(name: str, info: BackboneInfo) -> list[str]:
     """Say what a file of the user's cannot: what it is taken for."""
-    architecture = info.name.removeprefix(PREFIX).partition(".")[0]
+    architecture = info.name.removeprefix(TIMM).partition(".")[0]
     twin = architecture.removeprefix("tf_")
     twin = f"tf_{architecture}" if twin == architecture else twin
     notes = []
@@ -362,7 +365,7 @@ def _create(name: str, **options: Any) -> nn.Module:
     for arguments in _ARGUMENTS:
         try:
             model: nn.Module = import_timm().create_model(
-                name.removeprefix(PREFIX), num_classes=0, **options, **arguments
+                name.removeprefix(TIMM), num_classes=0, **options, **arguments
             )
             return model
         except TypeError:
