@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (".safetensors", ".pth")
 # Younger than this, a file can change once more without its time stamp showing it.
 _SETTLED_NANOSECONDS = 2 * 10**9
+_hashed: dict[str, str] = {}
 
 
 def default_dir() -> Path:
@@ -52,7 +53,10 @@ def random_seed(weights: str) -> int | None:
 
 
 def sha256_of(path: Path, hash_cache_dir: Path | None = None) -> str:
-    """Return the SHA-256 of a weights file, remembered by its path, size and modification time."""
+    """Return the SHA-256 of a weights file, remembered by its path, size and modification time.
+
+    By this process, and in a folder if it is there: making one is for who writes features to it.
+    """
     memory = hash_cache_dir and hash_cache_dir / "weights-sha256.json"
     known: dict[str, str] = {}
     try:
@@ -63,15 +67,14 @@ def sha256_of(path: Path, hash_cache_dir: Path | None = None) -> str:
                 known = dict(json.loads(memory.read_text(encoding="utf-8")))
         if state in known:
             return known[state]
-        sha256 = files.sha256_of(path)
+        sha256 = _hashed.get(state) or files.sha256_of(path)
     except OSError as error:
         raise WeightsError(f"weights '{path}' cannot be read: {error.strerror}") from error
-    if memory and time.time_ns() - status.st_mtime_ns > _SETTLED_NANOSECONDS:
-        try:
-            files.make_folder(memory.parent)
-            files.write_text(memory, json.dumps(known | {state: sha256}, indent=1))
-        except CacheError as error:  # only costs time
-            logger.debug("hash of '%s' not remembered: %s", state, error)
+    if time.time_ns() - status.st_mtime_ns > _SETTLED_NANOSECONDS:
+        _hashed[state] = sha256
+        if memory and memory.parent.is_dir():
+            with contextlib.suppress(CacheError):  # only costs time
+                files.write_text(memory, json.dumps(known | {state: sha256}, indent=1))
     return sha256
 
 
