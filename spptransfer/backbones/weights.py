@@ -177,19 +177,8 @@ class BackboneRef:
     def weights_sha256(self) -> str:
         """Identify the weights by their content, and fetch them where they are absent.
 
-        Torch is imported for random weights and registered backbones only.
-
-        Returns
-        -------
-        str
-            SHA-256 in hexadecimal: of the file's bytes, or of the tensors where weights are
-            drawn from a seed; what a registered backbone says.
-
-        Raises
-        ------
-        WeightsError
-            If the weights are absent and cannot be fetched, or an official file is not what its
-            publisher put out.
+        It is the SHA-256 of the file's bytes, or of the tensors where weights are drawn from a
+        seed, or what a registered backbone says; only for the last two torch is imported.
         """
         if registry.builder(self.name):
             return registry.built(self.name, self.weights)[1]
@@ -301,13 +290,7 @@ def load(
 
 
 def layers_within(reference: BackboneRef) -> tuple[str, ...]:
-    """List the layers of a backbone that weights suffice for, in the order of computation.
-
-    Examples
-    --------
-    >>> layers_within(BackboneRef("spp-mini", "embedded"))[-2:]
-    ('fc6', 'fc7')
-    """
+    """List the layers of a backbone that weights suffice for, in the order of computation."""
     info = reference.info
     if registry.builder(info.name) or random_seed(reference.weights) is not None:
         return tuple(layer.name for layer in info.layers)
