@@ -270,20 +270,7 @@ def read_pipeline(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -
 
 
 def parse_pipeline(values: Mapping[str, Any]) -> Pipeline:
-    """Check a pipeline given as a mapping.
-
-    Raises
-    ------
-    ConfigError
-        As `read_pipeline`.
-
-    Examples
-    --------
-    >>> parse_pipeline({"dataset": {"name": "demo"}, "protocl": {"name": "folder"}})
-    Traceback (most recent call last):
-        ...
-    spptransfer.errors.ConfigError: unknown key 'protocl'; did you mean 'protocol'? ...
-    """
+    """Check a pipeline given as a mapping."""
     return check(Pipeline, values)
 
 

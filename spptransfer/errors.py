@@ -57,25 +57,7 @@ class OutputError(SPPTransferError, OSError):
 
 
 def suggestion(name: str, allowed: Iterable[str]) -> str:
-    """Say which allowed name a misspelt one probably meant.
-
-    Parameters
-    ----------
-    name : str
-        What the user wrote.
-    allowed : iterable of str
-        The names that exist.
-
-    Returns
-    -------
-    str
-        ``"did you mean 'x'? allowed: x, y"`` or, without a near name, ``"allowed: x, y"``.
-
-    Examples
-    --------
-    >>> suggestion("alexnt", ["alexnet", "vgg16"])
-    "did you mean 'alexnet'? allowed: alexnet, vgg16"
-    """
+    """Say which name a misspelt one probably meant: "did you mean 'x'? allowed: x, y"."""
     names = [str(item) for item in allowed]
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""

@@ -37,15 +37,6 @@ def atomic_write(path: Path, needed: int = 0) -> Iterator[Path]:
 
     Whatever happens before the rename leaves `path` as it was; the temporary file is removed, and
     after a kill `remove_leftovers` does so.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> with atomic_write(folder / "note.txt") as temporary:
-    ...     _ = temporary.write_text("whole")
-    >>> [file.name for file in folder.iterdir()]
-    ['note.txt']
     """
     with os_errors_as_cache_error(path, needed), temporary_name(path) as temporary:
         check_space(path, needed)
@@ -56,14 +47,7 @@ def atomic_write(path: Path, needed: int = 0) -> Iterator[Path]:
 
 
 def expand_path(path: str | os.PathLike[str]) -> Path:
-    """Put the home folder and environment variables into a path that a user wrote.
-
-    Examples
-    --------
-    >>> os.environ["PHOTOS"] = "/data/photos"
-    >>> expand_path("$PHOTOS/cats").as_posix()
-    '/data/photos/cats'
-    """
+    """Put the home folder and environment variables into a path that a user wrote."""
     return Path(os.path.expandvars(os.path.expanduser(path)))
 
 
@@ -172,13 +156,7 @@ def make_folder(folder: Path) -> None:
 
 
 def human_bytes(count: int) -> str:
-    """Format a number of bytes with a unit.
-
-    Examples
-    --------
-    >>> human_bytes(812), human_bytes(3_456_789)
-    ('812 B', '3.5 MB')
-    """
+    """Format a number of bytes with a unit."""
     size, units = float(count), ["B", "kB", "MB", "GB", "TB"]
     while size >= 1000 and len(units) > 1:
         size, units = size / 1000, units[1:]
@@ -200,16 +178,7 @@ def check_space(path: Path, needed: int) -> None:
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path, what: str) -> Iterator[None]:
-    """Acquire the writer lock of a file or folder; it is released however the process ends.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> lock = Path(tempfile.mkdtemp()) / "a.lock"
-    >>> with exclusive_lock(lock, "the cache 'a.h5'"):
-    ...     lock.exists()
-    True
-    """
+    """Acquire the writer lock of a file or folder; it is released however the process ends."""
     import filelock
 
     lock = filelock.FileLock(path, is_singleton=False, thread_local=False)

@@ -20,15 +20,7 @@ _UTF8 = ("utf-8", "surrogateescape")  # names of files that are no UTF-8 come as
 
 
 def encode(texts: Iterable[str]) -> Encoded:
-    r"""Encode strings as fixed-width UTF-8, which every HDF5 reader understands.
-
-    Examples
-    --------
-    >>> encode(["a", "bc"])
-    array([b'a', b'bc'], dtype='|S2')
-    >>> decode(encode(["caf\xe9"]))
-    ['café']
-    """
+    """Encode strings as fixed-width UTF-8, which every HDF5 reader understands."""
     remaining, chunks = iter(texts), [np.empty(0, "S1")]
     while chunk := list(islice(remaining, _CHUNK)):
         try:
@@ -81,13 +73,7 @@ class Ids(Sequence[str]):
 
     @classmethod
     def sort(cls, texts: Iterable[str]) -> Ids:
-        """Collect strings in the order of their code points.
-
-        Examples
-        --------
-        >>> Ids.sort(["b", "a"])
-        Ids(['a', 'b'])
-        """
+        """Collect strings in the order of their code points."""
         return cls(np.sort(encode(texts)))
 
     def __len__(self) -> int:
@@ -138,13 +124,7 @@ class Ids(Sequence[str]):
         return Ids(self.encoded.astype(f"S{longest}", copy=False))
 
     def sha256(self) -> str:
-        """Return a hash of the strings and their order.
-
-        Examples
-        --------
-        >>> Ids(["a", "bc"]).sha256() == Ids(["ab", "c"]).sha256()
-        False
-        """
+        """Return a hash of the strings and their order."""
         encoded = self.narrow().encoded
         hasher = hashlib.sha256(encoded.dtype.str.encode())
         hasher.update(np.ascontiguousarray(encoded).tobytes())
@@ -179,13 +159,7 @@ class Ids(Sequence[str]):
         return found
 
     def repetition(self) -> tuple[int, int] | None:
-        """Return the positions of the first string that was there before, and of where it was.
-
-        Examples
-        --------
-        >>> Ids(["a", "b", "c", "b", "a"]).repetition()
-        (1, 3)
-        """
+        """Return the positions of the first string that was there before, and of where it was."""
         again = self.encoded[self._order[1:]] == self.encoded[self._order[:-1]]
         if not again.any():
             return None

@@ -100,13 +100,7 @@ class Rendering(NamedTuple):
 
 
 def description() -> dict[str, Any]:
-    """Describe the decoding and resizing that a feature's value depends on.
-
-    Examples
-    --------
-    >>> description()["resize"]
-    'bilinear, antialiased, 8 bits (torch; Pillow from 2**22 pixels on or to a width of 1)'
-    """
+    """Describe the decoding and resizing that a feature's value depends on."""
     return {
         "orientation": "turned upright once",
         "transparency": "composited onto white",
@@ -139,13 +133,7 @@ def read_bytes(path: str | os.PathLike[str], most: int = -1) -> bytes:
 
 
 def content_digest(data: bytes) -> str:
-    """Return the SHA-256 of a file's content, by which a changed image is recognised.
-
-    Examples
-    --------
-    >>> content_digest(b"")[:12]
-    'e3b0c44298fc'
-    """
+    """Return the SHA-256 of a file's content, by which a changed image is recognised."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -182,13 +170,7 @@ def decode(data: bytes, reduction: int = 1) -> Image.Image:
 
 
 def from_array(array: npt.ArrayLike) -> Image.Image:
-    """Take an array as an image, with the same rules as for files.
-
-    Examples
-    --------
-    >>> from_array(np.zeros((2, 5), dtype=np.uint8)).size
-    (5, 2)
-    """
+    """Take an array as an image, with the same rules as for files."""
     samples = np.asarray(array)
     if samples.dtype != np.uint8:
         raise ImageError(f"an image array must hold uint8, not {samples.dtype}")
@@ -285,11 +267,6 @@ def render(
     """Resize an RGB image to a view at a scale; the parameters are those of `Rendering`.
 
     Of an image that was decoded at a fraction of it, `size` is height and width.
-
-    Examples
-    --------
-    >>> render(Image.new("RGB", (500, 375)), 224).shape
-    (224, 299, 3)
     """
     height, width = size or (image.height, image.width)
     if view != "center_crop":
@@ -312,13 +289,7 @@ def reduction_of(shorter: int, scale: int) -> int:
 
 
 def resize(image: Image.Image, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Resize an RGB image.
-
-    Examples
-    --------
-    >>> resize(Image.new("RGB", (4, 2), (9, 8, 7)), 1, 2).tolist()
-    [[[9, 8, 7], [9, 8, 7]]]
-    """
+    """Resize an RGB image."""
     if (image.height, image.width) == (height, width):
         return np.array(image)
     # Of images that become one pixel wide, torch makes different ones on different processors.

@@ -445,13 +445,7 @@ def metrics_of(multi_label: bool) -> tuple[str, ...]:
 
 
 def metric_named(name: str) -> Metric:
-    """Look a metric up by its full name.
-
-    Examples
-    --------
-    >>> metric_named("overall accuracy").kind
-    'single-label'
-    """
+    """Look a metric up by its full name."""
     if name not in METRICS:
         raise ConfigError(f"unknown metric '{name}'; {suggestion(name, METRICS)}")
     return METRICS[name]

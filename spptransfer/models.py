@@ -177,13 +177,7 @@ class TransferModel:
         )
 
     def selection(self) -> Selection:
-        """Say which layers, levels and scales make up the columns, and how they are put together.
-
-        Raises
-        ------
-        SPPTransferError
-            If they do not follow from the spec.
-        """
+        """Say which layers, levels and scales make up the columns, put together in which way."""
         info = BackboneRef(self.spec.backbone, self.weights).info
         channels = info.channels_of(self.layers)
         chosen = (self.levels, self.scales, self.combine, self.layers)

@@ -255,8 +255,8 @@ def override(
 ) -> dict[str, Any]:
     """Copy nested mappings with the values replaced that ``section.key=value`` names.
 
-    Where the schema wants a string the text is one as it is, as a shell hands it on; elsewhere
-    it is a value in YAML.
+    Where the schema wants a string, or a list of them, the text is one as it is, as a shell hands
+    it on; elsewhere, and between brackets, it is a value in YAML.
 
     Examples
     --------
@@ -278,40 +278,45 @@ def override(
         given.append((name, text, value, problem))
     changed = dict(values)
     for name, text, value, problem in given:
-        if not _is_text(schema, name.strip().split("."), read, text):
-            if problem:
-                raise ConfigError(problem)
-            text = value
-        changed = replace(changed, name, text, "--set")
+        kinds = _kinds_at(schema, name.strip().split("."), read) - {type(None)}
+        is_list = kinds == {(str,)} and text.lstrip().startswith("[")
+        if kinds in ({str}, {(str,)}) and text != "null" and not is_list:
+            value = text
+        elif problem:
+            raise ConfigError(problem)
+        elif is_list:
+            value = yaml.load(text, _TextLoader)
+        changed = replace(changed, name, value, "--set")
     return changed
 
 
-def _is_text(schema: Schema, keys: Sequence[str], values: Any, text: str) -> bool:
-    """Tell whether a schema takes nothing but a string, or ``null``, at a place."""
+def _kinds_at(schema: Schema, keys: Sequence[str], values: Any) -> set[Any]:
+    """Return the types that a schema takes at a place; none where it does not know the place."""
     for key in keys[:-1]:
         field = schema.model_fields.get(key)
         values = values.get(key) if isinstance(values, Mapping) else None
         if field is None:
-            return False
+            return set()
         name = values.get("name") if isinstance(values, Mapping) else None
         inner = _choices(field).get(str(name)) or _section_in(field.annotation)
         if inner is None:
-            return False
+            return set()
         schema = inner
     field = schema.model_fields.get(keys[-1])
-    kinds = set() if field is None else set(_kinds(field.annotation))
-    return str in kinds and kinds <= {str, type(None)} and text != "null"
+    return set() if field is None else set(_kinds(field.annotation))
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:
-    """Go through the types that a field may have."""
-    if get_origin(annotation) is Literal:
-        yield from map(type, get_args(annotation))
-    elif get_origin(annotation) is Annotated:
-        yield from _kinds(get_args(annotation)[0])
-    elif get_origin(annotation) in (Union, UnionType):
-        for inner in get_args(annotation):
-            yield from _kinds(inner)
+    """Go through the types that a field may have; those of a list's items are in a tuple."""
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        yield from map(type, inside)
+    elif origin is Annotated:
+        yield from _kinds(inside[0])
+    elif origin in (Union, UnionType):
+        yield from (kind for each in inside for kind in _kinds(each))
+    elif origin is tuple:
+        yield tuple({kind for each in inside if each is not Ellipsis for kind in _kinds(each)})
     else:
         yield annotation
 
@@ -335,6 +340,10 @@ class _Loader(yaml.SafeLoader):
     """YAML's safe subset with the numbers and words of YAML 1.2, in which no key occurs twice."""
 
 
+class _TextLoader(_Loader):
+    """The same where every word is text."""
+
+
 def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
     for key in keys:
@@ -350,6 +359,7 @@ def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
     return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
 
+_TextLoader.yaml_implicit_resolvers = {}
 _Loader.yaml_implicit_resolvers = {}
 # The core schema of YAML 1.2: 010 is ten, 1e-1 is a number, 1:30, 1_000 and 2024-01-05 are text.
 for _tag, _pattern in {

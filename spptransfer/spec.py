@@ -116,13 +116,7 @@ class FeatureSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FeatureSpec:
-        """Rebuild a spec from `to_dict`'s values.
-
-        Raises
-        ------
-        CacheError
-            If a field is missing, unknown or of another type.
-        """
+        """Rebuild a spec from `to_dict`'s values."""
         try:
             spec = cls(**values)
             texts = (spec.backbone, spec.weights_sha256, *spec.layers)
@@ -144,14 +138,7 @@ class FeatureSpec:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def differences(self, other: FeatureSpec) -> list[str]:
-        """List in words the fields that differ, with both values.
-
-        Examples
-        --------
-        >>> spec = FeatureSpec(backbone="alexnet", weights_sha256="e7", layers=("spp",))
-        >>> spec.differences(dataclasses.replace(spec, scales=(392,)))
-        ['scales: [224] is not [392]']
-        """
+        """List in words the fields that differ, with both values."""
         mine, theirs = self.to_dict(), other.to_dict()
         return [
             f"{name}: {_plain(mine[name])} is not {_plain(theirs[name])}"
@@ -164,12 +151,6 @@ class FeatureSpec:
 
         That is so if they differ at most in layers, levels and scales, and every one of the other
         spec's is stored here or follows from what is stored.
-
-        Examples
-        --------
-        >>> spec = FeatureSpec(backbone="alexnet", weights_sha256="e7", layers=("conv4", "spp"))
-        >>> spec.covers(dataclasses.replace(spec, layers=("spp",), levels=(3,)))
-        True
         """
         stored = {name: getattr(self, name) for name in ("layers", "vectors", "levels", "scales")}
         if not other.levels:  # how maps are pooled is nothing to vectors
@@ -183,16 +164,7 @@ class FeatureSpec:
         return levels and layers <= set(self.layers) and scales <= set(self.scales)
 
     def levels_of(self, layer: str) -> tuple[int | None, ...]:
-        """Return the stored levels of a layer; a vector is stored under None.
-
-        Examples
-        --------
-        >>> spec = FeatureSpec(
-        ...     backbone="alexnet", weights_sha256="e7", layers=("fc6", "spp"), vectors=("fc6",)
-        ... )
-        >>> spec.levels_of("spp"), spec.levels_of("fc6")
-        ((6,), (None,))
-        """
+        """Return the stored levels of a layer; a vector is stored under None."""
         return (None,) if layer in self.vectors else self.levels
 
     def source_of(self, level: int) -> int | None:
@@ -208,15 +180,7 @@ class FeatureSpec:
 
 
 def shared_part(spec: FeatureSpec) -> FeatureSpec:
-    """Return what specs that one pass of a network can serve have in common, whatever the pass.
-
-    Examples
-    --------
-    >>> spec = FeatureSpec(backbone="alexnet", weights_sha256="e7", layers=("conv4",))
-    >>> fc6 = dataclasses.replace(spec, layers=("fc6",), levels=(), scales=(392,))
-    >>> shared_part(spec) == shared_part(fc6)
-    True
-    """
+    """Return what specs that one pass of a network can serve have in common, whatever the pass."""
     return dataclasses.replace(
         spec,
         layers=("",),
@@ -235,13 +199,7 @@ def layers_of(specs: Iterable[FeatureSpec]) -> tuple[str, ...]:
 
 
 def check_layers(layers: str | Sequence[str]) -> tuple[str, ...]:
-    """Validate names of layers, one or several, and keep their order.
-
-    Examples
-    --------
-    >>> check_layers("spp"), check_layers(["spp", "fc6"])
-    (('spp',), ('spp', 'fc6'))
-    """
+    """Validate names of layers, one or several, and keep their order."""
     several = isinstance(layers, Sequence) and not isinstance(layers, str)
     checked: tuple[Any, ...] = tuple(layers) if several else (layers,)
     if not checked:
@@ -270,13 +228,7 @@ def _derivation(pooling: Pooling, flip: bool) -> Pooling:
 
 
 def check_scales(scales: Iterable[int]) -> tuple[int, ...]:
-    """Validate scales and keep their order.
-
-    Examples
-    --------
-    >>> check_scales([224, 392])
-    (224, 392)
-    """
+    """Validate scales and keep their order."""
     checked = tuple(scales)
     if not checked or any(type(scale) is not int or scale < 1 for scale in checked):
         raise ConfigError(f"scales: {list(checked)} must be pixels of the smaller side, as [224]")

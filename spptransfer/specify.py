@@ -101,28 +101,14 @@ def levels_and_scales(
     levels: Sequence[int] | None,
     scales: Sequence[int] | None,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Validate lists of levels and scales, and take the backbone's own where there is none.
-
-    Examples
-    --------
-    >>> levels_and_scales(BackboneRef("resnet50", "imagenet").info, ["spp"], None, [320])
-    ((3, 2, 1), (320,))
-    """
+    """Validate lists of levels and scales, and take the backbone's own where there is none."""
     levels = info.default_levels(layers) if levels is None else levels
     scales = info.default_scales if scales is None else scales
     return whole_numbers("levels", levels, "[6, 3, 2, 1]"), whole_numbers("scales", scales, "[224]")
 
 
 def check_sides(info: BackboneInfo, scales: Sequence[int], view: View) -> None:
-    """Refuse scales and views that make images which a backbone does not take.
-
-    Examples
-    --------
-    >>> check_sides(BackboneRef("alexnet", "imagenet").info, [16], "full")
-    Traceback (most recent call last):
-    ...
-    spptransfer.errors.ConfigError: scales: 16 is too small for 'alexnet'; at least 31 pixels
-    """
+    """Refuse scales and views that make images which a backbone does not take."""
     only, sides = info.only_side, [view_size(1, 1, at, "warp", info.grid)[0] for at in scales]
     if only and (view == "full" or set(sides) != {only}):
         raise ConfigError(
@@ -143,13 +129,7 @@ def weights_sha256(backbone: Backbone | BackboneRef) -> str:
 
 
 def preprocessing_of(info: BackboneInfo) -> dict[str, Any]:
-    """Describe all between a file and a backbone's input that a feature's value depends on.
-
-    Examples
-    --------
-    >>> preprocessing_of(BackboneRef("alexnet", "imagenet").info)["mean"]
-    [0.485, 0.456, 0.406]
-    """
+    """Describe all between a file and a backbone's input that a feature's value depends on."""
     return {**images.description(), "mean": list(info.mean), "std": list(info.std)}
 
 
@@ -220,17 +200,7 @@ def _whole_map(
 
 
 def whole_numbers(name: str, values: Sequence[int], example: str) -> tuple[int, ...]:
-    """Validate a list of whole numbers, numpy's among them, and keep its order.
-
-    Examples
-    --------
-    >>> whole_numbers("scales", np.array([224, 392]), "[224]")
-    (224, 392)
-    >>> whole_numbers("scales", 224, "[224]")
-    Traceback (most recent call last):
-    ...
-    spptransfer.errors.ConfigError: scales: 224 must be a list of whole numbers, as [224]
-    """
+    """Validate a list of whole numbers, numpy's among them, and keep its order."""
     is_list = isinstance(values, Sequence) and not isinstance(values, (str, bytes))
     if not is_list and not (isinstance(values, np.ndarray) and values.ndim):
         raise ConfigError(f"{name}: {values!r} must be a list of whole numbers, as {example}")
@@ -238,13 +208,7 @@ def whole_numbers(name: str, values: Sequence[int], example: str) -> tuple[int, 
 
 
 def one_of(name: str, value: Any, allowed: Sequence[Any]) -> Any:
-    """Validate a value that is one of a few words.
-
-    Examples
-    --------
-    >>> one_of("storage", "float16", ("float32", "float16"))
-    'float16'
-    """
+    """Validate a value that is one of a few words."""
     if value not in allowed:
         raise ConfigError(f"{name}: {value!r} is unknown; {suggestion(str(value), allowed)}")
     return value

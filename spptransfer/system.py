@@ -13,25 +13,13 @@ import psutil
 
 
 def count_processors() -> int:
-    """Count the processors that this process may use.
-
-    Examples
-    --------
-    >>> count_processors() >= 1
-    True
-    """
+    """Count the processors that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # absent from macOS and Windows
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def processor_name() -> str:
-    """Name the processor as its maker does, where the system tells.
-
-    Examples
-    --------
-    >>> len(processor_name()) > 0
-    True
-    """
+    """Name the processor as its maker does, where the system tells."""
     with contextlib.suppress(OSError):  # Linux
         about = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
         if found := re.search(r"^model name\s*: (.+)$", about, re.MULTILINE):
@@ -41,13 +29,7 @@ def processor_name() -> str:
 
 
 def checkout() -> dict[str, str]:
-    """Return the commit of the checkout that this package runs from; nothing if it is installed.
-
-    Examples
-    --------
-    >>> set(checkout()) <= {"commit"}
-    True
-    """
+    """Return the commit of the checkout that this package runs from; nothing if it is installed."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return {}
@@ -66,11 +48,5 @@ def _output(command: list[str]) -> str:
 
 
 def available_memory() -> int:
-    """Return the bytes of memory that can be taken without swapping.
-
-    Examples
-    --------
-    >>> available_memory() > 0
-    True
-    """
+    """Return the bytes of memory that can be taken without swapping."""
     return int(psutil.virtual_memory().available)

@@ -6,7 +6,7 @@ from typing import Annotated
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from spptransfer.errors import ConfigError
 from spptransfer.sections import (
@@ -25,10 +25,15 @@ class Row(Section):
     label: str
 
 
+def listed(value):
+    return value if isinstance(value, list) else [value]
+
+
 class Part(Section):
     rows: tuple[Row, ...] = ()
     low: Annotated[int, Field(ge=0)] = 0
     high: int = 1
+    words: Annotated[tuple[str, ...], BeforeValidator(listed)] | None = None
 
     @model_validator(mode="after")
     def _ordered(self):
@@ -70,7 +75,7 @@ def mistake(values, where=""):
 @pytest.mark.parametrize(
     ("section", "told"),
     [
-        ({"lwo": 1}, "unknown key 'section.lwo'; did you mean 'low'? allowed: rows, low, high"),
+        ({"lwo": 1}, "unknown key 'section.lwo'; did you mean 'low'? allowed: rows, low, high, w"),
         ({"low": 3, "high": 2}, "section: low must be at most high"),
         ({"low": "a" * 99}, "section.low: input should be a valid integer, unable to parse"),
         ({"l\now": 1}, r"unknown key 'section.l\now'; did you mean 'low'?"),
@@ -168,6 +173,21 @@ def test_null_is_no_text_and_numbers_and_lists_are_yaml():
     found = check(Schema, override({}, [*given, "section.rows=[{label: '1'}]"], Schema))
     assert found.pet.place is None
     assert (found.section.high, found.section.rows) == (10, (Row(label="1"),))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("4", ("4",)),
+        ("conv 4 # b", ("conv 4 # b",)),
+        ("[4, 010, 'fc 6', yes]", ("4", "010", "fc 6", "yes")),
+        ("[null]", ("null",)),
+        ("null", None),
+    ],
+)
+def test_where_a_list_of_strings_is_wanted_so_is_its_only_one_or_each(text, words):
+    found = check(Schema, override({}, [f"section.words={text}"], Schema))
+    assert found.section.words == words
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from spptransfer.images import LONGEST
 if TYPE_CHECKING:
     import torch
 
+TIMM = "timm/"  # begins the names of timm's models
+
 
 @dataclass(frozen=True)
 class LayerInfo:

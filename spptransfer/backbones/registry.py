@@ -8,11 +8,10 @@ from dataclasses import replace
 from functools import cache
 
 from spptransfer.backbones.catalogue import NETWORKS, describe_network
-from spptransfer.backbones.info import Backbone, BackboneInfo
+from spptransfer.backbones.info import TIMM, Backbone, BackboneInfo
 from spptransfer.errors import ConfigError, suggestion
 from spptransfer.files import expand_path
 
-TIMM = "timm/"  # begins the names of timm's models
 Builder = Callable[[str | os.PathLike[str]], Backbone]
 _builders: dict[str, Builder] = {}
 _PARTS = ("info", "weights_sha256", "layers", "maps_of", "vectors_of")

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from spptransfer.backbones.info import BackboneInfo, LayerInfo, WeightsSource
+from spptransfer.backbones.info import TIMM, BackboneInfo, LayerInfo, WeightsSource
 from spptransfer.backbones.loading import digest, fold_batch_norms, read_tensors
 from spptransfer.backbones.modules import are_same, noise
 from spptransfer.errors import ConfigError, WeightsError, suggestion
 
-PREFIX, PRETRAINED = "timm/", "pretrained"
-_INSTALL = "pip install 'spptransfer[timm]'"
+# How names of weights on the hub end: of files that are read safely, and of those beside them.
+_SAFE, _UNSAFE = "model.safetensors", "pytorch_model.bin"
 # What makes a model take images of any size, for those that know the word.
 _ARGUMENTS: tuple[dict[str, Any], ...] = (
     {"dynamic_img_size": True},
@@ -47,7 +47,10 @@ _declared: list[Any] = []
 def import_timm() -> Any:
     """Import timm."""
     if None in map(importlib.util.find_spec, ("timm", "torchvision")):
-        raise ConfigError(f"backbone: the models of timm need timm, which is missing: {_INSTALL}")
+        raise ConfigError(
+            "backbone: the models of timm need timm, which is missing: "
+            "pip install 'spptransfer[timm]'"
+        )
     try:
         _declare_operators()
         return importlib.import_module("timm")
@@ -77,15 +80,15 @@ def _declare_operators() -> None:
         _declared.append(declared)
 
 
-def names(pattern: str = PREFIX + "*") -> list[str]:
+def names(pattern: str = TIMM + "*") -> list[str]:
     """List the models with their tags whose names fit a pattern such as ``timm/*dinov2*``."""
-    found = import_timm().list_models(pattern.removeprefix(PREFIX), include_tags=True)
-    return [PREFIX + name for name in found]
+    found = import_timm().list_models(pattern.removeprefix(TIMM), include_tags=True)
+    return [TIMM + name for name in found]
 
 
 def _config(name: str) -> Any:
     """Return timm's configuration of a model, that of its default tag where none is named."""
-    timm, model = import_timm(), name.removeprefix(PREFIX)
+    timm, model = import_timm(), name.removeprefix(TIMM)
     architecture, _, tag = model.partition(".")
     if not timm.is_model(architecture):
         known = timm.list_models()
@@ -129,7 +132,7 @@ class TimmBackbone(nn.Module):
     def maps_of(self, images: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
         """Compute some layers from N x 3 x H x W images in one pass."""
         found = {}
-        numbered = {at: int(at[5:]) - 1 for at in layers if at.startswith(("stage", "block"))}
+        numbered = {at: int(at[5:]) - 1 for at in layers if _is_numbered(at)}
         indices = sorted(numbered.values())
         how = {"indices": indices, "norm": True, "output_fmt": "NCHW"}
         last = None
@@ -173,6 +176,10 @@ class TimmBackbone(nn.Module):
         return {layer: maps[layer] for layer in layers}
 
 
+def _is_numbered(layer: str) -> bool:
+    return layer.startswith(("stage", "block"))
+
+
 # ---- what is known of a model ----
 
 
@@ -181,7 +188,7 @@ def describe(name: str) -> BackboneInfo:
     """Describe a model by its name, that of its default tag where none is named."""
     config = _config(name)
     tag = [config.tag] if config.tag else []
-    return _sketch(PREFIX + ".".join([config.architecture, *tag])).info
+    return _sketch(TIMM + ".".join([config.architecture, *tag])).info
 
 
 def sketch(info: BackboneInfo, layer: str) -> TimmBackbone:
@@ -291,12 +298,12 @@ def _weights(config: Any) -> dict[str, WeightsSource]:
     """Describe the file of a tag on the hub; only what can be read safely."""
     if not config.hf_hub_id:
         return {}
-    file = (config.hf_hub_filename or "model.safetensors").replace("pytorch_model.bin", "model.bin")
-    licence, repository = config.license or "unknown", config.hf_hub_id
-    source = WeightsSource(
-        file.replace(".bin", ".safetensors"), "", licence, None, repository=repository
-    )
-    return {PRETRAINED: source}
+    file, licence = config.hf_hub_filename or _SAFE, config.license or "unknown"
+    return {
+        "pretrained": WeightsSource(
+            file.replace(_UNSAFE, _SAFE), "", licence, None, repository=config.hf_hub_id
+        )
+    }
 
 
 # ---- a model with its weights ----
@@ -337,7 +344,7 @@ def layers_fitting(info: BackboneInfo, path: Path) -> tuple[str, ...]:
 
 def notes_on_file(name: str, info: BackboneInfo) -> list[str]:
     """Say what a file of the user's cannot: what it is taken for."""
-    architecture = info.name.removeprefix(PREFIX).partition(".")[0]
+    architecture = info.name.removeprefix(TIMM).partition(".")[0]
     twin = architecture.removeprefix("tf_")
     twin = f"tf_{architecture}" if twin == architecture else twin
     notes = []
@@ -358,7 +365,7 @@ def _create(name: str, **options: Any) -> nn.Module:
     for arguments in _ARGUMENTS:
         try:
             model: nn.Module = import_timm().create_model(
-                name.removeprefix(PREFIX), num_classes=0, **options, **arguments
+                name.removeprefix(TIMM), num_classes=0, **options, **arguments
             )
             return model
         except TypeError:
@@ -367,10 +374,20 @@ def _create(name: str, **options: Any) -> nn.Module:
     raise AssertionError
 
 
+def _passes(names: Sequence[str]) -> list[list[str]]:
+    """Divide layers into those that timm computes by one function each, if there are both."""
+    numbered = [name for name in names if _is_numbered(name)]
+    others = [name for name in names if name not in numbered]
+    return [numbered, others] if numbered and others else []
+
+
 def _settled(
     model: nn.Module, info: BackboneInfo, layers: Sequence[LayerInfo], sha256: str
 ) -> TimmBackbone:
-    """Fold batch norms and take maps channels-last where that computes the same on noise."""
+    """Fold batch norms and take maps channels-last where that computes the same on noise.
+
+    A model is refused whose `forward_intermediates` ends elsewhere than its `forward_features`.
+    """
     names = [layer.name for layer in layers]
     plain = TimmBackbone(model, info, names, sha256)
     side = info.only_side or max(info.min_side, _nearest_multiple(64, info.grid))
@@ -380,6 +397,14 @@ def _settled(
         expected = [plain.maps_of(each, names) for each in images]
         if not all(values.isfinite().all() for one in expected for values in one.values()):
             raise WeightsError(f"weights of '{info.name}' give numbers that are not finite")
+        for part in _passes(names):
+            apart = plain.maps_of(images[0], part)
+            for name in part:
+                if not are_same(apart[name], expected[0][name]):
+                    raise ConfigError(
+                        f"layer: '{name}' of '{info.name}' becomes something else beside "
+                        f"{', '.join(other for other in names if other not in part)}; take it alone"
+                    )
         folded = copy.deepcopy(plain)
         fold_batch_norms(folded.model)
         folded.channels_last = all(layer.kind == "map" for layer in layers)

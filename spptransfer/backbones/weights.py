@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (".safetensors", ".pth")
 # Younger than this, a file can change once more without its time stamp showing it.
 _SETTLED_NANOSECONDS = 2 * 10**9
+_hashed: dict[str, str] = {}
 
 
 def default_dir() -> Path:
@@ -52,7 +53,10 @@ def random_seed(weights: str) -> int | None:
 
 
 def sha256_of(path: Path, hash_cache_dir: Path | None = None) -> str:
-    """Return the SHA-256 of a weights file, remembered by its path, size and modification time."""
+    """Return the SHA-256 of a weights file, remembered by its path, size and modification time.
+
+    By this process, and in a folder if it is there: making one is for who writes features to it.
+    """
     memory = hash_cache_dir and hash_cache_dir / "weights-sha256.json"
     known: dict[str, str] = {}
     try:
@@ -63,15 +67,14 @@ def sha256_of(path: Path, hash_cache_dir: Path | None = None) -> str:
                 known = dict(json.loads(memory.read_text(encoding="utf-8")))
         if state in known:
             return known[state]
-        sha256 = files.sha256_of(path)
+        sha256 = _hashed.get(state) or files.sha256_of(path)
     except OSError as error:
         raise WeightsError(f"weights '{path}' cannot be read: {error.strerror}") from error
-    if memory and time.time_ns() - status.st_mtime_ns > _SETTLED_NANOSECONDS:
-        try:
-            files.make_folder(memory.parent)
-            files.write_text(memory, json.dumps(known | {state: sha256}, indent=1))
-        except CacheError as error:  # only costs time
-            logger.debug("hash of '%s' not remembered: %s", state, error)
+    if time.time_ns() - status.st_mtime_ns > _SETTLED_NANOSECONDS:
+        _hashed[state] = sha256
+        if memory and memory.parent.is_dir():
+            with contextlib.suppress(CacheError):  # only costs time
+                files.write_text(memory, json.dumps(known | {state: sha256}, indent=1))
     return sha256
 
 
@@ -174,19 +177,8 @@ class BackboneRef:
     def weights_sha256(self) -> str:
         """Identify the weights by their content, and fetch them where they are absent.
 
-        Torch is imported for random weights and registered backbones only.
-
-        Returns
-        -------
-        str
-            SHA-256 in hexadecimal: of the file's bytes, or of the tensors where weights are
-            drawn from a seed; what a registered backbone says.
-
-        Raises
-        ------
-        WeightsError
-            If the weights are absent and cannot be fetched, or an official file is not what its
-            publisher put out.
+        It is the SHA-256 of the file's bytes, or of the tensors where weights are drawn from a
+        seed, or what a registered backbone says; only for the last two torch is imported.
         """
         if registry.builder(self.name):
             return registry.built(self.name, self.weights)[1]
@@ -298,13 +290,7 @@ def load(
 
 
 def layers_within(reference: BackboneRef) -> tuple[str, ...]:
-    """List the layers of a backbone that weights suffice for, in the order of computation.
-
-    Examples
-    --------
-    >>> layers_within(BackboneRef("spp-mini", "embedded"))[-2:]
-    ('fc6', 'fc7')
-    """
+    """List the layers of a backbone that weights suffice for, in the order of computation."""
     info = reference.info
     if registry.builder(info.name) or random_seed(reference.weights) is not None:
         return tuple(layer.name for layer in info.layers)

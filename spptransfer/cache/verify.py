@@ -20,13 +20,7 @@ from spptransfer.ids import Ids, decode
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a row, or with the file where `id` is None.
-
-    Examples
-    --------
-    >>> print(Problem("cat/1.jpg", "the image has changed since"))
-    cat/1.jpg: the image has changed since
-    """
+    """What is wrong with a row, or with the file where `id` is None."""
 
     id: str | None
     what: str

@@ -40,6 +40,7 @@ from spptransfer.files import make_folder
 from spptransfer.protocols import Split, all_images, check_splits
 from spptransfer.protocols.evaluate import Training, check_training
 from spptransfer.runtimes import FEW_IMAGES
+from spptransfer.scheduler import check_scheduler
 from spptransfer.spec import FeatureSpec, layers_of
 from spptransfer.text import plural
 
@@ -72,6 +73,8 @@ def extract_features(
                 f"shards: {shards.count:,} are more than the {plural(most, 'image')}; "
                 f"allowed: 1 to {most}"
             )
+    if shards is not None and shards.scheduler is not None:
+        check_scheduler(shards.scheduler, "--scheduler")
     passes: dict[str, dict[Path, Experiment]] = {}
     for each in resolve_precision(experiments):
         path, spec = each.cache

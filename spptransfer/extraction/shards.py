@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
@@ -20,6 +19,7 @@ from spptransfer.datasets import Dataset
 from spptransfer.errors import CacheError, ConfigError
 from spptransfer.extraction.engine import Extraction, Interrupted, extract
 from spptransfer.runtimes import ComputeOptions
+from spptransfer.scheduler import dask_workers
 from spptransfer.spec import FeatureSpec
 
 logger = logging.getLogger(__name__)
@@ -102,8 +102,7 @@ def _run(
 
     folder = None if scheduler else Path.cwd()
     with (
-        _connected(scheduler),
-        joblib.parallel_config("loky" if scheduler is None else "dask"),
+        dask_workers(scheduler, "--scheduler") if scheduler else joblib.parallel_config("loky"),
         tqdm(total=len(tasks), unit="shard", disable=not progress) as bar,
     ):
         for left in reversed(range(_TRIES)):
@@ -137,21 +136,6 @@ def _extract_shard(index: int, folder: Path | None, *task: Any) -> tuple[int, li
     if folder is not None:
         os.chdir(folder)  # a process that joblib kept may be in another one than the caller
     return index, extract(*task)
-
-
-def _connected(scheduler: str | None) -> contextlib.AbstractContextManager[Any]:
-    """Connect to a Dask scheduler for a while; to none without an address."""
-    if scheduler is None:
-        return contextlib.nullcontext()
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise ConfigError("--scheduler needs: pip install 'spptransfer[dask]'") from error
-    try:
-        client: contextlib.AbstractContextManager[Any] = Client(scheduler)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"no Dask scheduler answers at '{scheduler}'") from error
-    return client
 
 
 def _together(path: Path, pieces: Sequence[Extraction]) -> Extraction:

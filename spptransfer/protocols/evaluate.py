@@ -5,10 +5,9 @@ Settings are checked before an extraction, which needs no scikit-learn; hence th
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +20,7 @@ from spptransfer import metrics
 from spptransfer.datasets import Dataset
 from spptransfer.errors import ConfigError
 from spptransfer.protocols.splits import Split
+from spptransfer.scheduler import check_scheduler, dask_workers
 from spptransfer.system import available_memory
 from spptransfer.text import counted, listed
 
@@ -122,8 +122,8 @@ def check_training(training: Training, *, multi_label: bool, has_folds: bool) ->
             f"classifier.engine: dask spreads the solver spptransfer, not {training.solver}; "
             "allowed here: local"
         )
-    if training.engine == "dask" and importlib.util.find_spec("distributed") is None:
-        raise ConfigError("classifier.engine: dask needs: pip install 'spptransfer[dask]'")
+    if _is_spread(training):
+        check_scheduler(training.scheduler, "classifier.scheduler")
     shared = multi_label and len(training.C) > 1 and not training.per_class
     if training.solver == "scikit-learn" and shared:
         raise ConfigError(
@@ -183,23 +183,15 @@ def fit_classifier(
     return replace(classifier, solver={"relative_duality_gap": gap, "iterations": steps})
 
 
-@contextmanager
-def _workers(training: Training) -> Iterator[None]:
+def _workers(training: Training) -> AbstractContextManager[None]:
     """Let joblib send the folds of a search to Dask's workers, where that is asked for."""
-    if training.engine == "local" or len(training.C) == 1:
-        yield
-        return
-    import joblib
-    from distributed import Client
+    if _is_spread(training):
+        return dask_workers(training.scheduler, "classifier.scheduler")
+    return nullcontext()
 
-    try:
-        client = Client(training.scheduler)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"classifier.scheduler: no Dask scheduler answers at '{training.scheduler}'"
-        ) from error
-    with client, joblib.parallel_config("dask", client=client):
-        yield
+
+def _is_spread(training: Training) -> bool:
+    return training.engine == "dask" and len(training.C) > 1
 
 
 def _fit_scikit_learn(

@@ -67,27 +67,13 @@ class ComputeOptions:
     read_processes: int = 0
 
     def shared_by(self, processes: int) -> ComputeOptions:
-        """Return what each of several processes takes, that share this machine's processors.
-
-        Examples
-        --------
-        >>> ComputeOptions(threads=8).shared_by(3).threads
-        2
-        """
+        """Return what each of several processes takes, that share this machine's processors."""
         threads = self.threads or count_processors()
         return replace(self, threads=max(1, threads // processes))
 
 
 def check_options(options: ComputeOptions, precision: str | None = None) -> None:
-    """Validate options, by their names alone; torch is not imported.
-
-    Examples
-    --------
-    >>> check_options(ComputeOptions(device="gpu"))
-    Traceback (most recent call last):
-    ...
-    spptransfer.errors.ConfigError: device: 'gpu' is unknown; allowed: auto, cpu, cuda, cuda:N, mps
-    """
+    """Validate options, by their names alone; torch is not imported."""
     device, runtime = options.device, options.runtime
     if not isinstance(device, str) or not _DEVICE.fullmatch(device):
         raise ConfigError(f"device: '{device}' is unknown; allowed: auto, cpu, cuda, cuda:N, mps")

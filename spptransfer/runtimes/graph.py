@@ -21,7 +21,6 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from spptransfer.backbones import Backbone
-from spptransfer.backbones.catalogue import NETWORKS
 from spptransfer.errors import ConfigError
 from spptransfer.runtimes.devices import TorchNetwork, one_thread, place
 
@@ -253,13 +252,6 @@ def _exported(trunk: _Trunk, pixels: torch.Tensor, outputs: Sequence[str]) -> on
     with _exporting, warnings.catch_warnings(record=True), one_thread(), torch.no_grad():
         warnings.simplefilter("ignore")  # what they say of sizes is found out by comparison
         try:
-            if trunk.backbone.info.name not in NETWORKS:
-                # Asked first, since an exporter that fails at an operator prints the whole graph.
-                _, unknown = torch.onnx.utils.unconvertible_ops(
-                    trunk, (pixels,), opset_version=_OPSET
-                )
-                if unknown:
-                    raise NotImplementedError(f"no ONNX operator for {unknown[0]}")
             torch.onnx.export(
                 trunk,
                 (pixels,),
@@ -271,10 +263,15 @@ def _exported(trunk: _Trunk, pixels: torch.Tensor, outputs: Sequence[str]) -> on
                 input_names=[PIXELS],
                 output_names=outputs,
                 dynamic_axes=free,
+                # What it has no operator for is left as it is: otherwise it prints the whole graph.
+                operator_export_type=torch.onnx.OperatorExportTypes.ONNX_FALLTHROUGH,
             )
         finally:
             torch.set_autocast_cache_enabled(cached)  # left off where the exporter fails
-    return onnx.load_model_from_string(written.getvalue())
+    model = onnx.load_model_from_string(written.getvalue())
+    if left := [node.op_type for node in model.graph.node if node.domain]:
+        raise NotImplementedError(f"ONNX has no operator for its {left[0]}")
+    return model
 
 
 def _round_down(node: onnx.NodeProto) -> None:

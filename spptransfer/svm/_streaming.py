@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -122,19 +122,11 @@ class StreamedSolver(Solver):
         self.held = WorkingSet(space.rows, max(1, min(capacity, space.rows.shape[0])))
         self._betas: dict[float, tuple[Array, Array, Array]] = {}
 
-    def solve(
-        self,
-        costs: Array,
-        start: Iterate | None = None,
-        *,
-        columns: Array | None = None,
-        with_coefficients: bool = False,
-        with_scores: bool = False,
-        in_place: bool = False,
-    ) -> Solution:
+    def solve(self, costs: Array, *_: Any, with_coefficients: bool = False, **__: Any) -> Solution:
         """Certified minimisers, all of them advanced by every pass.
 
-        There is no starting point but the rows that were held last, and there are no scores.
+        There is no starting point but the rows that were held last, and there are no scores: what
+        else can be asked of a `Solver` has no meaning here.
         """
         state, scores = self.space.start(len(costs)), np.empty((0, len(costs)))
         points = Iterate(state, scores, np.zeros(len(costs)))

@@ -93,6 +93,20 @@ def test_several_layers_of_one_pass_are_those_of_a_pass_each(name):
         assert alone.shape[1] == layer.channels
 
 
+def test_a_model_that_ends_elsewhere_for_several_layers_is_refused(monkeypatch):
+    resnet = timm.models.ResNet
+    whole = resnet.forward_intermediates
+
+    def ends_elsewhere(self, *args, **options):
+        found = whole(self, *args, **options)
+        return (found[0] + 1, found[1]) if isinstance(found, tuple) else found
+
+    monkeypatch.setattr(resnet, "forward_intermediates", ends_elsewhere)
+    load("resnet18", "spp", "pool")
+    with pytest.raises(ConfigError, match=r"'spp' of 'timm/resnet18\S*' becomes .* beside stage3"):
+        load("resnet18", "stage3", "spp")
+
+
 @pytest.mark.parametrize(
     ("name", "prefix"), [("vit_tiny_patch16_224", 1), ("vit_small_patch14_reg4_dinov2", 5)]
 )

@@ -198,6 +198,9 @@ def remembered(folder):
 def test_an_unchanged_file_is_read_once(tmp_path):
     path, folder = settled(tmp_path / "own.pth"), tmp_path / "hashes" / "folder"
     assert weights.sha256_of(path, folder) == SHA256
+    assert not folder.parent.exists()  # to ask leaves nothing behind
+    folder.mkdir(parents=True)
+    assert weights.sha256_of(path, folder) == SHA256
     assert remembered(folder) == [SHA256]
     # Whoever forges what is remembered sees that it is believed, by any spelling of the path.
     text = (folder / "weights-sha256.json").read_text().replace(SHA256, "forged")

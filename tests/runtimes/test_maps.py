@@ -166,16 +166,22 @@ class _DependsOnTheSize(nn.Module):
         return maps * int(maps.shape[2])
 
 
+class _PoolsToFourCells(nn.Module):
+    def forward(self, maps):
+        return maps * nn.functional.adaptive_max_pool2d(maps, 2).mean((2, 3), keepdim=True)
+
+
 @pytest.mark.parametrize(
     ("module", "said"),
     [
         (_DependsOnTheSize(), "does not agree with torch on 'own'"),
         (_DependsOnNumbers(), "cannot follow 'own'"),
-        (_HasNoOperator(), "cannot compute 'own' .no ONNX operator for aten::special_i0e"),
+        (_HasNoOperator(), "cannot compute 'own' .ONNX has no operator for its special_i0e"),
+        (_PoolsToFourCells(), "cannot compute 'own' .ONNX has no operator for its adaptive_max_"),
         (nn.MaxPool2d(2, 3, ceil_mode=True), "cannot compute 'own' .MaxPool rounds up"),
         (nn.AvgPool2d(3, 2, 1, ceil_mode=True), "cannot compute 'own' .AveragePool rounds up"),
     ],
-    ids=["size", "numbers", "operator", "maxima", "means"],
+    ids=["size", "numbers", "operator", "form", "maxima", "means"],
 )
 @pytest.mark.filterwarnings("error")
 def test_what_is_not_torchs_is_refused_by_name_and_passed_over_by_auto(
