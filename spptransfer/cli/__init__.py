@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from spptransfer._version import __version__
-from spptransfer.cli import caches, pipelines, pretraining
+from spptransfer.cli import caches, detecting, pipelines, pretraining
 from spptransfer.cli.options import DONE, INCOMPLETE, Output, logged, on_one_line
 from spptransfer.cli.process import checked_streams, terminable
 from spptransfer.errors import ConfigError, OutputError, SPPTransferError, suggestion
@@ -45,6 +45,7 @@ app = typer.Typer(
     help="Spatial-pyramid features from frozen networks, cached once; exact linear SVMs on top.",
 )
 pipelines.register(app)
+detecting.register(app)
 caches.register(app)
 pretraining.register(app)
 app.add_typer(

@@ -291,3 +291,14 @@ def short_path(path: Path) -> str:
     """Write a path as short as it can be told from here."""
     path, here = path.resolve(), Path.cwd()
     return printable(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def latest(folder: Path, file: str, output: Output) -> Path:
+    """Return the latest run in a folder of runs, or what was named if it is no such folder."""
+    if (folder / file).exists():
+        return folder
+    runs = sorted(folder.glob(f"*/{file}"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        return folder
+    output.say(f"the latest run: {short_path(runs[-1].parent)}")
+    return runs[-1].parent

@@ -26,6 +26,7 @@ from spptransfer.cli.options import (
     WeightsDir,
     add_command,
     choice,
+    latest,
     list_shipped,
     logged,
     printable,
@@ -359,7 +360,7 @@ def predict(
     from spptransfer.experiment.results import MODEL
     from spptransfer.models import TransferModel
 
-    model = _latest(model, MODEL, output)
+    model = latest(model, MODEL, output)
     loaded, files = TransferModel.load(model), gather_images(paths)
     # The column of names; a few long ones stand out of it.
     width = min(60, max([5, *(len(printable(file)) for file in files)]))
@@ -405,17 +406,6 @@ def _as_json(model: TransferModel, scores: Scores) -> dict[str, Any]:
     return {"path": str(scores.path), "labels": labels, "decision_values": values}
 
 
-def _latest(folder: Path, file: str, output: Output) -> Path:
-    """Return the latest run in a folder of runs, or what was named if it is no such folder."""
-    if (folder / file).exists():
-        return folder
-    runs = sorted(folder.glob(f"*/{file}"), key=lambda path: path.stat().st_mtime)
-    if not runs:
-        return folder
-    output.say(f"the latest run: {short_path(runs[-1].parent)}")
-    return runs[-1].parent
-
-
 def report(
     run: Annotated[
         Path, typer.Argument(metavar="RUN", help="Folder of a run, or of runs for the latest.")
@@ -429,7 +419,7 @@ def report(
     from spptransfer.experiment.results import RESULTS
     from spptransfer.report import write_report
 
-    run = _latest(run, RESULTS, words)
+    run = latest(run, RESULTS, words)
     written = write_report(run, output=output)
     words.say(f"report: {short_path(written)}")
     return words.finish(run=str(run.resolve()), report=str(written.resolve()))

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +19,12 @@ from spptransfer.backbones.probe import PROBE_NUMBERS, Probe
 from spptransfer.detection.boxes import Boxes, suppress
 from spptransfer.detection.detections import Detections
 from spptransfer.detection.features import WindowFeatures
+from spptransfer.detection.proposal_cache import windows_of
+from spptransfer.detection.proposals import open_proposer
+from spptransfer.detection.proposer import Proposer
 from spptransfer.detection.regression import decode_boxes
 from spptransfer.detection.settings import DetectionSection
-from spptransfer.detection.training import Propose, suppressed
+from spptransfer.detection.training import suppressed
 from spptransfer.errors import ImageError, ModelError, SPPTransferError
 from spptransfer.extraction.maps import FeatureMaps, MapExtractor
 from spptransfer.model_file import read_model, write_model
@@ -36,6 +40,9 @@ FORMAT_VERSION = 1
 _FITTED = ("mean_", "scale_")
 _TENSORS = ("coef", "intercept", "box_coef", "box_intercept", "sigmoids", "probe")
 _FACTS = ("weights", "layers", "levels", "classes", "C", "protocol")
+
+# Images that each thread has proposed windows for before objects are looked for in them.
+_AHEAD = 8
 
 Floats = npt.NDArray[np.float32]
 
@@ -207,9 +214,9 @@ class TransferDetector:
         self,
         paths: Sequence[Path],
         extractor: MapExtractor,
-        propose: Propose,
+        proposer: Proposer | None = None,
     ) -> Iterator[Found]:
-        """Find objects in image files.
+        """Find objects in image files, in bounded memory.
 
         Parameters
         ----------
@@ -217,29 +224,29 @@ class TransferDetector:
             Image files.
         extractor : MapExtractor
             From `open`, and open still.
-        propose : callable
-            ``propose(position, maps) -> boxes`` gives the windows of an image.
+        proposer : Proposer, optional
+            What proposes windows, by default the method that the detector was trained with.
 
         Yields
         ------
         Found
             In the order of the paths.
         """
+        proposer = proposer or open_proposals(self.settings)
+        step = _AHEAD * extractor.workers
+        for start in range(0, len(paths), step):
+            part = paths[start : start + step]
+            windows = list(windows_of(part, proposer, workers=extractor.workers))
+            with ThreadPoolExecutor(extractor.workers, "detect", limit_threads) as threads:
+                yield from threads.map(partial(self._find, extractor), part, windows)
 
-        def one(position: int) -> Found:
-            path = paths[position]
-            try:
-                maps = extractor.maps_of(path)
-                found = self.detect_windows(maps, propose(position, maps))
-            except ImageError as error:
-                return Found(path, None, (0, 0), str(error))
-            return Found(path, found, (maps[0].size[1], maps[0].size[0]), "")
-
-        with ThreadPoolExecutor(extractor.workers, "detect", limit_threads) as threads:
-            # Some ahead, not all: what is found waits until it is asked for.
-            for start in range(0, len(paths), 8 * extractor.workers):
-                part = range(start, min(start + 8 * extractor.workers, len(paths)))
-                yield from threads.map(one, part)
+    def _find(self, extractor: MapExtractor, path: Path, windows: Boxes) -> Found:
+        try:
+            maps = extractor.maps_of(path)
+        except ImageError as error:
+            return Found(path, None, (0, 0), str(error))
+        found = self.detect_windows(maps, windows.astype(np.float64))
+        return Found(path, found, (maps[0].size[1], maps[0].size[0]), "")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the detector to one file, whole or not at all.
@@ -278,6 +285,13 @@ class TransferDetector:
         except (KeyError, TypeError, ValueError, AttributeError, SPPTransferError) as error:
             reason = " ".join(str(error).split())
             raise ModelError(f"'{path}' is damaged: {reason}") from error
+
+
+def open_proposals(settings: DetectionSection) -> Proposer:
+    """Return the method that proposes a detector's windows."""
+    section = settings.proposals
+    options = {"max_windows": settings.max_windows, **(section.model_extra or {})}
+    return open_proposer(section.name, **options)
 
 
 def open_maps(

@@ -19,12 +19,11 @@ import numpy as np
 from spptransfer.backbones.probe import probe
 from spptransfer.datasets.annotations import Annotations
 from spptransfer.detection.detections import Detections, save_detections
-from spptransfer.detection.detector import TransferDetector, open_maps
+from spptransfer.detection.detector import TransferDetector, open_maps, open_proposals
 from spptransfer.detection.evaluation import describe_evaluation, evaluate_detections
 from spptransfer.detection.features import WindowFeatures
 from spptransfer.detection.passes import Arrays, Passes, join_arrays
 from spptransfer.detection.proposal_cache import ProposalCache, windows_of
-from spptransfer.detection.proposals import open_proposer
 from spptransfer.detection.proposer import Proposer, Windows
 from spptransfer.detection.recall import recall
 from spptransfer.detection.settings import DetectionSection
@@ -119,13 +118,6 @@ class _Work:
             digest.hexdigest(),
         ]
         return hashlib.sha256(json.dumps(said).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def open_proposals(settings: DetectionSection) -> Proposer:
-    """Return the method that proposes a detector's windows."""
-    section = settings.proposals
-    options = {"max_windows": settings.max_windows, **(section.model_extra or {})}
-    return open_proposer(section.name, **options)
 
 
 def check_detection(experiment: Experiment) -> None:
