@@ -110,6 +110,8 @@ def _visible(boxes: npt.ArrayLike | None, canvas: Image.Image) -> list[tuple[int
 
 def _label(pen: ImageDraw.ImageDraw, box: tuple[int, ...], text: str, colour: Colour) -> None:
     """Write a text on its colour: above the box, or in it where there is no room above."""
+    # Pillow writes one line, of characters that UTF-8 can say.
+    text = " ".join(text.encode("utf-8", "replace").decode().split())
     sides = pen.im.size
     size = max(_SMALLEST_FONT, round(math.hypot(*sides) / 45))
     font = ImageFont.load_default(size=size)

@@ -22,7 +22,7 @@ number = st.floats(-300, 300) | st.sampled_from([math.nan, math.inf, -math.inf])
 @given(
     st.tuples(st.integers(1, 200), st.integers(1, 200)),
     st.lists(st.tuples(number, number, number, number), max_size=4),
-    st.text(max_size=30),
+    st.text(max_size=30) | st.just("not UTF-8: \udcff"),
 )
 def test_any_box_and_name_can_be_drawn_into_an_image_of_any_size(size, boxes, name):
     image = Image.new("RGB", size, "grey")

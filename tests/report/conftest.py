@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from spptransfer import metrics
-from spptransfer.datasets import generated
-from spptransfer.datasets.annotations import Objects
+from spptransfer.datasets.coco import read_coco
+from spptransfer.datasets.generated import generate_scenes
 from spptransfer.detection.detections import Detections, save_detections
 from spptransfer.detection.evaluation import describe_evaluation, evaluate_detections
 
@@ -212,19 +212,6 @@ def noise_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def scene(rng, size: tuple[int, int], names: list[str]) -> tuple[Image.Image, np.ndarray, list]:
-    """A plain scene of the generated dataset's shapes on a background, with their boxes."""
-    pixels = rng.integers(100, 140, size=(size[1], size[0], 3), dtype=np.uint8)
-    picture, boxes, labels = Image.fromarray(pixels), [], []
-    for column in range(3):
-        label, side = int(rng.integers(len(names))), int(rng.integers(40, 90))
-        corner = [column * size[0] // 3, int(rng.integers(0, size[1] - side))]
-        picture.paste(generated.draw("striped", names[label], (side, side), rng), tuple(corner))
-        boxes.append([*corner, corner[0] + side, corner[1] + side])
-        labels.append(label)
-    return picture, np.array(boxes, float), labels
-
-
 @pytest.fixture
 def make_detection_run(tmp_path: Path) -> MakeRun:
     """Write the folder of a detector's run: ``make_detection_run(n_images=, …) -> Path``."""
@@ -236,19 +223,21 @@ def make_detection_run(tmp_path: Path) -> MakeRun:
         detections: bool = True,
         change: Callable[[dict[str, Any]], object] = lambda results: None,
     ) -> Path:
-        rng, shapes = np.random.default_rng(0), list(generated.SHAPES)
-        names, found, objects = classes or [*shapes, "unseen"], [], []
-        ids = [f"scene/{number:03d}.jpg" for number in range(n_images)]
-        for number, id in enumerate(ids):
-            picture, boxes, labels = scene(rng, (320, 240), shapes)
-            (tmp_path / "images" / id).parent.mkdir(parents=True, exist_ok=True)
-            picture.save(tmp_path / "images" / id, quality=90)
-            objects.append(Objects.of(boxes, labels, rng.random(3) < 0.1))
+        rng, found = np.random.default_rng(0), []
+        generate_scenes(tmp_path / "scenes", train=1, val=n_images)
+        dataset = read_coco(tmp_path / "scenes")
+        dataset = dataset.subset(dataset.positions(dataset.official_splits["val"]))
+        names = classes or [*dataset.classes, "unseen"]
+        objects = [
+            one._replace(difficult=rng.random(len(one.labels)) < 0.1)
+            for one in dataset.annotations()
+        ]
+        for number, (boxes, labels, _) in enumerate(objects):
             for box, label in zip(boxes, labels, strict=True):
                 for _ in range(rng.integers(0, 4)):
                     shift = rng.normal(size=4) * rng.choice([3, 20, 90])
                     moved = np.sort((box + shift).reshape(2, 2), axis=0).ravel()
-                    named = label if rng.random() < 0.7 else rng.integers(len(shapes))
+                    named = label if rng.random() < 0.7 else rng.integers(len(dataset.classes))
                     found.append((number, moved, named, rng.normal() - np.abs(shift).mean() / 20))
         images, boxes, labels, scores = map(np.array, zip(*found, strict=True))
         tested = Detections(images, boxes, labels.astype(np.int32), scores.astype(np.float32))
@@ -262,24 +251,24 @@ def make_detection_run(tmp_path: Path) -> MakeRun:
                 "recall": {"0.5": 0.93, "0.7": 0.71},
                 "per_class": recall,
             },
-            similar=[("disc", "heart"), ("star", "cross")],
+            similar=[dataset.classes[:2], dataset.classes[2:]],
         )
         usual = results_of(
             classes=names,
             multi_label=True,
             splits=[multi_label_split(rng, len(names), 8)],
             levels=(6, 3, 2, 1),
-            root=tmp_path / "images",
+            root=dataset.root,
         )
         spent = {"proposals": 80.0, "pool": 33.0, "mine": 21.0, "polish": 2.0}
         results = {**usual, **described, "timings": {**spent, **usual["timings"], "total": 400.0}}
-        results["splits"][0]["metrics"] = {}
+        results["dataset"]["path_template"] = dataset.path_template
         change(results)
         run = tmp_path / "detector"
         run.mkdir()
         (run / "results.json").write_text(json.dumps(results), encoding="utf-8")
         if detections:
-            save_detections(run / "detections.npz", ids, tested, objects)
+            save_detections(run / "detections.npz", dataset.ids, tested, objects)
         return run
 
     return make

@@ -13,7 +13,7 @@ from PIL import Image
 from spptransfer.report import terminal_table, write_report
 from spptransfer.report.run_folder import read_results
 
-HOSTILE = ["<img src=x onerror=alert(1)>", "</style><script>alert(1)</script>", "a", "b", "c", "d"]
+HOSTILE = ["<img src=x onerror=alert(1)>", "</style><script>alert(1)</script>", "a", "b", "c"]
 
 
 def text_of(run) -> str:
@@ -51,9 +51,12 @@ def test_finds_false_ones_of_every_kind_and_misses_are_drawn_into_their_images(m
     }
     pictures = re.findall(r'src="data:image/jpeg;base64,([^"]*)"', text)
     assert len(pictures) == text.count('<li class="picture">') > 30
-    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(pictures[0]))), int)
-    assert shown.shape == (180, 240, 3)
-    assert np.ptp(shown, axis=2).max() > 120  # a colour in an image that was grey but for shapes
+    black_or_white = []
+    for picture in pictures:
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))), int)
+        assert max(shown.shape) == 240
+        black_or_white.append(((shown < 40) | (shown > 215)).all(axis=2).sum())
+    assert np.median(black_or_white) > 60  # the objects' boxes
 
 
 def test_stages_of_any_name_are_in_the_time(make_detection_run):
