@@ -369,10 +369,9 @@ _RIGHT = (
 
 def _describe_detection(settings: Settings, dataset: Dataset | None) -> str:
     """Describe splits, the rules of the test and the choice of C."""
+    where = f"trained on '{settings['train']}', tested on '{settings['test']}'"
     if dataset is not None and not dataset.official_splits:
         where = f"tested on {_fraction_of(settings):g}% of the images (seed {settings['seed']})"
-    else:
-        where = f"trained on '{settings['train']}', tested on '{settings['test']}'"
     held_out = None if dataset is None else table_validation_split(settings, dataset)
     return f"Detection: {where} ({_RIGHT}). {_held_out(settings, held_out)}"
 
@@ -487,7 +486,6 @@ _VOC2007 = {"train": "trainval", "test": "test", "choose_C": "per class"}
 _CALTECH101 = {"train_per_class": 30, "splits": 10, "include_background": True}
 _FOLDER = {"test_fraction": None, "train_per_class": None, "test_per_class": None, "splits": 1}
 
-# C is chosen on the first of so many parts; the weights are the paper's.
 _DETECTION = {"folds": 5, "choose_C": "shared"}
 
 _ALL = (
