@@ -41,8 +41,8 @@ class DetectionSection(Section):
         10, description="windows drawn from each image before hard ones are looked for"
     )
     mining_rounds: CountFromZero = Field(1, description="passes that look for hard negatives")
-    mined_per_class: PositiveInt = Field(
-        3, description="hard negatives of a class from each image at most"
+    mined_per_image: PositiveInt = Field(
+        10, description="hard negatives that a pass takes from an image at most"
     )
     intercept_scaling: Positive = Field(
         1.0, description="the larger, the less the bias is regularised"

@@ -46,6 +46,8 @@ Propose = Callable[[int, Sequence[FeatureMaps]], Boxes]
 _RANKED = 200
 # Examples of the box regression from an image at most.
 _REGRESSED = 20
+# Hard negatives of a class from an image at most.
+_EACH = 3
 # How much windows that train may overlap as negatives of a class (He et al., section 4.1).
 _ALIKE = 0.7
 
@@ -209,13 +211,17 @@ class Trainer:
             return {}
         scores, targets = self._scores(maps, boxes, *self._model), self._targets(boxes, position)
         known = (boxes[:, None] == self._known[position][None]).all(axis=2).any(axis=1)
-        chosen: set[int] = set()
+        ranked = []
         for label in range(self.plan.n_classes):
             # Beyond the margin a negative changes nothing.
-            wrong = np.flatnonzero((targets[:, label] == -1) & (scores[:, label] > -1))
-            ranked = wrong[np.argsort(-scores[wrong, label], kind="stable")][:_RANKED]
-            chosen.update(thin_out(boxes, ranked, _ALIKE, self.settings.mined_per_class).tolist())
-        new = [index for index in sorted(chosen) if not known[index]]
+            wrong = (targets[:, label] == -1) & (scores[:, label] > -1) & ~known
+            hard = np.flatnonzero(wrong)
+            hard = hard[np.argsort(-scores[hard, label], kind="stable")][:_RANKED]
+            for rank, index in enumerate(thin_out(boxes, hard, _ALIKE, _EACH)):
+                ranked.append((rank, -scores[index, label], index))
+        # The hardest of every class come before the second of any.
+        new = list(dict.fromkeys(index for *_, index in sorted(ranked)))
+        new = sorted(new[: self.settings.mined_per_image])
         return self._windows(position, maps, boxes, targets, new)
 
     def _detect(self, position: int) -> Arrays:
