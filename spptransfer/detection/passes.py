@@ -66,7 +66,7 @@ class Passes:
         """Yield what becomes of images, those of a file together."""
         bar = tqdm(total=len(positions), unit="image", desc=name, disable=not self.progress)
         threads = ThreadPoolExecutor(self.workers, name, limit_threads)
-        with self.timed(name), bar, threads:
+        with self.timed(name.rstrip("0123456789")), bar, threads:
             for start in range(0, len(positions), _CHUNK):
                 part = positions[start : start + _CHUNK]
                 path = self.folder / f"{name}-{start:07d}.npz"
