@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 Boxes = npt.NDArray[np.floating]
 
+_BLOCK = 256
+
 
 def areas(boxes: Boxes) -> npt.NDArray[np.floating]:
     """Return the areas of boxes of shape (n, 4), 0 where one has no extent."""
@@ -91,9 +93,12 @@ def suppress(
     array([1, 2])
     """
     order = np.argsort(-scores, kind="stable")
-    kept = []
-    while len(order):
-        kept.append(order[0])
-        shared = overlaps(boxes[order[:1]], boxes[order[1:]])[0]
-        order = order[1:][shared <= threshold]
+    ranked, stays, kept = boxes[order], np.ones(len(order), bool), []
+    for start in range(0, len(order), _BLOCK):
+        # Many rows at once, since one after the other they cost a call each.
+        shadows = overlaps(ranked[start : start + _BLOCK], ranked) > threshold
+        for index, shadow in enumerate(shadows, start):
+            if stays[index]:
+                kept.append(order[index])
+                stays[shadow] = False
     return np.array(kept, dtype=np.intp)

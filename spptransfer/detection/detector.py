@@ -188,9 +188,7 @@ class TransferDetector:
             By falling score; `images` are 0.
         """
         features = self.features
-        scores = np.empty((len(boxes), len(self.classes)), np.float32)
-        for part, rows in features.in_chunks(maps, boxes):
-            scores[part] = self.normalizer.transform(rows) @ self.coef.T + self.intercept
+        scores = features.score(maps, boxes, self.normalizer, self.coef, self.intercept)
         kept = [suppressed(boxes, column, self.settings)[1] for column in scores.T]
         places = [boxes[rows] for rows in kept]
         values = [column[rows] for column, rows in zip(scores.T, kept, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +10,13 @@ import numpy.typing as npt
 
 from spptransfer.detection.boxes import Boxes, areas
 from spptransfer.extraction.maps import FeatureMaps
+from spptransfer.normalization import PyramidNormalizer
 from spptransfer.pyramid import count_bins
 
 # The side of a window at which networks were trained, in pixels (He et al., section 4.1).
 TRAINED_SIDE = 224
-# Windows at a time where features are only looked at: 2,000 of 16,000 numbers would be 128 MB.
-_CHUNK = 512
+# Windows at a time where features are only looked at: of 16,000 numbers they are 128 MB.
+_CHUNK = 2048
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class WindowFeatures:
         ndarray of float32, shape (n, width)
             Layer by layer, within each level by level, each channel-major.
         """
+        if len(maps) == len(self.channels) == 1:  # without another copy
+            return maps[0].pool(boxes, self.levels, *self.channels)
         found = np.empty((len(boxes), self.width), np.float32)
         chosen = choose_scales(maps, boxes)
         for index, at_scale in enumerate(maps):
@@ -69,13 +72,26 @@ class WindowFeatures:
                 start += size
         return found
 
-    def in_chunks(
-        self, maps: Sequence[FeatureMaps], boxes: Boxes
-    ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
-        """Yield the features of many windows, some at a time."""
+    def score(
+        self,
+        maps: Sequence[FeatureMaps],
+        boxes: Boxes,
+        normalizer: PyramidNormalizer,
+        coef: npt.NDArray[np.float32],
+        intercept: npt.NDArray[np.float32],
+    ) -> npt.NDArray[np.float32]:
+        """Return the decision values of many windows, n x n_models, in bounded memory."""
+        scores = np.empty((len(boxes), len(coef)), np.float32)
         for start in range(0, len(boxes), _CHUNK):
             part = slice(start, start + _CHUNK)
-            yield part, self.compute(maps, boxes[part])
+            rows = self.compute(maps, boxes[part])
+            if tuple(normalizer.steps) == ("l2",):  # products are divided, not all numbers
+                lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
+                scores[part] = rows @ coef.T / np.maximum(lengths, np.finfo(np.float32).tiny)
+            else:
+                scores[part] = normalizer.transform(rows) @ coef.T
+        scores += intercept
+        return scores
 
 
 def choose_scales(maps: Sequence[FeatureMaps], boxes: Boxes) -> npt.NDArray[np.intp]:

@@ -209,7 +209,7 @@ class Trainer:
             maps, boxes = self._maps_and_boxes(position)
         except ImageError:
             return {}
-        scores, targets = self._scores(maps, boxes, *self._model), self._targets(boxes, position)
+        scores, targets = self._scores(maps, boxes), self._targets(boxes, position)
         known = (boxes[:, None] == self._known[position][None]).all(axis=2).any(axis=1)
         ranked = []
         for label in range(self.plan.n_classes):
@@ -231,7 +231,7 @@ class Trainer:
         except ImageError:
             return {}
         boxes = self.propose(position, maps)  # none of them knows of an object
-        scores = self._scores(maps, boxes, *self._model)
+        scores = self._scores(maps, boxes)
         found = []
         for column in range(scores.shape[1]):
             ranked, rows = suppressed(boxes, scores[:, column], self.settings)
@@ -264,13 +264,8 @@ class Trainer:
             "images": np.full(len(rows), position),
         }
 
-    def _scores(
-        self, maps: Sequence[FeatureMaps], boxes: Boxes, coef: Array, intercept: Array
-    ) -> npt.NDArray[np.float32]:
-        scores = np.empty((len(boxes), len(coef)), np.float32)
-        for part, features in self.plan.features.in_chunks(maps, boxes):
-            scores[part] = self.normalizer.transform(features) @ coef.T + intercept
-        return scores
+    def _scores(self, maps: Sequence[FeatureMaps], boxes: Boxes) -> npt.NDArray[np.float32]:
+        return self.plan.features.score(maps, boxes, self.normalizer, *self._model)
 
     # ---- what is fitted ----
 
