@@ -83,15 +83,12 @@ def detector(setting, photos, windows, folder, method) -> dict[str, float]:
             boxes = random_windows(pixels.shape, windows, draw)
             with stages.time("read and maps"):
                 maps = extractor.maps_of(photo)
-            with stages.time("pool"):
-                features.compute(maps, boxes)
             with stages.time("pool and score"):
                 scores = features.score(maps, boxes, normalizer, coef, intercept)
             with stages.time("suppress"):
                 for column in scores.T:
                     best = np.argsort(-column)[:200]
                     suppress(boxes[best], column[best])
-    stages["score"] = stages.pop("pool and score") - stages["pool"]
     return {name: seconds / len(photos) for name, seconds in stages.items()}
 
 

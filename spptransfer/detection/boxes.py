@@ -28,9 +28,13 @@ def intersections(boxes: Boxes, others: Boxes) -> npt.NDArray[np.floating]:
 
 
 def _shared(boxes: Boxes, others: Boxes) -> npt.NDArray[np.floating]:
-    low = np.maximum(boxes[..., :2], others[..., :2])
-    high = np.minimum(boxes[..., 2:], others[..., 2:])
-    return areas(np.concatenate([low, high], axis=-1))
+    across, down = (
+        np.minimum(boxes[..., axis + 2], others[..., axis + 2])
+        - np.maximum(boxes[..., axis], others[..., axis])
+        for axis in (0, 1)
+    )
+    product: npt.NDArray[np.floating] = np.maximum(across, 0) * np.maximum(down, 0)
+    return product
 
 
 def overlaps(boxes: Boxes, others: Boxes) -> npt.NDArray[np.floating]:
