@@ -17,11 +17,11 @@ from spptransfer import backbones
 from spptransfer.backbones import Backbone, BackboneRef
 from spptransfer.backbones.catalogue import IMAGENET_MEAN, IMAGENET_STD
 from spptransfer.backbones.probe import probe
-from spptransfer.cache.reading import COMBINES, Selection, feature_names
+from spptransfer.cache.reading import Selection, feature_names
 from spptransfer.errors import ConfigError, ImageError
 from spptransfer.runtimes import ComputeOptions, check_options
 from spptransfer.spec import check_layers
-from spptransfer.specify import feature_spec, levels_and_scales, one_of
+from spptransfer.specify import feature_spec, levels_and_scales
 
 if TYPE_CHECKING:
     from spptransfer.extraction.extractor import Extractor
@@ -218,7 +218,7 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
             info.channels_of(self.layers_),
             (self.levels_ or self.spec_.levels) if self.spec_.levels else None,
             self.scales_,
-            one_of("combine", self.combine, COMBINES),
+            self.combine,
             self.layers_,
         )
         self.n_features_out_ = self._selection.width
