@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from spptransfer.cache.layout import Block, row_runs
 from spptransfer.cache.rows import OK, RowFile
-from spptransfer.errors import CacheError, SpecMismatchError, one_of
+from spptransfer.errors import CacheError, SpecMismatchError, suggestion
 from spptransfer.ids import Ids, decode
 from spptransfer.pyramid import check_levels, derive_level
 from spptransfer.spec import FeatureSpec, check_layers, check_scales
@@ -65,11 +65,12 @@ class Selection:
         channels: Mapping[str, int],
         levels: Sequence[int] | None = None,
         scales: Sequence[int] | None = None,
-        combine: str = "concat",
+        combine: Combine = "concat",
         layers: str | Sequence[str] | None = None,
     ) -> Selection:
         """Check a choice against what is stored; None stands for everything stored."""
-        together = one_of("combine", combine, COMBINES)
+        if combine not in COMBINES:
+            raise CacheError(f"combine: {combine!r} is unknown; {suggestion(combine, COMBINES)}")
         chosen = spec.scales if scales is None else check_scales(scales)
         for scale in chosen:
             if scale not in spec.scales:
@@ -87,7 +88,7 @@ class Selection:
                 start = columns[-1].stop if columns else 0
                 width = channels[layer] * (1 if level is None else level**2)
                 columns.append(Column(layer, of_scale, level, start, start + width))
-        return cls(spec, channels, named, chosen, together, tuple(columns))
+        return cls(spec, channels, named, chosen, combine, tuple(columns))
 
     @property
     def width(self) -> int:
