@@ -276,15 +276,11 @@ def parse_pipeline(values: Mapping[str, Any]) -> Pipeline:
 
 def cell_pipeline(pipeline: Pipeline, row: GridRow, column: GridColumn) -> Pipeline:
     """Give the pipeline of one cell of a grid."""
-    cell = f"grid cell '{row.label}' x '{column.label}'"
     for key in row.set:
         if key in column.set:
-            raise ConfigError(f"{cell}: its row and its column both set {key}")
+            raise ConfigError(f"its row and its column both set {key}")
     # Only what was given: another dataset or protocol need not know the defaults of this one.
     values = pipeline.model_dump(exclude={"grid"}, exclude_unset=True)
-    try:
-        for key, value in {**row.set, **column.set}.items():
-            values = replace(values, key, value, f"set {key}")
-        return parse_pipeline(values)
-    except ConfigError as error:
-        raise ConfigError(f"{cell}: {error}") from error
+    for key, value in {**row.set, **column.set}.items():
+        values = replace(values, key, value, f"set {key}")
+    return parse_pipeline(values)

@@ -7,9 +7,11 @@ prints it without a traceback; in Python every member is caught as `SPPTransferE
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class SPPTransferError(Exception):
@@ -56,9 +58,17 @@ class OutputError(SPPTransferError, OSError):
     """What a command says cannot be written where it should go."""
 
 
-def suggestion(name: str, allowed: Iterable[str]) -> str:
+def suggestion(name: str, allowed: Iterable[Any]) -> str:
     """Say which name a misspelt one probably meant: "did you mean 'x'? allowed: x, y"."""
     names = [str(item) for item in allowed]
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"{hint}allowed: {', '.join(names)}"
+
+
+def one_of(name: str, value: Any, allowed: Sequence[T]) -> T:
+    """Validate a value that is one of a few words."""
+    for known in allowed:
+        if value == known:
+            return known
+    raise ConfigError(f"{name}: {value!r} is unknown; {suggestion(str(value), allowed)}")

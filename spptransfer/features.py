@@ -18,10 +18,10 @@ from spptransfer.backbones import Backbone, BackboneRef
 from spptransfer.backbones.catalogue import IMAGENET_MEAN, IMAGENET_STD
 from spptransfer.backbones.probe import probe
 from spptransfer.cache.reading import COMBINES, Selection, feature_names
-from spptransfer.errors import ConfigError, ImageError
+from spptransfer.errors import ConfigError, ImageError, one_of
 from spptransfer.runtimes import ComputeOptions, check_options
 from spptransfer.spec import check_layers
-from spptransfer.specify import feature_spec, levels_and_scales, one_of
+from spptransfer.specify import feature_spec, levels_and_scales
 
 if TYPE_CHECKING:
     from spptransfer.extraction.extractor import Extractor
@@ -272,8 +272,10 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         with self._load() as extractor:
             for chunk in stream_features(sources, self._selection, extractor):
                 for position, error in chunk.errors.items():
-                    first = sum(len(matrix) for matrix in found)
-                    raise ImageError(f"{_name(sources, first + position)}: {error}")
+                    number = sum(len(matrix) for matrix in found) + position
+                    source = chunk.sources[position]
+                    name = f"'{source}'" if isinstance(source, Path) else f"image {number}"
+                    raise ImageError(f"{name}: {error}")
                 found.append(chunk.matrix)
         return np.concatenate(found) if found else np.empty((0, self.n_features_out_), np.float32)
 
@@ -333,8 +335,3 @@ def _as_source(image: Any) -> Source:
     if isinstance(image, np.ndarray):
         return image
     raise ImageError(f"an image must be a path or an array of uint8, not {type(image).__name__}")
-
-
-def _name(sources: Sequence[Source], position: int) -> str:
-    source = sources[position]
-    return f"'{source}'" if isinstance(source, Path) else f"image {position}"

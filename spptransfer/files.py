@@ -41,7 +41,8 @@ def atomic_write(path: Path, needed: int = 0) -> Iterator[Path]:
     with os_errors_as_cache_error(path, needed), temporary_name(path) as temporary:
         check_space(path, needed)
         yield temporary
-        sync_file(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
 
@@ -121,12 +122,6 @@ def is_disk_full(error: BaseException | None) -> bool:
 def is_read_only(error: CacheError) -> bool:
     """Tell whether the reason of an error is that nobody, or not us, may write there."""
     return getattr(error.__cause__, "errno", None) in _READ_ONLY
-
-
-def sync_file(path: Path) -> None:
-    """Force a file onto the disk."""
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

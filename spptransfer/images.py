@@ -33,7 +33,7 @@ from PIL import (  # importing a plugin registers its format
     WebPImagePlugin,  # noqa: F401
 )
 
-from spptransfer.errors import ConfigError, ImageError
+from spptransfer.errors import ImageError
 
 View = Literal["full", "center_crop", "warp"]
 VIEWS: tuple[View, ...] = get_args(View)
@@ -181,14 +181,6 @@ def from_array(array: npt.ArrayLike) -> Image.Image:
     if min(samples.shape[:2]) < 1:
         raise ImageError(f"an image array needs at least one pixel, not {samples.shape}")
     return _to_rgb(Image.fromarray(np.ascontiguousarray(samples)))
-
-
-def check_view(view: str) -> View:
-    """Validate the name of a view, ``"full"``, ``"center_crop"`` or ``"warp"``."""
-    for known in VIEWS:
-        if view == known:
-            return known
-    raise ConfigError(f"view: {view!r} is unknown; allowed: {', '.join(VIEWS)}")
 
 
 def view_size(

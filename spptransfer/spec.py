@@ -8,8 +8,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from spptransfer.errors import CacheError, ConfigError, suggestion
-from spptransfer.images import LONGEST, View, check_view
+from spptransfer.errors import CacheError, ConfigError, one_of
+from spptransfer.images import LONGEST, VIEWS, View
 from spptransfer.pyramid import check_levels, determining_levels, source_level
 from spptransfer.pyramid.bins import Pooling, check_pooling
 
@@ -96,9 +96,9 @@ class FeatureSpec:
 
     def __post_init__(self) -> None:
         check_pooling(self.pooling)
-        check_view(self.view)
-        _check_choice("precision", self.precision, PRECISIONS)
-        _check_choice("storage", self.storage, STORAGES)
+        one_of("view", self.view, VIEWS)
+        one_of("precision", self.precision, PRECISIONS)
+        one_of("storage", self.storage, STORAGES)
         layers = tuple(sorted(check_layers(self.layers)))
         vectors = tuple([name for name in layers if name in self.vectors or not self.levels])
         levels = stored_levels(self.levels, self.pooling, self.flip) if vectors != layers else ()
@@ -235,11 +235,6 @@ def check_scales(scales: Iterable[int]) -> tuple[int, ...]:
     if len(set(checked)) < len(checked):
         raise ConfigError(f"scales: {list(checked)} holds a scale twice")
     return checked
-
-
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name}: {value!r} is unknown; {suggestion(str(value), allowed)}")
 
 
 def _plain(value: Any) -> str:

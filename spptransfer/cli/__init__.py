@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from spptransfer._version import __version__
 from spptransfer.cli import caches, detecting, pipelines, pretraining
-from spptransfer.cli.options import DONE, INCOMPLETE, Output, logged, on_one_line
+from spptransfer.cli.options import DONE, INCOMPLETE, Output, add_command, logged, on_one_line
 from spptransfer.cli.process import checked_streams, terminable
 from spptransfer.errors import ConfigError, OutputError, SPPTransferError, suggestion
 
@@ -44,12 +44,97 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Spatial-pyramid features from frozen networks, cached once; exact linear SVMs on top.",
 )
-pipelines.register(app)
-detecting.register(app)
-caches.register(app)
-pretraining.register(app)
+cache_app = typer.Typer(
+    help="List, describe, verify, export, merge and prune feature caches.", rich_markup_mode=None
+)
+# Each with what it does, in short, and examples.
+COMMANDS: tuple[tuple[Any, ...], ...] = (
+    (
+        pipelines.run,
+        "From images to results, a model and a report.",
+        "run your_images --set dataset.root=photos",
+        "run mine.yaml --set features.scales=[224,320] --device cuda",
+    ),
+    (pipelines.init, "Write a copy of a shipped pipeline file.", "init your_images"),
+    (
+        pipelines.extract,
+        "Fill the feature cache.",
+        "extract mine.yaml",
+        "extract mine.yaml --shard 2/8",
+    ),
+    (
+        pipelines.train,
+        "Like run, from a cache that is there already.",
+        "train mine.yaml --set classifier.C=[1,10]",
+    ),
+    (
+        pipelines.predict,
+        "Score new images with a saved model.",
+        "predict runs path/to/new/images",
+        "predict runs/mine-20261122-172418 a.jpg b.jpg --json",
+    ),
+    (
+        pipelines.report,
+        "Write the HTML report of a run anew.",
+        "report runs/mine-20261122-172418",
+    ),
+    (
+        detecting.detect,
+        "Find objects in new images with a saved detector.",
+        "detect runs path/to/new/images --draw drawn",
+        "detect runs/mine-20261122-172418 a.jpg b.jpg --json",
+    ),
+    (
+        caches.backbones,
+        "List backbones, their layers and weights.",
+        "backbones",
+        "backbones alexnet",
+        "backbones 'timm/*dinov2*'",
+    ),
+    (
+        caches.datasets,
+        "List datasets, or fetch one.",
+        "datasets --data-root data",
+        "datasets --fetch caltech101",
+    ),
+    (
+        pretraining.pretrain,
+        "Train a network of the paper from random weights.",
+        "pretrain pretrain-zf5-64 --data-root path/to/data",
+    ),
+    (
+        pretraining.evaluate_backbone,
+        "Measure a trained network's errors on labelled images.",
+        "evaluate-backbone zf5-64 --weights w.safetensors --data path/to/data",
+    ),
+)
+CACHE_COMMANDS: tuple[tuple[Any, ...], ...] = (
+    (caches.info, "What a cache holds, and which images failed.", "cache info cache/mine.h5"),
+    (
+        caches.verify,
+        "Look for damage, and repair it.",
+        "cache verify cache/mine.h5",
+        "cache verify cache/mine.h5 --pipeline mine.yaml --repair",
+    ),
+    (
+        caches.export,
+        "Write features as .npz, .csv or .parquet.",
+        "cache export cache/mine.h5 features.npz --levels 6,1",
+    ),
+    (caches.prune, "Remove what no pipeline file needs.", "cache prune mine.yaml --delete"),
+    (
+        caches.merge,
+        "Bring caches together into one.",
+        "cache merge cache/all.h5 cache/a.h5 cache/b.h5",
+    ),
+)
+for _command in COMMANDS:
+    add_command(app, *_command)
+add_command(cache_app, caches.list_caches, "What caches there are.", "cache list", name="list")
+for _command in CACHE_COMMANDS:
+    add_command(cache_app, *_command)
 app.add_typer(
-    caches.app,
+    cache_app,
     name="cache",
     cls=Commands,
     short_help="List, verify, export, merge and prune feature caches.",

@@ -18,7 +18,6 @@ from spptransfer.cli.options import (
     Output,
     Overrides,
     WeightsDir,
-    add_command,
     choice,
     numbers,
     printable,
@@ -35,11 +34,6 @@ if TYPE_CHECKING:
 CacheFile = Annotated[Path, typer.Argument(metavar="CACHE", help="A feature cache.")]
 
 _SHOWN_PROBLEMS = 20
-
-app = typer.Typer(
-    help="List, describe, verify, export, merge and prune feature caches.",
-    rich_markup_mode=None,
-)
 
 
 def list_caches(output: Output, cache_dir: CacheDir = CACHE_DIR) -> int:
@@ -271,49 +265,6 @@ def merge(
     output.say(f"{plural(len(merged), 'row')}, {failed:,} failed: {short_path(file)}")
     rows = {"ok": len(merged), "failed": failed, "reused": 0}
     return output.finish(rows=rows, cache=str(file.resolve()))
-
-
-add_command(app, list_caches, "What caches there are.", "cache list", name="list")
-add_command(app, info, "What a cache holds, and which images failed.", "cache info cache/mine.h5")
-add_command(
-    app,
-    verify,
-    "Look for damage, and repair it.",
-    "cache verify cache/mine.h5",
-    "cache verify cache/mine.h5 --pipeline mine.yaml --repair",
-)
-add_command(
-    app,
-    export,
-    "Write features as .npz, .csv or .parquet.",
-    "cache export cache/mine.h5 features.npz --levels 6,1",
-)
-add_command(app, prune, "Remove what no pipeline file needs.", "cache prune mine.yaml --delete")
-add_command(
-    app,
-    merge,
-    "Bring caches together into one.",
-    "cache merge cache/all.h5 cache/a.h5 cache/b.h5",
-)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands that are no commands of `cache`."""
-    add_command(
-        app,
-        backbones,
-        "List backbones, their layers and weights.",
-        "backbones",
-        "backbones alexnet",
-        "backbones 'timm/*dinov2*'",
-    )
-    add_command(
-        app,
-        datasets,
-        "List datasets, or fetch one.",
-        "datasets --data-root data",
-        "datasets --fetch caltech101",
-    )
 
 
 def backbones(

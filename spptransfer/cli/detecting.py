@@ -13,7 +13,6 @@ from spptransfer.cli.options import (
     Compute,
     Output,
     WeightsDir,
-    add_command,
     choice,
     latest,
     printable,
@@ -25,17 +24,6 @@ from spptransfer.text import plural
 if TYPE_CHECKING:
     from spptransfer.detection.detections import Detections
     from spptransfer.detection.detector import Found, TransferDetector
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add_command(
-        app,
-        detect,
-        "Find objects in new images with a saved detector.",
-        "detect runs path/to/new/images --draw drawn",
-        "detect runs/mine-20261122-172418 a.jpg b.jpg --json",
-    )
 
 
 def detect(

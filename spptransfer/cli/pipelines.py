@@ -24,7 +24,6 @@ from spptransfer.cli.options import (
     PipelineOrNone,
     RunsDir,
     WeightsDir,
-    add_command,
     choice,
     latest,
     list_shipped,
@@ -40,41 +39,6 @@ if TYPE_CHECKING:
     from spptransfer.experiment import Experiment, Grid, Machine, RunResult, Shards
     from spptransfer.extraction import Extraction
     from spptransfer.models import Scores, TransferModel
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    add_command(
-        app,
-        run,
-        "From images to results, a model and a report.",
-        "run your_images --set dataset.root=photos",
-        "run mine.yaml --set features.scales=[224,320] --device cuda",
-    )
-    add_command(app, init, "Write a copy of a shipped pipeline file.", "init your_images")
-    add_command(
-        app,
-        extract,
-        "Fill the feature cache.",
-        "extract mine.yaml",
-        "extract mine.yaml --shard 2/8",
-    )
-    add_command(
-        app,
-        train,
-        "Like run, from a cache that is there already.",
-        "train mine.yaml --set classifier.C=[1,10]",
-    )
-    add_command(
-        app,
-        predict,
-        "Score new images with a saved model.",
-        "predict runs path/to/new/images",
-        "predict runs/mine-20261122-172418 a.jpg b.jpg --json",
-    )
-    add_command(
-        app, report, "Write the HTML report of a run anew.", "report runs/mine-20261122-172418"
-    )
 
 
 def run(

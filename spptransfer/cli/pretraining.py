@@ -21,7 +21,6 @@ from spptransfer.cli.options import (
     Threads,
     TrainingOverrides,
     WeightsDir,
-    add_command,
     choice,
     list_shipped,
     numbers,
@@ -38,22 +37,6 @@ if TYPE_CHECKING:
 
 _VIEWS = "center_crop,full,10-crops,10-maps"
 _HEADER = ["views", "per image", "top-1 error %", "top-5 error %", "images", "seconds"]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    add_command(
-        app,
-        pretrain,
-        "Train a network of the paper from random weights.",
-        "pretrain pretrain-zf5-64 --data-root path/to/data",
-    )
-    add_command(
-        app,
-        evaluate_backbone,
-        "Measure a trained network's errors on labelled images.",
-        "evaluate-backbone zf5-64 --weights w.safetensors --data path/to/data",
-    )
 
 
 def pretrain(

@@ -104,10 +104,10 @@ def prepare_grid(name: str, pipeline: Pipeline, machine: Machine) -> Grid:
     opened: dict[str, Dataset] = {}
     cells = []
     for row, column in pipeline.grid.cells():
-        section = cell_pipeline(pipeline, row, column)
-        key = section.dataset.model_dump_json()
         slug = f"{_slug(row.label)}--{_slug(column.label)}"
         try:
+            section = cell_pipeline(pipeline, row, column)
+            key = section.dataset.model_dump_json()
             experiment = prepare(slug, section, machine, dataset=opened.get(key))
             check(experiment)
         except ConfigError as error:

@@ -68,11 +68,8 @@ def extract_features(
     for each in experiments:
         if each.pipeline.detection is not None:
             raise ConfigError("a detector keeps no features; use `spptransfer run`")
-        if shards is not None and shards.count > (most := len(each.dataset)):
-            raise ConfigError(
-                f"shards: {shards.count:,} are more than the {plural(most, 'image')}; "
-                f"allowed: 1 to {most}"
-            )
+        if shards is not None:
+            shard_of(each.dataset, shards.index or 1, shards.count)  # says if there are too many
     if shards is not None and shards.scheduler is not None:
         check_scheduler(shards.scheduler, "--scheduler")
     passes: dict[str, dict[Path, Experiment]] = {}

@@ -287,7 +287,7 @@ class Extractor:
                     decoded[position] = views
         for rendering in renderings if decoded else ():
             views_at = {position: views[rendering] for position, views in decoded.items()}
-            numbers = [n for n in wanted if rendering in reading.renderings_of([self._specs[n]])]
+            numbers = [n for n in reading.specs_with(rendering, self._specs) if n in wanted]
             self._compute(rendering.scale, numbers, views_at, buffers)
         self.progress.note(len(positions))
         return len(positions)

@@ -123,13 +123,6 @@ def _try(
     return PrecisionChoice("bfloat16", f"{gain:.1f} times as fast; {figures}", error, gain)
 
 
-def _wanted(computer: FeatureComputer, rendering: Rendering) -> list[int]:
-    """Return the numbers of the specs that want a rendering."""
-    return [
-        i for i, spec in enumerate(computer.specs) if rendering in reading.renderings_of([spec])
-    ]
-
-
 def _vectors(
     computer: FeatureComputer, views: Sequence[Views]
 ) -> Mapping[Any, list[npt.NDArray[Any]]]:
@@ -137,7 +130,7 @@ def _vectors(
     found: dict[Any, list[npt.NDArray[Any]]] = defaultdict(list)
     for of_image in views:
         for rendering, pixels in of_image.items():
-            wanted = _wanted(computer, rendering)
+            wanted = reading.specs_with(rendering, computer.specs)
             for number, vectors in zip(wanted, computer.compute(pixels[None], wanted), strict=True):
                 for block, values in vectors.items():
                     found[number, rendering, block].append(values[0])
@@ -158,7 +151,10 @@ def _seconds(computer: FeatureComputer, views: Views) -> float:
     for rendering, pixels in views.items():
         height, width, _ = pixels.shape
         count = 1 if on_cpu else max(1, runtime.batch_pixels // (height * width))
-        batch, wanted = np.repeat(pixels[None], count, axis=0), _wanted(computer, rendering)
+        batch, wanted = (
+            np.repeat(pixels[None], count, axis=0),
+            reading.specs_with(rendering, computer.specs),
+        )
         start = clock()
         computer.compute(batch, wanted)
         spent += (clock() - start) / count

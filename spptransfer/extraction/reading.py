@@ -76,6 +76,11 @@ def renderings_of(specs: Iterable[FeatureSpec]) -> tuple[Rendering, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def specs_with(rendering: Rendering, specs: Sequence[FeatureSpec]) -> list[int]:
+    """Return the numbers of the specs that show an image in a way."""
+    return [number for number, spec in enumerate(specs) if rendering in renderings_of([spec])]
+
+
 def stamp_of(path: Path) -> Stamp:
     """Ask the file system for the stamp of a file."""
     status = path.stat()

@@ -21,6 +21,7 @@ from spptransfer.extraction.engine import Extraction, Interrupted, extract
 from spptransfer.runtimes import ComputeOptions
 from spptransfer.scheduler import dask_workers
 from spptransfer.spec import FeatureSpec
+from spptransfer.text import plural
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +31,10 @@ _TRIES = 3
 
 def shard_of(dataset: Dataset, index: int, count: int) -> Dataset:
     """Return a consecutive part of a dataset, as a dataset."""
-    if not 1 <= count <= len(dataset):
-        raise ConfigError(f"shards: {count} of {len(dataset):,} images; allowed: 1 to as many")
+    if count > (most := len(dataset)):
+        raise ConfigError(
+            f"shards: {count:,} are more than the {plural(most, 'image')}; allowed: 1 to {most}"
+        )
     if not 1 <= index <= count:
         raise ConfigError(f"shard: {index} of {count}; allowed: 1 to {count}")
     edges = [len(dataset) * number // count for number in (index - 1, index)]

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from spptransfer.errors import ConfigError, DatasetError, ImageError, suggestion
+from spptransfer.errors import ConfigError, DatasetError, ImageError, one_of
 from spptransfer.pretraining.evaluation_network import Classifier, load_classifier
 from spptransfer.pretraining.evaluation_views import (
     Pixels,
@@ -223,9 +223,7 @@ def _scores_of_classes(
 
 
 def _check(classifiers: Sequence[Classifier], schemes: Sequence[Scheme], precision: str) -> None:
-    if precision not in PRECISIONS:
-        known = suggestion(precision, PRECISIONS)
-        raise ConfigError(f"precision: '{precision}' is unknown; {known}")
+    one_of("precision", precision, PRECISIONS)
     for classifier in classifiers:
         for scheme in schemes:
             check_scheme(scheme, classifier)

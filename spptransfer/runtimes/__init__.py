@@ -24,7 +24,7 @@ import re
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
-from spptransfer.errors import ConfigError, suggestion
+from spptransfer.errors import ConfigError, one_of
 from spptransfer.system import count_processors
 
 # On a CPU, the fastest first, as measured over four networks; see docs/performance.md.
@@ -77,9 +77,7 @@ def check_options(options: ComputeOptions, precision: str | None = None) -> None
     device, runtime = options.device, options.runtime
     if not isinstance(device, str) or not _DEVICE.fullmatch(device):
         raise ConfigError(f"device: '{device}' is unknown; allowed: auto, cpu, cuda, cuda:N, mps")
-    if runtime not in ("auto", *RUNTIMES):
-        hint = suggestion(str(runtime), ["auto", *RUNTIMES])
-        raise ConfigError(f"runtime: {runtime!r} is unknown; {hint}")
+    one_of("runtime", runtime, ("auto", *RUNTIMES))
     if runtime not in ("auto", "torch") and device not in ("auto", "cpu"):
         raise ConfigError(f"device: '{device}' is not for runtime '{runtime}'; allowed: auto, cpu")
     if runtime != "auto" and not is_installed(runtime):
