@@ -79,6 +79,12 @@ COMMANDS: tuple[tuple[Any, ...], ...] = (
         "report runs/mine-20261122-172418",
     ),
     (
+        detecting.proposals,
+        "Measure how many objects a pipeline's windows can find.",
+        "proposals detect_demo",
+        "proposals mine.yaml --set detection.proposals=edge_boxes",
+    ),
+    (
         detecting.detect,
         "Find objects in new images with a saved detector.",
         "detect runs path/to/new/images --draw drawn",

@@ -1,7 +1,8 @@
-"""The command that finds objects in new images."""
+"""Commands on windows: what a pipeline proposes, and objects found in new images."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,19 +12,67 @@ import typer
 
 from spptransfer.cli.options import (
     Compute,
+    Folders,
     Output,
+    Overrides,
+    PipelineFile,
     WeightsDir,
     choice,
     latest,
+    logged,
     printable,
     short_path,
+    table,
 )
 from spptransfer.cli.process import interruptible
+from spptransfer.errors import ConfigError
 from spptransfer.text import plural
 
 if TYPE_CHECKING:
     from spptransfer.detection.detections import Detections
     from spptransfer.detection.detector import Found, TransferDetector
+
+
+def proposals(
+    pipeline: PipelineFile, folders: Folders, output: Output, overrides: Overrides = None
+) -> int:
+    """Measure the recall of a pipeline's proposals: no detector on them finds more objects.
+
+    By the most windows of an image and the least intersection over union with an object. The
+    proposals are kept for the run.
+    """
+    from spptransfer.experiment import Grid, Machine, prepare_file
+    from spptransfer.experiment.detection import measure_proposals
+    from spptransfer.experiment.preparation import STEPS
+    from spptransfer.experiment.results import count_rows, plain
+
+    machine = Machine(**vars(folders), progress=not output.quiet)
+    prepared = prepare_file(pipeline, machine, overrides or ())
+    if isinstance(prepared, Grid):
+        raise ConfigError(f"'{prepared.name}' has a grid; give the pipeline of one run")
+    kept = "interrupted; proposals that were finished are kept: run the same command again to go on"
+    with interruptible(kept), logged(STEPS, logging.INFO, output.say):
+        found = measure_proposals(prepared)
+    rows: list[list[Any]] = []
+    said: dict[str, Any] = {}
+    for part, one in found.items():
+        shares = [[f"{share:.1%}" for share in row] for row in one.found]
+        rows += [[part, *row] for row in zip(one.counts, *zip(*shares, strict=True), strict=True)]
+        by_count = zip(one.counts, one.found, strict=True)
+        recall = {
+            str(count): dict(zip(map(str, one.thresholds), row, strict=True))
+            for count, row in by_count
+        }
+        said[part] = {"recall": recall, "objects": one.objects, "windows": one.windows}
+        output.say(
+            f"{part}: {one.objects:,} objects in {plural(one.images, 'image')}, "
+            f"{one.windows:,.0f} windows in each on average; {one.empty:,} images failed"
+        )
+    limits = next(iter(found.values())).thresholds
+    output.say(table(rows, ["images", "windows", *(f"IoU {limit:g}" for limit in limits)]))
+    failed = sum(one.empty for one in found.values())
+    total = sum(one.images for one in found.values())
+    return output.finish(failed > 0, rows=count_rows(total, failed, 0), proposals=plain(said))
 
 
 def detect(

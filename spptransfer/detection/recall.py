@@ -30,8 +30,8 @@ class Recall(NamedTuple):
         Objects that are not difficult.
     windows : float
         Mean number of windows of an image, all that are there.
-    images : int
-        Images looked at.
+    images, empty : int
+        Images looked at, and those without windows, which could not be read.
     """
 
     counts: tuple[int, ...]
@@ -40,6 +40,7 @@ class Recall(NamedTuple):
     objects: int
     windows: float
     images: int
+    empty: int
 
 
 def recall(
@@ -74,10 +75,10 @@ def recall(
            [1. , 0.5]])
     """
     best: list[npt.NDArray[np.float64]] = []  # n_counts x n_objects of each image
-    total = number = 0
+    lengths = []
     for windows, there in zip(proposals, objects, strict=True):
         boxes = there.boxes[~there.difficult]
-        total, number = total + len(windows), number + 1
+        lengths.append(len(windows))
         largest = np.zeros((len(counts), len(boxes)))
         if len(windows):
             so_far = np.maximum.accumulate(overlaps(np.asarray(windows, np.float64), boxes))
@@ -93,6 +94,7 @@ def recall(
         tuple(thresholds),
         np.stack(found, axis=1),
         each.shape[1],
-        total / max(number, 1),
-        number,
+        float(np.mean(lengths)) if lengths else 0.0,
+        len(lengths),
+        lengths.count(0),
     )

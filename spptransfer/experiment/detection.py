@@ -25,7 +25,7 @@ from spptransfer.detection.features import WindowFeatures
 from spptransfer.detection.passes import Arrays, Passes, join_arrays
 from spptransfer.detection.proposal_cache import ProposalCache, windows_of
 from spptransfer.detection.proposer import Proposer, Windows
-from spptransfer.detection.recall import recall
+from spptransfer.detection.recall import COUNTS, Recall, recall
 from spptransfer.detection.settings import DetectionSection
 from spptransfer.detection.training import Plan, Trained, Trainer
 from spptransfer.errors import ConfigError, ImageError
@@ -183,6 +183,30 @@ def run_detection(experiment: Experiment, command: str) -> RunResult:
         shutil.rmtree(kept, ignore_errors=True)
         write_report_of(folder)
     return RunResult(folder, results)
+
+
+def measure_proposals(experiment: Experiment) -> dict[str, Recall]:
+    """Measure what a pipeline's proposals find of the objects, which bounds any detector on them.
+
+    Returns
+    -------
+    dict of str to Recall
+        Of the training images, ``"train"``, and of the test images, ``"test"``.
+
+    Raises
+    ------
+    ConfigError
+        If the pipeline trains no detector.
+    """
+    section = experiment.pipeline.detection
+    if section is None:
+        raise ConfigError(f"'{experiment.name}' trains no detector: it has no section detection")
+    work = _Work(experiment, section)
+    experiment.dataset.check_images()
+    objects, windows, n_train = work.objects, _propose(work), len(work.split.train)
+    counts = [*(count for count in COUNTS if count < section.max_windows), section.max_windows]
+    parts = {"train": slice(n_train), "test": slice(n_train, None)}
+    return {name: recall(windows[part], objects[part], counts) for name, part in parts.items()}
 
 
 def _propose(work: _Work) -> list[Windows]:

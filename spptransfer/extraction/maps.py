@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from spptransfer.backbones import Backbone
+from spptransfer.backbones.fields import Centres, receptive_centres
 from spptransfer.errors import ConfigError, ImageError, suggestion
 from spptransfer.extraction.reading import decode_views, read_header
 from spptransfer.images import Rendering
@@ -32,7 +33,8 @@ class FeatureMaps:
         By layer, of float32.
     stride, offset : mapping of str to (float, float)
         Along rows and columns, in pixels of the image as it is, not resized: from one cell's
-        centre to the next, and of the first from the edge.
+        centre to the next, and of the first from the edge. Centres are those of receptive fields,
+        or share the image evenly where fields have none that is known, or one outside the image.
     size : (int, int)
         Height and width of the image, in pixels.
     scale : int
@@ -129,6 +131,7 @@ class MapExtractor:
                 )
         self.layers = tuple(layers)
         self._renderings = [Rendering(scale, "full", info.grid, info.longest) for scale in scales]
+        self._centres = receptive_centres(backbone, layers)
         self._runtime = open_runtime(backbone, layers, precision=precision, options=options)
         self.workers = self._runtime.workers
 
@@ -169,24 +172,41 @@ class MapExtractor:
                 maps = self._runtime.maps(pixels, self.layers)
                 maps = {name: maps[name].float() for name in self.layers}
                 arrays = self._runtime.download([maps])[0]
-                found.append(_feature_maps(arrays, (info.height, info.width), rendering.scale))
+                size, seen = (info.height, info.width), views[rendering].shape[:2]
+                found.append(_feature_maps(arrays, size, seen, rendering.scale, self._centres))
         return found
 
 
 def _feature_maps(
-    arrays: Mapping[str, npt.NDArray[np.float32]], size: tuple[int, int], scale: int
+    arrays: Mapping[str, npt.NDArray[np.float32]],
+    size: tuple[int, int],
+    seen: tuple[int, ...],
+    scale: int,
+    measured: Mapping[str, Centres],
 ) -> FeatureMaps:
-    sides = {
-        name: [centres(side, cells) for side, cells in zip(size, map.shape[2:], strict=True)]
+    places = {
+        name: [
+            _place(side, pixels, cells, measured.get(name))
+            for side, pixels, cells in zip(size, seen, map.shape[2:], strict=True)
+        ]
         for name, map in arrays.items()
     }
     return FeatureMaps(
         {name: torch.from_numpy(map[0]) for name, map in arrays.items()},
-        {name: (rows[0], columns[0]) for name, (rows, columns) in sides.items()},
-        {name: (rows[1], columns[1]) for name, (rows, columns) in sides.items()},
+        {name: (rows[0], columns[0]) for name, (rows, columns) in places.items()},
+        {name: (rows[1], columns[1]) for name, (rows, columns) in places.items()},
         size,
         scale,
     )
+
+
+def _place(side: int, pixels: int, cells: int, measured: Centres | None) -> Pair:
+    """Return stride and offset along a side of the image, of which the network saw some pixels."""
+    if measured is not None:
+        stride, offset = measured
+        if offset >= 0 and offset + (cells - 1) * stride < pixels:  # all lie in the image
+            return stride * side / pixels, offset * side / pixels
+    return centres(side, cells)
 
 
 def feature_maps(

@@ -12,8 +12,8 @@ from small_projects import values
 from spptransfer.cli import main
 
 COMMANDS = (
-    *("run", "init", "extract", "train", "predict", "report", "backbones", "datasets"),
-    *("pretrain", "evaluate-backbone", "cache"),
+    *("run", "init", "extract", "train", "predict", "report", "proposals", "detect"),
+    *("backbones", "datasets", "pretrain", "evaluate-backbone", "cache"),
 )
 CACHE_COMMANDS = ("list", "info", "verify", "export", "prune", "merge")
 

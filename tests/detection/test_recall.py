@@ -44,7 +44,7 @@ def test_recall_is_the_share_of_objects_that_the_first_windows_overlap(sizes, co
         assert np.allclose(found.found, np.mean(hits, axis=1))
     else:
         assert np.isnan(found.found).all()
-    assert found.images == len(sizes)
+    assert (found.images, found.empty) == (len(sizes), [len(each) for each in proposals].count(0))
 
 
 def test_images_without_counterpart_are_no_oversight():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from extraction_cases import NET, broken_images
 from image_files import picture
 
@@ -36,7 +37,7 @@ def test_the_window_that_covers_the_image_has_the_features_of_the_image(size, la
 
 def test_a_window_has_the_features_of_its_cells_cut_out():
     found = maps_of(np.asarray(picture(64, 96)))
-    cells = found.maps["high"][None, :, 4:9, 2:12]  # of 4 x 4 pixels
+    cells = found.maps["high"][None, :, 4:9, 2:12]  # at 0.5, 4.5, 8.5, ... pixels
     expected = SpatialPyramidPooling((3, 2))(cells)[0]
     np.testing.assert_array_equal(found.pool([[8, 16, 48, 36]], (3, 2))[0], expected)
 
@@ -45,8 +46,18 @@ def test_stride_and_offset_are_in_pixels_of_the_image_as_it_is():
     found = maps_of(np.asarray(picture(128, 192)), ["low", "high"])
     assert found.scale == 64
     assert found.stride == {"low": (4.0, 4.0), "high": (8.0, 8.0)}
-    assert found.offset == {"low": (2.0, 2.0), "high": (4.0, 4.0)}
+    assert found.offset == {"low": (1.0, 1.0), "high": (1.0, 1.0)}  # 0.5 pixels of the network's
     assert found.maps["low"].shape == (8, 32, 48)
+
+
+def test_cells_whose_fields_have_no_centre_in_the_image_share_it_evenly():
+    padded = torch.nn.Conv2d(3, 4, 1, stride=8, padding=8)  # the first looks at what is padded
+    module = torch.nn.Sequential(padded)
+    backbone = backbones.from_module(module, ["0"], mean=[0.5] * 3, std=[0.25] * 3)
+    found = feature_maps(np.asarray(picture(64, 96)), backbone, "0", 64, options=TORCH)
+    assert found.maps["0"].shape == (4, 10, 14)
+    assert found.stride == {"0": (6.4, 96 / 14)}
+    assert found.offset == {"0": (3.2, 48 / 14)}
 
 
 def test_a_backbone_of_this_package_is_taken_too():
