@@ -13,7 +13,11 @@ Indices = npt.NDArray[np.intp]
 
 
 def window_targets(
-    boxes: Boxes, objects: Objects, n_classes: int, negative_overlap: float = 0.3
+    boxes: Boxes,
+    objects: Objects,
+    n_classes: int,
+    negative_overlap: float = 0.3,
+    positive_overlap: float = 1.0,
 ) -> Targets:
     """Say what windows are to the problem of each class.
 
@@ -28,12 +32,15 @@ def window_targets(
     negative_overlap : float, default=0.3
         A window is a negative of a class if its intersection over union with every object of it,
         difficult ones included, is at most this.
+    positive_overlap : float, default=1.0
+        A window is a positive of a class if its intersection over union with an object of it that
+        is not difficult is at least this; by default objects' own boxes are, as in the paper.
 
     Returns
     -------
     ndarray of int8, shape (n, n_classes)
-        1 for a window that is the box of an object that is not difficult, -1 for a negative, and
-        0 for what is left out: too near to an object to be a negative.
+        1 for a positive, -1 for a negative, and 0 for what is left out: too near to an object to
+        be a negative.
 
     References
     ----------
@@ -51,8 +58,7 @@ def window_targets(
     targets = np.full((len(boxes), n_classes), -1, np.int8)
     rows, columns = np.nonzero(shared > negative_overlap)
     targets[rows, objects.labels[columns]] = 0
-    same = (boxes[:, None] == objects.boxes[None]).all(axis=2) & ~objects.difficult
-    rows, columns = np.nonzero(same)
+    rows, columns = np.nonzero((shared >= positive_overlap) & ~objects.difficult)
     targets[rows, objects.labels[columns]] = 1
     return targets
 

@@ -34,6 +34,11 @@ class DetectionSection(Section):
     stride: PositiveInt | None = Field(
         None, description="stride of the maps, by dilation; null: the backbone's own"
     )
+    positive_overlap: Share = Field(
+        0.7,
+        description="the least that a positive overlaps an object of the class; 1: only the "
+        "object's own box is one",
+    )
     negative_overlap: Share = Field(
         0.3, description="the most that a negative overlaps an object of the class"
     )

@@ -44,8 +44,8 @@ Propose = Callable[[int, Sequence[FeatureMaps]], Boxes]
 
 # Windows of a class that are looked at for hard negatives, and that NMS is asked about.
 _RANKED = 200
-# Examples of the box regression from an image at most.
-_REGRESSED = 20
+# Positives of an image beside its objects' own boxes, and examples of the regression, at most.
+_NEARBY = 20
 # Hard negatives of a class from an image at most.
 _EACH = 3
 # How much windows that train may overlap as negatives of a class (He et al., section 4.1).
@@ -189,12 +189,15 @@ class Trainer:
         objects = self.objects[position]
         targets = self._targets(boxes, position)
         draw = np.random.default_rng([self.settings.seed, position])
+        own = np.arange(len(boxes)) < len(objects.boxes)
         positive = (targets == 1).any(axis=1)
-        negatives = np.flatnonzero((targets == -1).any(axis=1) & ~positive)
-        drawn = draw.permutation(negatives)[: self.settings.negatives_per_image]
-        found = self._windows(position, maps, boxes, targets, [*np.flatnonzero(positive), *drawn])
+        negative = (targets == -1).any(axis=1) & ~positive
+        nearby = draw.permutation(np.flatnonzero(positive & ~own))[:_NEARBY]
+        drawn = draw.permutation(np.flatnonzero(negative))[: self.settings.negatives_per_image]
+        chosen = [*np.flatnonzero(positive & own), *nearby, *drawn]
+        found = self._windows(position, maps, boxes, targets, chosen)
         near, nearest = best_objects(boxes, objects, self.settings.regression_overlap)
-        some = np.sort(draw.permutation(len(near))[:_REGRESSED])
+        some = np.sort(draw.permutation(len(near))[:_NEARBY])
         near, nearest = near[some], nearest[some]
         changes = encode_boxes(boxes[near], objects.boxes[nearest])
         return found | {
@@ -241,8 +244,8 @@ class Trainer:
         return {"columns": columns, "boxes": kept, "scores": values, "images": images}
 
     def _targets(self, boxes: Boxes, position: int) -> npt.NDArray[np.int8]:
-        overlap = self.settings.negative_overlap
-        return window_targets(boxes, self.objects[position], self.plan.n_classes, overlap)
+        limits = self.settings.negative_overlap, self.settings.positive_overlap
+        return window_targets(boxes, self.objects[position], self.plan.n_classes, *limits)
 
     def _features(self, maps: Sequence[FeatureMaps], boxes: Boxes) -> npt.NDArray[np.float16]:
         return self.plan.features.compute(maps, boxes).astype(np.float16)
