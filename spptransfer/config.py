@@ -31,7 +31,7 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, (list, tuple)) else [value]
 
 
-NormalizationStep = Literal["l2", "l2_block", "signed_sqrt", "standardize"]
+NormalizationStep = Literal["l2", "l2_block", "mean_length", "signed_sqrt", "standardize"]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # Products with a larger one overflow in float32; the solver sets the same limit.
 Cost = Annotated[float, Field(gt=0, le=1e20, allow_inf_nan=False)]

@@ -20,14 +20,13 @@ from spptransfer.backbones.probe import PROBE_NUMBERS, Probe
 from spptransfer.cache.reading import Combine, Selection
 from spptransfer.errors import ImageError, ModelError, SPPTransferError
 from spptransfer.model_file import read_model, write_model
-from spptransfer.normalization import PyramidNormalizer, check_steps
+from spptransfer.normalization import PyramidNormalizer
 from spptransfer.runtimes import ComputeOptions
 from spptransfer.spec import FeatureSpec
 from spptransfer.specify import check_probe, find_backbone
 
 FORMAT = "spptransfer-model"
 FORMAT_VERSION = 2
-_FITTED = ("mean_", "scale_")  # what a fitted normalizer knows
 _TENSORS = ("coef", "intercept", "thresholds", "probe")
 # Attributes that are in the file as they are.
 _FACTS = (
@@ -278,11 +277,8 @@ class TransferModel:
         CacheError
             If the file cannot be written.
         """
-        known = {f"normalizer.{name}": getattr(self.normalizer, name, None) for name in _FITTED}
+        known = {f"normalizer.{name}": each for name, each in self.normalizer.learnt().items()}
         known |= {name: np.asarray(getattr(self, name), np.float32) for name in _TENSORS}
-        tensors = {
-            name: np.ascontiguousarray(array) for name, array in known.items() if array is not None
-        }
         blocks = self.normalizer.block_sizes
         facts = {
             "format": FORMAT,
@@ -293,7 +289,7 @@ class TransferModel:
             "block_sizes": None if blocks is None else [int(size) for size in blocks],
             **{name: getattr(self, name) for name in _FACTS},
         }
-        write_model(Path(path), tensors, facts)
+        write_model(Path(path), known, facts)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TransferModel:
@@ -337,15 +333,10 @@ def _build(facts: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> Trans
     width, n_classes = model.selection().width, len(model.classes)
     expected = {"coef": (n_classes, width), "intercept": (n_classes,), "thresholds": (n_classes,)}
     expected |= {"probe": (len(model.spec.layers), PROBE_NUMBERS)}
-    if "standardize" in normalizer.steps:
-        expected |= {f"normalizer.{name}": (width,) for name in _FITTED}
     for name, shape in expected.items():
         array = tensors[name]
         if array.shape != shape or array.dtype.kind != "f":
             raise ValueError(f"'{name}' is {array.shape} {array.dtype}, not {shape} float32")
-        if name.startswith("normalizer."):
-            setattr(normalizer, name.removeprefix("normalizer."), array)
-    check_steps(normalizer.steps)
-    normalizer.n_features_in_ = width
-    normalizer.transform(np.zeros((1, width), np.float32))
+    learnt = {name.removeprefix("normalizer."): array for name, array in tensors.items()}
+    normalizer.restore(learnt, width)
     return model

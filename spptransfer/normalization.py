@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from spptransfer.errors import ConfigError, suggestion
 
-STEPS = ("l2", "l2_block", "signed_sqrt", "standardize")
-FITTED_STEPS = ("standardize",)
+STEPS = ("l2", "l2_block", "mean_length", "signed_sqrt", "standardize")
+# Steps that learn something, and the attributes that hold it.
+_LEARNT = {"standardize": ("mean_", "scale_"), "mean_length": ("length_",)}
+FITTED_STEPS = tuple(_LEARNT)
 
 
 class PyramidNormalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
@@ -26,6 +28,8 @@ class PyramidNormalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
         - ``"l2"``: every vector to unit length;
         - ``"l2_block"``: every block of a vector to unit length;
+        - ``"mean_length"``: all vectors divided by one number, the mean length of the training
+          vectors, as the SPP-net's released detector does;
         - ``"signed_sqrt"``: ``sign(x) * sqrt(|x|)``, number by number;
         - ``"standardize"``: every column to mean 0 and variance 1 on the training vectors;
           constant columns become 0.
@@ -39,6 +43,8 @@ class PyramidNormalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     ----------
     mean_, scale_ : ndarray of shape (n_features,)
         Mean and standard deviation of the columns, only with ``"standardize"``.
+    length_ : ndarray of shape (1,)
+        Mean length of the training vectors, only with ``"mean_length"``.
     n_features_in_ : int
         Number of columns.
 
@@ -90,14 +96,12 @@ class PyramidNormalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         data: npt.NDArray[np.floating] = validate_data(self, X, dtype=[np.float64, np.float32])
         check_steps(self.steps)
         self._check_blocks(data.shape[1])
-        if "standardize" in self.steps:
-            before = list(self.steps)[: list(self.steps).index("standardize")]
-            prepared = self._apply(np.array(data, copy=True), before)
-            self.mean_ = prepared.mean(axis=0, dtype=np.float64)
-            deviation = prepared.std(axis=0, dtype=np.float64)
-            # A constant column differs from its mean by rounding alone.
-            rounding = 10 * np.finfo(prepared.dtype).eps * np.abs(self.mean_)
-            self.scale_ = np.where(deviation > rounding, deviation, np.inf)
+        prepared, done = data, 0
+        for index, step in enumerate(self.steps):
+            if step in _LEARNT:
+                prepared = self._apply(np.array(prepared, copy=True), self.steps[done:index])
+                self._learn(step, prepared)
+                done = index
         return self
 
     def transform(self, X: npt.ArrayLike) -> npt.NDArray[np.floating]:
@@ -120,6 +124,37 @@ class PyramidNormalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         in_place = not self.copy and data.flags.writeable
         return self._apply(data if in_place else np.array(data, copy=True), self.steps)
 
+    def _learn(self, step: str, X: npt.NDArray[np.floating]) -> None:
+        if step == "mean_length":
+            self.length_ = _lengths(X).mean(keepdims=True)
+            return
+        self.mean_ = X.mean(axis=0, dtype=np.float64)
+        deviation = X.std(axis=0, dtype=np.float64)
+        # A constant column differs from its mean by rounding alone.
+        rounding = 10 * np.finfo(X.dtype).eps * np.abs(self.mean_)
+        self.scale_ = np.where(deviation > rounding, deviation, np.inf)
+
+    def learnt(self) -> dict[str, npt.NDArray[np.floating]]:
+        """Return what `fit` learnt from the vectors, by attribute."""
+        names = [name for step in self.steps for name in _LEARNT.get(step, ())]
+        return {name: getattr(self, name) for name in names}
+
+    def restore(self, learnt: Mapping[str, npt.NDArray[Any]], n_features: int) -> None:
+        """Take what `learnt` gave, as if fitted to vectors of so many columns.
+
+        A `ConfigError` names a step or blocks that are wrong, a `ValueError` or `KeyError` what
+        does not fit.
+        """
+        check_steps(self.steps)
+        self._check_blocks(n_features)
+        for step in self.steps:
+            for name in _LEARNT.get(step, ()):
+                array, shape = learnt[name], (1,) if step == "mean_length" else (n_features,)
+                if array.shape != shape or array.dtype.kind != "f":
+                    raise ValueError(f"'{name}' is {array.shape} {array.dtype}, not {shape}")
+                setattr(self, name, array)
+        self.n_features_in_ = n_features
+
     def _apply(self, X: npt.NDArray[np.floating], steps: Sequence[str]) -> npt.NDArray[np.floating]:
         for step in steps:
             if step == "l2":
@@ -129,6 +164,8 @@ class PyramidNormalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                     _to_unit_length(X[:, block])
             elif step == "signed_sqrt":
                 np.copysign(np.sqrt(np.abs(X)), X, out=X)
+            elif step == "mean_length":
+                np.divide(X, self.length_[0] or 1.0, out=X, casting="same_kind")
             else:
                 np.subtract(X, self.mean_, out=X, casting="same_kind")
                 np.divide(X, self.scale_, out=X, casting="same_kind")
@@ -166,8 +203,13 @@ def check_steps(steps: Sequence[str]) -> None:
         raise ConfigError(f"normalize: {list(steps)} holds a step twice")
 
 
+def _lengths(X: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    lengths: npt.NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", X, X, dtype=np.float64))
+    return lengths
+
+
 def _to_unit_length(X: npt.NDArray[np.floating]) -> None:
     """Divide every row by its length, in place; rows of zeros stay."""
-    lengths = np.sqrt(np.einsum("ij,ij->i", X, X, dtype=np.float64))
+    lengths = _lengths(X)
     lengths[lengths == 0] = 1
     np.divide(X, lengths[:, np.newaxis], out=X, casting="same_kind")

@@ -88,7 +88,7 @@ def test_weights_of_positives_and_negatives_are_written_as_they_were_read(pipeli
         (with_section("classifier", scheduler="tcp://a:1"), "scheduler 'tcp://a:1' goes with"),
         (with_section("classifier", class_weight="heavy"), "must be 'balanced' or weights"),
         (with_section("classifier", class_weight={2: 1}), "must be 'balanced' or weights"),
-        (with_section("classifier", normalize=["l3"]), "'l2', 'l2_block', 'signed_sqrt'"),
+        (with_section("classifier", normalize=["l3"]), "'l2', 'l2_block', 'mean_length'"),
         ({**MINIMAL, "features": [1]}, "features: must be a mapping of keys"),
         ({"dataset": {}, "protocol": {"name": "folder"}}, "'dataset.name' is missing"),
         ({"dataset": {"name": "demo"}}, "'protocol' is missing"),

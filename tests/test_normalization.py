@@ -112,3 +112,23 @@ def test_parameters_that_make_no_sense_are_named_in_fit(options, message):
     normalizer = PyramidNormalizer(**options)
     with pytest.raises(ConfigError, match=message):
         normalizer.fit(np.ones((2, 3)))
+
+
+def test_mean_length_divides_all_vectors_by_one_number():
+    X = np.array([[3.0, 4.0], [0.0, 15.0]])
+    normalizer = PyramidNormalizer(["mean_length"]).fit(X)
+    np.testing.assert_allclose(normalizer.transform(X), X / 10)
+    again = PyramidNormalizer(["mean_length"])
+    again.restore(normalizer.learnt(), 2)
+    np.testing.assert_array_equal(again.transform(X), normalizer.transform(X))
+
+
+def test_steps_that_learn_see_what_the_steps_before_them_made():
+    X = np.random.default_rng(0).standard_normal((20, 3)) ** 3
+    both = PyramidNormalizer(["mean_length", "standardize"]).fit(X)
+    np.testing.assert_allclose(
+        both.transform(X), PyramidNormalizer(["standardize"]).fit_transform(X)
+    )
+    roots = np.sign(X) * np.sqrt(np.abs(X))
+    found = PyramidNormalizer(["signed_sqrt", "mean_length"]).fit_transform(X)
+    np.testing.assert_allclose(found, roots / np.linalg.norm(roots, axis=1).mean())

@@ -28,7 +28,7 @@ from spptransfer.detection.training import suppressed
 from spptransfer.errors import ImageError, ModelError, SPPTransferError
 from spptransfer.extraction.maps import FeatureMaps, MapExtractor
 from spptransfer.model_file import read_model, write_model
-from spptransfer.normalization import PyramidNormalizer, check_steps
+from spptransfer.normalization import PyramidNormalizer
 from spptransfer.runtimes import ComputeOptions
 from spptransfer.runtimes.devices import limit_threads
 from spptransfer.sections import check
@@ -37,7 +37,6 @@ from spptransfer.specify import check_probe, find_backbone
 
 FORMAT = "spptransfer-detector"
 FORMAT_VERSION = 1
-_FITTED = ("mean_", "scale_")
 _TENSORS = ("coef", "intercept", "box_coef", "box_intercept", "sigmoids", "probe")
 _FACTS = ("weights", "layers", "levels", "classes", "C", "protocol")
 
@@ -254,7 +253,7 @@ class TransferDetector:
         CacheError
             If the file cannot be written.
         """
-        known = {f"normalizer.{name}": getattr(self.normalizer, name, None) for name in _FITTED}
+        known = {f"normalizer.{name}": each for name, each in self.normalizer.learnt().items()}
         known |= {name: np.asarray(getattr(self, name), np.float32) for name in _TENSORS}
         facts = {
             "format": FORMAT,
@@ -265,8 +264,7 @@ class TransferDetector:
             "normalize": list(self.normalizer.steps),
             **{name: getattr(self, name) for name in _FACTS},
         }
-        tensors = {name: array for name, array in known.items() if array is not None}
-        write_model(Path(path), tensors, facts)
+        write_model(Path(path), known, facts)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TransferDetector:
@@ -318,7 +316,6 @@ def _build(facts: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> Trans
     )
     features, n_classes = detector.features, len(detector.classes)
     detector.normalizer.block_sizes = features.block_sizes
-    check_steps(detector.normalizer.steps)
     moving = n_classes if detector.settings.box_regression else 0
     expected = {
         "coef": (n_classes, features.width),
@@ -328,13 +325,10 @@ def _build(facts: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> Trans
         "sigmoids": (n_classes, 2),
         "probe": (len(detector.spec.layers), PROBE_NUMBERS),
     }
-    if "standardize" in detector.normalizer.steps:
-        expected |= {f"normalizer.{name}": (features.width,) for name in _FITTED}
     for name, shape in expected.items():
         array = tensors[name]
         if array.shape != shape or array.dtype != np.float32:
             raise ValueError(f"'{name}' is {array.shape} {array.dtype}, not {shape} float32")
-        if name.startswith("normalizer."):
-            setattr(detector.normalizer, name.removeprefix("normalizer."), array)
-    detector.normalizer.n_features_in_ = features.width
+    learnt = {name.removeprefix("normalizer."): array for name, array in tensors.items()}
+    detector.normalizer.restore(learnt, features.width)
     return detector
