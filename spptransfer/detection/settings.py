@@ -56,7 +56,7 @@ class DetectionSection(Section):
     regression_overlap: Share = Field(
         0.6, description="the least that a window which trains the regression overlaps its object"
     )
-    regression_penalty: Positive = Field(1.0, description="penalty of the ridge regression")
+    regression_penalty: Positive = Field(2.0, description="penalty of the ridge regression")
     nms: Share = Field(0.3, description="the most that detections of a class overlap")
     detections_per_class: PositiveInt = Field(
         50, description="the most detections of a class in an image"
