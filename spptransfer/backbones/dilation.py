@@ -26,7 +26,7 @@ def dilate(backbone: Backbone, stride: int) -> Backbone:
     backbone : Backbone
         A convolutional one, such as `backbones.load` gives it.
     stride : int
-        The largest stride of its maps, in pixels.
+        The largest stride of its maps, in pixels; they get the power of two below it.
 
     Returns
     -------
@@ -47,12 +47,13 @@ def dilate(backbone: Backbone, stride: int) -> Backbone:
     >>> from spptransfer import backbones
     >>> fine = dilate(backbones.load("squeezenet1_1", "random"), 8)
     >>> fine.maps_of(torch.zeros(1, 3, 128, 128), ["spp"])["spp"].shape
-    torch.Size([1, 512, 15, 15])
+    torch.Size([1, 512, 13, 13])
     """
     info = backbone.info
     maps = [layer for layer in backbone.layers if info.layer(layer).kind == "map"]
     if all((info.layer(layer).stride or 1) <= stride for layer in maps):
         return backbone
+    stride = 1 << stride.bit_length() - 1  # strides of networks are powers of two
     copied: Any = copy.deepcopy(backbone)
     coarse = _input_strides(copied, maps)
     for module, before in coarse.items():

@@ -68,7 +68,7 @@ def best_objects(boxes: Boxes, objects: Objects, least: float) -> tuple[Indices,
 
     Objects that are difficult are left out.
     """
-    shared = np.where(objects.difficult, 0, overlaps(boxes, objects.boxes))
+    shared = np.where(objects.difficult, -1, overlaps(boxes, objects.boxes))
     if not shared.shape[1]:
         return np.empty(0, np.intp), np.empty(0, np.intp)
     rows = np.flatnonzero(shared.max(axis=1) >= least)

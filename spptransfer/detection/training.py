@@ -290,10 +290,12 @@ class Trainer:
         targets = pool["targets"][chosen]
         with self.passes.timed("train"):
             rows = self.normalizer.transform(pool["rows"][chosen].astype(np.float32))
-            gram = gram_matrix(rows)
+            gram, n_classes = gram_matrix(rows), self.plan.n_classes
+            if n_classes == 1:  # a single column would be read as labels
+                targets = np.repeat(targets, 2, axis=1)
             found = [self.plan.svm(C).fit(rows, targets, gram=gram) for C in costs]
-        coefficients = [svm.coef_.astype(np.float32) for svm in found]
-        return coefficients, [svm.intercept_.astype(np.float32) for svm in found]
+        coefficients = [svm.coef_[:n_classes].astype(np.float32) for svm in found]
+        return coefficients, [svm.intercept_[:n_classes].astype(np.float32) for svm in found]
 
     def _fit_regression(self, pool: Arrays) -> tuple[Array, Array]:
         """Fit the box regression of all classes, if it is asked for."""
@@ -315,6 +317,9 @@ class Trainer:
         coefficients, intercepts = self._fit(pool, self.plan.C, kept)
         self._model = np.concatenate(coefficients), np.concatenate(intercepts)
         found = join_arrays(list(self.passes.run("held-out", held.tolist(), self._detect)))
+        if not found:
+            first = self.failures.get(int(held[0]))
+            raise DatasetError(f"no image held out to choose C on can be read; the first: {first}")
         objects = [self.objects[position] for position in held]
         names = list(map(str, range(n_classes)))
         best: tuple[float, float, DetectionEvaluation] | None = None
@@ -354,7 +359,8 @@ def _by_image(pool: Arrays, count: int) -> list[Boxes]:
 def fit_sigmoids(evaluation: DetectionEvaluation) -> npt.NDArray[np.float32]:
     """Fit slope and offset of each class's confidence to which of its detections are right.
 
-    A class of which all are right, or none, gets those of all classes together.
+    A class of which all are right, or none, or rather those of low scores, gets those of all
+    classes together.
     """
     labels, scores = evaluation.detections.labels, evaluation.detections.scores
     used = evaluation.outcomes != IGNORED
@@ -364,7 +370,8 @@ def fit_sigmoids(evaluation: DetectionEvaluation) -> npt.NDArray[np.float32]:
         if len(np.unique(right[chosen])) < 2:
             return None
         model = LogisticRegression(C=1e6).fit(scores[chosen, None], right[chosen])
-        return float(model.coef_[0, 0]), float(model.intercept_[0])
+        slope, offset = float(model.coef_[0, 0]), float(model.intercept_[0])
+        return (slope, offset) if slope > 0 else None
 
     common = fit(used) or (1.0, 0.0)
     each = [fit(used & (labels == label)) or common for label in range(len(evaluation.classes))]

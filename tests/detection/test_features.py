@@ -1,0 +1,97 @@
+"""Windows get the features that their scale's maps give them one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from detection_cases import boxes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spptransfer.detection.features import WindowFeatures, choose_scales
+from spptransfer.extraction.maps import FeatureMaps
+
+CHANNELS = {"low": 5, "high": 3}
+LEVELS = (3, 1)
+FEATURES = WindowFeatures(CHANNELS, LEVELS)
+SIZE = (90, 60)  # height and width of the image
+
+
+def maps_at(scale: int) -> FeatureMaps:
+    """Maps of two layers, of random numbers, at one scale."""
+    generator = torch.Generator().manual_seed(scale)
+    maps, sides = {}, {}
+    for layer, stride in (("low", 4), ("high", 8)):
+        cells = [max(1, side * scale // min(SIZE) // stride) for side in SIZE]
+        maps[layer] = torch.randn(CHANNELS[layer], *cells, generator=generator)
+        sides[layer] = tuple(side / count for side, count in zip(SIZE, cells, strict=True))
+    halves = {layer: (rows / 2, columns / 2) for layer, (rows, columns) in sides.items()}
+    return FeatureMaps(maps, sides, halves, SIZE, scale)
+
+
+def array(drawn) -> np.ndarray:
+    return np.array(drawn, np.float64).reshape(-1, 4) * 6.5
+
+
+def closest(maps, window) -> int:
+    """The scale at which a window's area is closest to 224 x 224 pixels."""
+    x0, y0, x1, y1 = window
+    area = [(x1 - x0) * (y1 - y0) * (one.scale / min(one.size)) ** 2 for one in maps]
+    return min(range(len(maps)), key=lambda index: abs(area[index] - 224**2))
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(boxes(), max_size=8),
+    st.lists(st.sampled_from([64, 128, 400, 800]), min_size=1, max_size=3, unique=True),
+)
+def test_features_are_those_pooled_window_by_window_at_its_scale(drawn, scales):
+    windows, maps = array(drawn), [maps_at(scale) for scale in scales]
+    found = FEATURES.compute(maps, windows)
+    assert found.dtype == np.float32
+    assert found.shape == (len(windows), FEATURES.width)
+    for row, window in zip(found, windows, strict=True):
+        at = maps[closest(maps, window)]
+        expected = [at.pool([window], LEVELS, layer)[0] for layer in CHANNELS]
+        np.testing.assert_array_equal(row, np.concatenate(expected))
+
+
+def test_large_windows_take_the_small_scale_and_small_windows_the_large_one():
+    maps = [maps_at(800), maps_at(200)]
+    windows = np.array([[0.0, 0, 60, 90], [10, 10, 26, 26]])  # at 200: 60,000 and 2,844 pixels
+    assert choose_scales(maps, windows).tolist() == [1, 0]
+    assert choose_scales(maps[:1], windows).tolist() == [0, 0]
+    assert choose_scales([maps[0], maps[0]], windows).tolist() == [0, 0]
+
+
+def test_layers_come_in_the_order_that_was_asked_for():
+    window, maps = np.array([[4.0, 8, 40, 80]]), [maps_at(128)]
+    turned = WindowFeatures({"high": 3, "low": 5}, LEVELS)
+    assert (FEATURES.block_sizes, turned.block_sizes) == ([50, 30], [30, 50])
+    low, high = np.split(FEATURES.compute(maps, window), [50], axis=1)
+    np.testing.assert_array_equal(turned.compute(maps, window), np.hstack([high, low]))
+
+
+@pytest.mark.parametrize("count", [0, 1, 512, 513, 1300])
+def test_many_windows_come_in_chunks_that_cover_each_once(count):
+    random = np.random.default_rng(count)
+    corners = random.uniform(0, 50, (count, 2))
+    windows, maps = np.hstack([corners, corners + 9]), [maps_at(64), maps_at(400)]
+    parts = list(FEATURES.in_chunks(maps, windows))
+    assert all(len(rows) <= 512 for _, rows in parts)
+    together = np.concatenate([np.empty((0, FEATURES.width)), *(rows for _, rows in parts)])
+    np.testing.assert_array_equal(together, FEATURES.compute(maps, windows))
+    covered = [np.arange(count)[part] for part, _ in parts]
+    assert np.concatenate([[], *covered]).tolist() == list(range(count))
+
+
+def test_the_features_of_a_window_do_not_depend_on_the_others():
+    maps, windows = [maps_at(64), maps_at(400)], array([[0, 0, 3, 4], [2, 2, 4, 9], [0, 0, 3, 4]])
+    found = FEATURES.compute(maps, windows)
+    np.testing.assert_array_equal(found[0], found[2])
+    np.testing.assert_array_equal(FEATURES.compute(maps, windows[1:2])[0], found[1])
+    one_layer = dataclasses.replace(FEATURES, channels={"high": 3})
+    np.testing.assert_array_equal(one_layer.compute(maps, windows), found[:, 50:])
