@@ -136,7 +136,8 @@ class TransferDetector:
     def features(self) -> WindowFeatures:
         """Which features windows have."""
         info = BackboneRef(self.spec.backbone, self.weights).info
-        return WindowFeatures(info.channels_of(self.layers), self.levels)
+        channels = info.channels_of(self.layers)
+        return WindowFeatures(channels, self.levels, self.settings.context)
 
     def open(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from spptransfer.pyramid import count_bins
 TRAINED_SIDE = 224
 # Windows at a time where features are only looked at: of 16,000 numbers they are 128 MB.
 _CHUNK = 2048
+# Levels of what lies around a window.
+_CONTEXT = (2,)
 
 
 @dataclass(frozen=True)
@@ -29,20 +32,29 @@ class WindowFeatures:
         The layers, with the channels of each.
     levels : tuple of int
         The pyramid.
+    context : float, optional
+        By how much a window is enlarged to be pooled once more, at level 2: what lies around it.
     """
 
     channels: Mapping[str, int]
     levels: tuple[int, ...]
+    context: float | None = None
 
     @property
     def block_sizes(self) -> list[int]:
-        """Numbers of each layer's part of a vector."""
-        return [count * count_bins(self.levels) for count in self.channels.values()]
+        """Numbers of each layer's parts of a vector: the window's, then what is around it."""
+        bins = [count_bins(levels) for levels, _ in self._parts]
+        return [count * each for count in self.channels.values() for each in bins]
 
     @property
     def width(self) -> int:
         """Numbers of a vector."""
         return sum(self.block_sizes)
+
+    @property
+    def _parts(self) -> list[tuple[tuple[int, ...], float]]:
+        """Levels, and by how much windows are enlarged."""
+        return [(self.levels, 1.0), *([(_CONTEXT, self.context)] if self.context else [])]
 
     def compute(self, maps: Sequence[FeatureMaps], boxes: Boxes) -> npt.NDArray[np.float32]:
         """Pool windows, each from the maps of the scale that suits it.
@@ -57,19 +69,20 @@ class WindowFeatures:
         Returns
         -------
         ndarray of float32, shape (n, width)
-            Layer by layer, within each level by level, each channel-major.
+            Block by block, within each level by level, each channel-major.
         """
-        if len(maps) == len(self.channels) == 1:  # without another copy
+        if len(maps) == len(self.block_sizes) == 1:  # without another copy
             return maps[0].pool(boxes, self.levels, *self.channels)
         found = np.empty((len(boxes), self.width), np.float32)
         chosen = choose_scales(maps, boxes)
         for index, at_scale in enumerate(maps):
             rows, start = np.flatnonzero(chosen == index), 0
-            for layer, size in zip(self.channels, self.block_sizes, strict=True):
+            for layer, (levels, factor) in itertools.product(self.channels, self._parts):
+                stop = start + self.channels[layer] * count_bins(levels)
                 if len(rows):
-                    pooled = at_scale.pool(boxes[rows], self.levels, layer)
-                    found[rows, start : start + size] = pooled
-                start += size
+                    windows = enlarge(boxes[rows], factor, at_scale.size)
+                    found[rows, start:stop] = at_scale.pool(windows, levels, layer)
+                start = stop
         return found
 
     def score(
@@ -92,6 +105,19 @@ class WindowFeatures:
                 scores[part] = normalizer.transform(rows) @ coef.T
         scores += intercept
         return scores
+
+
+def enlarge(boxes: Boxes, factor: float, size: tuple[int, int]) -> Boxes:
+    """Enlarge windows around their centres, within an image of a height and width.
+
+    Examples
+    --------
+    >>> enlarge(np.array([[10.0, 10, 20, 30]]), 2, (35, 100))
+    array([[ 5.,  0., 25., 35.]])
+    """
+    margins = (boxes[:, 2:] - boxes[:, :2]) * (factor - 1) / 2
+    low, high = boxes[:, :2] - margins, boxes[:, 2:] + margins
+    return np.clip(np.hstack([low, high]), 0, [*size[::-1], *size[::-1]])
 
 
 def choose_scales(maps: Sequence[FeatureMaps], boxes: Boxes) -> npt.NDArray[np.intp]:

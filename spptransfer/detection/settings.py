@@ -34,6 +34,11 @@ class DetectionSection(Section):
     stride: PositiveInt | None = Field(
         None, description="stride of the maps, by dilation; null: the backbone's own"
     )
+    context: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = Field(
+        1.8,
+        description="by how much a window is enlarged to be pooled once more, for what is around "
+        "it; null: not at all",
+    )
     positive_overlap: Share = Field(
         0.7,
         description="the least that a positive overlaps an object of the class; 1: only the "

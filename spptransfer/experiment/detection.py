@@ -91,7 +91,9 @@ class _Work:
         section, layers = pipeline.classifier, pipeline.features.layer
         levels = tuple(pipeline.features.levels or ())
         return Plan(
-            features=WindowFeatures(backbone.info.channels_of(layers), levels),
+            features=WindowFeatures(
+                backbone.info.channels_of(layers), levels, self.settings.context
+            ),
             settings=self.settings,
             n_classes=len(self.experiment.dataset.classes),
             normalize=section.normalize or (),
