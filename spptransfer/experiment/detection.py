@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import logging
 import shutil
@@ -17,11 +18,13 @@ from typing import Any
 import numpy as np
 
 from spptransfer.backbones.probe import probe
-from spptransfer.datasets.annotations import Annotations
+from spptransfer.datasets.annotations import Annotations, Objects
+from spptransfer.detection.coco import coco_average_precision
 from spptransfer.detection.detections import Detections, save_detections
 from spptransfer.detection.detector import TransferDetector, open_maps, open_proposals
 from spptransfer.detection.evaluation import describe_evaluation, evaluate_detections
 from spptransfer.detection.features import WindowFeatures
+from spptransfer.detection.formats import write_voc_results
 from spptransfer.detection.passes import Arrays, Passes, join_arrays
 from spptransfer.detection.proposal_cache import ProposalCache, windows_of
 from spptransfer.detection.proposer import Proposer, Windows
@@ -52,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_C = (0.1, 1.0, 10.0)
 DETECTIONS = "detections.npz"
+# The protocol whose results the VOC devkit reads.
+DEVKIT = "voc2007-detection"
 
 
 @dataclass
@@ -175,11 +180,16 @@ def run_detection(experiment: Experiment, command: str) -> RunResult:
         detector.save(folder / MODEL)
         evaluation = evaluate_detections(found, objects[n_train:], experiment.dataset.classes)
         proposed = _describe_proposals(work, windows)
-        said = describe_evaluation(evaluation, proposals=proposed)
+        said = describe_evaluation(
+            evaluation, coco=_coco(found, objects[n_train:], work), proposals=proposed
+        )
         failures |= {work.ids[at]: error for at, error in trained.failures.items()}
         work.seconds |= passes.seconds
         results = _describe(work, trained, said, failures, command, started)
         save_detections(folder / DETECTIONS, work.split.test, found, objects[n_train:])
+        if experiment.protocol.name == DEVKIT:
+            names = (work.split.test, experiment.dataset.classes, experiment.settings["test"])
+            write_voc_results(folder / "devkit", found, *names)
         write_splits(folder / "splits.json", [work.split], description=_description(experiment))
         write_text(folder / RESULTS, json.dumps(results, indent=1))
         shutil.rmtree(kept, ignore_errors=True)
@@ -291,6 +301,13 @@ def _test(
         position, _, error = str(failure).partition(" ")
         failures[work.split.test[int(position)]] = error
     return Detections(**joined) if joined else Detections.empty(), failures
+
+
+def _coco(found: Detections, objects: Sequence[Objects], work: _Work) -> dict[str, float] | None:
+    """Return COCO's average precisions, where its code is installed."""
+    if importlib.util.find_spec("pycocotools") is None:
+        return None
+    return coco_average_precision(found, objects, work.experiment.dataset.classes)
 
 
 def _describe_proposals(work: _Work, windows: Sequence[Windows]) -> dict[str, Any]:
