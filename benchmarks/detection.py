@@ -29,7 +29,7 @@ from spptransfer.backbones import BackboneRef
 from spptransfer.backbones.dilation import dilate
 from spptransfer.detection.boxes import suppress
 from spptransfer.detection.features import WindowFeatures
-from spptransfer.detection.proposals import open_proposer
+from spptransfer.detection.methods import open_proposer
 from spptransfer.extraction.maps import MapExtractor
 from spptransfer.images import Rendering
 from spptransfer.normalization import PyramidNormalizer

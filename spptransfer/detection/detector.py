@@ -19,8 +19,9 @@ from spptransfer.backbones.probe import PROBE_NUMBERS, Probe
 from spptransfer.detection.boxes import Boxes, suppress
 from spptransfer.detection.detections import Detections
 from spptransfer.detection.features import WindowFeatures
+from spptransfer.detection.methods import open_proposer
+from spptransfer.detection.objectness import Objectness
 from spptransfer.detection.proposal_cache import windows_of
-from spptransfer.detection.proposals import open_proposer
 from spptransfer.detection.proposer import Proposer
 from spptransfer.detection.regression import decode_boxes
 from spptransfer.detection.settings import DetectionSection
@@ -37,11 +38,14 @@ from spptransfer.specify import check_probe, find_backbone
 
 FORMAT = "spptransfer-detector"
 FORMAT_VERSION = 1
-_TENSORS = ("coef", "intercept", "box_coef", "box_intercept", "sigmoids", "probe")
+_TENSORS = ("coef", "intercept", "box_coef", "box_intercept", "sigmoids", "probe", "objectness")
 _FACTS = ("weights", "layers", "levels", "classes", "C", "protocol")
 
 # Images that each thread has proposed windows for before objects are looked for in them.
 _AHEAD = 8
+
+# What a method gets that looks at maps alone.
+NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
 Floats = npt.NDArray[np.float32]
 
@@ -103,6 +107,8 @@ class TransferDetector:
         What the detector was trained on, in words.
     probe : ndarray of float32, shape (n_layers, 64), optional
         What the backbone made of a fixed image when the detector was trained.
+    objectness : ndarray of float32, optional
+        What the proposals were fitted to, where they are ``objectness``.
     """
 
     spec: FeatureSpec
@@ -121,6 +127,7 @@ class TransferDetector:
     C: float
     protocol: str
     probe: Probe | None = None
+    objectness: Floats = dataclasses.field(default_factory=lambda: np.empty(0, np.float32))
 
     def __post_init__(self) -> None:
         if self.probe is None:
@@ -230,20 +237,25 @@ class TransferDetector:
         Found
             In the order of the paths.
         """
-        proposer = proposer or open_proposals(self.settings)
+        proposer = proposer or open_proposals(self.settings, self.objectness)
         step = _AHEAD * extractor.workers
         for start in range(0, len(paths), step):
             part = paths[start : start + step]
-            windows = list(windows_of(part, proposer, workers=extractor.workers))
+            windows: Any = [None] * len(part)
+            if not proposer.needs_maps:
+                windows = list(windows_of(part, proposer, workers=extractor.workers))
             with ThreadPoolExecutor(extractor.workers, "detect", limit_threads) as threads:
-                yield from threads.map(partial(self._find, extractor), part, windows)
+                yield from threads.map(partial(self._find, extractor, proposer), part, windows)
 
-    def _find(self, extractor: MapExtractor, path: Path, windows: Boxes) -> Found:
+    def _find(
+        self, extractor: MapExtractor, proposer: Proposer, path: Path, windows: Boxes | None
+    ) -> Found:
         try:
             maps = extractor.maps_of(path)
         except ImageError as error:
             return Found(path, None, (0, 0), str(error))
-        found = self.detect_windows(maps, windows.astype(np.float64))
+        boxes = proposer.propose(NO_PIXELS, maps) if windows is None else windows
+        found = self.detect_windows(maps, boxes.astype(np.float64))
         return Found(path, found, (maps[0].size[1], maps[0].size[0]), "")
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -284,11 +296,14 @@ class TransferDetector:
             raise ModelError(f"'{path}' is damaged: {reason}") from error
 
 
-def open_proposals(settings: DetectionSection) -> Proposer:
-    """Return the method that proposes a detector's windows."""
+def open_proposals(settings: DetectionSection, objectness: Floats | None = None) -> Proposer:
+    """Return the method that proposes a detector's windows, fitted where it is known to what."""
     section = settings.proposals
     options = {"max_windows": settings.max_windows, **(section.model_extra or {})}
-    return open_proposer(section.name, **options)
+    proposer = open_proposer(section.name, **options)
+    if isinstance(proposer, Objectness) and objectness is not None:
+        return dataclasses.replace(proposer, coef=objectness)
+    return proposer
 
 
 def open_maps(
@@ -326,6 +341,8 @@ def _build(facts: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> Trans
         "sigmoids": (n_classes, 2),
         "probe": (len(detector.spec.layers), PROBE_NUMBERS),
     }
+    if detector.settings.proposals.name != Objectness.name:
+        expected["objectness"] = (0,)
     for name, shape in expected.items():
         array = tensors[name]
         if array.shape != shape or array.dtype != np.float32:

@@ -109,7 +109,7 @@ def windows_of(
 
     Examples
     --------
-    >>> from spptransfer.detection.proposals import open_proposer
+    >>> from spptransfer.detection.methods import open_proposer
     >>> list(windows_of(["absent.jpg"], open_proposer("grid")))
     [array([], shape=(0, 4), dtype=float32)]
     """

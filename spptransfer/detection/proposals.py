@@ -1,9 +1,8 @@
-"""Propose the windows of an image that may hold an object: a few thousand of all there are."""
+"""Propose windows without a look at the image: a grid of them, or those of a file."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -15,9 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from spptransfer.detection.opencv import EdgeBoxes, SelectiveSearch
-from spptransfer.detection.proposer import Method, Pixels, Proposer, Windows, arrange
-from spptransfer.errors import ConfigError, DatasetError, suggestion
+from spptransfer.detection.proposer import Method, Pixels, Windows, arrange
+from spptransfer.errors import ConfigError, DatasetError
 from spptransfer.files import expand_path, read_text, sha256_of
 
 # Width by height of a grid's windows, relative to those of the image.
@@ -126,46 +124,6 @@ class File(Method):
             if not np.isfinite(found[id]).all():
                 raise ConfigError(f"proposals: '{self.path}': {id!r} has boxes that are not finite")
         return found
-
-
-_METHODS: dict[str, Any] = {
-    method.name: method for method in (SelectiveSearch, EdgeBoxes, Grid, File)
-}
-
-
-def open_proposer(name: str, **options: Any) -> Proposer:
-    """Return a method that proposes windows.
-
-    Parameters
-    ----------
-    name : {"selective_search", "edge_boxes", "grid", "file"}
-        The method; the first two need the extra ``proposals``.
-    **options
-        Its parameters, by default its own.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such method or parameter, or OpenCV is missing.
-
-    Examples
-    --------
-    >>> proposer = open_proposer("grid", max_windows=3)
-    >>> proposer.propose(np.zeros((60, 80, 3), np.uint8))[0]
-    array([ 0.,  0., 80., 60.], dtype=float32)
-    >>> proposer.key
-    'grid scales=6 smallest=0.15 step=0.5 max_windows=3 version=1'
-    """
-    if name not in _METHODS:
-        raise ConfigError(f"proposals: {name!r} is unknown; {suggestion(name, _METHODS)}")
-    known = [field.name for field in dataclasses.fields(_METHODS[name])]
-    for option in options:
-        if option not in known:
-            raise ConfigError(f"proposals: {name} has no {option!r}; {suggestion(option, known)}")
-    if name == File.name and "path" not in options:
-        raise ConfigError("proposals: file needs a path")
-    proposer: Proposer = _METHODS[name](**options)
-    return proposer
 
 
 def grid_windows(

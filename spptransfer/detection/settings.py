@@ -21,7 +21,9 @@ class ProposalsSection(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: str = Field("selective_search", description="selective_search, edge_boxes, grid, file")
+    name: str = Field(
+        "selective_search", description="selective_search, edge_boxes, grid, objectness or file"
+    )
 
 
 class DetectionSection(Section):

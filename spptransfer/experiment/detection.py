@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import itertools
 import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -19,18 +21,25 @@ import numpy as np
 
 from spptransfer.backbones.probe import probe
 from spptransfer.datasets.annotations import Annotations, Objects
+from spptransfer.detection.boxes import Boxes
 from spptransfer.detection.coco import coco_average_precision
 from spptransfer.detection.detections import Detections, save_detections
-from spptransfer.detection.detector import TransferDetector, open_maps, open_proposals
+from spptransfer.detection.detector import (
+    NO_PIXELS,
+    TransferDetector,
+    open_maps,
+    open_proposals,
+)
 from spptransfer.detection.evaluation import describe_evaluation, evaluate_detections
 from spptransfer.detection.features import WindowFeatures
 from spptransfer.detection.formats import write_voc_results
+from spptransfer.detection.objectness import Objectness
 from spptransfer.detection.passes import Arrays, Passes, join_arrays
 from spptransfer.detection.proposal_cache import ProposalCache, windows_of
 from spptransfer.detection.proposer import Proposer, Windows
 from spptransfer.detection.recall import COUNTS, Recall, recall
 from spptransfer.detection.settings import DetectionSection
-from spptransfer.detection.training import Plan, Trained, Trainer
+from spptransfer.detection.training import Plan, Propose, Trained, Trainer
 from spptransfer.errors import ConfigError, ImageError
 from spptransfer.experiment.preparation import Experiment, steps
 from spptransfer.experiment.results import (
@@ -46,7 +55,7 @@ from spptransfer.experiment.results import (
     versions,
     write_report_of,
 )
-from spptransfer.extraction.maps import MapExtractor
+from spptransfer.extraction.maps import FeatureMaps, MapExtractor
 from spptransfer.files import exclusive_lock, write_text
 from spptransfer.protocols import Split, splits_checksum, write_splits
 from spptransfer.text import plural
@@ -55,6 +64,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_C = (0.1, 1.0, 10.0)
 DETECTIONS = "detections.npz"
+# Training images that proposals which look at maps are fitted to.
+_FITTED = 100
 # The protocol whose results the VOC devkit reads.
 DEVKIT = "voc2007-detection"
 
@@ -161,7 +172,7 @@ def run_detection(experiment: Experiment, command: str) -> RunResult:
         run_folder(experiment, started, command) as folder,
         exclusive_lock(kept.with_suffix(".lock"), f"the training '{kept}'"),
     ):
-        windows = _propose(work)
+        windows = [] if work.proposer.needs_maps else _propose(work)
         begun = time.perf_counter()
         backbone = experiment.backbone.load(experiment.pipeline.features.layer)
         machine, layers = experiment.machine, experiment.pipeline.features.layer
@@ -172,14 +183,16 @@ def run_detection(experiment: Experiment, command: str) -> RunResult:
             passes = Passes(kept, extractor.workers, progress=machine.progress, stop=machine.stop)
             machine.stop.extracting = True
             try:
-                trained = _train(work, windows, extractor, passes)
+                propose = _fitted(work, extractor) if work.proposer.needs_maps else None
+                propose = propose or (lambda index, maps: windows[index].astype(np.float64))
+                trained = _train(work, propose, extractor, passes)
                 detector = _detector(work, trained, probe(backbone, experiment.wanted.layers))
-                found, failures = _test(work, windows, detector, extractor, passes)
+                found, tested, failures = _test(work, propose, detector, extractor, passes)
             finally:
                 machine.stop.extracting = False
         detector.save(folder / MODEL)
         evaluation = evaluate_detections(found, objects[n_train:], experiment.dataset.classes)
-        proposed = _describe_proposals(work, windows)
+        proposed = _describe_proposals(work, tested)
         said = describe_evaluation(
             evaluation, coco=_coco(found, objects[n_train:], work), proposals=proposed
         )
@@ -234,9 +247,24 @@ def _propose(work: _Work) -> list[Windows]:
     return found
 
 
-def _train(
-    work: _Work, windows: Sequence[Windows], extractor: MapExtractor, passes: Passes
-) -> Trained:
+def _fitted(work: _Work, extractor: MapExtractor) -> Propose:
+    """Fit proposals that look at maps to some of the training images."""
+    begun = time.perf_counter()
+    assert isinstance(work.proposer, Objectness)
+    steps.info("proposals: fitted to objects of %s", plural(_FITTED, "image"))
+
+    def samples() -> Iterator[tuple[Sequence[FeatureMaps], Objects]]:
+        for index in range(len(work.split.train)):
+            if len(work.objects[index].boxes):
+                with contextlib.suppress(ImageError):
+                    yield extractor.maps_of(work.paths[index]), work.objects[index]
+
+    proposer = work.proposer = work.proposer.fit(itertools.islice(samples(), _FITTED))
+    work.seconds["proposals"] = time.perf_counter() - begun
+    return lambda index, maps: proposer.propose(NO_PIXELS, maps).astype(np.float64)
+
+
+def _train(work: _Work, propose: Propose, extractor: MapExtractor, passes: Passes) -> Trained:
     count = len(work.split.train)
     steps.info("training on %s", plural(count, "image"))
     position = {id: index for index, id in enumerate(work.split.train)}
@@ -245,7 +273,7 @@ def _train(
         work.plan,
         work.paths[:count],
         work.objects[:count],
-        lambda index, maps: windows[index].astype(np.float64),
+        propose,
         held_out,
         extractor,
         passes,
@@ -272,19 +300,20 @@ def _detector(work: _Work, trained: Trained, probed: Any) -> TransferDetector:
         C=trained.C,
         protocol=f"Trained on {plural(len(work.split.train), 'image')}. {_description(experiment)}",
         probe=probed,
+        objectness=getattr(work.proposer, "coef", np.empty(0, np.float32)),
     )
 
 
 def _test(
     work: _Work,
-    windows: Sequence[Windows],
+    propose: Propose,
     detector: TransferDetector,
     extractor: MapExtractor,
     passes: Passes,
-) -> tuple[Detections, dict[str, str]]:
-    """Detect objects in the test images."""
-    first = len(work.split.train)
-    steps.info("testing on %s", plural(len(work.split.test), "image"))
+) -> tuple[Detections, list[Boxes], dict[str, str]]:
+    """Detect objects in the test images; return them, the windows, and what failed."""
+    first, count = len(work.split.train), len(work.split.test)
+    steps.info("testing on %s", plural(count, "image"))
 
     def one(position: int) -> Arrays:
         index = first + position
@@ -292,15 +321,21 @@ def _test(
             maps = extractor.maps_of(work.paths[index])
         except ImageError as error:
             return {"failures": np.array([f"{position} {error}"])}
-        found = detector.detect_windows(maps, windows[index].astype(np.float64))
-        return found._replace(images=found.images + position)._asdict()
+        windows = propose(index, maps)
+        found = detector.detect_windows(maps, windows)
+        proposed = {"windows": windows, "counts": np.array([[position, len(windows)]])}
+        return proposed | found._replace(images=found.images + position)._asdict()
 
-    joined = join_arrays(list(passes.run("test", range(len(work.split.test)), one)))
+    joined = join_arrays(list(passes.run("test", range(count), one)))
     failures = {}
     for failure in joined.pop("failures", ()):
         position, _, error = str(failure).partition(" ")
         failures[work.split.test[int(position)]] = error
-    return Detections(**joined) if joined else Detections.empty(), failures
+    counts = dict(joined.pop("counts", np.empty((0, 2), int)).tolist())
+    windows = joined.pop("windows", np.empty((0, 4)))
+    stops = np.cumsum([counts.get(position, 0) for position in range(count)])
+    found = Detections(**joined) if joined else Detections.empty()
+    return found, np.split(windows, stops[:-1]), failures
 
 
 def _coco(found: Detections, objects: Sequence[Objects], work: _Work) -> dict[str, float] | None:
@@ -310,11 +345,10 @@ def _coco(found: Detections, objects: Sequence[Objects], work: _Work) -> dict[st
     return coco_average_precision(found, objects, work.experiment.dataset.classes)
 
 
-def _describe_proposals(work: _Work, windows: Sequence[Windows]) -> dict[str, Any]:
+def _describe_proposals(work: _Work, windows: Sequence[Boxes]) -> dict[str, Any]:
     """Describe the windows of the test images and the recall that bounds any detector on them."""
-    first = len(work.split.train)
-    of_test, objects = windows[first:], work.objects[first:]
-    found = recall(of_test, objects, counts=(work.settings.max_windows,))
+    objects = work.objects[len(work.split.train) :]
+    found = recall(windows, objects, counts=(work.settings.max_windows,))
     thresholds = zip(found.thresholds, found.found[0], strict=True)
     return {
         "method": work.proposer.key,

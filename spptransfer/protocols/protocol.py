@@ -221,7 +221,7 @@ class Protocol:
             )
         if self.restrict_classes is not None:
             dataset = self.restrict_classes(dataset, settings)
-        if len(dataset.classes) < 2:
+        if len(dataset.classes) < 2 and not self.detects:
             raise DatasetError(
                 f"{dataset.root} has one class only ('{dataset.classes[0]}'); "
                 f"protocol '{self.name}' needs at least two"

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from spptransfer.datasets.annotations import Objects
+from spptransfer.detection.methods import open_proposer
 from spptransfer.detection.objectness import Objectness
-from spptransfer.detection.proposals import open_proposer
 from spptransfer.detection.recall import recall
 from spptransfer.errors import ConfigError
 from spptransfer.extraction.maps import FeatureMaps

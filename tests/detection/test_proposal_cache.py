@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from spptransfer.detection.methods import open_proposer
 from spptransfer.detection.proposal_cache import ProposalCache, windows_of
-from spptransfer.detection.proposals import open_proposer
 from spptransfer.errors import CacheError, ConfigError, DatasetError
 
 ROOT = Path(__file__).parent.parent.parent

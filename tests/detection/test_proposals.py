@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spptransfer.detection.boxes import overlaps
-from spptransfer.detection.proposals import open_proposer
+from spptransfer.detection.methods import open_proposer
 from spptransfer.errors import ConfigError, DatasetError
 
 
