@@ -202,10 +202,12 @@ class TransferDetector:
         if self.box_coef.size:
             once, back = np.unique(np.concatenate(kept), return_inverse=True)
             rows = self.normalizer.transform(features.compute(maps, boxes[once]))
+            # Of all classes in one product: to gather the rows of each costs more.
+            of_all = rows @ self.box_coef.reshape(-1, features.width).T
+            changes = of_all.reshape(len(rows), -1, 4) + self.box_intercept
             height, width = maps[0].size
             for label, mine in enumerate(np.split(back, np.cumsum(list(map(len, kept)))[:-1])):
-                changes = rows[mine] @ self.box_coef[label].T + self.box_intercept[label]
-                moved = decode_boxes(places[label], changes, (width, height))
+                moved = decode_boxes(places[label], changes[mine, label], (width, height))
                 stay = suppress(moved, values[label], self.settings.nms)
                 places[label], values[label] = moved[stay], values[label][stay]
         labels = np.repeat(np.arange(len(kept), dtype=np.int32), list(map(len, values)))
