@@ -112,3 +112,17 @@ def caltech101_root() -> Path:
 @pytest.fixture(scope="session")
 def voc2007_root() -> Path:
     return real_data("voc2007")
+
+
+@pytest.fixture(scope="session")
+def detector_run(tmp_path_factory) -> Path:
+    """A folder with drawn scenes in which a detector of them was trained; that is in run/."""
+    from small_detectors import detection_experiment, draw_scenes
+    from small_projects import machine_in
+
+    from spptransfer.experiment import run
+
+    work = tmp_path_factory.mktemp("detector")
+    root = draw_scenes(work / "scenes")
+    run(detection_experiment(root, machine_in(work)), "run scenes").folder.rename(work / "run")
+    return work

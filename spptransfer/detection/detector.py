@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 
 from spptransfer.backbones import BackboneRef
 from spptransfer.backbones.dilation import dilate
 from spptransfer.backbones.probe import PROBE_NUMBERS, Probe
-from spptransfer.detection.boxes import Boxes, suppress
+from spptransfer.detection.boxes import Boxes, areas, suppress
 from spptransfer.detection.detections import Detections
 from spptransfer.detection.features import WindowFeatures
 from spptransfer.detection.methods import open_proposer
@@ -176,7 +177,7 @@ class TransferDetector:
             Their decision values.
         """
         slope, offset = self.sigmoids[labels].T
-        probability: Floats = 1 / (1 + np.exp(-(slope * scores + offset)))
+        probability: Floats = expit(slope * scores + offset)
         return probability
 
     def detect_windows(self, maps: Sequence[FeatureMaps], boxes: Boxes) -> Detections:
@@ -209,6 +210,7 @@ class TransferDetector:
             for label, mine in enumerate(np.split(back, np.cumsum(list(map(len, kept)))[:-1])):
                 moved = decode_boxes(places[label], changes[mine, label], (width, height))
                 stay = suppress(moved, values[label], self.settings.nms)
+                stay = stay[areas(moved[stay]) > 0]  # others left the image
                 places[label], values[label] = moved[stay], values[label][stay]
         labels = np.repeat(np.arange(len(kept), dtype=np.int32), list(map(len, values)))
         together = np.concatenate(values)

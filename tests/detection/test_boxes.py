@@ -71,3 +71,10 @@ def test_suppression_keeps_what_a_loop_over_pairs_keeps(found, threshold):
     if len(kept):
         shared = overlaps(drawn[kept], drawn[kept])
         assert (shared[~np.eye(len(kept), dtype=bool)] <= threshold).all()
+
+
+def test_suppression_of_many_boxes_is_that_of_few():
+    random = np.random.default_rng(0)
+    corners, scores = random.uniform(0, 100, (600, 2)), random.integers(0, 50, 600) / 10
+    drawn = np.hstack([corners, corners + random.uniform(5, 40, (600, 2))])
+    assert suppress(drawn, scores, 0.3).tolist() == suppressed_one_by_one(drawn, scores, 0.3)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from spptransfer.detection.features import WindowFeatures, choose_scales
 from spptransfer.extraction.maps import FeatureMaps
+from spptransfer.normalization import PyramidNormalizer
 
 CHANNELS = {"low": 5, "high": 3}
 LEVELS = (3, 1)
@@ -34,6 +35,11 @@ def maps_at(scale: int) -> FeatureMaps:
 
 def array(drawn) -> np.ndarray:
     return np.array(drawn, np.float64).reshape(-1, 4) * 6.5
+
+
+def some_windows(count: int, random: np.random.Generator) -> np.ndarray:
+    corners = random.uniform(0, 50, (count, 2))
+    return np.hstack([corners, corners + random.uniform(2, 40, (count, 2))])
 
 
 def closest(maps, window) -> int:
@@ -75,17 +81,29 @@ def test_layers_come_in_the_order_that_was_asked_for():
     np.testing.assert_array_equal(turned.compute(maps, window), np.hstack([high, low]))
 
 
-@pytest.mark.parametrize("count", [0, 1, 512, 513, 1300])
-def test_many_windows_come_in_chunks_that_cover_each_once(count):
-    random = np.random.default_rng(count)
-    corners = random.uniform(0, 50, (count, 2))
-    windows, maps = np.hstack([corners, corners + 9]), [maps_at(64), maps_at(400)]
-    parts = list(FEATURES.in_chunks(maps, windows))
-    assert all(len(rows) <= 512 for _, rows in parts)
-    together = np.concatenate([np.empty((0, FEATURES.width)), *(rows for _, rows in parts)])
-    np.testing.assert_array_equal(together, FEATURES.compute(maps, windows))
-    covered = [np.arange(count)[part] for part, _ in parts]
-    assert np.concatenate([[], *covered]).tolist() == list(range(count))
+@pytest.mark.parametrize("steps", [("l2",), ("signed_sqrt", "l2_block"), ("standardize",), ()])
+@pytest.mark.parametrize("count", [0, 1, 700])
+def test_decision_values_are_those_of_normalised_features(steps, count):
+    random, maps = np.random.default_rng(count), [maps_at(64), maps_at(400)]
+    normalizer = PyramidNormalizer(steps, block_sizes=FEATURES.block_sizes)
+    normalizer.fit(random.normal(size=(9, FEATURES.width)).astype(np.float32))
+    coef, intercept = random.normal(size=(3, FEATURES.width)), random.normal(size=3)
+    windows = some_windows(count, random)
+    found = FEATURES.score(
+        maps, windows, normalizer, coef.astype(np.float32), intercept.astype(np.float32)
+    )
+    rows = FEATURES.compute(maps, windows)
+    expected = (normalizer.transform(rows) if count else rows) @ coef.T + intercept
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_window_without_any_feature_has_the_intercept_as_its_value():
+    dark = dataclasses.replace(maps_at(64), maps={"high": torch.zeros(3, 9, 6)})
+    features, window = WindowFeatures({"high": 3}, LEVELS), np.array([[0.0, 0, 9, 9]])
+    normalizer = PyramidNormalizer().fit(np.ones((1, features.width), np.float32))
+    coef, intercept = np.ones((2, features.width), np.float32), np.array([1, -1], np.float32)
+    values = features.score([dark], window, normalizer, coef, intercept)
+    assert values.tolist() == [[1, -1]]
 
 
 def test_the_features_of_a_window_do_not_depend_on_the_others():

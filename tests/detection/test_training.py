@@ -10,10 +10,12 @@ import pytest
 from painted_images import PaintedImages
 
 from spptransfer.datasets.annotations import Objects
-from spptransfer.detection.boxes import overlaps
+from spptransfer.detection.boxes import overlaps, paired_overlaps
 from spptransfer.detection.detections import Detections
 from spptransfer.detection.evaluation import evaluate_detections
 from spptransfer.detection.passes import Passes
+from spptransfer.detection.regression import decode_boxes
+from spptransfer.detection.sampling import best_objects
 from spptransfer.detection.settings import DetectionSection
 from spptransfer.detection.training import Plan, Trained, Trainer, fit_sigmoids
 from spptransfer.errors import DatasetError
@@ -91,7 +93,7 @@ def test_a_training_that_ended_early_goes_on_to_the_same_detector(whole, tmp_pat
 
 def test_broken_images_are_told_and_the_others_train(tmp_path):
     images = PaintedImages(8, broken=[0, 4])
-    trained = train(images, Recorded(tmp_path))
+    trained = train(images, Recorded(tmp_path), positive_overlap=1.0)
     assert trained.failures == {n: f"'00{n}.png': cannot read the image" for n in (0, 4)}
     readable = [each for number, each in enumerate(images.objects) if number not in (0, 4)]
     assert trained.counts["positives"] == sum(len(each.labels) for each in readable)
@@ -135,6 +137,22 @@ def test_without_images_held_out_C_is_the_given_one(tmp_path):
     trained = train(PaintedImages(6), Recorded(tmp_path), (), (3.0,))
     assert (trained.C, trained.heldout) == (3.0, [])
     assert trained.sigmoids.tolist() == [[1, 0], [1, 0]]
+
+
+def test_the_regression_moves_windows_towards_the_objects_of_other_images(tmp_path):
+    trained, others = train(PaintedImages(60), Recorded(tmp_path)), PaintedImages(90)
+    before, after = [], []
+    for position in range(60, 90):
+        maps, objects = others.maps_of(others.paths[position]), others.objects[position]
+        windows = others.propose(position, maps)
+        rows, nearest = best_objects(windows, objects, 0.5)
+        features = trained.normalizer.transform(others.features.compute(maps, windows[rows]))
+        coef, intercept = (array[objects.labels[nearest]] for array in trained.regression)
+        changes = np.einsum("nf,nkf->nk", features, coef) + intercept
+        moved = decode_boxes(windows[rows], changes, (128, 128))
+        before += paired_overlaps(windows[rows], objects.boxes[nearest]).tolist()
+        after += paired_overlaps(moved, objects.boxes[nearest]).tolist()
+    assert np.mean(after) > np.mean(before) + 0.02
 
 
 def test_a_single_class_is_a_detector_too(tmp_path):
@@ -186,13 +204,13 @@ def test_windows_that_are_only_scored_are_never_all_in_memory(tmp_path):
             return super().compute(maps, boxes)
 
     few, seed = images.propose, np.random.default_rng(0)
-    many = seed.uniform(0, 60, (3000, 2))
-    many = np.hstack([many, many + seed.uniform(8, 60, (3000, 2))])
+    many = seed.uniform(0, 60, (9000, 2))
+    many = np.hstack([many, many + seed.uniform(8, 60, (9000, 2))])
     images.propose = lambda position, maps: np.concatenate([many, few(position, maps)])
     counting = Counting(**vars(images.features))
     train(images, Recorded(tmp_path), (1,), features=counting)
-    assert max(counts) <= 512
-    assert sum(counts) > 3 * 3000
+    assert max(counts) < 9000 / 4
+    assert sum(counts) > 3 * 9000
 
 
 def evaluated(scores, right):
