@@ -20,6 +20,8 @@ from spptransfer.errors import ModelError
 from spptransfer.files import atomic_write
 
 NAME = "model.safetensors"
+# The command that uses a file of each format.
+_COMMANDS = {"spptransfer-model": "predict", "spptransfer-detector": "detect"}
 
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -42,12 +44,15 @@ def read_model(
     path = path / NAME if path.is_dir() else path
     try:
         with safe_open(path, framework="numpy") as file:
-            facts = json.loads((file.metadata() or {})["spptransfer"])
+            facts = dict(json.loads((file.metadata() or {})["spptransfer"]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise ModelError(f"there is no model '{path}'") from error
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ModelError(f"'{path}' is no model of spptransfer, or damaged") from error
+    other = _COMMANDS.get(str(facts.get("format")))
+    if other and facts["format"] != format:
+        raise ModelError(f"'{path}' is for another command: use `spptransfer {other}`")
     if facts.get("format_version") != version or facts.get("format") != format:
         raise ModelError(
             f"'{path}' is '{facts.get('format')}' version {facts.get('format_version')}; "

@@ -114,7 +114,14 @@ def _check(backbone: Backbone, copied: Backbone, maps: list[str], stride: int) -
     """Refuse a copy whose maps lack the cells of the original's."""
     side = _side(backbone.info)
     noise = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-    with_stride, without = backbone.maps_of(noise, maps), copied.maps_of(noise, maps)
+    with_stride = backbone.maps_of(noise, maps)
+    try:
+        without = copied.maps_of(noise, maps)
+    except RuntimeError as error:  # it counts on the size of its maps
+        raise ConfigError(
+            f"stride: {stride} is not to be had of '{backbone.info.name}'; its own is "
+            f"{backbone.info.stride}"
+        ) from error
     for layer in maps:
         step = max(1, (backbone.info.layer(layer).stride or 1) // stride)
         coarse, fine = with_stride[layer], without[layer]

@@ -257,7 +257,7 @@ class TransferDetector:
         try:
             maps = extractor.maps_of(path)
         except ImageError as error:
-            return Found(path, None, (0, 0), str(error))
+            return Found(path, None, (0, 0), str(error).removeprefix(f"'{path}': "))
         boxes = proposer.propose(NO_PIXELS, maps) if windows is None else windows
         found = self.detect_windows(maps, boxes.astype(np.float64))
         return Found(path, found, (maps[0].size[1], maps[0].size[0]), "")

@@ -150,7 +150,18 @@ def check_detection(experiment: Experiment) -> None:
         ("protocol.choose_C", experiment.settings["choose_C"], "shared"),
     ):
         if value != allowed:
-            raise ConfigError(f"{key}: a detector takes {allowed!r} only, not {value!r}")
+            given = " only, not ".join(map(json.dumps, (allowed, value)))
+            raise ConfigError(f"{key}: a detector takes {given}")
+    for layer in map(experiment.backbone.info.layer, pipeline.features.layer):
+        if layer.kind != "map":
+            raise ConfigError(f"features.layer: '{layer.name}' is a vector, which has no windows")
+    section = pipeline.detection
+    assert section is not None
+    if section.positive_overlap <= section.negative_overlap:
+        raise ConfigError(
+            f"detection.positive_overlap: {section.positive_overlap:g} must be more than "
+            f"negative_overlap, which is {section.negative_overlap:g}"
+        )
     C = pipeline.classifier.C or DEFAULT_C
     if len(C) > 1 and not experiment.splits[0].folds:
         raise ConfigError(
@@ -161,8 +172,8 @@ def check_detection(experiment: Experiment) -> None:
 
 def run_detection(experiment: Experiment, command: str) -> RunResult:
     """Train a detector, test it, and write results, detector and report."""
-    assert experiment.pipeline.detection is not None
     check_detection(experiment)
+    assert experiment.pipeline.detection is not None
     started = datetime.now(UTC)
     work = _Work(experiment, experiment.pipeline.detection)
     experiment.dataset.check_images()
@@ -172,7 +183,6 @@ def run_detection(experiment: Experiment, command: str) -> RunResult:
         run_folder(experiment, started, command) as folder,
         exclusive_lock(kept.with_suffix(".lock"), f"the training '{kept}'"),
     ):
-        windows = [] if work.proposer.needs_maps else _propose(work)
         begun = time.perf_counter()
         backbone = experiment.backbone.load(experiment.pipeline.features.layer)
         machine, layers = experiment.machine, experiment.pipeline.features.layer
@@ -180,6 +190,7 @@ def run_detection(experiment: Experiment, command: str) -> RunResult:
             backbone, experiment.wanted, layers, work.settings, machine.compute
         ) as extractor:
             work.seconds["load"] = time.perf_counter() - begun
+            windows = [] if work.proposer.needs_maps else _propose(work)
             passes = Passes(kept, extractor.workers, progress=machine.progress, stop=machine.stop)
             machine.stop.extracting = True
             try:
@@ -196,7 +207,9 @@ def run_detection(experiment: Experiment, command: str) -> RunResult:
         said = describe_evaluation(
             evaluation, coco=_coco(found, objects[n_train:], work), proposals=proposed
         )
-        failures |= {work.ids[at]: error for at, error in trained.failures.items()}
+        failures |= {
+            work.ids[at]: _reason(error, work.paths[at]) for at, error in trained.failures.items()
+        }
         work.seconds |= passes.seconds
         results = _describe(work, trained, said, failures, command, started)
         save_detections(folder / DETECTIONS, work.split.test, found, objects[n_train:])
@@ -320,7 +333,8 @@ def _test(
         try:
             maps = extractor.maps_of(work.paths[index])
         except ImageError as error:
-            return {"failures": np.array([f"{position} {error}"])}
+            reason = _reason(error, work.paths[index])
+            return {"failures": np.array([f"{position} {reason}"])}
         windows = propose(index, maps)
         found = detector.detect_windows(maps, windows)
         proposed = {"windows": windows, "counts": np.array([[position, len(windows)]])}
@@ -336,6 +350,11 @@ def _test(
     stops = np.cumsum([counts.get(position, 0) for position in range(count)])
     found = Detections(**joined) if joined else Detections.empty()
     return found, np.split(windows, stops[:-1]), failures
+
+
+def _reason(error: object, path: Path) -> str:
+    """Return why an image cannot be read, without its path."""
+    return str(error).removeprefix(f"'{path}': ")
 
 
 def _coco(found: Detections, objects: Sequence[Objects], work: _Work) -> dict[str, float] | None:

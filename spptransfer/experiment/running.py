@@ -251,6 +251,8 @@ def run(experiment: Experiment, command: str, *, from_cache: bool = False) -> Ru
 
 def check(experiment: Experiment) -> Training:
     """Tell before hours of extraction whatever would make them useless; return the settings."""
+    if experiment.pipeline.detection is not None:
+        raise ConfigError("detection: a table has no detectors; run one pipeline for each")
     section, protocol = experiment.pipeline.classifier, experiment.protocol
     has_folds = any(split.n_folds for split in experiment.splits)
     multi_label = experiment.counted.multi_label

@@ -97,7 +97,19 @@ class Patches(nn.Module):
         return self.last(given)
 
 
-@pytest.mark.parametrize("network", [Averaging, Patches])
+class Counting(nn.Module):
+    """A network that knows how many patches of 4 x 4 pixels its input has, as transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.last = nn.Conv2d(3, 8, 4, stride=4), nn.Identity()
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        rows, columns = (side // 4 for side in given.shape[2:])
+        return self.last(self.patches(given).flatten(2).unflatten(2, (rows, columns)))
+
+
+@pytest.mark.parametrize("network", [Averaging, Patches, Counting])
 @pytest.mark.parametrize("stride", [2, 3])
 def test_what_cannot_be_had_is_refused_in_a_line(network, stride):
     backbone = backbones.from_module(network(), ["last"], mean=[0.5] * 3, std=[0.5] * 3, name="net")

@@ -95,7 +95,7 @@ def emptied(path):
     path.write_bytes(b"")
 
 
-def rewritten(change):
+def rewritten(change, written=lambda facts: facts):
     """Break what a file says of the detector, or an array of it."""
 
     def break_it(path):
@@ -103,7 +103,7 @@ def rewritten(change):
             facts = json.loads(file.metadata()["spptransfer"])
         tensors = load_file(path)
         change(facts, tensors)
-        save_file(tensors, path, metadata={"spptransfer": json.dumps(facts)})
+        save_file(tensors, path, metadata={"spptransfer": json.dumps(written(facts))})
 
     return break_it
 
@@ -131,6 +131,8 @@ DAMAGES = {
         lambda facts, tensors: tensors.update(box_coef=tensors["box_coef"][:1])
     ),
     "other version": rewritten(lambda facts, tensors: facts.update(format_version=99)),
+    "facts that are a list": rewritten(lambda facts, tensors: None, lambda facts: [facts]),
+    "facts that are a number": rewritten(lambda facts, tensors: None, lambda facts: 7),
     "facts of nothing": rewritten(lambda facts, tensors: facts.clear()),
 }
 

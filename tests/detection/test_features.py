@@ -106,6 +106,20 @@ def test_a_window_without_any_feature_has_the_intercept_as_its_value():
     assert values.tolist() == [[1, -1]]
 
 
+def test_what_is_around_a_window_is_pooled_at_level_two_and_at_the_same_scale():
+    maps = [maps_at(64), maps_at(400)]
+    windows = np.array([[20.0, 20, 30, 40], [0, 0, 60, 90], [50, 80, 60, 90]])
+    around = np.array([[15.0, 10, 35, 50], [0, 0, 60, 90], [45, 75, 60, 90]])
+    features = dataclasses.replace(FEATURES, context=2.0)
+    assert features.block_sizes == [50, 20, 30, 12]
+    blocks = np.split(features.compute(maps, windows), [50, 70, 100], axis=1)
+    at = [maps[index] for index in choose_scales(maps, windows)]
+    for layer, inner, outer in (("low", *blocks[:2]), ("high", *blocks[2:])):
+        for row, one in enumerate(at):
+            np.testing.assert_array_equal(inner[row], one.pool(windows[[row]], LEVELS, layer)[0])
+            np.testing.assert_array_equal(outer[row], one.pool(around[[row]], (2,), layer)[0])
+
+
 def test_the_features_of_a_window_do_not_depend_on_the_others():
     maps, windows = [maps_at(64), maps_at(400)], array([[0, 0, 3, 4], [2, 2, 4, 9], [0, 0, 3, 4]])
     found = FEATURES.compute(maps, windows)
