@@ -165,6 +165,19 @@ def test_several_layers_scales_and_normalisations_are_taken_together(scenes, tmp
     assert len(found.detections.labels)
 
 
+def test_proposals_that_look_at_maps_are_part_of_the_detector(scenes, tmp_path):
+    proposals = {"name": "objectness", "scales": 4, "smallest": 0.2}
+    sections = {"detection": {"proposals": proposals, "max_windows": 50}}
+    done = run(detection_experiment(scenes, machine_in(tmp_path), **sections), "x")
+    assert done.results["detection"]["proposals"]["windows"] == 50
+    tested = load_detections(done.folder / "detections.npz")
+    detector = TransferDetector.load(done.folder)
+    with detector.open(options=machine_in(tmp_path).compute) as extractor:
+        (found,) = detector.detect([scenes / str(tested.ids[0])], extractor)
+    first = tested.detections.images == 0
+    np.testing.assert_allclose(found.detections.boxes, tested.detections.boxes[first], atol=1e-3)
+
+
 @pytest.mark.slow
 def test_the_shipped_detector_of_drawn_scenes_finds_most_of_them(tmp_path):
     import yaml
