@@ -41,9 +41,10 @@ class SelectiveSearch(_OpenCVMethod):
     ----------
     side : int, default=320
         Length of the longer side, in pixels, that larger images are resized to.
-    k : int, default=50
+    k : int, default=150
         Segments at the start: the smaller, the more. Two segmentations are grouped, by `k` and by
-        twice that.
+        twice that. The released SPP-net's 50 gives three times as many windows and a higher
+        recall, but a lower average precision (docs/detection.md).
     max_windows : int, default=2000
         At most so many, those of the largest regions preferred, by chance with a fixed seed.
 
@@ -53,7 +54,7 @@ class SelectiveSearch(_OpenCVMethod):
     """
 
     side: int = 320
-    k: int = 50
+    k: int = 150
     max_windows: int = 2000
 
     name: ClassVar[str] = "selective_search"
