@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from spptransfer._version import __version__
 from spptransfer.backbones.probe import probe
 from spptransfer.datasets.annotations import Annotations, Objects
 from spptransfer.detection.boxes import Boxes
@@ -56,6 +57,7 @@ from spptransfer.experiment.results import (
     write_report_of,
 )
 from spptransfer.extraction.maps import FeatureMaps, MapExtractor
+from spptransfer.extraction.reading import stamp_of
 from spptransfer.files import exclusive_lock, write_text
 from spptransfer.protocols import Split, splits_checksum, write_splits
 from spptransfer.text import plural
@@ -131,11 +133,19 @@ class _Work:
             pipeline.classifier.model_dump(mode="json"),
             self.settings.model_dump(mode="json"),
             [self.split.train, self.split.test, self.split.folds],
-            [str(path) for path in self.paths],
+            [__version__, *((str(path), _stamp(path)) for path in self.paths)],
             self.proposer.key,
             digest.hexdigest(),
         ]
         return hashlib.sha256(json.dumps(said).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _stamp(path: Path) -> list[int]:
+    """Return what tells a file that was changed; nothing where it is not there."""
+    try:
+        return list(stamp_of(path))
+    except OSError:
+        return []
 
 
 def check_detection(experiment: Experiment) -> None:
@@ -240,6 +250,11 @@ def measure_proposals(experiment: Experiment) -> dict[str, Recall]:
     if section is None:
         raise ConfigError(f"'{experiment.name}' trains no detector: it has no section detection")
     work = _Work(experiment, section)
+    if work.proposer.needs_maps:
+        raise ConfigError(
+            f"proposals: {work.proposer.name} needs the images' maps; `spptransfer run` tells "
+            "their recall"
+        )
     experiment.dataset.check_images()
     objects, windows, n_train = work.objects, _propose(work), len(work.split.train)
     counts = [*(count for count in COUNTS if count < section.max_windows), section.max_windows]
