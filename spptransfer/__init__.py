@@ -16,8 +16,10 @@ _HOMES = {
     "LinearSVM": "spptransfer.svm",
     "LinearSVMCV": "spptransfer.svm",
     "PyramidNormalizer": "spptransfer.normalization",
+    "SPPDetector": "spptransfer.detection.estimator",
     "SPPFeatures": "spptransfer.features",
     "SPPTransferError": "spptransfer.errors",
+    "TransferDetector": "spptransfer.detection.detector",
     "TransferModel": "spptransfer.models",
 }
 _MODULES = ("backbones", "datasets", "metrics", "protocols", "pyramid")

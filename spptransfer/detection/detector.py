@@ -22,13 +22,13 @@ from spptransfer.detection.detections import Detections
 from spptransfer.detection.features import WindowFeatures
 from spptransfer.detection.methods import open_proposer
 from spptransfer.detection.objectness import Objectness
-from spptransfer.detection.proposal_cache import windows_of
 from spptransfer.detection.proposer import Proposer
 from spptransfer.detection.regression import decode_boxes
 from spptransfer.detection.settings import DetectionSection
 from spptransfer.detection.training import suppressed
 from spptransfer.errors import ImageError, ModelError, SPPTransferError
 from spptransfer.extraction.maps import FeatureMaps, MapExtractor
+from spptransfer.images import decode, from_array, read_bytes
 from spptransfer.model_file import read_model, write_model
 from spptransfer.normalization import PyramidNormalizer
 from spptransfer.runtimes import ComputeOptions
@@ -42,11 +42,8 @@ FORMAT_VERSION = 1
 _TENSORS = ("coef", "intercept", "box_coef", "box_intercept", "sigmoids", "probe", "objectness")
 _FACTS = ("weights", "layers", "levels", "classes", "C", "protocol")
 
-# Images that each thread has proposed windows for before objects are looked for in them.
+# Images whose detections each thread may have ready.
 _AHEAD = 8
-
-# What a method gets that looks at maps alone.
-NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
 Floats = npt.NDArray[np.float32]
 
@@ -243,23 +240,18 @@ class TransferDetector:
         """
         proposer = proposer or open_proposals(self.settings, self.objectness)
         step = _AHEAD * extractor.workers
-        for start in range(0, len(paths), step):
-            part = paths[start : start + step]
-            windows: Any = [None] * len(part)
-            if not proposer.needs_maps:
-                windows = list(windows_of(part, proposer, workers=extractor.workers))
-            with ThreadPoolExecutor(extractor.workers, "detect", limit_threads) as threads:
-                yield from threads.map(partial(self._find, extractor, proposer), part, windows)
+        with ThreadPoolExecutor(extractor.workers, "detect", limit_threads) as threads:
+            for start in range(0, len(paths), step):
+                find = partial(self._find, extractor, proposer)
+                yield from threads.map(find, paths[start : start + step])
 
-    def _find(
-        self, extractor: MapExtractor, proposer: Proposer, path: Path, windows: Boxes | None
-    ) -> Found:
+    def _find(self, extractor: MapExtractor, proposer: Proposer, path: Path) -> Found:
         try:
             maps = extractor.maps_of(path)
+            windows = windows_in(path, proposer, maps)
         except ImageError as error:
             return Found(path, None, (0, 0), str(error).removeprefix(f"'{path}': "))
-        boxes = proposer.propose(NO_PIXELS, maps) if windows is None else windows
-        found = self.detect_windows(maps, boxes.astype(np.float64))
+        found = self.detect_windows(maps, windows)
         return Found(path, found, (maps[0].size[1], maps[0].size[0]), "")
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -298,6 +290,15 @@ class TransferDetector:
         except (KeyError, TypeError, ValueError, AttributeError, SPPTransferError) as error:
             reason = " ".join(str(error).split())
             raise ModelError(f"'{path}' is damaged: {reason}") from error
+
+
+def windows_in(image: Any, proposer: Proposer, maps: Sequence[FeatureMaps]) -> Boxes:
+    """Propose the windows of an image: a file, or its pixels."""
+    pixels = np.broadcast_to(np.uint8(0), (*maps[0].size, 3))
+    if proposer.needs_pixels:
+        decoded = from_array(image) if isinstance(image, np.ndarray) else decode(read_bytes(image))
+        pixels = np.asarray(decoded)
+    return proposer.propose(pixels, maps, id=str(image)).astype(np.float64)
 
 
 def open_proposals(settings: DetectionSection, objectness: Floats | None = None) -> Proposer:

@@ -63,6 +63,7 @@ class Plan:
     C: tuple[float, ...] = (1.0,)
     loss: Literal["squared_hinge", "hinge"] = "squared_hinge"
     class_weight: Any = None
+    normalizer: PyramidNormalizer | None = None  # where one is fitted already
 
     def svm(self, C: float) -> LinearSVM:
         """Return the linear SVM of all classes."""
@@ -103,7 +104,7 @@ class Trainer:
     ----------
     plan : Plan
         What is trained, and how.
-    paths : sequence of Path
+    paths : sequence of Path or ndarray of uint8
         The images.
     objects : sequence of Objects
         The objects in each.
@@ -120,7 +121,7 @@ class Trainer:
     def __init__(
         self,
         plan: Plan,
-        paths: Sequence[Path],
+        paths: Sequence[Path | npt.NDArray[np.uint8]],
         objects: Sequence[Objects],
         propose: Propose,
         held_out: Sequence[int],
@@ -139,8 +140,9 @@ class Trainer:
         if not positives:
             raise DatasetError("no image to train on shows an object that is not difficult")
         pool = self._merge(self.passes.run("sample", range(len(self.paths)), self._sample))
-        self.normalizer = PyramidNormalizer(
-            self.plan.normalize, block_sizes=self.plan.features.block_sizes
+        blocks = self.plan.features.block_sizes
+        self.normalizer = self.plan.normalizer or PyramidNormalizer(
+            self.plan.normalize, block_sizes=blocks
         ).fit(pool["rows"].astype(np.float32))
         regression = self._fit_regression(pool)
         for number in range(self.settings.mining_rounds):

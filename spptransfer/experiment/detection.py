@@ -26,10 +26,10 @@ from spptransfer.detection.boxes import Boxes
 from spptransfer.detection.coco import coco_average_precision
 from spptransfer.detection.detections import Detections, save_detections
 from spptransfer.detection.detector import (
-    NO_PIXELS,
     TransferDetector,
     open_maps,
     open_proposals,
+    windows_in,
 )
 from spptransfer.detection.evaluation import describe_evaluation, evaluate_detections
 from spptransfer.detection.features import WindowFeatures
@@ -289,7 +289,7 @@ def _fitted(work: _Work, extractor: MapExtractor) -> Propose:
 
     proposer = work.proposer = work.proposer.fit(itertools.islice(samples(), _FITTED))
     work.seconds["proposals"] = time.perf_counter() - begun
-    return lambda index, maps: proposer.propose(NO_PIXELS, maps).astype(np.float64)
+    return lambda index, maps: windows_in(work.paths[index], proposer, maps)
 
 
 def _train(work: _Work, propose: Propose, extractor: MapExtractor, passes: Passes) -> Trained:
