@@ -85,6 +85,11 @@ COMMANDS: tuple[tuple[Any, ...], ...] = (
         "proposals mine.yaml --set detection.proposals=edge_boxes",
     ),
     (
+        detecting.combine,
+        "Join the detections of several detectors.",
+        "combine runs/alexnet-20261122-172418 runs/mobilenet-20261122-181200",
+    ),
+    (
         detecting.detect,
         "Find objects in new images with a saved detector.",
         "detect runs path/to/new/images --draw drawn",
