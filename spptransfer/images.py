@@ -122,8 +122,11 @@ def read_bytes(path: str | os.PathLike[str], most: int = -1) -> bytes:
             raise ImageError(
                 f"the file has {status.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read"
             )
-        with open(path, "rb") as file:
-            data = file.read(most)
+        if most < 0:
+            data = path.read_bytes()
+        else:
+            with open(path, "rb") as file:
+                data = file.read(most)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ImageError(f"cannot read the image: {reason}") from error
