@@ -215,7 +215,9 @@ def run_detection(experiment: Experiment, command: str) -> RunResult:
         evaluation = evaluate_detections(found, objects[n_train:], experiment.dataset.classes)
         proposed = _describe_proposals(work, tested)
         said = describe_evaluation(
-            evaluation, coco=_coco(found, objects[n_train:], work), proposals=proposed
+            evaluation,
+            coco=coco_if_installed(found, objects[n_train:], experiment.dataset.classes),
+            proposals=proposed,
         )
         failures |= {
             work.ids[at]: _reason(error, work.paths[at]) for at, error in trained.failures.items()
@@ -372,11 +374,13 @@ def _reason(error: object, path: Path) -> str:
     return str(error).removeprefix(f"'{path}': ")
 
 
-def _coco(found: Detections, objects: Sequence[Objects], work: _Work) -> dict[str, float] | None:
+def coco_if_installed(
+    found: Detections, objects: Sequence[Objects], classes: Sequence[str]
+) -> dict[str, float] | None:
     """Return COCO's average precisions, where its code is installed."""
     if importlib.util.find_spec("pycocotools") is None:
         return None
-    return coco_average_precision(found, objects, work.experiment.dataset.classes)
+    return coco_average_precision(found, objects, classes)
 
 
 def _describe_proposals(work: _Work, windows: Sequence[Boxes]) -> dict[str, Any]:
