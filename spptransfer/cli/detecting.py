@@ -128,12 +128,13 @@ def detect(
         interruptible("interrupted; what was printed is all: no files are written"),
         detector.open(options=compute.options(), **given) as extractor,
     ):
-        for id, one in zip(ids, detector.detect(files, extractor), strict=True):
+        searched = detector.detect(files, extractor)
+        for id, file, one in zip(ids, files, searched, strict=True):
             kept = _confident(detector, one, confidence)
             found.append(kept)
             _tell(detector, one, kept, output)
             if draw is not None and kept is not None:
-                _draw(draw, id, one.path, detector, kept)
+                _draw(draw, id, file, detector, kept)
     failed = sum(kept is None for kept in found)
     _write_files(detector, ids, files, found, {"coco": coco, "yolo": yolo, "voc": voc})
     rows = {"ok": len(files) - failed, "failed": failed, "reused": 0}
