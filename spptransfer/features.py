@@ -266,7 +266,7 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         ImageError
             If an image cannot be read; the message names it.
         """
-        sources = [_as_source(image) for image in _as_list(X)]
+        sources = as_sources(X)
         self._choose()
         found: list[npt.NDArray[np.float32]] = []
         with self._load() as extractor:
@@ -319,14 +319,16 @@ def _threads(n_jobs: Any) -> int | None:
     return None if n_jobs is None else int(n_jobs)
 
 
-def _as_list(X: Any) -> list[Any]:
-    if isinstance(X, (str, os.PathLike)):
-        raise ImageError(f"X must be a list of images, as ['{X}']")
-    if isinstance(X, np.ndarray) and (X.ndim == 2 or X.shape[2:] in ((3,), (4,))):
-        raise ImageError(f"X must be a list of images, as [image], not one of shape {X.shape}")
-    if not isinstance(X, Iterable):
-        raise ImageError(f"X must be a list of images, not {type(X).__name__}")
-    return list(X)
+def as_sources(images: Any, name: str = "X") -> list[Source]:
+    """Return a list of images as paths and arrays, or say what it is instead."""
+    if isinstance(images, (str, os.PathLike)):
+        raise ImageError(f"{name} must be a list of images, as ['{images}']")
+    if isinstance(images, np.ndarray) and (images.ndim == 2 or images.shape[2:] in ((3,), (4,))):
+        shape = images.shape
+        raise ImageError(f"{name} must be a list of images, as [image], not one of shape {shape}")
+    if not isinstance(images, Iterable):
+        raise ImageError(f"{name} must be a list of images, not {type(images).__name__}")
+    return list(map(_as_source, images))
 
 
 def _as_source(image: Any) -> Source:

@@ -140,6 +140,12 @@ def content_digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def array_digest(array: npt.NDArray[Any]) -> str:
+    """Return the SHA-256 of an array's shape, type and content."""
+    described = f"{array.shape} {array.dtype.str}".encode()
+    return hashlib.sha256(described + np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
 def upright_size(data: bytes) -> tuple[int, int]:
     """Read height and width in pixels, after turning upright, from the header alone."""
     return _open(data)[1]

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from spptransfer._version import __version__
-from spptransfer.cli import caches, detecting, pipelines, pretraining
+from spptransfer.cli import caches, combining, detecting, pipelines, pretraining
 from spptransfer.cli.options import DONE, INCOMPLETE, Output, add_command, logged, on_one_line
 from spptransfer.cli.process import checked_streams, terminable
 from spptransfer.errors import ConfigError, OutputError, SPPTransferError, suggestion
@@ -85,15 +85,16 @@ COMMANDS: tuple[tuple[Any, ...], ...] = (
         "proposals mine.yaml --set detection.proposals=edge_boxes",
     ),
     (
-        detecting.combine,
-        "Join the detections of several detectors.",
-        "combine runs/alexnet-20261122-172418 runs/mobilenet-20261122-181200",
-    ),
-    (
         detecting.detect,
         "Find objects in new images with a saved detector.",
         "detect runs path/to/new/images --draw drawn",
         "detect runs/mine-20261122-172418 a.jpg b.jpg --json",
+    ),
+    (
+        combining.combine,
+        "Combine the models of finished runs.",
+        "combine runs/alexnet-20261122-172418 runs/vgg16-20261122-180211",
+        "combine runs/alexnet-20261122-172418 runs/vgg16-20261122-180211 --concat",
     ),
     (
         caches.backbones,

@@ -128,12 +128,13 @@ def detect(
         interruptible("interrupted; what was printed is all: no files are written"),
         detector.open(options=compute.options(), **given) as extractor,
     ):
-        for id, one in zip(ids, detector.detect(files, extractor), strict=True):
+        searched = detector.detect(files, extractor)
+        for id, file, one in zip(ids, files, searched, strict=True):
             kept = _confident(detector, one, confidence)
             found.append(kept)
             _tell(detector, one, kept, output)
             if draw is not None and kept is not None:
-                _draw(draw, id, one.path, detector, kept)
+                _draw(draw, id, file, detector, kept)
     failed = sum(kept is None for kept in found)
     _write_files(detector, ids, files, found, {"coco": coco, "yolo": yolo, "voc": voc})
     rows = {"ok": len(files) - failed, "failed": failed, "reused": 0}
@@ -233,28 +234,3 @@ def _write_files(
         formats.write_yolo(places["yolo"], together, names, sizes)
     if places["voc"] is not None:
         formats.write_voc_annotations(places["voc"], *given)
-
-
-def combine(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN", help="Folders of runs of detectors.")
-    ],
-    output: Output,
-) -> int:
-    """Join the detections of several detectors on the same test images, and measure the gain.
-
-    Each detector's confidences make scores comparable; where detections of a class overlap the
-    most confident one stays.
-    """
-    from spptransfer.experiment.combining import combine_detectors
-    from spptransfer.metrics import DETECTION_AVERAGE_PRECISION
-
-    found = combine_detectors(runs)
-    named = [*map(short_path, runs), "together"]
-    methods = list(DETECTION_AVERAGE_PRECISION)
-    rows = []
-    for name, one in zip(named, [*found.each, found.together], strict=True):
-        rows.append([name, *(f"{one.mean(method):.2%}" for method in methods)])
-    output.say(table(rows, ["run", *(f"mAP ({method})" for method in methods)]))
-    metrics = {name: found.together.mean(key) for key, name in DETECTION_AVERAGE_PRECISION.items()}
-    return output.finish(metrics=metrics)

@@ -8,27 +8,32 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
 from spptransfer.backbones import BackboneRef
-from spptransfer.backbones.dilation import dilate
 from spptransfer.backbones.probe import PROBE_NUMBERS, Probe
+from spptransfer.datasets.annotations import Objects
 from spptransfer.detection.boxes import Boxes, areas, suppress
 from spptransfer.detection.detections import Detections
 from spptransfer.detection.features import WindowFeatures
-from spptransfer.detection.methods import open_proposer
+from spptransfer.detection.fitting import (
+    open_maps,
+    open_proposals,
+    train_detector,
+    windows_in,
+)
 from spptransfer.detection.objectness import Objectness
 from spptransfer.detection.proposer import Proposer
 from spptransfer.detection.regression import decode_boxes
 from spptransfer.detection.settings import DetectionSection
-from spptransfer.detection.training import suppressed
-from spptransfer.errors import ImageError, ModelError, SPPTransferError
+from spptransfer.detection.training import Plan, Trained, suppressed
+from spptransfer.errors import ConfigError, ImageError, ModelError, SPPTransferError
 from spptransfer.extraction.maps import FeatureMaps, MapExtractor
-from spptransfer.images import decode, from_array, read_bytes
+from spptransfer.extraction.reading import Source
 from spptransfer.model_file import read_model, write_model
 from spptransfer.normalization import PyramidNormalizer
 from spptransfer.runtimes import ComputeOptions
@@ -36,6 +41,7 @@ from spptransfer.runtimes.devices import limit_threads
 from spptransfer.sections import check
 from spptransfer.spec import FeatureSpec
 from spptransfer.specify import check_probe, find_backbone
+from spptransfer.text import plural
 
 FORMAT = "spptransfer-detector"
 FORMAT_VERSION = 1
@@ -53,8 +59,8 @@ class Found(NamedTuple):
 
     Attributes
     ----------
-    path : Path
-        The image.
+    path : Path or None
+        The image's file; None of an array.
     detections : Detections or None
         By falling score; None where the image cannot be read.
     size : (int, int)
@@ -63,7 +69,7 @@ class Found(NamedTuple):
         Why there are no detections, else empty.
     """
 
-    path: Path
+    path: Path | None
     detections: Detections | None
     size: tuple[int, int]
     error: str
@@ -218,16 +224,16 @@ class TransferDetector:
 
     def detect(
         self,
-        paths: Sequence[Path],
+        images: Sequence[Source],
         extractor: MapExtractor,
         proposer: Proposer | None = None,
     ) -> Iterator[Found]:
-        """Find objects in image files, in bounded memory.
+        """Find objects in images, in bounded memory.
 
         Parameters
         ----------
-        paths : sequence of Path
-            Image files.
+        images : sequence of Path or ndarray of uint8
+            Files, or arrays of shape (H, W), (H, W, 3) or (H, W, 4).
         extractor : MapExtractor
             From `open`, and open still.
         proposer : Proposer, optional
@@ -236,23 +242,106 @@ class TransferDetector:
         Yields
         ------
         Found
-            In the order of the paths.
+            In the order of the images.
         """
         proposer = proposer or open_proposals(self.settings, self.objectness)
         step = _AHEAD * extractor.workers
         with ThreadPoolExecutor(extractor.workers, "detect", limit_threads) as threads:
-            for start in range(0, len(paths), step):
+            for start in range(0, len(images), step):
                 find = partial(self._find, extractor, proposer)
-                yield from threads.map(find, paths[start : start + step])
+                yield from threads.map(find, images[start : start + step])
 
-    def _find(self, extractor: MapExtractor, proposer: Proposer, path: Path) -> Found:
+    def _find(self, extractor: MapExtractor, proposer: Proposer, image: Source) -> Found:
+        path = None if isinstance(image, np.ndarray) else image
         try:
-            maps = extractor.maps_of(path)
-            windows = windows_in(path, proposer, maps)
+            maps = extractor.maps_of(image)
+            windows = windows_in(image, proposer, maps)
         except ImageError as error:
             return Found(path, None, (0, 0), str(error).removeprefix(f"'{path}': "))
         found = self.detect_windows(maps, windows)
         return Found(path, found, (maps[0].size[1], maps[0].size[0]), "")
+
+    def with_class(
+        self,
+        name: str,
+        images: Sequence[Source],
+        objects: Sequence[Objects],
+        extractor: MapExtractor,
+        *,
+        held_out: float = 0.2,
+        loss: Literal["squared_hinge", "hinge"] = "squared_hinge",
+        class_weight: Any = None,
+        cache_dir: Path | None = None,
+        progress: bool = False,
+    ) -> TransferDetector:
+        """Train one more class, at the same settings and C; no number of another changes.
+
+        Parameters
+        ----------
+        name : str
+            Of the class.
+        images : sequence of Path or ndarray of uint8
+            Images that show it and some that do not; what else is in them is background to it.
+        objects : sequence of Objects
+            The objects of the class in each image; their labels do not count.
+        extractor : MapExtractor
+            From `open`, and open still.
+        held_out : float, default=0.2
+            Share of the images that its confidences are fitted on.
+        loss, class_weight
+            As in `LinearSVM`; those that the detector was trained with.
+        cache_dir : Path, optional
+            Where proposals and a training that was stopped are kept.
+        progress : bool, default=False
+            Whether to show progress bars.
+
+        Returns
+        -------
+        TransferDetector
+            With one class more, the last.
+
+        Raises
+        ------
+        ConfigError
+            If there is such a class already.
+        DatasetError
+            If images and objects do not fit, or no image shows an object that is not difficult.
+        """
+        if name in self.classes:
+            raise ConfigError(f"the detector has a class '{name}' already")
+        alike = [each._replace(labels=np.zeros_like(each.labels)) for each in objects]
+        plan = Plan(
+            features=self.features,
+            settings=self.settings,
+            n_classes=1,
+            normalize=tuple(self.normalizer.steps),
+            C=(self.C,),
+            loss=loss,
+            class_weight=class_weight,
+            normalizer=self.normalizer,
+        )
+        proposer = open_proposals(self.settings, self.objectness)
+        one = train_detector(
+            plan,
+            self.spec,
+            proposer,
+            images,
+            alike,
+            held_out,
+            extractor,
+            cache_dir=cache_dir,
+            progress=progress,
+        )
+        return dataclasses.replace(
+            self,
+            classes=(*self.classes, name),
+            coef=np.concatenate([self.coef, one.coef]),
+            intercept=np.concatenate([self.intercept, one.intercept]),
+            box_coef=np.concatenate([self.box_coef, one.regression[0]]),
+            box_intercept=np.concatenate([self.box_intercept, one.regression[1]]),
+            sigmoids=np.concatenate([self.sigmoids, one.sigmoids]),
+            protocol=f"{self.protocol} '{name}' was added, from {plural(len(images), 'image')}.",
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the detector to one file, whole or not at all.
@@ -292,35 +381,39 @@ class TransferDetector:
             raise ModelError(f"'{path}' is damaged: {reason}") from error
 
 
-def windows_in(image: Any, proposer: Proposer, maps: Sequence[FeatureMaps]) -> Boxes:
-    """Propose the windows of an image: a file, or its pixels."""
-    pixels = np.broadcast_to(np.uint8(0), (*maps[0].size, 3))
-    if proposer.needs_pixels:
-        decoded = from_array(image) if isinstance(image, np.ndarray) else decode(read_bytes(image))
-        pixels = np.asarray(decoded)
-    return proposer.propose(pixels, maps, id=str(image)).astype(np.float64)
-
-
-def open_proposals(settings: DetectionSection, objectness: Floats | None = None) -> Proposer:
-    """Return the method that proposes a detector's windows, fitted where it is known to what."""
-    section = settings.proposals
-    options = {"max_windows": settings.max_windows, **(section.model_extra or {})}
-    proposer = open_proposer(section.name, **options)
-    if isinstance(proposer, Objectness) and objectness is not None:
-        return dataclasses.replace(proposer, coef=objectness)
-    return proposer
-
-
-def open_maps(
-    backbone: Any,
+def detector_of(
+    plan: Plan,
+    trained: Trained,
+    *,
     spec: FeatureSpec,
-    layers: Sequence[str],
-    settings: DetectionSection,
-    options: ComputeOptions,
-) -> MapExtractor:
-    """Return what computes the maps of a detector, dilated where its settings say so."""
-    finer = backbone if settings.stride is None else dilate(backbone, settings.stride)
-    return MapExtractor(finer, layers, spec.scales, precision=spec.precision, options=options)
+    backbone: BackboneRef,
+    layers: tuple[str, ...],
+    classes: tuple[str, ...],
+    proposer: Proposer,
+    protocol: str,
+    probe: Probe,
+) -> TransferDetector:
+    """Put together what was trained and what it was trained with."""
+    weights = backbone.path()
+    return TransferDetector(
+        spec=spec,
+        weights=backbone.weights,
+        weights_path=None if weights is None else weights.resolve(),
+        layers=layers,
+        levels=plan.features.levels,
+        settings=plan.settings,
+        normalizer=trained.normalizer,
+        coef=trained.coef,
+        intercept=trained.intercept,
+        box_coef=trained.regression[0],
+        box_intercept=trained.regression[1],
+        sigmoids=trained.sigmoids,
+        classes=classes,
+        C=trained.C,
+        protocol=protocol,
+        probe=probe,
+        objectness=getattr(proposer, "coef", np.empty(0, np.float32)),
+    )
 
 
 def _build(facts: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> TransferDetector:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import tempfile
-import threading
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -19,25 +17,28 @@ from spptransfer.backbones.probe import probe
 from spptransfer.datasets.annotations import Annotations, Objects
 from spptransfer.datasets.base import number_labels
 from spptransfer.detection.detections import Detections
-from spptransfer.detection.detector import (
-    TransferDetector,
-    open_maps,
-    open_proposals,
-    windows_in,
-)
+from spptransfer.detection.detector import detector_of
 from spptransfer.detection.evaluation import evaluate_detections
 from spptransfer.detection.features import WindowFeatures
-from spptransfer.detection.passes import Passes
+from spptransfer.detection.fitting import (
+    check_overlaps,
+    fit_proposals,
+    open_maps,
+    open_proposals,
+    train_detector,
+)
 from spptransfer.detection.settings import DetectionSection
-from spptransfer.detection.training import Plan, Trained, Trainer
-from spptransfer.errors import ConfigError, DatasetError
+from spptransfer.detection.training import Plan
+from spptransfer.errors import DatasetError, ImageError
 from spptransfer.extraction.maps import MapExtractor
+from spptransfer.features import as_sources
 from spptransfer.runtimes import ComputeOptions
 from spptransfer.sections import check
+from spptransfer.spec import check_layers
 from spptransfer.specify import feature_spec, levels_and_scales
 from spptransfer.text import plural
 
-Image = Any
+Image = str | os.PathLike[str] | npt.NDArray[np.uint8]
 _Labelled = Objects | tuple[Any, Any]
 
 
@@ -48,14 +49,15 @@ class SPPDetector(BaseEstimator):
     ----------
     backbone, weights, layer, levels, scales
         As in `SPPFeatures`; each window takes its features from one of the scales.
-    normalize : sequence of str, default=("l2",)
-        Steps of `PyramidNormalizer`.
+    normalize : sequence of str, optional
+        Steps of `PyramidNormalizer`, by default ``l2``, or ``l2_block`` of several layers.
     C : float or sequence of float, default=(0.3, 1.0, 3.0)
         Values to choose from by average precision on images held out.
     loss, class_weight
         As in `LinearSVM`.
     held_out : float, default=0.2
-        Share of the images that C and the confidences are chosen on.
+        Share of the images that C and the confidences are chosen on. With 0, of one C,
+        confidences are not calibrated.
     settings : dict, optional
         Keys of the section ``detection`` of a pipeline file, such as
         ``{"proposals": "grid", "stride": 16}``.
@@ -63,6 +65,9 @@ class SPPDetector(BaseEstimator):
         As in `SPPFeatures`.
     weights_dir : Path, optional
         Folder of official weights.
+    cache_dir : path-like, optional
+        Where proposals are kept, and what is finished of a training that is stopped: the same
+        `fit` goes on there.
     progress : bool, default=False
         Whether to show progress bars.
 
@@ -96,7 +101,7 @@ class SPPDetector(BaseEstimator):
         layer: str | Sequence[str] = "spp",
         levels: Sequence[int] | None = None,
         scales: Sequence[int] | None = None,
-        normalize: Sequence[str] = ("l2",),
+        normalize: Sequence[str] | None = None,
         C: float | Sequence[float] = (0.3, 1.0, 3.0),
         loss: Literal["squared_hinge", "hinge"] = "squared_hinge",
         class_weight: Any = None,
@@ -106,6 +111,7 @@ class SPPDetector(BaseEstimator):
         runtime: str = "auto",
         threads: int | None = None,
         weights_dir: Path | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
         progress: bool = False,
     ) -> None:
         self.backbone = backbone
@@ -123,6 +129,7 @@ class SPPDetector(BaseEstimator):
         self.runtime = runtime
         self.threads = threads
         self.weights_dir = weights_dir
+        self.cache_dir = cache_dir
         self.progress = progress
 
     def fit(
@@ -156,41 +163,37 @@ class SPPDetector(BaseEstimator):
             If a parameter is not valid.
         """
         settings = check(DetectionSection, self.settings or {}, "settings")
-        truth, names = _read_objects(images, objects, classes)
+        check_overlaps(settings, "settings.")
+        sources = as_sources(images, "images")
+        truth, names = _read_objects(sources, objects, classes)
         reference = BackboneRef(self.backbone, self.weights or "", self.weights_dir)
-        layers = (self.layer,) if isinstance(self.layer, str) else tuple(self.layer)
+        layers = check_layers(self.layer)
         levels, scales = levels_and_scales(reference.info, layers, self.levels, self.scales)
         spec = feature_spec(reference, layer=layers, levels=levels, scales=scales)
-        backbone = reference.load(layers)
-        costs = (float(self.C),) if np.isscalar(self.C) else tuple(map(float, self.C))  # type: ignore[arg-type]
         plan = Plan(
-            WindowFeatures(reference.info.channels_of(layers), levels, settings.context),
-            settings,
-            len(names),
-            tuple(self.normalize),
-            costs,
-            self.loss,
-            self.class_weight,
-        )
-        with open_maps(backbone, spec, layers, settings, self._options()) as extractor:
-            trained = _train(plan, images, truth, self.held_out, extractor, self.progress)
-        path = reference.path()
-        self.detector_ = TransferDetector(
-            spec=spec,
-            weights=reference.weights,
-            weights_path=None if path is None else path.resolve(),
-            layers=layers,
-            levels=levels,
+            features=WindowFeatures(reference.info.channels_of(layers), levels, settings.context),
             settings=settings,
-            normalizer=trained.normalizer,
-            coef=trained.coef,
-            intercept=trained.intercept,
-            box_coef=trained.regression[0],
-            box_intercept=trained.regression[1],
-            sigmoids=trained.sigmoids,
+            n_classes=len(names),
+            normalize=self._steps(layers),
+            C=(self.C,) if isinstance(self.C, int | float) else tuple(self.C),
+            loss=self.loss,
+            class_weight=self.class_weight,
+        )
+        proposer, backbone = open_proposals(settings), reference.load(layers)
+        with open_maps(backbone, spec, layers, settings, self._options()) as extractor:
+            proposer = fit_proposals(proposer, sources, truth, extractor)
+            trained = train_detector(
+                plan, spec, proposer, sources, truth, self.held_out, extractor, **self._keeping()
+            )
+        self.detector_ = detector_of(
+            plan,
+            trained,
+            spec=spec,
+            backbone=reference,
+            layers=layers,
             classes=names,
-            C=trained.C,
-            protocol=f"Trained on {plural(len(images), 'image')}.",
+            proposer=proposer,
+            protocol=f"Trained on {plural(len(sources), 'image')}.",
             probe=probe(backbone, spec.layers),
         )
         self.classes_, self.C_ = names, trained.C
@@ -215,14 +218,13 @@ class SPPDetector(BaseEstimator):
             If an image cannot be read.
         """
         check_is_fitted(self, "detector_")
-        proposer = open_proposals(self.detector_.settings)
-        with self.detector_.open(
-            options=self._options(), weights_dir=self.weights_dir
-        ) as extractor:
-            found = []
-            for image in images:
-                maps = extractor.maps_of(image)
-                found.append(self.detector_.detect_windows(maps, windows_in(image, proposer, maps)))
+        found: list[Detections] = []
+        with self._open() as extractor:
+            for one in self.detector_.detect(as_sources(images, "images"), extractor):
+                if one.detections is None:
+                    name = f"image {len(found)}" if one.path is None else f"'{one.path}'"
+                    raise ImageError(f"{name}: {one.error}")
+                found.append(one.detections)
         return found
 
     def score(self, images: Sequence[Image], objects: Sequence[_Labelled]) -> float:
@@ -251,96 +253,37 @@ class SPPDetector(BaseEstimator):
             Itself, with one class more, at the end of `classes_`.
         """
         check_is_fitted(self, "detector_")
-        self.detector_ = with_class(
-            self.detector_,
-            name,
-            images,
-            boxes,
-            held_out=self.held_out,
-            loss=self.loss,
-            class_weight=self.class_weight,
-            options=self._options(),
-            weights_dir=self.weights_dir,
-            progress=self.progress,
-        )
+        sources = as_sources(images, "images")
+        objects = [Objects.of(each, [0] * len(np.reshape(each, (-1, 4)))) for each in boxes]
+        _check_boxes(objects)
+        with self._open() as extractor:
+            self.detector_ = self.detector_.with_class(
+                name,
+                sources,
+                objects,
+                extractor,
+                held_out=self.held_out,
+                loss=self.loss,
+                class_weight=self.class_weight,
+                **self._keeping(),
+            )
         self.classes_ = self.detector_.classes
         return self
+
+    def _steps(self, layers: Sequence[str]) -> tuple[str, ...]:
+        if self.normalize is None:
+            return ("l2",) if len(layers) == 1 else ("l2_block",)
+        return tuple(self.normalize)
+
+    def _open(self) -> MapExtractor:
+        return self.detector_.open(options=self._options(), weights_dir=self.weights_dir)
 
     def _options(self) -> ComputeOptions:
         return ComputeOptions(device=self.device, runtime=self.runtime, threads=self.threads)
 
-
-def with_class(
-    detector: TransferDetector,
-    name: str,
-    images: Sequence[Image],
-    boxes: Sequence[npt.ArrayLike],
-    *,
-    held_out: float = 0.2,
-    loss: Literal["squared_hinge", "hinge"] = "squared_hinge",
-    class_weight: Any = None,
-    options: ComputeOptions = ComputeOptions(),
-    weights_dir: Path | None = None,
-    progress: bool = False,
-) -> TransferDetector:
-    """Return a detector with one class more, whose others are as they were, to the bit.
-
-    Parameters are those of `SPPDetector` and `SPPDetector.add_class`; C and normalisation are the
-    detector's.
-    """
-    if name in detector.classes:
-        raise ConfigError(f"the detector has a class '{name}' already")
-    objects = [(each, [0] * len(np.reshape(each, (-1, 4)))) for each in boxes]
-    truth, _ = _read_objects(images, objects, [name])
-    plan = Plan(
-        detector.features,
-        detector.settings,
-        1,
-        tuple(detector.normalizer.steps),
-        (detector.C,),
-        loss,
-        class_weight,
-        detector.normalizer,
-    )
-    with detector.open(options=options, weights_dir=weights_dir) as extractor:
-        trained = _train(plan, images, truth, held_out, extractor, progress)
-    return dataclasses.replace(
-        detector,
-        classes=(*detector.classes, name),
-        coef=np.concatenate([detector.coef, trained.coef]),
-        intercept=np.concatenate([detector.intercept, trained.intercept]),
-        box_coef=np.concatenate([detector.box_coef, trained.regression[0]]),
-        box_intercept=np.concatenate([detector.box_intercept, trained.regression[1]]),
-        sigmoids=np.concatenate([detector.sigmoids, trained.sigmoids]),
-    )
-
-
-def _train(
-    plan: Plan,
-    images: Sequence[Image],
-    truth: Annotations,
-    held_out: float,
-    extractor: MapExtractor,
-    progress: bool,
-) -> Trained:
-    if not 0 < held_out < 1:
-        raise ConfigError(f"held_out: {held_out} must be a share between 0 and 1")
-    proposer = open_proposals(plan.settings)
-    if proposer.needs_maps:
-        raise ConfigError(f"proposals: {proposer.name} is fitted by pipelines only")
-    order = np.random.default_rng(plan.settings.seed).permutation(len(images))
-    count = min(len(images) - 1, max(1, round(held_out * len(images))))
-    with tempfile.TemporaryDirectory() as folder:
-        passes = Passes(Path(folder), extractor.workers, progress=progress, stop=threading.Event())
-        return Trainer(
-            plan,
-            images,
-            truth,
-            lambda position, maps: windows_in(images[position], proposer, maps),
-            order[:count].tolist(),
-            extractor,
-            passes,
-        ).train()
+    def _keeping(self) -> dict[str, Any]:
+        folder = None if self.cache_dir is None else Path(self.cache_dir)
+        return {"cache_dir": folder, "progress": self.progress}
 
 
 def _read_objects(
@@ -351,17 +294,31 @@ def _read_objects(
         raise DatasetError(f"{len(images)} images need as many objects, not {len(objects)}")
     each = [one if isinstance(one, Objects) else (*one, None) for one in objects]
     given = [label for _, labels, _ in each for label in labels]
-    named = any(isinstance(label, str) for label in given)
-    if classes is None:
-        names, numbers = number_labels(map(str, given))
-    elif named:
-        names = tuple(classes)
-        unknown = sorted({str(label) for label in given} - set(names))
-        if unknown:
-            raise DatasetError(f"objects of unknown classes: {', '.join(unknown)}")
-        numbers = np.array([names.index(str(label)) for label in given], np.int32)
-    else:
+    if not all(isinstance(label, str) for label in given):
+        if classes is None:
+            raise DatasetError("labels that are numbers need classes, the names of all in order")
         names, numbers = tuple(classes), np.array(given, np.int32)
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(names):
+            raise DatasetError(f"labels of {len(names)} classes must be from 0 to {len(names) - 1}")
+    elif classes is None:
+        names, numbers = number_labels(given)
+    else:
+        names = tuple(classes)
+        if unknown := sorted(set(given) - set(names)):
+            raise DatasetError(f"objects of unknown classes: {', '.join(unknown)}")
+        numbers = np.array([names.index(label) for label in given], np.int32)
     stops = np.cumsum([len(labels) for _, labels, _ in each])[:-1]
     parts = zip(each, np.split(numbers, stops), strict=True)
-    return Annotations.of(Objects.of(one[0], part, one[2]) for one, part in parts), names
+    read = [Objects.of(boxes, part, difficult) for (boxes, _, difficult), part in parts]
+    _check_boxes(read)
+    return Annotations.of(read), names
+
+
+def _check_boxes(objects: Sequence[Objects]) -> None:
+    """Refuse boxes that hold nothing before anything is computed."""
+    for position, each in enumerate(objects):
+        wrong = ~(each.boxes[:, :2] < each.boxes[:, 2:]).all(axis=1)  # NaN is not smaller
+        wrong |= ~np.isfinite(each.boxes).all(axis=1)
+        if wrong.any():
+            box = each.boxes[wrong][0].tolist()
+            raise DatasetError(f"image {position}: the box {box} is not x0 < x1, y0 < y1")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from spptransfer import images
@@ -21,6 +22,8 @@ from spptransfer.detection.proposer import Proposer, Windows
 from spptransfer.errors import ConfigError, DatasetError, ImageError
 from spptransfer.files import atomic_write, make_folder, remove_leftovers
 from spptransfer.system import count_processors
+
+Image = str | os.PathLike[str] | npt.NDArray[np.uint8]
 
 # Images that each thread is ahead of whoever takes their windows.
 _AHEAD = 2
@@ -68,7 +71,7 @@ class ProposalCache:
 
 
 def windows_of(
-    paths: Sequence[str | os.PathLike[str]],
+    sources: Sequence[Image],
     proposer: Proposer,
     cache: ProposalCache | None = None,
     *,
@@ -76,18 +79,19 @@ def windows_of(
     workers: int | None = None,
     progress: bool = False,
 ) -> Iterator[Windows]:
-    """Propose windows in image files, in their order.
+    """Propose windows in images, in their order.
 
     Parameters
     ----------
-    paths : sequence of path-like
-        The files.
+    sources : sequence of path-like or ndarray of uint8
+        Files, or arrays of shape (H, W), (H, W, 3) or (H, W, 4).
     proposer : Proposer
         Such as `open_proposer` gives it, but none that needs maps.
     cache : ProposalCache, optional
         What looks at the pixels is taken from there where it is, and put there where it is not.
     ids : sequence of str, optional
-        Of the images, for a method that looks windows up; by default the paths as text.
+        Of the images, for a method that looks windows up; by default the paths as text,
+        and the positions of arrays.
     workers : int, optional
         Threads, by default one per processor that we may use.
     progress : bool, default=False
@@ -113,19 +117,19 @@ def windows_of(
     >>> list(windows_of(["absent.jpg"], open_proposer("grid")))
     [array([], shape=(0, 4), dtype=float32)]
     """
-    names = list(map(str, paths)) if ids is None else ids
-    _check(proposer, names)
+    if ids is None:
+        ids = [str(at if isinstance(one, np.ndarray) else one) for at, one in enumerate(sources)]
+    _check(proposer, ids)
     used = cache if proposer.needs_pixels else None
     if used:
         remove_leftovers(used.folder, "**/*")
     threads = workers or count_processors()
     pending: deque[Future[_Found]] = deque()
-    tasks = zip(map(Path, paths), names, strict=True)
-    bar = tqdm(total=len(paths), desc="proposals", unit="image", disable=not progress)
+    bar = tqdm(total=len(sources), desc="proposals", unit="image", disable=not progress)
     pool = ThreadPoolExecutor(threads, "proposals")
     try:
-        for path, id in tasks:
-            pending.append(pool.submit(_propose, path, id, proposer, used))
+        for source, id in zip(sources, ids, strict=True):
+            pending.append(pool.submit(_propose, source, id, proposer, used))
             if len(pending) >= _AHEAD * threads:
                 yield _take(pending, proposer, used)
                 bar.update()
@@ -153,19 +157,33 @@ def _check(proposer: Proposer, ids: Sequence[str]) -> None:
         )
 
 
-def _propose(path: Path, id: str, proposer: Proposer, cache: ProposalCache | None) -> _Found:
+def _propose(source: Image, id: str, proposer: Proposer, cache: ProposalCache | None) -> _Found:
     try:
-        data = images.read_bytes(path)
+        data = source if isinstance(source, np.ndarray) else images.read_bytes(source)
         if not proposer.needs_pixels:
-            shape = (*images.upright_size(data), 3)
-            return _Found(proposer.propose(np.broadcast_to(np.uint8(0), shape), id=id))
-        digest = images.content_digest(data) if cache else ""
+            return _Found(proposer.propose(np.broadcast_to(np.uint8(0), _shape(data)), id=id))
+        digest = _digest(data) if cache else ""
         kept = cache.get(proposer.key, digest) if cache else None
         if kept is not None:
             return _Found(kept)
-        return _Found(proposer.propose(np.asarray(images.decode(data)), id=id), digest)
+        image = images.from_array(data) if isinstance(data, np.ndarray) else images.decode(data)
+        return _Found(proposer.propose(np.asarray(image), id=id), digest)
     except ImageError:
         return _Found(np.empty((0, 4), np.float32))
+
+
+def _shape(data: bytes | npt.NDArray[np.uint8]) -> tuple[int, int, int]:
+    if isinstance(data, np.ndarray):
+        width, height = images.from_array(data).size
+    else:
+        height, width = images.upright_size(data)
+    return height, width, 3
+
+
+def _digest(data: bytes | npt.NDArray[np.uint8]) -> str:
+    if isinstance(data, np.ndarray):
+        return images.array_digest(data)
+    return images.content_digest(data)
 
 
 def _take(

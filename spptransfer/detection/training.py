@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +33,7 @@ from spptransfer.detection.sampling import best_objects, thin_out, window_target
 from spptransfer.detection.settings import DetectionSection
 from spptransfer.errors import DatasetError, ImageError
 from spptransfer.extraction.maps import FeatureMaps, MapExtractor
+from spptransfer.extraction.reading import Source
 from spptransfer.normalization import PyramidNormalizer
 from spptransfer.svm import LinearSVM, gram_matrix
 
@@ -104,8 +104,8 @@ class Trainer:
     ----------
     plan : Plan
         What is trained, and how.
-    paths : sequence of Path or ndarray of uint8
-        The images.
+    images : sequence of Path or ndarray of uint8
+        Files, or their pixels.
     objects : sequence of Objects
         The objects in each.
     propose : callable
@@ -121,7 +121,7 @@ class Trainer:
     def __init__(
         self,
         plan: Plan,
-        paths: Sequence[Path | npt.NDArray[np.uint8]],
+        images: Sequence[Source],
         objects: Sequence[Objects],
         propose: Propose,
         held_out: Sequence[int],
@@ -129,7 +129,7 @@ class Trainer:
         passes: Passes,
     ) -> None:
         self.plan, self.settings = plan, plan.settings
-        self.paths, self.objects, self.propose = paths, objects, propose
+        self.images, self.objects, self.propose = images, objects, propose
         self.held_out = np.sort(np.asarray(held_out, np.intp))
         self.extractor, self.passes = extractor, passes
         self.failures: dict[int, str] = {}
@@ -139,7 +139,7 @@ class Trainer:
         positives = sum(int((~each.difficult).sum()) for each in self.objects)
         if not positives:
             raise DatasetError("no image to train on shows an object that is not difficult")
-        pool = self._merge(self.passes.run("sample", range(len(self.paths)), self._sample))
+        pool = self._merge(self.passes.run("sample", range(len(self.images)), self._sample))
         blocks = self.plan.features.block_sizes
         self.normalizer = self.plan.normalizer or PyramidNormalizer(
             self.plan.normalize, block_sizes=blocks
@@ -147,9 +147,9 @@ class Trainer:
         regression = self._fit_regression(pool)
         for number in range(self.settings.mining_rounds):
             coef, intercept = self._fit(pool, self.plan.C[len(self.plan.C) // 2 :][:1])
-            self._known = _by_image(pool, len(self.paths))
+            self._known = _by_image(pool, len(self.images))
             self._model = coef[0], intercept[0]
-            mined = self.passes.run(f"mine{number}", range(len(self.paths)), self._mine)
+            mined = self.passes.run(f"mine{number}", range(len(self.images)), self._mine)
             pool = self._merge(mined, pool)
         C, sigmoids, heldout = self._choose(pool)
         coef, intercept = self._fit(pool, [C])
@@ -176,7 +176,7 @@ class Trainer:
 
     def _maps_and_boxes(self, position: int) -> tuple[list[FeatureMaps], Boxes]:
         """Return the maps of an image, and its windows: those of its objects come first."""
-        maps = self.extractor.maps_of(self.paths[position])
+        maps = self.extractor.maps_of(self.images[position])
         objects = self.objects[position].boxes
         proposed = self.propose(position, maps)
         shared = (proposed[:, None] == objects[None]).all(axis=2).any(axis=1)
@@ -232,7 +232,7 @@ class Trainer:
     def _detect(self, position: int) -> Arrays:
         """Detect objects in an image held out, by the models of every C."""
         try:
-            maps = self.extractor.maps_of(self.paths[position])
+            maps = self.extractor.maps_of(self.images[position])
         except ImageError:
             return {}
         boxes = self.propose(position, maps)  # none of them knows of an object
@@ -315,7 +315,7 @@ class Trainer:
         held, n_classes = self.held_out, self.plan.n_classes
         if not len(held):
             return self.plan.C[0], np.tile(np.array([1, 0], np.float32), (n_classes, 1)), []
-        kept = np.setdiff1d(np.arange(len(self.paths)), held)
+        kept = np.setdiff1d(np.arange(len(self.images)), held)
         coefficients, intercepts = self._fit(pool, self.plan.C, kept)
         self._model = np.concatenate(coefficients), np.concatenate(intercepts)
         found = join_arrays(list(self.passes.run("held-out", held.tolist(), self._detect)))

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import importlib.util
-import itertools
 import json
 import logging
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -19,25 +15,30 @@ from typing import Any
 
 import numpy as np
 
-from spptransfer._version import __version__
 from spptransfer.backbones.probe import probe
 from spptransfer.datasets.annotations import Annotations, Objects
 from spptransfer.detection.boxes import Boxes
 from spptransfer.detection.coco import coco_average_precision
 from spptransfer.detection.detections import Detections, save_detections
-from spptransfer.detection.detector import (
-    TransferDetector,
-    open_maps,
-    open_proposals,
-    windows_in,
-)
+from spptransfer.detection.detector import TransferDetector, detector_of
 from spptransfer.detection.evaluation import describe_evaluation, evaluate_detections
 from spptransfer.detection.features import WindowFeatures
+from spptransfer.detection.fitting import (
+    DEFAULT_C,
+    FITTED,
+    check_overlaps,
+    fit_proposals,
+    image_key,
+    kept_until_done,
+    open_maps,
+    open_proposals,
+    propose_in,
+    training_key,
+)
 from spptransfer.detection.formats import write_voc_results
-from spptransfer.detection.objectness import Objectness
 from spptransfer.detection.passes import Arrays, Passes, join_arrays
 from spptransfer.detection.proposal_cache import ProposalCache, windows_of
-from spptransfer.detection.proposer import Proposer, Windows
+from spptransfer.detection.proposer import Proposer
 from spptransfer.detection.recall import COUNTS, Recall, recall
 from spptransfer.detection.settings import DetectionSection
 from spptransfer.detection.training import Plan, Propose, Trained, Trainer
@@ -56,18 +57,14 @@ from spptransfer.experiment.results import (
     versions,
     write_report_of,
 )
-from spptransfer.extraction.maps import FeatureMaps, MapExtractor
-from spptransfer.extraction.reading import stamp_of
-from spptransfer.files import exclusive_lock, write_text
+from spptransfer.extraction.maps import MapExtractor
+from spptransfer.files import write_text
 from spptransfer.protocols import Split, splits_checksum, write_splits
 from spptransfer.text import plural
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_C = (0.1, 1.0, 10.0)
 DETECTIONS = "detections.npz"
-# Training images that proposals which look at maps are fitted to.
-_FITTED = 100
 # The protocol whose results the VOC devkit reads.
 DEVKIT = "voc2007-detection"
 
@@ -103,6 +100,11 @@ class _Work:
     def proposer(self) -> Proposer:
         return open_proposals(self.settings)
 
+    @property
+    def cache(self) -> ProposalCache:
+        """Where proposals are kept."""
+        return ProposalCache(self.experiment.machine.cache_dir / "proposals")
+
     @cached_property
     def plan(self) -> Plan:
         pipeline, backbone = self.experiment.pipeline, self.experiment.backbone
@@ -121,31 +123,24 @@ class _Work:
         )
 
     @property
+    def held_out(self) -> list[int]:
+        """Positions of the training images that C and confidences are chosen on."""
+        position = {id: index for index, id in enumerate(self.split.train)}
+        return [position[id] for id in self.split.folds[0]] if self.split.folds else []
+
+    @property
     def key(self) -> str:
-        """Identity of the training: equal keys end in the same detector."""
-        pipeline, truth = self.experiment.pipeline, self.objects.objects
-        digest = hashlib.sha256()
-        for array in (*truth, self.objects.starts):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        said = [
-            self.experiment.wanted.to_dict(),
-            pipeline.features.model_dump(mode="json"),
-            pipeline.classifier.model_dump(mode="json"),
-            self.settings.model_dump(mode="json"),
-            [self.split.train, self.split.test, self.split.folds],
-            [__version__, *((str(path), _stamp(path)) for path in self.paths)],
-            self.proposer.key,
-            digest.hexdigest(),
-        ]
-        return hashlib.sha256(json.dumps(said).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _stamp(path: Path) -> list[int]:
-    """Return what tells a file that was changed; nothing where it is not there."""
-    try:
-        return list(stamp_of(path))
-    except OSError:
-        return []
+        """Identity of training and test: equal keys end in the same detector and detections."""
+        count = len(self.split.train)
+        return training_key(
+            self.plan,
+            self.experiment.wanted,
+            self.proposer,
+            self.paths[:count],
+            self.objects[:count],
+            self.held_out,
+            [self.ids, list(map(image_key, self.paths[count:]))],
+        )
 
 
 def check_detection(experiment: Experiment) -> None:
@@ -167,11 +162,7 @@ def check_detection(experiment: Experiment) -> None:
             raise ConfigError(f"features.layer: '{layer.name}' is a vector, which has no windows")
     section = pipeline.detection
     assert section is not None
-    if section.positive_overlap <= section.negative_overlap:
-        raise ConfigError(
-            f"detection.positive_overlap: {section.positive_overlap:g} must be more than "
-            f"negative_overlap, which is {section.negative_overlap:g}"
-        )
+    check_overlaps(section, "detection.")
     C = pipeline.classifier.C or DEFAULT_C
     if len(C) > 1 and not experiment.splits[0].folds:
         raise ConfigError(
@@ -187,11 +178,10 @@ def run_detection(experiment: Experiment, command: str) -> RunResult:
     started = datetime.now(UTC)
     work = _Work(experiment, experiment.pipeline.detection)
     experiment.dataset.check_images()
-    objects, n_train = work.objects, len(work.split.train)
-    kept = experiment.machine.cache_dir / f"detector-{work.key[:16]}"
+    objects, n_train, key = work.objects, len(work.split.train), work.key
     with (
         run_folder(experiment, started, command) as folder,
-        exclusive_lock(kept.with_suffix(".lock"), f"the training '{kept}'"),
+        kept_until_done(experiment.machine.cache_dir, key) as kept,
     ):
         begun = time.perf_counter()
         backbone = experiment.backbone.load(experiment.pipeline.features.layer)
@@ -200,12 +190,10 @@ def run_detection(experiment: Experiment, command: str) -> RunResult:
             backbone, experiment.wanted, layers, work.settings, machine.compute
         ) as extractor:
             work.seconds["load"] = time.perf_counter() - begun
-            windows = [] if work.proposer.needs_maps else _propose(work)
+            propose = _propose(work, extractor)
             passes = Passes(kept, extractor.workers, progress=machine.progress, stop=machine.stop)
             machine.stop.extracting = True
             try:
-                propose = _fitted(work, extractor) if work.proposer.needs_maps else None
-                propose = propose or (lambda index, maps: windows[index].astype(np.float64))
                 trained = _train(work, propose, extractor, passes)
                 detector = _detector(work, trained, probe(backbone, experiment.wanted.layers))
                 found, tested, failures = _test(work, propose, detector, extractor, passes)
@@ -215,7 +203,9 @@ def run_detection(experiment: Experiment, command: str) -> RunResult:
         evaluation = evaluate_detections(found, objects[n_train:], experiment.dataset.classes)
         proposed = _describe_proposals(work, tested)
         said = describe_evaluation(
-            evaluation, coco=_coco(found, objects[n_train:], work), proposals=proposed
+            evaluation,
+            coco=coco_if_installed(found, objects[n_train:], experiment.dataset.classes),
+            proposals=proposed,
         )
         failures |= {
             work.ids[at]: _reason(error, work.paths[at]) for at, error in trained.failures.items()
@@ -228,7 +218,6 @@ def run_detection(experiment: Experiment, command: str) -> RunResult:
             write_voc_results(folder / "devkit", found, *names)
         write_splits(folder / "splits.json", [work.split], description=_description(experiment))
         write_text(folder / RESULTS, json.dumps(results, indent=1))
-        shutil.rmtree(kept, ignore_errors=True)
         write_report_of(folder)
     return RunResult(folder, results)
 
@@ -256,79 +245,50 @@ def measure_proposals(experiment: Experiment) -> dict[str, Recall]:
             "their recall"
         )
     experiment.dataset.check_images()
-    objects, windows, n_train = work.objects, _propose(work), len(work.split.train)
+    objects, n_train = work.objects, len(work.split.train)
+    progress = experiment.machine.progress
+    steps.info("proposals: %s", work.proposer.key)
+    found = windows_of(work.paths, work.proposer, work.cache, ids=work.ids, progress=progress)
+    windows = list(found)
     counts = [*(count for count in COUNTS if count < section.max_windows), section.max_windows]
     parts = {"train": slice(n_train), "test": slice(n_train, None)}
     return {name: recall(windows[part], objects[part], counts) for name, part in parts.items()}
 
 
-def _propose(work: _Work) -> list[Windows]:
-    """Propose the windows of all images, or take those that are kept."""
-    begun = time.perf_counter()
-    machine = work.experiment.machine
-    steps.info("proposals: %s", work.proposer.key)
-    cache = ProposalCache(machine.cache_dir / "proposals")
-    found = list(
-        windows_of(work.paths, work.proposer, cache, ids=work.ids, progress=machine.progress)
-    )
+def _propose(work: _Work, extractor: MapExtractor) -> Propose:
+    """Propose the windows of all images, or fit what proposes them to some training images."""
+    begun, count = time.perf_counter(), len(work.split.train)
+    if work.proposer.needs_maps:
+        steps.info("proposals: fitted to objects of %s", plural(FITTED, "image"))
+        images, objects = work.paths[:count], work.objects[:count]
+        work.proposer = fit_proposals(work.proposer, images, objects, extractor)
+    else:
+        steps.info("proposals: %s", work.proposer.key)
+    progress = work.experiment.machine.progress
+    propose = propose_in(work.paths, work.proposer, work.cache, ids=work.ids, progress=progress)
     work.seconds["proposals"] = time.perf_counter() - begun
-    return found
-
-
-def _fitted(work: _Work, extractor: MapExtractor) -> Propose:
-    """Fit proposals that look at maps to some of the training images."""
-    begun = time.perf_counter()
-    assert isinstance(work.proposer, Objectness)
-    steps.info("proposals: fitted to objects of %s", plural(_FITTED, "image"))
-
-    def samples() -> Iterator[tuple[Sequence[FeatureMaps], Objects]]:
-        for index in range(len(work.split.train)):
-            if len(work.objects[index].boxes):
-                with contextlib.suppress(ImageError):
-                    yield extractor.maps_of(work.paths[index]), work.objects[index]
-
-    proposer = work.proposer = work.proposer.fit(itertools.islice(samples(), _FITTED))
-    work.seconds["proposals"] = time.perf_counter() - begun
-    return lambda index, maps: windows_in(work.paths[index], proposer, maps)
+    return propose
 
 
 def _train(work: _Work, propose: Propose, extractor: MapExtractor, passes: Passes) -> Trained:
     count = len(work.split.train)
     steps.info("training on %s", plural(count, "image"))
-    position = {id: index for index, id in enumerate(work.split.train)}
-    held_out = [position[id] for id in work.split.folds[0]] if work.split.folds else []
-    return Trainer(
-        work.plan,
-        work.paths[:count],
-        work.objects[:count],
-        propose,
-        held_out,
-        extractor,
-        passes,
-    ).train()
+    images, objects = work.paths[:count], work.objects[:count]
+    return Trainer(work.plan, images, objects, propose, work.held_out, extractor, passes).train()
 
 
 def _detector(work: _Work, trained: Trained, probed: Any) -> TransferDetector:
-    experiment = work.experiment
-    weights, features = experiment.backbone.path(), experiment.pipeline.features
-    return TransferDetector(
+    experiment, count = work.experiment, plural(len(work.split.train), "image")
+    return detector_of(
+        work.plan,
+        trained,
         spec=experiment.wanted,
-        weights=experiment.backbone.weights,
-        weights_path=None if weights is None else weights.resolve(),
-        layers=features.layer,
-        levels=work.plan.features.levels,
-        settings=work.settings,
-        normalizer=trained.normalizer,
-        coef=trained.coef,
-        intercept=trained.intercept,
-        box_coef=trained.regression[0],
-        box_intercept=trained.regression[1],
-        sigmoids=trained.sigmoids,
+        backbone=experiment.backbone,
+        layers=experiment.pipeline.features.layer,
         classes=experiment.dataset.classes,
-        C=trained.C,
-        protocol=f"Trained on {plural(len(work.split.train), 'image')}. {_description(experiment)}",
+        proposer=work.proposer,
+        protocol=f"Trained on {count}. {_description(experiment)}",
         probe=probed,
-        objectness=getattr(work.proposer, "coef", np.empty(0, np.float32)),
     )
 
 
@@ -372,11 +332,13 @@ def _reason(error: object, path: Path) -> str:
     return str(error).removeprefix(f"'{path}': ")
 
 
-def _coco(found: Detections, objects: Sequence[Objects], work: _Work) -> dict[str, float] | None:
+def coco_if_installed(
+    found: Detections, objects: Sequence[Objects], classes: Sequence[str]
+) -> dict[str, float] | None:
     """Return COCO's average precisions, where its code is installed."""
     if importlib.util.find_spec("pycocotools") is None:
         return None
-    return coco_average_precision(found, objects, work.experiment.dataset.classes)
+    return coco_average_precision(found, objects, classes)
 
 
 def _describe_proposals(work: _Work, windows: Sequence[Boxes]) -> dict[str, Any]:

@@ -86,9 +86,20 @@ def run_folder(
     By default it is named after the pipeline and the time; where there is such a folder already
     a number is added.
     """
-    stamp = started.strftime("%Y%m%d-%H%M%S")
-    name = plain_name(name or f"{experiment.name}-{stamp}")
-    folder = _new_folder(experiment.machine.runs_dir, name)
+    name = name or timed_name(experiment.name, started)
+    with new_folder(experiment.machine.runs_dir, name, command) as folder:
+        yield folder
+
+
+def timed_name(name: str, started: datetime) -> str:
+    """Name a run's folder by what is run, and when."""
+    return f"{name}-{started.strftime('%Y%m%d-%H%M%S')}"
+
+
+@contextlib.contextmanager
+def new_folder(runs_dir: Path, name: str, command: str) -> Iterator[Path]:
+    """Create a folder with a log in it; it does not stay if it gets no results."""
+    folder = _new_folder(runs_dir, plain_name(name))
     try:
         with _logging_to(folder / "log.txt", command):
             yield folder
@@ -153,7 +164,7 @@ def write_run(folder: Path, facts: RunFacts, notes: Mapping[str, Any]) -> dict[s
     with os_errors_as_cache_error(folder / "splits.json"):
         splits = [result.split for result in found]
         write_splits(folder / "splits.json", splits, description=described)
-    _write_predictions(folder / "predictions.npz", found)
+    write_predictions(folder / "predictions.npz", found)
     results = {**describe_run(facts, trained, described), **notes}
     # The last of them: a folder that has it is a complete run.
     write_text(folder / RESULTS, json.dumps(results, indent=1))
@@ -199,16 +210,7 @@ def describe_run(facts: RunFacts, trained: SplitResult, described: str) -> dict[
     headline = experiment.protocol.headline(dataset.multi_label)
     finished, digests = datetime.now(UTC), facts.cache.digests()
     seconds = {**facts.seconds, "total": (finished - facts.started).total_seconds()}
-    metrics = {}
-    for name in evaluation.results[0].metrics:
-        per_class = evaluation.class_means(name)
-        metrics[name] = {
-            "value": evaluation.mean(name),
-            "std": evaluation.std(name),
-            "per_split": evaluation.values(name),
-            "per_class": None if per_class is None else _by_class(dataset.classes, per_class),
-            "left_out": [dataset.classes[k] for k in evaluation.left_out(name)],
-        }
+    metrics = describe_metrics(evaluation, dataset.classes)
     results: dict[str, Any] = plain(
         {
             "format": FORMAT,
@@ -253,11 +255,26 @@ def describe_run(facts: RunFacts, trained: SplitResult, described: str) -> dict[
                 "std": metrics[headline]["std"],
             },
             "metrics": metrics,
-            "splits": [_split(result, dataset.classes) for result in evaluation.results],
+            "splits": [describe_split(result, dataset.classes) for result in evaluation.results],
             "timings": {kind: round(spent, 3) for kind, spent in seconds.items()},
         }
     )
     return results
+
+
+def describe_metrics(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
+    """Return every metric over the splits by its full name, as ``results.json`` has them."""
+    metrics = {}
+    for name in evaluation.results[0].metrics:
+        per_class = evaluation.class_means(name)
+        metrics[name] = {
+            "value": evaluation.mean(name),
+            "std": evaluation.std(name),
+            "per_split": evaluation.values(name),
+            "per_class": None if per_class is None else _by_class(classes, per_class),
+            "left_out": [classes[k] for k in evaluation.left_out(name)],
+        }
+    return metrics
 
 
 def count_rows(total: int, failed: int, reused: int) -> dict[str, int]:
@@ -327,7 +344,8 @@ def describe_same_images(results: Mapping[str, Any]) -> str:
     return "; ".join(told)
 
 
-def _split(result: SplitResult, classes: Sequence[str]) -> dict[str, Any]:
+def describe_split(result: SplitResult, classes: Sequence[str]) -> dict[str, Any]:
+    """Return a split's sizes, choice of C and metrics."""
     return {
         "name": result.split.name,
         "train": len(result.split.train),
@@ -376,7 +394,7 @@ def versions() -> dict[str, str]:
     return {"spptransfer": __version__, "python": platform.python_version(), **dict(libraries)}
 
 
-def _write_predictions(path: Path, results: Sequence[SplitResult]) -> None:
+def write_predictions(path: Path, results: Sequence[SplitResult]) -> None:
     """Write decision values and targets of every test image, readable without pickle."""
     arrays: dict[str, npt.NDArray[Any]] = {}
     for number, result in enumerate(results):

@@ -196,24 +196,3 @@ def test_a_damaged_detector_is_one_line(cli, work):
     done = cli("detect", "runs", "scenes/val")
     assert done.status == 2
     assert "is no model of spptransfer, or damaged" in done.complaint
-
-
-def test_combined_with_itself_a_run_is_as_good_as_before(cli, detector_run):
-    run = str(detector_run / "run")
-    found = cli("combine", run, run, "--json")
-    assert found.status == 0
-    results = json.loads((detector_run / "run" / "results.json").read_text())
-    for name, value in found.json["metrics"].items():  # confidences may tie where scores do not
-        assert value == pytest.approx(results["metrics"][name]["value"], abs=0.01)
-
-
-def test_what_cannot_be_combined_is_said(cli, detector_run, tmp_path):
-    run, other = detector_run / "run", tmp_path / "other"
-    refused = cli("combine", str(run))
-    assert (refused.status, "at least two runs" in refused.complaint) == (2, True)
-    shutil.copytree(run, other)
-    results = json.loads((other / "results.json").read_text())
-    results["protocol"]["checksum"] = "0" * 64
-    (other / "results.json").write_text(json.dumps(results))
-    refused = cli("combine", str(run), str(other))
-    assert (refused.status, "has other images than" in refused.complaint) == (2, True)

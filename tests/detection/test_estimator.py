@@ -7,7 +7,8 @@ from sklearn.exceptions import NotFittedError
 
 from spptransfer import SPPDetector, TransferDetector
 from spptransfer.detection.boxes import overlaps
-from spptransfer.errors import ConfigError, DatasetError
+from spptransfer.errors import ConfigError, DatasetError, ImageError
+from spptransfer.extraction.maps import MapExtractor
 
 COLOURS = {"blue": (30, 40, 220), "red": (220, 40, 30)}
 SETTINGS = {"proposals": "grid", "max_windows": 900}
@@ -88,7 +89,8 @@ def test_files_give_what_their_pixels_give(fitted, tmp_path):
     [
         ({"settings": {"proposal": "grid"}}, "unknown key 'settings.proposal'"),
         ({"held_out": 1.5}, "held_out: 1.5 must be a share between 0 and 1"),
-        ({"settings": {"proposals": "objectness"}}, "objectness is fitted by pipelines only"),
+        ({"settings": {"positive_overlap": 0.1}}, "settings.positive_overlap: 0.1 must be more"),
+        ({"held_out": 0, "C": [1.0, 2.0]}, "C: .* leaves a choice, but no image is held out"),
         ({"layer": "fc6"}, "layer 'fc6' is a vector"),
     ],
 )
@@ -105,3 +107,69 @@ def test_images_and_objects_must_fit():
         detector().fit(images, objects, classes=["blue", "green"])
     with pytest.raises(DatasetError, match="shows an object"):
         detector().fit(images, [([], [])] * 3, classes=["blue"])
+    with pytest.raises(DatasetError, match="numbers need classes"):
+        detector().fit(images, [([[0, 0, 9, 9]], [0])] * 3)
+    with pytest.raises(DatasetError, match="labels of 1 classes must be from 0 to 0"):
+        detector().fit(images, [([[0, 0, 9, 9]], [1])] * 3, classes=["blue"])
+    with pytest.raises(ImageError, match="images must be a list of images, as \\[image\\]"):
+        detector().fit(images[0], objects)
+
+
+@pytest.mark.parametrize("box", [[5, 5, 5, 9], [9, 0, 0, 9], [0, 0, float("nan"), 9]])
+def test_boxes_that_hold_nothing_are_refused_before_anything_is_computed(fitted, box):
+    images, _ = painted(2)
+    with pytest.raises(DatasetError, match=r"^image 1: the box \[.*\] is not x0 < x1, y0 < y1$"):
+        detector().fit(images, [([[0, 0, 9, 9]], ["red"]), ([box], ["red"])])
+    with pytest.raises(DatasetError, match="image 1: the box"):
+        fitted.add_class("green", images, [[[0, 0, 9, 9]], [box]])
+
+
+def test_an_image_that_cannot_be_read_is_told_and_the_others_train(tmp_path, caplog):
+    images, objects = painted(8)
+    (tmp_path / "a.png").write_bytes(b"")
+    trained = detector().fit([*images, tmp_path / "a.png"], [*objects, objects[0]])
+    assert "image 8 does not train: " in caplog.text
+    assert trained.score(*painted(3, seed=1)) > 0.8
+    with pytest.raises(ImageError, match=r"^'.*a.png': cannot read the image: the file is empty$"):
+        trained.predict([images[0], str(tmp_path / "a.png")])
+    with pytest.raises(ImageError, match=r"^image 1: an image array must be"):
+        trained.predict([images[0], np.zeros((4, 4, 7), np.uint8)])
+
+
+def test_windows_that_maps_propose_are_fitted_and_a_class_is_added_by_them():
+    settings = {"proposals": {"name": "objectness", "scales": 4, "smallest": 0.2}}
+    images, objects = painted(10, names=("blue",))
+    trained = detector(settings={**settings, "max_windows": 100}).fit(images, objects)
+    fitted_to = trained.detector_.objectness.tobytes()
+    shown, boxes = painted(10, seed=2)
+    trained.add_class("red", shown, [box[1:] for box, _ in boxes])
+    assert trained.detector_.objectness.tobytes() == fitted_to
+    assert trained.score(*painted(3, seed=3)) > 0.5
+
+
+class Killed(BaseException):
+    """What ends a process in the middle."""
+
+
+def test_a_fit_that_was_killed_goes_on_where_it_stopped(fitted, tmp_path, monkeypatch):
+    asked, whole = [], MapExtractor.maps_of
+    limit = 15  # after the first pass
+
+    def maps_of(self, image):
+        asked.append(image)
+        if len(asked) > limit:
+            raise Killed
+        return whole(self, image)
+
+    monkeypatch.setattr(MapExtractor, "maps_of", maps_of)
+    given = detector(cache_dir=tmp_path)
+    with pytest.raises(Killed):
+        clone(given).fit(*painted(12))
+    asked.clear()
+    limit = 100
+    again = clone(given).fit(*painted(12))
+    assert len(asked) < 12 + 12
+    for name in ("coef", "intercept", "box_coef", "sigmoids"):
+        found, expected = (getattr(each.detector_, name) for each in (again, fitted))
+        assert found.tobytes() == expected.tobytes()
+    assert not list(tmp_path.glob("detector-*"))
