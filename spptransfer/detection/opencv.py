@@ -43,8 +43,8 @@ class SelectiveSearch(_OpenCVMethod):
         Length of the longer side, in pixels, that larger images are resized to.
     k : int, default=150
         Segments at the start: the smaller, the more. Two segmentations are grouped, by `k` and by
-        twice that. The released SPP-net's 50 gives three times as many windows and a higher
-        recall, but a lower average precision (docs/detection.md).
+        twice that. The released SPP-net's 50 gives about twice as many windows and a higher
+        recall, but no higher average precision (docs/detection.md).
     max_windows : int, default=2000
         At most so many, those of the largest regions preferred, by chance with a fixed seed.
 

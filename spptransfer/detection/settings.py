@@ -70,5 +70,5 @@ class DetectionSection(Section):
     )
     seed: CountFromZero = Field(0, description="of what is drawn")
     memory: str | None = Field(
-        None, description="budget for the windows that train, as 2GB; null: half of what is free"
+        None, description="budget of the solver, as 2GB; null: half of what is free"
     )
