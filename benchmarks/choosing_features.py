@@ -24,7 +24,8 @@ from pathlib import Path
 from spptransfer import FeatureCache, protocols
 from spptransfer.datasets import open_dataset
 from spptransfer.errors import CacheError, ConfigError
-from spptransfer.protocols.evaluate import Training, evaluate
+from spptransfer.protocols.evaluate import evaluate
+from spptransfer.protocols.training import Training
 
 PAPER = (6, 3, 2, 1)
 SETTINGS = {

@@ -350,7 +350,8 @@ def top2():
 
 
 def test_a_metric_from_outside_is_measured_and_can_choose_c(top2):
-    from spptransfer.protocols.evaluate import Training, fit_classifier, measure
+    from spptransfer.protocols.evaluate import measure
+    from spptransfer.protocols.training import Training, fit_classifier
 
     rng = np.random.default_rng(0)
     targets = np.arange(60) % 3

@@ -51,7 +51,8 @@ from spptransfer.experiment.running import check, read_features
 from spptransfer.files import write_text
 from spptransfer.normalization import FITTED_STEPS, STEPS, PyramidNormalizer
 from spptransfer.protocols import Split, read_splits, splits_checksum, write_splits
-from spptransfer.protocols.evaluate import Classifier, Evaluation, SplitResult, evaluate, measure
+from spptransfer.protocols.evaluate import Evaluation, SplitResult, evaluate, measure
+from spptransfer.protocols.training import Classifier
 from spptransfer.report.run_folder import (
     DETECTION,
     GRID,

@@ -38,7 +38,7 @@ from spptransfer.extraction import (
 )
 from spptransfer.files import make_folder
 from spptransfer.protocols import Split, all_images, check_splits
-from spptransfer.protocols.evaluate import Training, check_training
+from spptransfer.protocols.training import Training, check_training
 from spptransfer.runtimes import FEW_IMAGES
 from spptransfer.scheduler import check_scheduler
 from spptransfer.spec import FeatureSpec, layers_of

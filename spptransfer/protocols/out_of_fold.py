@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spptransfer.errors import ConfigError
-from spptransfer.protocols.evaluate import Indices, Training, cheapest_gram
+from spptransfer.protocols.training import Indices, Training, cheapest_gram
 
 if TYPE_CHECKING:
     from spptransfer.svm import RowSubset

@@ -13,7 +13,8 @@ from spptransfer import SPPFeatures, metrics, protocols
 from spptransfer.datasets import Dataset, open_dataset
 from spptransfer.normalization import PyramidNormalizer
 from spptransfer.protocols import Split
-from spptransfer.protocols.evaluate import Training, evaluate, fit_classifier, measure
+from spptransfer.protocols.evaluate import evaluate, measure
+from spptransfer.protocols.training import Training, fit_classifier
 
 
 @pytest.fixture

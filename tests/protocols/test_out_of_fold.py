@@ -5,8 +5,8 @@ import pytest
 from sklearn.svm import LinearSVC
 
 from spptransfer.errors import ConfigError
-from spptransfer.protocols.evaluate import Training
 from spptransfer.protocols.out_of_fold import contradiction, out_of_fold
+from spptransfer.protocols.training import Training
 from spptransfer.svm import gram_matrix
 
 

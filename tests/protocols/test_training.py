@@ -7,7 +7,7 @@ from sklearn.svm import LinearSVC
 
 from spptransfer import metrics
 from spptransfer.errors import ConfigError
-from spptransfer.protocols.evaluate import (
+from spptransfer.protocols.training import (
     Training,
     cheapest_gram,
     fit_classifier,
