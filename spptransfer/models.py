@@ -18,6 +18,7 @@ from sklearn.pipeline import Pipeline
 from spptransfer.backbones import BackboneRef
 from spptransfer.backbones.probe import PROBE_NUMBERS, Probe
 from spptransfer.cache.reading import Combine, Selection
+from spptransfer.calibration import probabilities
 from spptransfer.errors import ImageError, ModelError, SPPTransferError
 from spptransfer.model_file import read_model, write_model
 from spptransfer.normalization import PyramidNormalizer
@@ -26,8 +27,8 @@ from spptransfer.spec import FeatureSpec
 from spptransfer.specify import check_probe, find_backbone
 
 FORMAT = "spptransfer-model"
-FORMAT_VERSION = 2
-_TENSORS = ("coef", "intercept", "thresholds", "probe")
+FORMAT_VERSION = 3
+_TENSORS = ("coef", "intercept", "thresholds", "sigmoids", "probe")
 # Attributes that are in the file as they are.
 _FACTS = (
     "weights",
@@ -87,6 +88,9 @@ class TransferModel:
     thresholds : ndarray of float32, shape (n_classes,), optional
         Decision values above which an image is of a class, where it can be of several. By default
         0, the SVM's own boundary; other values trade precision for recall.
+    sigmoids : ndarray of float32, shape (n_classes, 2), optional
+        Slope and offset of each class's probability as a function of the decision value; NaN, by
+        default, where none are known.
     probe : ndarray of float32, shape (n_layers, 64), optional
         What the backbone made of a fixed image when the model was trained; where it makes
         something else of it now, no image is scored.
@@ -107,11 +111,14 @@ class TransferModel:
     C: float | list[float]
     protocol: str
     thresholds: npt.NDArray[np.float32] | None = None
+    sigmoids: npt.NDArray[np.float32] | None = None
     probe: Probe | None = None
 
     def __post_init__(self) -> None:
         if self.thresholds is None:
             self.thresholds = np.zeros(len(self.classes), np.float32)
+        if self.sigmoids is None:
+            self.sigmoids = np.full((len(self.classes), 2), np.nan, np.float32)
         if self.probe is None:
             self.probe = np.zeros((len(self.spec.layers), PROBE_NUMBERS), np.float32)
 
@@ -195,6 +202,21 @@ class TransferModel:
         ndarray of float32, shape (n_images, n_classes)
         """
         return np.asarray(self.normalizer.transform(X), np.float32) @ self.coef.T + self.intercept
+
+    def probabilities(self, values: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        """Probabilities of decision values, by Platt scaling.
+
+        Parameters
+        ----------
+        values : ndarray of shape (n_images, n_classes)
+            Decision values.
+
+        Returns
+        -------
+        ndarray of float32, shape (n_images, n_classes)
+            Of one label per image they add up to 1. NaN where the model was not calibrated.
+        """
+        return probabilities(values, np.asarray(self.sigmoids), multi_label=self.multi_label)
 
     def labels(self, values: npt.NDArray[np.floating]) -> list[str]:
         """Names of the classes that one image's decision values stand for.
@@ -332,7 +354,7 @@ def _build(facts: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> Trans
     )
     width, n_classes = model.selection().width, len(model.classes)
     expected = {"coef": (n_classes, width), "intercept": (n_classes,), "thresholds": (n_classes,)}
-    expected |= {"probe": (len(model.spec.layers), PROBE_NUMBERS)}
+    expected |= {"sigmoids": (n_classes, 2), "probe": (len(model.spec.layers), PROBE_NUMBERS)}
     for name, shape in expected.items():
         array = tensors[name]
         if array.shape != shape or array.dtype.kind != "f":

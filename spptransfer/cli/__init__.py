@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from spptransfer._version import __version__
-from spptransfer.cli import caches, combining, detecting, pipelines, pretraining
+from spptransfer.cli import caches, combining, detecting, pipelines, predicting, pretraining
 from spptransfer.cli.options import DONE, INCOMPLETE, Output, add_command, logged, on_one_line
 from spptransfer.cli.process import checked_streams, terminable
 from spptransfer.errors import ConfigError, OutputError, SPPTransferError, suggestion
@@ -68,10 +68,11 @@ COMMANDS: tuple[tuple[Any, ...], ...] = (
         "train mine.yaml --set classifier.C=[1,10]",
     ),
     (
-        pipelines.predict,
+        predicting.predict,
         "Score new images with a saved model.",
         "predict runs path/to/new/images",
         "predict runs/mine-20261122-172418 a.jpg b.jpg --json",
+        "predict runs photos --format csv --output scores.csv",
     ),
     (
         pipelines.report,

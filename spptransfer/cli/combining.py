@@ -44,7 +44,7 @@ def combine(
     """Combine the models of finished runs, and measure what that gains.
 
     Of detectors the detections are joined, by their confidences, and thinned out. Of classifiers
-    the scores are averaged, each run's standardised; with --concat one is trained on the features
+    the probabilities are averaged; with --concat one is trained on the features
     of all. The splits must be the same.
     """
     from spptransfer.experiment import Machine

@@ -15,7 +15,6 @@ import typer
 
 from spptransfer.cli.options import (
     RUNS_DIR,
-    Compute,
     ComputeMany,
     Folders,
     Output,
@@ -23,7 +22,6 @@ from spptransfer.cli.options import (
     PipelineFile,
     PipelineOrNone,
     RunsDir,
-    WeightsDir,
     choice,
     latest,
     list_shipped,
@@ -31,14 +29,13 @@ from spptransfer.cli.options import (
     printable,
     short_path,
 )
-from spptransfer.cli.process import interruptible, stopping
+from spptransfer.cli.process import stopping
 from spptransfer.errors import ConfigError, OutputError, suggestion
 from spptransfer.text import plural
 
 if TYPE_CHECKING:
     from spptransfer.experiment import Experiment, Grid, Machine, RunResult, Shards
     from spptransfer.extraction import Extraction
-    from spptransfer.models import Scores, TransferModel
 
 
 def run(
@@ -290,84 +287,6 @@ def _finish_run(result: RunResult, output: Output, rows: dict[str, Any], **found
     found["rows"] = {key: count for key, count in rows.items() if key != "failures"}
     places = {"run": str(result.folder.resolve()), "report": str(result.report.resolve())}
     return output.finish(bool(failures), **found, **places)
-
-
-def predict(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL", help="A model file, the folder of a run, or of runs for the latest."
-        ),
-    ],
-    paths: Annotated[
-        list[Path],
-        typer.Argument(metavar="PATH", help="Images, and folders that are searched for some."),
-    ],
-    compute: Compute,
-    output: Output,
-    weights: Annotated[
-        Path | None,
-        choice(
-            "Where the backbone's weights are now.", "where they were in training", metavar="FILE"
-        ),
-    ] = None,
-    weights_dir: WeightsDir = None,
-    top: Annotated[int, choice("Classes shown per image.", min=1)] = 3,
-) -> int:
-    """Score new images with a saved model: the nearest classes with their decision values.
-
-    With --json one line per image with all decision values, then one for the whole.
-    """
-    from tqdm import tqdm
-
-    from spptransfer.datasets.folder import gather_images
-    from spptransfer.experiment.results import MODEL
-    from spptransfer.models import TransferModel
-
-    model = latest(model, MODEL, output)
-    loaded, files = TransferModel.load(model), gather_images(paths)
-    # The column of names; a few long ones stand out of it.
-    width = min(60, max([5, *(len(printable(file)) for file in files)]))
-    given: dict[str, Any] = {"weights": weights, "weights_dir": weights_dir}
-    scored = loaded.score(files, options=compute.options(), **given)
-    failed = 0
-    # A table on the screen is its own progress bar; one that goes into a file needs another.
-    silent = output.quiet or sys.stdout.isatty() or not sys.stderr.isatty()
-    bar = tqdm(scored, total=len(files), unit="image", disable=silent)
-    with interruptible("interrupted; what was printed is all: no scores are kept"):
-        for number, scores in enumerate(bar):
-            failed += scores.values is None
-            if output.json:
-                output.emit(_as_json(loaded, scores))
-                continue
-            if not number:
-                output.say(f"{'image':{width}}  predicted (decision values)")
-            name = f"{printable(scores.path):{width}}"
-            if scores.values is None:
-                output.complain(f"{name}  failed: {printable(scores.error)}")
-            else:
-                output.say(f"{name}  {_in_words(loaded, scores.values, top)}")
-    rows = {"ok": len(files) - failed, "failed": failed, "reused": 0}
-    if failed:
-        output.say(f"{plural(len(files), 'image')}: {rows['ok']:,} scored, {failed:,} failed")
-    return output.finish(failed > 0, rows=rows, model=str(model.resolve()))
-
-
-def _in_words(model: TransferModel, values: Any, top: int) -> str:
-    best = (-values).argsort(kind="stable")[:top]
-    shown = ", ".join(f"{printable(model.classes[i])} ({values[i]:+.2f})" for i in best)
-    if not model.multi_label:
-        return shown
-    labels = "; ".join(map(printable, model.labels(values)))
-    return f"{labels or 'none'}   [{shown}]"
-
-
-def _as_json(model: TransferModel, scores: Scores) -> dict[str, Any]:
-    if scores.values is None:
-        return {"path": str(scores.path), "error": scores.error}
-    values = dict(zip(model.classes, scores.values.tolist(), strict=True))
-    labels = model.labels(scores.values)
-    return {"path": str(scores.path), "labels": labels, "decision_values": values}
 
 
 def report(

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.linear_model import LogisticRegression
 
+from spptransfer.calibration import fit_sigmoid
 from spptransfer.datasets.annotations import Objects
 from spptransfer.detection.boxes import Boxes, suppress
 from spptransfer.detection.detections import Detections
@@ -369,11 +369,7 @@ def fit_sigmoids(evaluation: DetectionEvaluation) -> npt.NDArray[np.float32]:
     right = evaluation.outcomes == TRUE
 
     def fit(chosen: npt.NDArray[np.bool_]) -> tuple[float, float] | None:
-        if len(np.unique(right[chosen])) < 2:
-            return None
-        model = LogisticRegression(C=1e6).fit(scores[chosen, None], right[chosen])
-        slope, offset = float(model.coef_[0, 0]), float(model.intercept_[0])
-        return (slope, offset) if slope > 0 else None
+        return fit_sigmoid(scores[chosen], right[chosen])
 
     common = fit(used) or (1.0, 0.0)
     each = [fit(used & (labels == label)) or common for label in range(len(evaluation.classes))]

@@ -3,11 +3,7 @@
 * Detectors (He et al., TPAMI 2015, section 4.4): the union of their detections, thinned out by
   NMS class by class. Scores become comparable by each detector's confidences, in log-odds, which
   rank as probabilities do and do not run out of digits near 1.
-* Classifiers: the mean of their decision values, standardised. A run keeps no scores of images
-  held out that a calibration could be fitted to, and the labels of test images must not be looked
-  at; mean and deviation of the test scores need none. With several labels per image, where each
-  class is ranked alone, they are those of each class; with one label per image those of all scores
-  of a run, since its classes compete: a run combined with itself is that run either way.
+* Classifiers: the mean of their probabilities.
 * Classifiers by `concat`: one linear SVM for all on the features of all caches side by side.
 """
 
@@ -37,6 +33,7 @@ from spptransfer.experiment.results import (
     RESULTS,
     RunResult,
     count_rows,
+    describe_calibration,
     describe_metrics,
     describe_split,
     machine_facts,
@@ -235,7 +232,7 @@ def _combine_scores(folder: Path, runs: Sequence[_Run], machine: Machine | None)
     classes, names = runs[0].folder.classes, f"{len(runs)} runs"
     if machine is None:
         evaluation = _average(runs)
-        said = f"Mean of the standardised decision values of {names}."
+        said = f"Mean of the probabilities that {names} give."
     else:
         evaluation = _train_on_all(runs, machine)
         said = f"One linear SVM on the features of {names} side by side, each normalised alone."
@@ -245,6 +242,7 @@ def _combine_scores(folder: Path, runs: Sequence[_Run], machine: Machine | None)
         "description": said,
         "cautions": evaluation.cautions(metric, classes),
         "metrics": describe_metrics(evaluation, classes),
+        "calibration": describe_calibration(evaluation),
         "splits": [
             {**describe_split(result, classes), **_split_sizes(result.split)}
             for result in evaluation.results
@@ -255,7 +253,7 @@ def _combine_scores(folder: Path, runs: Sequence[_Run], machine: Machine | None)
 def _average(runs: Sequence[_Run]) -> Evaluation:
     """Average the scores of each split's test images, and measure them."""
     predictions = [_predictions(run) for run in runs]
-    multi_label, n_classes = runs[0].folder.multi_label, len(runs[0].folder.classes)
+    n_classes = len(runs[0].folder.classes)
     # What has no weights of its own: an average of others.
     nothing = Classifier(
         np.empty((n_classes, 0), np.float32), np.zeros(n_classes, np.float32), float("nan")
@@ -265,15 +263,18 @@ def _average(runs: Sequence[_Run]) -> Evaluation:
         total, targets = np.zeros((len(split.test), n_classes)), each[0].targets
         for run, one in zip(runs, each, strict=True):
             places = np.argsort(_order(split.test, run, one.ids))
-            total += standardise(one.scores[places], per_class=multi_label)
+            if np.isnan(one.probabilities).any():
+                raise ConfigError(f"'{run.folder.path}' has no probabilities that can be averaged")
+            total += one.probabilities[places]
             if one is each[0]:
                 targets = one.targets[places]
             elif np.any(one.targets[places] != targets):
                 raise ConfigError(f"'{run.folder.path}' was tested on other labels than the first")
         scores = (total / len(runs)).astype(np.float32)
-        metrics = measure(targets, scores)
-        nowhere = PyramidNormalizer(())
-        found.results.append(SplitResult(split, nothing, nowhere, targets, scores, *metrics))
+        measured, nowhere = measure(targets, scores), PyramidNormalizer(())
+        found.results.append(
+            SplitResult(split, nothing, nowhere, targets, scores, scores, *measured)
+        )
     return found
 
 
@@ -282,21 +283,6 @@ def _predictions(run: _Run) -> list[Predictions]:
         return run.folder.predictions()
     except MissingPartError as error:
         raise ConfigError(f"'{run.folder.path}': {error}") from error
-
-
-def standardise(scores: npt.NDArray[np.floating], *, per_class: bool) -> npt.NDArray[np.float64]:
-    """Bring scores to mean 0 and deviation 1, of each class or over all; constant ones become 0.
-
-    Examples
-    --------
-    >>> standardise(np.array([[1.0, 0.0], [3.0, 0.0]]), per_class=True)
-    array([[-1.,  0.],
-           [ 1.,  0.]])
-    """
-    axis = 0 if per_class else None
-    deviation = scores.std(axis=axis, dtype=np.float64)
-    centred = scores - scores.mean(axis=axis, dtype=np.float64)
-    return np.asarray(centred / np.where(deviation > 0, deviation, 1))
 
 
 def _train_on_all(runs: Sequence[_Run], machine: Machine) -> Evaluation:

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from spptransfer._version import __version__
 from spptransfer.cache import FeatureCache
+from spptransfer.calibration import CALIBRATION_ERROR, confidences, reliability
 from spptransfer.datasets import Dataset
 from spptransfer.errors import CacheError
 from spptransfer.experiment.preparation import Experiment, plain_name
@@ -185,6 +186,7 @@ def _write_model(path: Path, experiment: Experiment, trained: SplitResult, descr
         normalizer=trained.normalizer,
         coef=trained.classifier.coef,
         intercept=trained.classifier.intercept,
+        sigmoids=trained.classifier.sigmoids,
         classes=experiment.counted.classes,
         multi_label=experiment.counted.multi_label,
         C=plain(C),
@@ -255,6 +257,7 @@ def describe_run(facts: RunFacts, trained: SplitResult, described: str) -> dict[
                 "std": metrics[headline]["std"],
             },
             "metrics": metrics,
+            "calibration": describe_calibration(evaluation),
             "splits": [describe_split(result, dataset.classes) for result in evaluation.results],
             "timings": {kind: round(spent, 3) for kind, spent in seconds.items()},
         }
@@ -275,6 +278,20 @@ def describe_metrics(evaluation: Evaluation, classes: Sequence[str]) -> dict[str
             "left_out": [classes[k] for k in evaluation.left_out(name)],
         }
     return metrics
+
+
+def describe_calibration(evaluation: Evaluation) -> dict[str, Any]:
+    """Return how far the probabilities of the test images may be trusted."""
+    found = [confidences(r.probabilities, r.scores, r.targets) for r in evaluation.results]
+    confidence, right = map(np.concatenate, zip(*found, strict=True))
+    values, bins = [reliability(*each).error for each in found], reliability(confidence, right)
+    return {
+        "metric": CALIBRATION_ERROR,
+        "value": float(np.mean(values)),
+        "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "per_split": values,
+        "bins": {name: getattr(bins, name) for name in ("counts", "confidence", "right")},
+    }
 
 
 def count_rows(total: int, failed: int, reused: int) -> dict[str, int]:
@@ -395,12 +412,13 @@ def versions() -> dict[str, str]:
 
 
 def write_predictions(path: Path, results: Sequence[SplitResult]) -> None:
-    """Write decision values and targets of every test image, readable without pickle."""
+    """Write what was said of every test image, and the targets, readable without pickle."""
     arrays: dict[str, npt.NDArray[Any]] = {}
     for number, result in enumerate(results):
         prefix = f"split{number:02d}"
         arrays[f"{prefix}/ids"] = np.array(result.split.test)
         arrays[f"{prefix}/scores"] = result.scores.astype(np.float32)
+        arrays[f"{prefix}/probabilities"] = result.probabilities
         arrays[f"{prefix}/targets"] = result.targets
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)

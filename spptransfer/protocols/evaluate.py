@@ -12,7 +12,9 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from spptransfer import metrics
+from spptransfer.calibration import fit_sigmoids, probabilities
 from spptransfer.datasets import Dataset
+from spptransfer.protocols.out_of_fold import deal_folds, out_of_fold
 from spptransfer.protocols.splits import Split
 from spptransfer.protocols.training import (
     Classifier,
@@ -25,7 +27,7 @@ from spptransfer.text import counted, listed
 
 if TYPE_CHECKING:
     from spptransfer.normalization import PyramidNormalizer
-    from spptransfer.svm import GramMatrix
+    from spptransfer.svm import GramMatrix, RowSubset
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class SplitResult:
     normalizer: PyramidNormalizer
     targets: npt.NDArray[np.integer]
     scores: npt.NDArray[np.float32]
+    probabilities: npt.NDArray[np.float32]
     metrics: dict[str, float]
     per_class: dict[str, npt.NDArray[np.float64]]
 
@@ -175,7 +178,7 @@ def evaluate(
         if learns:
             X_train = normalizer.transform(X_train)
             X_test = normalizer.transform(X_test) if len(test) else X_test
-        classifier = fit_classifier(
+        classifier = _train(
             X_train if gram is None else RowSubset(X, train),  # that training will hardly read
             dataset.targets_of(split.train),
             n_classes=len(dataset.classes),
@@ -185,14 +188,40 @@ def evaluate(
             gram=None if gram is None else gram.of(train),
         )
         targets, scores = dataset.targets_of(split.test), classifier.decision_function(X_test)
-        values, per_class = measure(targets, scores) if split.test else ({}, {})
-        result = SplitResult(split, classifier, normalizer, targets, scores, values, per_class)
+        found = probabilities(scores, classifier.sigmoids, multi_label=dataset.multi_label)
+        measured = measure(targets, scores) if split.test else ({}, {})
+        result = SplitResult(split, classifier, normalizer, targets, scores, found, *measured)
         if split is for_use:
             evaluation.for_use = result
         else:
             evaluation.results.append(result)
-            logger.info("%s: %s %.4f", split.name, *next(iter(values.items())))
+            logger.info("%s: %s %.4f", split.name, *next(iter(result.metrics.items())))
     return evaluation
+
+
+def _train(
+    X: npt.NDArray[np.floating] | RowSubset,
+    targets: npt.NDArray[np.integer],
+    *,
+    n_classes: int,
+    training: Training,
+    folds: Sequence[Indices] | int,
+    gram: npt.NDArray[np.floating] | None,
+) -> Classifier:
+    """Train a classifier, then others without each fold, whose scores the sigmoids are fitted to.
+
+    They are the folds that C is chosen on, where they are the same for all classes.
+    """
+    classifier = fit_classifier(
+        X, targets, n_classes=n_classes, training=training, folds=folds, gram=gram
+    )
+    if len(targets) > 1:
+        apart = deal_folds(targets) if isinstance(folds, int) or not folds else folds
+        held_out = out_of_fold(
+            X, targets, apart, C=classifier.C, training=training, n_classes=n_classes, gram=gram
+        )
+        classifier.sigmoids = fit_sigmoids(held_out, targets)
+    return classifier
 
 
 def _shared_gram(

@@ -91,6 +91,21 @@ def out_of_fold(
     return values
 
 
+def deal_folds(targets: npt.NDArray[np.integer], count: int = 3) -> list[Indices]:
+    """Deal rows into folds, each class evenly where a row has one label.
+
+    Examples
+    --------
+    >>> targets = np.array([0, 0, 0, 1, 1, 1])
+    >>> [sorted(targets[fold].tolist()) for fold in deal_folds(targets)]
+    [[0, 1], [0, 1], [0, 1]]
+    """
+    order = np.random.default_rng(0).permutation(len(targets))
+    if targets.ndim == 1:
+        order = order[np.argsort(targets[order], kind="stable")]
+    return [np.sort(order[start::count]) for start in range(min(count, len(order)))]
+
+
 def contradiction(values: Floats, targets: npt.NDArray[np.integer]) -> tuple[Floats, Indices]:
     """Measure by how much decision values contradict the labels.
 

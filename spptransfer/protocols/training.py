@@ -83,6 +83,8 @@ class Classifier:
         ``C`` and its mean ``score``, empty where C was given.
     solver : dict
         ``relative_duality_gap`` and ``iterations`` where the solver knows them.
+    sigmoids : ndarray of float32, shape (n_classes, 2)
+        Slope and offset of each class's probability; NaN as long as they are not fitted.
     """
 
     coef: npt.NDArray[np.float32]
@@ -90,6 +92,10 @@ class Classifier:
     C: float | npt.NDArray[np.float64]
     validation: list[dict[str, float]] = field(default_factory=list)
     solver: dict[str, float] = field(default_factory=dict)
+    sigmoids: npt.NDArray[np.float32] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sigmoids = np.full((len(self.coef), 2), np.nan, np.float32)
 
     def decision_function(self, X: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
         """Decision values of every class, (n_samples, n_classes)."""

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -215,6 +216,37 @@ def precision_recall(
     return Markup(
         '<svg class="pr" viewBox="-1 -1 102 102" role="img" aria-label="precision over recall">'
         '{}<path class="frame" d="M0 0V100H100"/></svg>'
+    ).format(body)
+
+
+def reliability(bins: Mapping[str, Sequence[Any]]) -> Markup:
+    """Draw the share of right predictions against their confidence, beside the diagonal.
+
+    Parameters
+    ----------
+    bins : mapping
+        ``counts``, ``confidence`` and ``right`` of each bin; the larger its dot, the more
+        predictions it has.
+
+    Returns
+    -------
+    Markup
+        An SVG that scales with its box.
+    """
+    axes = Axes((0, 1), (0, 1), 36, 10, 412, 206, 12)
+    columns = (bins[name] for name in ("counts", "confidence", "right"))
+    known = [each for each in zip(*columns, strict=True) if each[0]]
+    body = axes.guides(4, factor=100) + axes.labels([0, 0.2, 0.4, 0.6, 0.8, 1])
+    body += axes.line("chance", [(0, 0), (1, 1)])
+    body += axes.line("curve", [each[1:] for each in known])
+    most = max(count for count, *_ in known)
+    for count, confidence, right in known:
+        said = f"{count:,} of confidence {confidence:.2f}: {100 * right:.1f} % are right"
+        radius = round(2 + 5 * math.sqrt(count / most), 1)
+        body += axes.dot("dot", (confidence, right), radius, said)
+    return Markup(
+        '<svg class="plot" viewBox="0 0 420 240" role="img" '
+        'aria-label="share of right predictions over confidence">{}</svg>'
     ).format(body)
 
 

@@ -55,6 +55,8 @@ class Predictions(NamedTuple):
         Image ids.
     scores : ndarray of float32, shape (n_test, n_classes)
         Decision values; minus infinity where one is missing, which loses against every other.
+    probabilities : ndarray of float32, shape (n_test, n_classes)
+        What the decision values stand for; NaN where it is not known.
     targets : ndarray of int
         Shape (n_test,), the class index; or, where an image can have several labels,
         shape (n_test, n_classes) in {1, 0 = ignored, -1}.
@@ -62,6 +64,7 @@ class Predictions(NamedTuple):
 
     ids: npt.NDArray[np.str_]
     scores: npt.NDArray[np.float32]
+    probabilities: npt.NDArray[np.float32]
     targets: npt.NDArray[np.integer]
 
 
@@ -106,13 +109,15 @@ class RunFolder:
         ids, targets = arrays[f"{name}/ids"], arrays[f"{name}/targets"]
         scores = np.nan_to_num(arrays[f"{name}/scores"], nan=-np.inf, posinf=np.inf, neginf=-np.inf)
         expected = (len(ids), len(self.classes))
-        if scores.shape != expected:
-            raise ValueError(f"{name}/scores has shape {scores.shape}, not {expected}")
+        probabilities = arrays[f"{name}/probabilities"]
+        for each, array in (("scores", scores), ("probabilities", probabilities)):
+            if array.shape != expected:
+                raise ValueError(f"{name}/{each} has shape {array.shape}, not {expected}")
         if targets.shape != (expected if self.multi_label else expected[:1]):
             raise ValueError(f"{name}/targets has shape {targets.shape}")
         if not self.multi_label and np.any((targets < 0) | (targets >= expected[1])):
             raise ValueError(f"{name}/targets names a class that does not exist")
-        return Predictions(ids, scores, targets)
+        return Predictions(ids, scores, probabilities, targets)
 
     def tested(self) -> tuple[npt.NDArray[np.str_], DetectionEvaluation]:
         """Evaluate a detector's test images again; MissingPartError if that is impossible."""

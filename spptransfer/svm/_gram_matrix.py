@@ -278,6 +278,10 @@ class GramMatrix:
             gram[first:stop, stop:] = part[stop - first :].T
         return gram
 
+    def __getitem__(self, rows: Any) -> Array:
+        """The inner products of some rows, for whatever takes rows apart into folds."""
+        return self.of(rows[0] if isinstance(rows, tuple) else rows)
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         """The whole matrix."""
         if copy is False:

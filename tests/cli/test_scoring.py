@@ -31,7 +31,7 @@ def test_predict_prints_a_line_per_image(cli, run, mixed, monkeypatch):
     done = cli("predict", run, "a.png", "deep")
     assert done.status == 0
     header, first, second = done.out.splitlines()
-    assert header.split() == ["image", "predicted", "(decision", "values)"]
+    assert header.endswith(" predicted (probability, decision value)")
     assert first.startswith("a.png ")
     assert second.startswith("deep/er \\n/b.png  ")
     assert first.index("bee (") == header.index("predicted")
@@ -62,12 +62,65 @@ def test_json_has_a_line_per_image_and_one_for_the_whole(cli, run, mixed):
     values = images[0]["decision_values"]
     assert max(values, key=values.get) == "bee"
     assert set(values) == {"bee", "cat", "dog"}
+    chance = images[0]["probabilities"]
+    assert sum(chance.values()) == pytest.approx(1, abs=1e-5)
+    assert max(chance, key=chance.get) == "bee"
     assert images[1] == {
         "path": str(mixed / "broken.jpg"),
         "error": "cannot read the image: the file is empty",
     }
     assert last["status"] == "incomplete"
     assert last["rows"] == {"ok": 2, "failed": 1, "reused": 0}
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl", "parquet"])
+def test_a_table_has_the_numbers_of_the_json(cli, run, mixed, tmp_path, format):
+    if format == "parquet":
+        pytest.importorskip("pyarrow", reason="needs the extra parquet")
+    images = [json.loads(line) for line in cli("predict", run, mixed, "--json").out.splitlines()]
+    file = tmp_path / "scores"
+    done = cli("predict", run, mixed, "--format", format, "--output", file)
+    assert done.out.splitlines()[-1].startswith("scores: ")
+    if format == "jsonl":
+        assert [json.loads(line) for line in file.read_text().splitlines()] == images[:-1]
+        return
+    pandas = pytest.importorskip("pandas", reason="needs the extra notebooks")
+    table = (pandas.read_csv if format == "csv" else pandas.read_parquet)(file)
+    assert table["path"].tolist() == [image["path"] for image in images[:-1]]
+    assert table["error"].notna().tolist() == [False, True, False]
+    for name, kind in (("value", "decision_values"), ("probability", "probabilities")):
+        for label, number in images[0][kind].items():
+            assert table[f"{name}/{label}"][0] == pytest.approx(number)
+
+
+def test_a_table_on_the_output_stream_has_it_alone(cli, run, mixed):
+    done = cli("predict", run.parent, mixed / "a.png", mixed / "broken.jpg", "--format", "csv")
+    header, *rows = done.out.splitlines()
+    assert header.startswith("path,label,predicted,error,value/bee,")
+    assert [row.split(",")[2] for row in rows] == ["bee", ""]
+
+
+def test_what_a_table_cannot_be_written_with_is_told(cli, run, mixed, tmp_path):
+    image = mixed / "a.png"
+    for options, told in (
+        (["--output", "x.csv"], "--output: a table needs --format"),
+        (["--format", "parquet"], "--format parquet: give the file by --output"),
+        (["--format", "csv", "--json"], "give a file by --output"),
+    ):
+        refused = cli("predict", run, image, *options)
+        assert refused.status == 2
+        assert told in refused.complaint
+
+
+def test_images_in_folders_named_after_classes_are_counted(cli, run, tmp_path):
+    for label, kind in (("bee", 0), ("cat", 0), ("cat", 1)):
+        draw_image(tmp_path / "new" / label / f"{kind}.png", kind, 40 + kind)
+    done = cli("predict", run, tmp_path / "new")
+    told = done.out.splitlines()[-2:]
+    assert told[0].startswith("overall accuracy: 66.67 % of 3 images")
+    assert told[1] == "  1 x cat taken for bee"
+    found = cli("predict", run, tmp_path / "new", "--json").json["metrics"]
+    assert found["confusion"] == {"bee": {"bee": 1}, "cat": {"bee": 1, "cat": 1}}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")

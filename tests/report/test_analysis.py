@@ -41,12 +41,13 @@ def splits_of(seed: int, *, multi_label: bool, n_splits: int = 3, n_test: int = 
             # One class has most of the images, so that the limit per class bites.
             targets = np.where(rng.random(n_test) < 0.7, 0, rng.integers(0, 5, n_test))
         scores = rng.normal(size=(n_test, 5)).astype(np.float32)
-        yield Predictions(rng.permutation(ids)[:n_test], scores, targets)
+        yield Predictions(rng.permutation(ids)[:n_test], scores, scores, targets)
 
 
 def predictions(scores, targets) -> Predictions:
     ids = np.array([f"{number}.jpg" for number in range(len(scores))])
-    return Predictions(ids, np.asarray(scores, np.float32), np.asarray(targets))
+    scores = np.asarray(scores, np.float32)
+    return Predictions(ids, scores, scores, np.asarray(targets))
 
 
 def test_counts_agree_with_counting_one_by_one():

@@ -82,7 +82,8 @@ def test_a_run_of_two_classes_has_every_section(make_run):
     assert page.count("svg", "matrix") == 1
     assert page.count("svg", "heat") == 3
     assert page.count("svg", "strip") == 2
-    assert page.count("svg", "plot") == 1
+    assert page.count("svg", "plot") == 2
+    assert "probabilities" in page.ids()
 
 
 def test_a_multi_label_run_has_curves_and_no_confusion(make_run):
