@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from sklearn.svm import LinearSVC
 
 from spptransfer import SPPFeatures, metrics, protocols
+from spptransfer.calibration import fit_sigmoids, probabilities
 from spptransfer.datasets import Dataset, open_dataset
 from spptransfer.normalization import PyramidNormalizer
 from spptransfer.protocols import Split
 from spptransfer.protocols.evaluate import evaluate, measure
+from spptransfer.protocols.out_of_fold import deal_folds
 from spptransfer.protocols.training import Training, fit_classifier
 
 
@@ -51,6 +53,23 @@ def test_a_split_is_what_one_would_do_by_hand(photos):
     assert result.metrics[metrics.OVERALL_ACCURACY] == pytest.approx(accuracy)
     np.testing.assert_allclose(result.scores, svc.decision_function(X_test), atol=1e-3)
     assert evaluation.std(metrics.OVERALL_ACCURACY) is None
+
+
+@pytest.mark.parametrize("folds", [0, 4])
+def test_probabilities_are_fitted_to_images_that_a_classifier_was_not_trained_on(photos, folds):
+    dataset, features = photos
+    (split,) = splits_of(dataset, test_fraction=0.5, folds=folds)
+    result = evaluate(reader(features), dataset, [split], training=Training()).results[0]
+    X = PyramidNormalizer().fit_transform(reader(features)(split.train))
+    y = dataset.targets_of(split.train)
+    parts = [np.flatnonzero(np.isin(split.train, fold)) for fold in split.folds]
+    values = np.empty((len(y), 3))
+    for fold in parts or deal_folds(y):
+        others = np.setdiff1d(np.arange(len(y)), fold)
+        svc = LinearSVC(C=1.0, tol=1e-8).fit(X[others], y[others])
+        values[fold] = svc.decision_function(X[fold])
+    expected = probabilities(result.scores, fit_sigmoids(values, y), multi_label=False)
+    np.testing.assert_allclose(result.probabilities, expected, atol=1e-3)
 
 
 def test_labels_are_found_by_id_whatever_order_the_features_come_in(photos):
