@@ -265,6 +265,18 @@ def bar(value: float, low: float, high: float) -> Markup:
     return Markup('<svg class="bar" aria-hidden="true">{}</svg>').format(body)
 
 
+def difference_bar(value: float | None, extent: float) -> Markup:
+    """Draw a difference as a bar from the middle, to the right if it is a gain."""
+    share = _pct(abs(value or 0), 0, 2 * extent)
+    css, left = ("fill", 50.0) if (value or 0) > 0 else ("loss", 50.0 - share)
+    return Markup(
+        '<svg class="bar" aria-hidden="true">'
+        '<rect class="track" width="100%" height="100%" rx="2"/>'
+        '<rect class="{}" x="{}%" width="{}%" height="100%"/>'
+        '<line class="middle" x1="50%" x2="50%" y1="0" y2="100%"/></svg>'
+    ).format(css, left, share)
+
+
 def dot_strip(
     values: Sequence[float], mean: float, std: float | None, domain: tuple[float, float]
 ) -> Markup:
