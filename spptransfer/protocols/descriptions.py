@@ -9,6 +9,7 @@ from spptransfer.protocols.splits import (
     FOLDER_SPLITS,
     Settings,
     has_own_folders,
+    sizes_of,
     table_validation_split,
     validation_split,
 )
@@ -90,7 +91,7 @@ def describe_vissl(settings: Settings, dataset: Dataset | None) -> str:
 def describe_caltech101(settings: Settings, dataset: Dataset | None) -> str:
     """Describe categories, images per category and splits."""
     with_or_without, number = ("with", 102) if settings["include_background"] else ("without", 101)
-    n_train, n_test = settings["train_per_class"], settings["test_per_class"]
+    n_train, n_test = _largest(settings, dataset), settings["test_per_class"]
     if n_test is None:
         sizes = f"{n_train} training images per category and all others to test"
     else:
@@ -108,7 +109,7 @@ def describe_folder(settings: Settings, dataset: Dataset | None) -> str:
     if dataset is not None and has_own_folders(dataset):
         own = describe_table({**settings, **FOLDER_SPLITS}, dataset)
         return own.replace("a table with its", "class folders with their", 1)
-    n_train, n_test = settings["train_per_class"], settings["test_per_class"]
+    n_train, n_test = _largest(settings, dataset), settings["test_per_class"]
     if n_train is not None:
         tested = "all others" if n_test is None else f"at most {n_test} others"
         sizes = f"{n_train} training images of each class and {tested} to test"
@@ -138,3 +139,11 @@ def _random_splits(settings: Settings) -> str:
     """Name the number of splits and their seed."""
     number = settings["splits"]
     return f"{number} random split{'s' if number > 1 else ''} (seed {settings['seed']})"
+
+
+def _largest(settings: Settings, dataset: Dataset | None) -> int | None:
+    """Training images of each class, the most of them; none where classes draw their own."""
+    sizes = sizes_of(settings)
+    own = dataset is not None and dataset.multi_label
+    number: int | None = settings["train_per_class"]
+    return number if not sizes else None if own else sizes[-1]

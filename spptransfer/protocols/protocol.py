@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from spptransfer.datasets.base import Dataset
 from spptransfer.datasets.folder import BACKGROUND
@@ -33,6 +33,7 @@ from spptransfer.protocols.descriptions import (
     describe_voc2007,
     describe_voc2007_detection,
 )
+from spptransfer.protocols.learning_curve import describe_sizes, draw_sizes
 from spptransfer.protocols.splits import (
     FOLDER_SPLITS,
     Settings,
@@ -44,6 +45,7 @@ from spptransfer.protocols.splits import (
     draw_table,
     images_per_class,
     read_splits,
+    sizes_of,
     with_folds,
 )
 from spptransfer.sections import (
@@ -58,6 +60,16 @@ from spptransfer.sections import (
 # ------------------------------------------------------------------------------------- the settings
 
 COMMON_DEFAULTS: Settings = {"seed": 0, "folds": 3, "choose_C": "shared", "split_file": None}
+
+
+def _size_or_sizes(given: Any) -> Any:
+    sizes = given if isinstance(given, list | tuple) else [given]
+    whole = [size for size in sizes if type(size) is int and size > 0]
+    if not sizes or len(whole) < len(sizes) or sorted(set(whole)) != whole:
+        raise ValueError(
+            "must be a whole number greater than or equal to 1, or a list of rising ones"
+        )
+    return given
 
 
 def _not_one(folds: int) -> int:
@@ -79,7 +91,10 @@ _SETTINGS: Mapping[str, tuple[Any, str]] = {
     ),
     "split_file": (PathText, "split lists to use instead, such as a run's splits.json"),
     "splits": (PositiveInt, "number of drawn splits"),
-    "train_per_class": (PositiveInt, "training images of each class; none: all others"),
+    "train_per_class": (
+        Annotated[PositiveInt | list[PositiveInt], BeforeValidator(_size_or_sizes)],
+        "training images of each class, or a list for a learning curve; none: all others",
+    ),
     "test_per_class": (PositiveInt, "test images of each class at most; none: all others"),
     "test_fraction": (
         Annotated[float, Field(gt=0, lt=1, strict=True, allow_inf_nan=False)],
@@ -266,12 +281,17 @@ class Protocol:
             If the dataset has too few images or classes, or the file's lists do not fit it.
         """
         dataset = self.restrict(dataset, settings)
+        if sizes_of(settings) and (self.detects or settings["split_file"]):
+            beside = "a detector" if self.detects else "protocol.split_file"
+            raise ConfigError(
+                f"protocol.train_per_class: a list of sizes does not go with {beside}"
+            )
         if settings["split_file"]:
             read = read_splits(settings["split_file"])
             check_splits(read, dataset)
             splits = [with_folds(split, dataset, settings, split.name) for split in read]
         else:
-            splits = self.draw(dataset, settings)
+            splits = self._draw(dataset, settings)
         check_splits(splits, dataset)
         for split in splits if settings["choose_C"] == "per class" else ():
             validated = set().union(*split.folds)
@@ -283,6 +303,19 @@ class Protocol:
                     "chosen; set protocol.choose_C=shared"
                 )
         return splits
+
+    def _draw(self, dataset: Dataset, settings: Settings) -> list[Split]:
+        """Draw splits, of several training sizes where the settings list some."""
+        if sizes_of(settings):
+            negative = 0 if self.difficult_in_training == "negative" else -1
+            return draw_sizes(self.draw, dataset, settings, negative)
+        given = settings.get("train_per_class") or settings.get("splits")
+        if given and self.draw is draw_official:
+            raise ConfigError(
+                "protocol.train_per_class and splits are for a learning curve here: give sizes and "
+                "repeats, such as train_per_class=[1,2,4] and splits=5"
+            )
+        return self.draw(dataset, settings)
 
     def description(self, settings: Settings, dataset: Dataset | None = None) -> str:
         """Say in one to three sentences what the protocol does.
@@ -311,7 +344,8 @@ class Protocol:
         if settings["split_file"]:
             choice = choice_of_C(settings, "on the folds that it gives, or where it gives none ")
             return f"{self.name} on the splits of the file {settings['split_file']}. {choice}"
-        return self.describe(settings, dataset)
+        multi_label = self.single_label_headline is None if dataset is None else dataset.multi_label
+        return self.describe(settings, dataset) + describe_sizes(settings, multi_label)
 
     def headline(self, multi_label: bool) -> str:
         """Full name of the metric to quote.
@@ -360,6 +394,7 @@ def _caltech101_classes(dataset: Dataset, settings: Settings) -> Dataset:
 
 
 _VOC2007 = {"train": "trainval", "test": "test", "choose_C": "per class"}
+_SIZES = {"train_per_class": None, "splits": None}  # of a learning curve
 _CALTECH101 = {"train_per_class": 30, "splits": 10, "include_background": True}
 _FOLDER = {"test_fraction": None, "train_per_class": None, "test_per_class": None, "splits": 1}
 
@@ -369,7 +404,7 @@ _ALL = (
     # Paper, section 3.2: the VOC 2007 devkit's task and measure.
     Protocol(
         name="voc2007",
-        defaults={**_VOC2007, "validation": None},
+        defaults={**_VOC2007, "validation": None, **_SIZES},
         draw=draw_official,
         describe=describe_voc2007,
         multi_label_headline=MEAN_AVERAGE_PRECISION["11-point"],
@@ -377,7 +412,7 @@ _ALL = (
     # VISSL, svm_trainer.py and evaluate.py, with the costs of its VOC07 configuration.
     Protocol(
         name="voc2007-vissl",
-        defaults=_VOC2007,
+        defaults={**_VOC2007, **_SIZES},
         draw=draw_official,
         describe=describe_vissl,
         multi_label_headline=MEAN_AVERAGE_PRECISION["area"],

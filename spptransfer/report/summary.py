@@ -39,6 +39,14 @@ def summary_table(results: Mapping[str, Any]) -> Table:
         values = zip(results["rows"], *(column.numbers for column in columns), strict=True)
         notes = [*caption(results, metric), *missing_notes(results)]
         return Table(header, list(values), notes)
+    if curve := results.get("learning_curve"):
+        lines: list[list[Cell]] = []
+        for name in metrics_of(results):
+            found = (point["metrics"][name] for point in curve)
+            lines.append([name, *(Measured(one["value"], one["std"]) for one in found)])
+        sizes = [str(point["train_per_class"]) for point in curve]
+        note = "columns: images of each class in training"
+        return Table(["metric", *sizes], lines, [note, results["protocol"]["description"]])
     metrics, notes = metrics_of(results), [results["protocol"].get("description") or ""]
     rows: list[list[Cell]] = [
         [name, Measured(one.get("value"), one.get("std"))] for name, one in metrics.items()

@@ -75,9 +75,9 @@ def test_several_splits_are_paired_and_tested_with_the_correction_for_their_over
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=12))
 def test_without_test_images_the_corrected_test_is_the_paired_t_test(pairs):
     before, after = np.array(pairs).T
-    plain, corrected = ttest_rel(after, before).pvalue, resampled_t_test(after - before, [0.0])
+    corrected = resampled_t_test(after - before, [0.0])
     if np.std(after - before, ddof=1) > 1e-6:
-        assert corrected == pytest.approx(plain)
+        assert corrected == pytest.approx(ttest_rel(after, before).pvalue)
         assert resampled_t_test(after - before, [0.5]) >= corrected
 
 
