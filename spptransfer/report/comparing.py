@@ -23,7 +23,7 @@ from spptransfer._version import __version__
 from spptransfer.errors import ConfigError, DatasetError
 from spptransfer.protocols.splits import read_splits
 from spptransfer.report.figures import padded
-from spptransfer.report.formatting import flatten
+from spptransfer.report.formatting import NOTHING, flatten
 from spptransfer.report.run_folder import GRID, RunFolder, per_class_metric, read_results
 from spptransfer.report.tables import Cell, Measured, Table
 from spptransfer.report.template import fill
@@ -101,7 +101,8 @@ class Comparison:
     def differing(self) -> dict[str, str]:
         """Settings that differ, each with as much of its name as tells it from the others."""
         every = dict.fromkeys(key for run in self.runs for key in run.settings)
-        keys = [key for key in every if len({run.settings.get(key) for run in self.runs}) > 1]
+        values = {key: {run.settings.get(key, NOTHING) for run in self.runs} for key in every}
+        keys = [key for key in every if len(values[key]) > 1]
         last = [key.rpartition(".")[2] for key in keys]
         return {
             key: short if last.count(short) == 1 and short != "name" else key

@@ -57,6 +57,8 @@ def test_only_what_differs_is_shown_with_as_much_of_its_name_as_is_needed(make_r
     assert found.differing == {"dataset.name": "dataset.name"}
     assert found.table().header[:2] == ["run", "dataset.name"]
     assert compare_runs([run, run]).differing == {}
+    unset = vary(run, "unset", lambda r: r["pipeline"]["dataset"].pop("root"))
+    assert compare_runs([run, unset]).differing == {}
 
 
 def test_several_splits_are_paired_and_tested_with_the_correction_for_their_overlap(make_run, vary):
