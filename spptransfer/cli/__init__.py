@@ -76,8 +76,9 @@ COMMANDS: tuple[tuple[Any, ...], ...] = (
     ),
     (
         pipelines.report,
-        "Write the HTML report of a run anew.",
+        "Write the report of a run anew, or its table.",
         "report runs/mine-20261122-172418",
+        "report runs/mine-20261122-172418 --format latex",
     ),
     (
         detecting.proposals,
@@ -96,6 +97,12 @@ COMMANDS: tuple[tuple[Any, ...], ...] = (
         "Combine the models of finished runs.",
         "combine runs/alexnet-20261122-172418 runs/vgg16-20261122-180211",
         "combine runs/alexnet-20261122-172418 runs/vgg16-20261122-180211 --concat",
+    ),
+    (
+        combining.compare,
+        "Compare finished runs: what differs, and who gains what.",
+        "compare runs/alexnet-20261122-172418 runs/vgg16-20261122-180211",
+        "compare alexnet-20261122-172418 vgg16-20261122-180211 --format latex --html compared.html",
     ),
     (
         caches.backbones,

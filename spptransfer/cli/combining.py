@@ -1,4 +1,4 @@
-"""The command that combines the models of finished runs."""
+"""Commands on several finished runs: their combination, and their comparison."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from spptransfer.cli.options import (
     Output,
     RunsDir,
     choice,
+    named_run,
     printable,
     short_path,
     table,
@@ -53,7 +54,8 @@ def combine(
     machine = Machine(**vars(folders), runs_dir=runs_dir, progress=not output.quiet)
     command = shlex.join(["spptransfer", *sys.argv[1:]])
     with interruptible("interrupted; nothing was written"):
-        done = combine_runs(runs, machine, command, concat=concat, nms=nms)
+        folders_of_runs = [named_run(run, runs_dir) for run in runs]
+        done = combine_runs(folders_of_runs, machine, command, concat=concat, nms=nms)
     results, metric = done.results, done.results["headline"]["metric"]
     rows = [[short_path(Path(one["run"])), one["headline"]] for one in results["combined"]]
     rows.append(["combined", results["headline"]])
@@ -79,3 +81,38 @@ def _percent(headline: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.2%}" + (f" ± {100 * std:.2f}" if std is not None else "")
+
+
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN", help="Folders of runs, or of a table of runs; the others against one."
+        ),
+    ],
+    output: Output,
+    runs_dir: RunsDir = RUNS_DIR,
+    format: Annotated[str, choice("text, markdown, latex, csv or json.")] = "text",
+    classes: Annotated[
+        bool, typer.Option("--classes", help="Print what each class gains or loses instead.")
+    ] = False,
+    html: Annotated[
+        Path | None, choice("Page with plots to write as well.", "none", metavar="FILE")
+    ] = None,
+) -> int:
+    """Compare finished runs: what differs between them, and what each gains on the first.
+
+    Differences are paired where the splits are the same, with the name of the test behind p.
+    CSV and JSON have fractions of 1, the other formats percent.
+    """
+    from spptransfer.report.comparing import compare_page, compare_runs
+    from spptransfer.report.tables import write_table
+    from spptransfer.report.template import write_page
+
+    found = compare_runs([named_run(run, runs_dir) for run in runs])
+    output.say(write_table(found.class_table() if classes else found.table(), format))
+    if html is not None:
+        write_page(compare_page(found), html)
+        if format == "text":  # others may go into a file
+            output.say(f"\npage: {short_path(html)}")
+    return output.finish(report=None if html is None else str(html.resolve()), **found.as_json())

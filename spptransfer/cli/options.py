@@ -293,6 +293,11 @@ def short_path(path: Path) -> str:
     return printable(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
+def named_run(run: Path, runs_dir: Path) -> Path:
+    """Return a folder that is there, or the one of that name among the runs."""
+    return runs_dir / run if (runs_dir / run).exists() and not run.exists() else run
+
+
 def latest(folder: Path, file: str, output: Output) -> Path:
     """Return the latest run in a folder of runs, or what was named if it is no such folder."""
     if (folder / file).exists():

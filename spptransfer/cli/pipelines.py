@@ -26,11 +26,12 @@ from spptransfer.cli.options import (
     latest,
     list_shipped,
     logged,
+    named_run,
     printable,
     short_path,
 )
 from spptransfer.cli.process import stopping
-from spptransfer.errors import ConfigError, OutputError, suggestion
+from spptransfer.errors import ConfigError, OutputError, one_of, suggestion
 from spptransfer.text import plural
 
 if TYPE_CHECKING:
@@ -295,14 +296,36 @@ def report(
     ],
     words: Output,
     output: Annotated[
-        Path | None, choice("File to write.", "RUN/report.html", metavar="FILE")
+        Path | None, choice("File to write.", "RUN/report.html, or none", metavar="FILE")
     ] = None,
+    format: Annotated[str, choice("html, text, markdown, latex, csv or json.")] = "html",
+    runs_dir: RunsDir = RUNS_DIR,
 ) -> int:
-    """Write the HTML report of a run, or of a table of runs, anew: one file without others."""
+    """Write the HTML report of a run, or of a table of runs, anew: one file without others.
+
+    The other formats have the metrics alone, or the table; without --output they are printed.
+    CSV and JSON have fractions of 1, the others percent.
+    """
     from spptransfer.experiment.results import RESULTS
     from spptransfer.report import write_report
+    from spptransfer.report.run_folder import read_results
+    from spptransfer.report.summary import summary_table
+    from spptransfer.report.tables import FORMATS, write_table
+    from spptransfer.report.template import write_page
 
-    run = latest(run, RESULTS, words)
-    written = write_report(run, output=output)
-    words.say(f"report: {short_path(written)}")
-    return words.finish(run=str(run.resolve()), report=str(written.resolve()))
+    one_of("--format", format, ["html", *FORMATS])
+    aside = words if format == "html" else Output(words.quiet, json=True)  # not into a table
+    run, written = latest(named_run(run, runs_dir), RESULTS, aside), output
+    if format == "html":
+        written = write_report(run, output=output)
+    else:
+        text = write_table(summary_table(read_results(run)), format)
+        if output is None:
+            words.say(text)
+        else:
+            write_page(f"{text}\n", output)
+    if written is not None:
+        words.say(f"report: {short_path(written)}")
+    return words.finish(
+        run=str(run.resolve()), report=None if written is None else str(written.resolve())
+    )

@@ -15,7 +15,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from spptransfer.experiment.preparation import Experiment, plain_name
 from spptransfer.extraction import Extraction
 from spptransfer.files import atomic_write, make_folder, os_errors_as_cache_error, write_text
 from spptransfer.protocols import shared_content, splits_checksum, write_splits
+from spptransfer.protocols.splits import sizes_of
 from spptransfer.system import checkout, count_processors, processor_name
 from spptransfer.text import plural
 
@@ -292,6 +293,25 @@ def describe_calibration(evaluation: Evaluation) -> dict[str, Any]:
         "per_split": values,
         "bins": {name: getattr(bins, name) for name in ("counts", "confidence", "right")},
     }
+
+
+def learning_curve(
+    evaluation: Evaluation, settings: Mapping[str, Any], classes: Sequence[str]
+) -> tuple[Evaluation, dict[str, Any]]:
+    """Return the evaluation of the largest training size, and each size's as the results have it.
+
+    Where there is one size only, that is the evaluation itself and nothing.
+    """
+    sizes, found, points = sizes_of(settings), evaluation.results, []
+    repeats = len(found) // max(1, len(sizes))
+    for number, size in enumerate(sizes):
+        part = replace(evaluation, results=found[number * repeats : (number + 1) * repeats])
+        metrics = describe_metrics(part, classes)
+        for metric in metrics.values():
+            del metric["per_class"]
+        splits = [describe_split(result, classes) for result in part.results]
+        points.append({"train_per_class": size, "metrics": metrics, "splits": splits})
+    return (part, {"learning_curve": plain(points)}) if points else (evaluation, {})
 
 
 def count_rows(total: int, failed: int, reused: int) -> dict[str, int]:

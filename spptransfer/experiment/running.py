@@ -24,6 +24,7 @@ from spptransfer.experiment.results import (
     RunResult,
     count_rows,
     describe_same_images,
+    learning_curve,
     run_folder,
     write_report_of,
     write_run,
@@ -185,10 +186,9 @@ def splits_with_features(
     splits = []
     try:
         for split in experiment.splits:
-            folds = tuple(map(keep, split.folds))
-            splits.append(
-                replace(split, train=keep(split.train), test=keep(split.test), folds=folds)
-            )
+            folds, own = tuple(map(keep, split.folds)), tuple(map(keep, split.class_train))
+            train, test = keep(split.train), keep(split.test)
+            splits.append(replace(split, train=train, test=test, folds=folds, class_train=own))
         check_splits(splits, experiment.counted)
     except DatasetError as error:
         if not extraction.failures:
@@ -302,8 +302,9 @@ def finish_run(
         progress=experiment.machine.progress,
     )
     seconds = {"load": loading, **extraction.seconds, "train": time.perf_counter() - begin}
+    evaluation, curve = learning_curve(evaluation, experiment.settings, experiment.counted.classes)
     facts = RunFacts(experiment, cache, extraction, evaluation, seconds, command, started)
-    results = write_run(folder, facts, notes or {})
+    results = write_run(folder, facts, {**(notes or {}), **curve})
     for caution in results["cautions"]:
         logger.warning("%s", caution)
     logger.info("%(metric)s: %(value)s (standard deviation %(std)s)", results["headline"])

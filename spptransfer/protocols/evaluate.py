@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -171,6 +171,8 @@ def evaluate(
         X = PyramidNormalizer(normalize, block_sizes=block_sizes, copy=False).fit_transform(X)
         gram = _shared_gram(X, training, everything, [rows(s.train) for s in everything], dataset)
     evaluation = Evaluation()
+    largest_negative = 0 if training.difficult == "negative" else -1
+    training = replace(training, difficult="ignore")  # what is none is -1 in the targets below
     for split in tqdm(everything, unit="split", disable=not progress or len(everything) == 1):
         train, test = rows(split.train), rows(split.test)
         X_train, X_test = X[train[: None if gram is None else 1]], X[test]
@@ -180,7 +182,7 @@ def evaluate(
             X_test = normalizer.transform(X_test) if len(test) else X_test
         classifier = _train(
             X_train if gram is None else RowSubset(X, train),  # that training will hardly read
-            dataset.targets_of(split.train),
+            split.train_targets(dataset, largest_negative),
             n_classes=len(dataset.classes),
             training=training,
             folds=split.class_folds

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from spptransfer.datasets.base import Dataset
 from spptransfer.datasets.folder import BACKGROUND
@@ -23,8 +23,18 @@ from spptransfer.metrics import (
     MEAN_PER_CLASS_ACCURACY,
     OVERALL_ACCURACY,
 )
+from spptransfer.protocols.descriptions import (
+    choice_of_C,
+    describe_caltech101,
+    describe_detection,
+    describe_folder,
+    describe_table,
+    describe_vissl,
+    describe_voc2007,
+    describe_voc2007_detection,
+)
+from spptransfer.protocols.learning_curve import describe_sizes, draw_sizes
 from spptransfer.protocols.splits import (
-    DEFAULT_TEST_FRACTION,
     FOLDER_SPLITS,
     Settings,
     Split,
@@ -33,11 +43,9 @@ from spptransfer.protocols.splits import (
     draw_official,
     draw_per_class,
     draw_table,
-    has_own_folders,
     images_per_class,
     read_splits,
-    table_validation_split,
-    validation_split,
+    sizes_of,
     with_folds,
 )
 from spptransfer.sections import (
@@ -52,6 +60,16 @@ from spptransfer.sections import (
 # ------------------------------------------------------------------------------------- the settings
 
 COMMON_DEFAULTS: Settings = {"seed": 0, "folds": 3, "choose_C": "shared", "split_file": None}
+
+
+def _size_or_sizes(given: Any) -> Any:
+    sizes = given if isinstance(given, list | tuple) else [given]
+    whole = [size for size in sizes if type(size) is int and size > 0]
+    if not sizes or len(whole) < len(sizes) or sorted(set(whole)) != whole:
+        raise ValueError(
+            "must be a whole number greater than or equal to 1, or a list of rising ones"
+        )
+    return given
 
 
 def _not_one(folds: int) -> int:
@@ -73,7 +91,10 @@ _SETTINGS: Mapping[str, tuple[Any, str]] = {
     ),
     "split_file": (PathText, "split lists to use instead, such as a run's splits.json"),
     "splits": (PositiveInt, "number of drawn splits"),
-    "train_per_class": (PositiveInt, "training images of each class; none: all others"),
+    "train_per_class": (
+        Annotated[PositiveInt | list[PositiveInt], BeforeValidator(_size_or_sizes)],
+        "training images of each class, or a list for a learning curve; none: all others",
+    ),
     "test_per_class": (PositiveInt, "test images of each class at most; none: all others"),
     "test_fraction": (
         Annotated[float, Field(gt=0, lt=1, strict=True, allow_inf_nan=False)],
@@ -260,12 +281,17 @@ class Protocol:
             If the dataset has too few images or classes, or the file's lists do not fit it.
         """
         dataset = self.restrict(dataset, settings)
+        if sizes_of(settings) and (self.detects or settings["split_file"]):
+            beside = "a detector" if self.detects else "protocol.split_file"
+            raise ConfigError(
+                f"protocol.train_per_class: a list of sizes does not go with {beside}"
+            )
         if settings["split_file"]:
             read = read_splits(settings["split_file"])
             check_splits(read, dataset)
             splits = [with_folds(split, dataset, settings, split.name) for split in read]
         else:
-            splits = self.draw(dataset, settings)
+            splits = self._draw(dataset, settings)
         check_splits(splits, dataset)
         for split in splits if settings["choose_C"] == "per class" else ():
             validated = set().union(*split.folds)
@@ -277,6 +303,19 @@ class Protocol:
                     "chosen; set protocol.choose_C=shared"
                 )
         return splits
+
+    def _draw(self, dataset: Dataset, settings: Settings) -> list[Split]:
+        """Draw splits, of several training sizes where the settings list some."""
+        if sizes_of(settings):
+            negative = 0 if self.difficult_in_training == "negative" else -1
+            return draw_sizes(self.draw, dataset, settings, negative)
+        given = settings.get("train_per_class") or settings.get("splits")
+        if given and self.draw is draw_official:
+            raise ConfigError(
+                "protocol.train_per_class and splits are for a learning curve here: give sizes and "
+                "repeats, such as train_per_class=[1,2,4] and splits=5"
+            )
+        return self.draw(dataset, settings)
 
     def description(self, settings: Settings, dataset: Dataset | None = None) -> str:
         """Say in one to three sentences what the protocol does.
@@ -303,9 +342,10 @@ class Protocol:
         overall accuracy. C is chosen by 3-fold cross-validation on the training images.
         """
         if settings["split_file"]:
-            choice = _choice(settings, "on the folds that it gives, or where it gives none ")
+            choice = choice_of_C(settings, "on the folds that it gives, or where it gives none ")
             return f"{self.name} on the splits of the file {settings['split_file']}. {choice}"
-        return self.describe(settings, dataset)
+        multi_label = self.single_label_headline is None if dataset is None else dataset.multi_label
+        return self.describe(settings, dataset) + describe_sizes(settings, multi_label)
 
     def headline(self, multi_label: bool) -> str:
         """Full name of the metric to quote.
@@ -336,135 +376,6 @@ class Protocol:
         return self.chosen_by or self.headline(multi_label)
 
 
-# ------------------------------------------------------------------------------ in plain words
-
-
-def _choice(settings: Settings, where: str = "", part: str = "the training images") -> str:
-    """Describe the choice of C by folds."""
-    if settings["folds"] == 0:
-        return "C is given, not chosen."
-    whose = "for each class " if settings["choose_C"] == "per class" else ""
-    return f"C is chosen {where}{whose}by {settings['folds']}-fold cross-validation on {part}."
-
-
-def _describe_voc2007(settings: Settings, dataset: Dataset | None) -> str:
-    """Describe splits, treatment of difficult images and choice of C."""
-    train, validation = settings["train"], validation_split(settings)
-    whose = "for each class" if settings["choose_C"] == "per class" else "for all classes together"
-    choice = f"C is chosen {whose} on '{validation}', then all of '{train}' is trained on."
-    if validation is None:
-        choice = _choice(settings, part=f"'{train}'")
-    return (
-        f"PASCAL VOC 2007 classification: trained on '{train}', tested on '{settings['test']}', "
-        f"one classifier per class against the rest; images that show a class only as difficult "
-        f"are ignored for that class in training and test. {choice}"
-    )
-
-
-_RIGHT = (
-    "intersection over union of at least 0.5, one detection for each object; difficult objects "
-    "neither train nor count"
-)
-
-
-def _describe_detection(settings: Settings, dataset: Dataset | None) -> str:
-    """Describe splits, the rules of the test and the choice of C."""
-    where = f"trained on '{settings['train']}', tested on '{settings['test']}'"
-    if dataset is not None and not dataset.official_splits:
-        where = f"tested on {_fraction_of(settings):g}% of the images (seed {settings['seed']})"
-    held_out = None if dataset is None else table_validation_split(settings, dataset)
-    return f"Detection: {where} ({_RIGHT}). {_held_out(settings, held_out)}"
-
-
-def _describe_voc2007_detection(settings: Settings, dataset: Dataset | None) -> str:
-    """Describe splits, the devkit's rules and the choice of C."""
-    return (
-        f"PASCAL VOC 2007 detection: trained on '{settings['train']}', tested on "
-        f"'{settings['test']}' by the devkit's rules ({_RIGHT}). "
-        f"{_held_out(settings, validation_split(settings))}"
-    )
-
-
-def _held_out(settings: Settings, split: str | None) -> str:
-    """Describe the images that the C of a detector is chosen on."""
-    if settings["folds"] == 0:
-        return "C is given, not chosen."
-    part = f"'{split}'" if split else f"one of {settings['folds']} parts of the training images"
-    return f"C is chosen for all classes together on {part}, then all of them are trained on."
-
-
-def _fraction_of(settings: Settings) -> float:
-    return 100 * float(settings["test_fraction"] or DEFAULT_TEST_FRACTION)
-
-
-def _describe_vissl(settings: Settings, dataset: Dataset | None) -> str:
-    """Describe what VISSL's trainer does."""
-    choice = _choice(settings, part=f"'{settings['train']}'")
-    if settings["folds"]:
-        choice += " It is the one of the largest average precision (uninterpolated)"
-        own = settings["choose_C"] == "per class"
-        choice += ", over stratified folds of the class's own." if own else "."
-    return (
-        f"PASCAL VOC 2007 classification after VISSL's SVM benchmark: trained on "
-        f"'{settings['train']}', tested on '{settings['test']}'; positives weigh twice, images "
-        f"that show a class only as difficult are negatives in training and ignored in the test. "
-        f"{choice}"
-    )
-
-
-def _describe_caltech101(settings: Settings, dataset: Dataset | None) -> str:
-    """Describe categories, images per category and splits."""
-    with_or_without, number = ("with", 102) if settings["include_background"] else ("without", 101)
-    n_train, n_test = settings["train_per_class"], settings["test_per_class"]
-    if n_test is None:
-        sizes = f"{n_train} training images per category and all others to test"
-    else:
-        sizes = f"{n_train} training and at most {n_test} test images per category"
-    headline = MEAN_PER_CLASS_ACCURACY if n_test is None else OVERALL_ACCURACY
-    return (
-        f"Caltech-101 {with_or_without} the background category ({number} categories): {sizes}, "
-        f"{_random_splits(settings)}; mean and standard deviation of the {headline}. "
-        f"{_choice(settings)}"
-    )
-
-
-def _describe_folder(settings: Settings, dataset: Dataset | None) -> str:
-    """Describe images per class, or their share, and splits; or the folders that are the splits."""
-    if dataset is not None and has_own_folders(dataset):
-        own = _describe_table({**settings, **FOLDER_SPLITS}, dataset)
-        return own.replace("a table with its", "class folders with their", 1)
-    n_train, n_test = settings["train_per_class"], settings["test_per_class"]
-    if n_train is not None:
-        tested = "all others" if n_test is None else f"at most {n_test} others"
-        sizes = f"{n_train} training images of each class and {tested} to test"
-    elif n_test is not None:
-        sizes = f"{n_test} images of each class to test and all others to train"
-    else:
-        sizes = f"{_fraction_of(settings):g}% of each class to test and the rest to train"
-    return f"Images in class folders: {sizes}, {_random_splits(settings)}. {_choice(settings)}"
-
-
-def _describe_table(settings: Settings, dataset: Dataset | None) -> str:
-    """Describe the table's own splits where it has some, else the drawn ones."""
-    if dataset is None or not dataset.official_splits:
-        drawn = _describe_folder(settings, dataset).replace("class folders", "a table", 1)
-        return drawn if dataset is not None else f"The table's own splits; without any: {drawn}"
-    held_out = table_validation_split(settings, dataset)
-    choice = _choice(settings)
-    if held_out is not None:
-        choice = f"C is chosen on '{held_out}', which is then trained on too."
-    return (
-        f"Images in a table with its own splits: trained on '{settings['train']}', tested on "
-        f"'{settings['test']}'. {choice}"
-    )
-
-
-def _random_splits(settings: Settings) -> str:
-    """Name the number of splits and their seed."""
-    number = settings["splits"]
-    return f"{number} random split{'s' if number > 1 else ''} (seed {settings['seed']})"
-
-
 # -------------------------------------------------------------------------- those of the literature
 
 
@@ -483,6 +394,7 @@ def _caltech101_classes(dataset: Dataset, settings: Settings) -> Dataset:
 
 
 _VOC2007 = {"train": "trainval", "test": "test", "choose_C": "per class"}
+_SIZES = {"train_per_class": None, "splits": None}  # of a learning curve
 _CALTECH101 = {"train_per_class": 30, "splits": 10, "include_background": True}
 _FOLDER = {"test_fraction": None, "train_per_class": None, "test_per_class": None, "splits": 1}
 
@@ -492,17 +404,17 @@ _ALL = (
     # Paper, section 3.2: the VOC 2007 devkit's task and measure.
     Protocol(
         name="voc2007",
-        defaults={**_VOC2007, "validation": None},
+        defaults={**_VOC2007, "validation": None, **_SIZES},
         draw=draw_official,
-        describe=_describe_voc2007,
+        describe=describe_voc2007,
         multi_label_headline=MEAN_AVERAGE_PRECISION["11-point"],
     ),
     # VISSL, svm_trainer.py and evaluate.py, with the costs of its VOC07 configuration.
     Protocol(
         name="voc2007-vissl",
-        defaults=_VOC2007,
+        defaults={**_VOC2007, **_SIZES},
         draw=draw_official,
-        describe=_describe_vissl,
+        describe=describe_vissl,
         multi_label_headline=MEAN_AVERAGE_PRECISION["area"],
         chosen_by=MEAN_AVERAGE_PRECISION["uninterpolated"],
         difficult_in_training="negative",
@@ -514,7 +426,7 @@ _ALL = (
         name="caltech101",
         defaults={**_CALTECH101, "test_per_class": 50},
         draw=draw_per_class,
-        describe=_describe_caltech101,
+        describe=describe_caltech101,
         single_label_headline=OVERALL_ACCURACY,
         restrict_classes=_caltech101_classes,
     ),
@@ -522,7 +434,7 @@ _ALL = (
         name="caltech101-30-rest",
         defaults={**_CALTECH101, "test_per_class": None},
         draw=draw_per_class,
-        describe=_describe_caltech101,
+        describe=describe_caltech101,
         single_label_headline=MEAN_PER_CLASS_ACCURACY,
         restrict_classes=_caltech101_classes,
     ),
@@ -530,7 +442,7 @@ _ALL = (
         name="folder",
         defaults=_FOLDER,
         draw=draw_folder,
-        describe=_describe_folder,
+        describe=describe_folder,
         single_label_headline=OVERALL_ACCURACY,
         multi_label_headline=MEAN_AVERAGE_PRECISION["area"],
     ),
@@ -538,7 +450,7 @@ _ALL = (
         name="csv",
         defaults={**_FOLDER, **FOLDER_SPLITS},
         draw=draw_table,
-        describe=_describe_table,
+        describe=describe_table,
         single_label_headline=OVERALL_ACCURACY,
         multi_label_headline=MEAN_AVERAGE_PRECISION["area"],
     ),
@@ -547,7 +459,7 @@ _ALL = (
         name="voc2007-detection",
         defaults={**_VOC2007, **_DETECTION, "validation": None},
         draw=draw_official,
-        describe=_describe_voc2007_detection,
+        describe=describe_voc2007_detection,
         multi_label_headline=DETECTION_AVERAGE_PRECISION["11-point"],
         detects=True,
     ),
@@ -555,7 +467,7 @@ _ALL = (
         name="detection",
         defaults={**_FOLDER, **FOLDER_SPLITS, **_DETECTION},
         draw=draw_table,
-        describe=_describe_detection,
+        describe=describe_detection,
         multi_label_headline=DETECTION_AVERAGE_PRECISION["area"],
         detects=True,
     ),

@@ -59,6 +59,9 @@ class Split:
     class_folds : int, default=0
         How C is chosen where every class has folds of its own: so many, stratified by that class
         alone as scikit-learn's ``StratifiedKFold`` does, unshuffled, in the order of `train`.
+    class_train : tuple of tuple of str, default=()
+        Where every class has training images of its own: for each class those of `train` that it
+        is trained on, positives and negatives; it ignores the others.
 
     Raises
     ------
@@ -79,6 +82,7 @@ class Split:
     test: tuple[str, ...]
     folds: tuple[tuple[str, ...], ...] = ()
     class_folds: int = 0
+    class_train: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         train, test = set(self.train), set(self.test)
@@ -96,6 +100,8 @@ class Split:
                 raise DatasetError(
                     f"{self.name}: fold {number} must hold some but not all train images, each once"
                 )
+        if not set().union(*self.class_train) <= train:
+            raise DatasetError(f"{self.name}: class_train must hold train images alone")
 
     @property
     def n_folds(self) -> int:
@@ -115,8 +121,23 @@ class Split:
         }
         if self.class_folds:
             lists["class_folds"] = self.class_folds
+        if self.class_train:
+            lists["class_train"] = list(map(sorted, self.class_train))
         canonical = json.dumps(lists, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+    def train_targets(self, dataset: Dataset, largest_negative: int = -1) -> npt.NDArray[Any]:
+        """Return the targets of `train`: 0 where an image does not count for a class.
+
+        Targets of several labels up to `largest_negative` are those of negatives.
+        """
+        targets: npt.NDArray[Any] = dataset.targets_of(self.train)
+        if targets.ndim == 1:
+            return targets
+        targets = np.where(targets <= largest_negative, -1, targets).astype(targets.dtype)
+        for k, ids in enumerate(self.class_train):
+            targets[~np.isin(self.train, ids), k] = 0
+        return targets
 
 
 # ------------------------------------------------------------------------------------ drawn splits
@@ -179,9 +200,15 @@ def _test_fraction(settings: Settings, multi_label: bool = False) -> float:
     if by_number and multi_label:
         raise ConfigError(
             "protocol.train_per_class and test_per_class are for one label per image; "
-            "with several, use protocol.test_fraction"
+            "with several, use protocol.test_fraction, or a list such as train_per_class=[8]"
         )
     return DEFAULT_TEST_FRACTION if fraction is None else float(fraction)
+
+
+def sizes_of(settings: Settings) -> list[int]:
+    """Return the training sizes of a learning curve, by rising size; empty where there is none."""
+    given = settings.get("train_per_class")
+    return list(given) if isinstance(given, list | tuple) else []
 
 
 def ranked(ids: Iterable[str], seed: int, split: str) -> list[str]:
@@ -246,7 +273,7 @@ def draw_official(dataset: Dataset, settings: Settings) -> list[Split]:
 
 def validation_split(settings: Settings) -> str | None:
     """Name the official split, inside the training one, that C is chosen on; None for folds."""
-    if settings["folds"] == 0 or "validation" not in settings:
+    if settings["folds"] == 0 or "validation" not in settings or sizes_of(settings):
         return None
     default = "val" if settings["train"] == "trainval" else None
     return settings["validation"] or default
@@ -273,7 +300,7 @@ def draw_table(dataset: Dataset, settings: Settings) -> list[Split]:
 
 def table_validation_split(settings: Settings, dataset: Dataset) -> str | None:
     """Name the table's split that C is chosen on; None for folds."""
-    if settings["folds"] == 0:
+    if settings["folds"] == 0 or sizes_of(settings):
         return None
     taken = (settings["train"], settings["test"])
     usual = [n for n in _VALIDATION_NAMES if n in dataset.official_splits and n not in taken]
@@ -350,7 +377,7 @@ def with_folds(split: Split, dataset: Dataset, settings: Settings, key: str) -> 
         )
     order = ranked(split.train, seed, f"{key}/folds")
     if settings["choose_C"] == "per class":
-        train = tuple(order) if "splits" in settings else split.train
+        train = tuple(order) if settings.get("splits") else split.train
         return replace(split, train=train, class_folds=n_folds)
     if dataset.multi_label:
         parts = deal(dataset.targets_of(order) == 1, [1 / n_folds] * n_folds)
@@ -527,12 +554,14 @@ def read_splits(path: str | os.PathLike[str]) -> list[Split]:
 
 def _from_json(item: Mapping[str, Any], number: int) -> Split:
     """One split from plain lists of strings."""
-    lists = [item["train"], item["test"], *item.get("folds", [])]
+    n_folds, by_class = len(item.get("folds", [])), item.get("class_train", [])
+    lists = [item["train"], item["test"], *item.get("folds", []), *by_class]
     if not all(isinstance(ids, list) and all(isinstance(id, str) for id in ids) for ids in lists):
-        raise TypeError("train, test and folds must be lists of ids")
-    train, test, *folds = map(tuple, lists)
+        raise TypeError("train, test, folds and class_train must be lists of ids")
+    train, test, *rest = map(tuple, lists)
+    folds, own = rest[:n_folds], rest[n_folds:]
     class_folds = item.get("class_folds", 0)
     if type(class_folds) is not int or class_folds < 0 or class_folds == 1:
         raise TypeError("class_folds must be 0 or a whole number of at least 2")
     name = str(item.get("name", f"split {number}"))
-    return Split(name, train, test, tuple(folds), class_folds)
+    return Split(name, train, test, tuple(folds), class_folds, tuple(own))

@@ -154,27 +154,45 @@ def validation_curves(
     Markup
         An SVG that scales with its box.
     """
-    by_C = defaultdict(list)
-    for curve in curves:
-        for C, score in curve:
-            by_C[C].append(score)
-    mean = [(C, math.fsum(by_C[C]) / len(by_C[C])) for C in sorted(by_C)]
-    domain = padded(chain.from_iterable(by_C.values()))
-    axes = Axes((mean[0][0], mean[-1][0]), domain, 36, 10, 412, 206, 12, logarithmic=True)
-    body = axes.guides(4, factor=100) + axes.labels(sorted(by_C)[:: math.ceil(len(by_C) / 7)])
-    for curve in curves if len(curves) > 1 else ():
-        body += axes.line("curve faint", curve)
-    body += axes.line("curve", mean)
+    mean, axes, body = _mean_curve(curves)
     for C, score in mean:
         times = chosen.get(C, 0)
         css, radius = ("dot", 5.5) if times else ("stop", 2.5)
         body += axes.dot(
             css, (C, score), radius, f"C = {C:g}: {100 * score:.2f} %, chosen {times}×"
         )
+    return _plot(body, "validation score over C")
+
+
+def learning_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> Markup:
+    """Draw a score against the number of training images: every repeat faint, the mean strong."""
+    mean, axes, body = _mean_curve(curves)
+    for size, score in mean:
+        title = f"{size:g} of each class: {100 * score:.2f} %"
+        body += axes.dot("dot", (size, score), 3.5, title)
+    return _plot(body, "score over training images of each class")
+
+
+def _mean_curve(
+    curves: Sequence[Sequence[tuple[float, float]]],
+) -> tuple[list[tuple[float, float]], Axes, Markup]:
+    """Draw curves and their mean over a logarithmic axis; return the mean and the axes too."""
+    by_x = defaultdict(list)
+    for x, score in chain.from_iterable(curves):
+        by_x[x].append(score)
+    mean = [(x, math.fsum(by_x[x]) / len(by_x[x])) for x in sorted(by_x)]
+    domain = padded(chain.from_iterable(by_x.values()))
+    axes = Axes((mean[0][0], mean[-1][0]), domain, 36, 10, 412, 206, 12, logarithmic=True)
+    body = axes.guides(4, factor=100) + axes.labels(sorted(by_x)[:: math.ceil(len(by_x) / 7)])
+    for curve in curves if len(curves) > 1 else ():
+        body += axes.line("curve faint", curve)
+    return mean, axes, body + axes.line("curve", mean)
+
+
+def _plot(body: Markup, label: str) -> Markup:
     return Markup(
-        '<svg class="plot" viewBox="0 0 420 240" role="img" aria-label="validation score over C">'
-        "{}</svg>"
-    ).format(body)
+        '<svg class="plot" viewBox="0 0 420 240" role="img" aria-label="{}">{}</svg>'
+    ).format(label, body)
 
 
 def precision_recall(
@@ -263,6 +281,18 @@ def bar(value: float, low: float, high: float) -> Markup:
             _pct(low), _pct(high)
         )
     return Markup('<svg class="bar" aria-hidden="true">{}</svg>').format(body)
+
+
+def difference_bar(value: float | None, extent: float) -> Markup:
+    """Draw a difference as a bar from the middle, to the right if it is a gain."""
+    share = _pct(abs(value or 0), 0, 2 * extent)
+    css, left = ("fill", 50.0) if (value or 0) > 0 else ("loss", 50.0 - share)
+    return Markup(
+        '<svg class="bar" aria-hidden="true">'
+        '<rect class="track" width="100%" height="100%" rx="2"/>'
+        '<rect class="{}" x="{}%" width="{}%" height="100%"/>'
+        '<line class="middle" x1="50%" x2="50%" y1="0" y2="100%"/></svg>'
+    ).format(css, left, share)
 
 
 def dot_strip(

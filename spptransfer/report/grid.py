@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from spptransfer.metrics import metrics_of
-from spptransfer.report.formatting import NOTHING, clean, plus_minus
+from spptransfer.report.formatting import clean
+from spptransfer.report.tables import WIDTH, Measured
 from spptransfer.text import plural
 
-WIDTH = 100
 OURS = "ours"
 
 
@@ -19,8 +19,13 @@ class Column(NamedTuple):
 
     group: str
     name: str
-    values: list[str]
+    numbers: list[Measured]
     runs: list[str | None]
+
+    @property
+    def values(self) -> list[str]:
+        """The numbers in percent; a dash stands where there is none."""
+        return list(map(str, self.numbers))
 
     @property
     def is_ours(self) -> bool:
@@ -39,24 +44,21 @@ def shown_metrics(results: Mapping[str, Any]) -> list[str]:
 
 
 def grid_columns(results: Mapping[str, Any], metric: str) -> list[Column]:
-    """Return the columns of a table of a metric, group by group.
-
-    Values are in percent; a dash stands where there is none.
-    """
+    """Return the columns of a table of a metric, group by group."""
     cells = {(cell["row"], cell["column"]): cell for cell in results["cells"]}
     columns = []
     for column in results["columns"]:
-        label, values, runs = column["label"], [], []
+        label, numbers, runs = column["label"], [], []
         for row in results["rows"]:
             cell = cells.get((row, label), {})
             found = cell.get("metrics", {}).get(metric)
-            values.append(plus_minus(found["value"], found["std"]) if found else NOTHING)
+            numbers.append(Measured(found["value"], found["std"]) if found else Measured(None))
             runs.append(cell.get("run"))
-        columns.append(Column(label, OURS, values, runs))
+        columns.append(Column(label, OURS, numbers, runs))
         for name, printed in column["paper"].items():
-            # The paper's numbers as it prints them, which is in percent already.
-            theirs = [" ± ".join(f"{n:.2f}" for n in printed.get(r) or ()) for r in results["rows"]]
-            columns.append(Column(label, name, [text or NOTHING for text in theirs], []))
+            # The paper prints percent.
+            theirs = [[n / 100 for n in printed.get(row) or ()] for row in results["rows"]]
+            columns.append(Column(label, name, [Measured(*(n or [None])) for n in theirs], []))
     return columns
 
 

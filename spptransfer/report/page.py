@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from spptransfer.files import atomic_write, make_folder
 from spptransfer.metrics import METRICS
 from spptransfer.report import analysis, formatting, grid
 from spptransfer.report.detection import detection_page
@@ -22,7 +21,7 @@ from spptransfer.report.run_folder import (
     read_results,
     said_in_results,
 )
-from spptransfer.report.template import CLASS_LIMIT, NAME_LIMIT, fill, thumbnail
+from spptransfer.report.template import CLASS_LIMIT, NAME_LIMIT, fill, thumbnail, write_page
 
 PAIRS_SHOWN = 10
 
@@ -66,12 +65,7 @@ def write_report(run: Path, *, output: Path | None = None) -> Path:
     else:
         is_detection = results.get("kind") == DETECTION
         page = (detection_page if is_detection else run_page)(RunFolder.of(run, results))
-    target = run / "report.html" if output is None else Path(output)
-    make_folder(target.parent)
-    with atomic_write(target) as temporary:
-        # A file name that is no valid UTF-8 arrives as lone surrogates, which have no encoding.
-        temporary.write_bytes(page.encode("utf-8", errors="replace"))
-    return target
+    return write_page(page, run / "report.html" if output is None else Path(output))
 
 
 def grid_page(results: dict[str, Any]) -> str:

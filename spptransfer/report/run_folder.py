@@ -244,6 +244,7 @@ def said_in_results(run: RunFolder) -> dict[str, Any]:
         "validation": validation,
         "candidates": sorted(set().union(*chosen.values(), *map(dict, validation))),
         "stages": stages(run.results["timings"]),
+        "learning": learning_curves(run.results),
     }
 
 
@@ -264,6 +265,17 @@ def chosen_C(results: Mapping[str, Any]) -> dict[str | None, Counter[float]]:
             if value is not None:
                 chosen[name][value] += 1
     return dict(chosen)
+
+
+def learning_curves(results: Mapping[str, Any]) -> list[list[tuple[float, float]]]:
+    """Return each repeat's headline against the training images of each class; empty for none."""
+    metric = results["headline"]["metric"]
+    curves: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
+    for point in results.get("learning_curve") or ():
+        for repeat, value in enumerate(point["metrics"][metric]["per_split"]):
+            if value is not None:
+                curves[repeat].append((float(point["train_per_class"]), float(value)))
+    return list(curves.values())
 
 
 def validation_curves(results: Mapping[str, Any]) -> list[list[tuple[float, float]]]:

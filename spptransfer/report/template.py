@@ -16,8 +16,9 @@ from markupsafe import Markup
 from PIL import Image
 
 from spptransfer.errors import ImageError
+from spptransfer.files import atomic_write, make_folder
 from spptransfer.images import decode, read_bytes, reduction_of, upright_size
-from spptransfer.report import analysis, figures, formatting, grid
+from spptransfer.report import analysis, figures, formatting, grid, tables
 from spptransfer.text import plural
 
 # Beyond these a page would grow past a few megabytes and no eye would follow.
@@ -52,6 +53,15 @@ def fill(name: str, style: str, **values: Any) -> str:
     return _environment().get_template(f"{name}.html").render(policy=policy, **values)
 
 
+def write_page(page: str, target: Path) -> Path:
+    """Write a page in one step, so that a reader never sees half of it."""
+    make_folder(target.parent)
+    with atomic_write(target) as temporary:
+        # A file name that is no valid UTF-8 arrives as lone surrogates, which have no encoding.
+        temporary.write_bytes(page.encode("utf-8", errors="replace"))
+    return target
+
+
 @cache
 def _environment() -> Environment:
     """Jinja, with escaping on, the number formats and the drawing functions."""
@@ -71,6 +81,7 @@ def _environment() -> Environment:
         name=partial(formatting.cut, width=NAME_LIMIT),
         text=partial(formatting.cut, width=TEXT_LIMIT),
         brief=partial(formatting.clean, width=CAPTION_LIMIT),
+        shown=tables.shown,
         envelope=analysis.envelope,
     )
     environment.globals.update(

@@ -69,6 +69,7 @@ def terminal_table(results: Mapping[str, Any]) -> str:
 def _parts(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield each line with the label of its part; what the results do not hold has none."""
     yield from zip(repeat("metrics"), _metrics(results), strict=False)
+    yield from zip(repeat("per class"), _learning_curve(results), strict=False)
     yield from zip(repeat("classes"), _classes(results), strict=False)
     yield from zip(repeat("C"), _choice(results), strict=False)
     if trained_on := (results.get("model") or {}).get("trained_on"):
@@ -97,6 +98,16 @@ def _metrics(results: Mapping[str, Any]) -> list[str]:
         value = plus_minus(metric.get("value"), metric.get("std"))
         lines.append(f"{clean(name, 50):<{column}}{value} %")
         lines += textwrap.wrap(f"  {coverage(results, name)}", _ROOM, subsequent_indent="  ")
+    return lines
+
+
+def _learning_curve(results: Mapping[str, Any]) -> list[str]:
+    """The headline for every number of training images of each class."""
+    metric, lines = results["headline"]["metric"], []
+    for point in results.get("learning_curve") or ():
+        found = point["metrics"][metric]
+        images = f"{plural(point['train_per_class'], 'image')} in training"
+        lines.append(f"{images:<{_SECOND_COLUMN}}{plus_minus(found['value'], found['std'])} %")
     return lines
 
 

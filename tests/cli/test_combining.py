@@ -45,3 +45,30 @@ def test_what_cannot_be_combined_is_one_line(cli, runs):
     assert done.status == 2
     assert "'runs/one' and 'runs/two' have other splits" in done.complaint
     assert cli("combine", runs[0]).complaint.endswith("give at least two runs to combine")
+
+
+def test_compare_prints_what_differs_and_json_has_every_difference(cli, runs, tmp_path):
+    done = cli("compare", "one", *runs[1:])  # a name among the runs, and a folder
+    assert done.status == 0
+    lines = done.out.splitlines()
+    assert lines[0].split() == ["run", "overall", "accuracy", "difference", "p"]
+    assert [line.split()[0] for line in lines[1:3]] == ["one", "two"]
+    done = cli("compare", *runs, "--json", "--quiet", "--html", "compared.html")
+    assert [each["name"] for each in done.json["runs"]] == ["one", "two"]
+    assert done.json["runs"][1]["difference"]["mean"] == 0
+    assert Path(done.json["report"]) == tmp_path / "compared.html"
+    assert "two" in Path("compared.html").read_text()
+    assert cli("compare", *runs, "--classes", "--format", "csv").out.startswith("class,one,two\n")
+    assert "did you mean 'latex'" in cli("compare", *runs, "--format", "latx").complaint
+
+
+def test_report_prints_or_writes_the_metrics_in_other_formats(cli, runs):
+    done = cli("report", "one", "--format", "csv")
+    assert done.out.splitlines()[0] == "metric,value"
+    assert done.out.splitlines()[1].startswith("overall accuracy,")
+    latest = cli("report", "runs", "--format", "csv")
+    assert latest.out.startswith("metric,value")
+    assert "the latest run" in latest.err
+    assert cli("report", runs[0], "--format", "latex", "--output", "out/table.tex").status == 0
+    assert Path("out/table.tex").read_text().startswith("\\begin{tabular}")
+    assert "allowed: html, text" in cli("report", runs[0], "--format", "pdf").complaint

@@ -12,7 +12,7 @@ from small_projects import values
 from spptransfer.cli import main
 
 COMMANDS = (
-    *("run", "init", "extract", "train", "predict", "report", "proposals", "detect"),
+    *("run", "init", "extract", "train", "predict", "report", "compare", "proposals", "detect"),
     *("backbones", "datasets", "pretrain", "evaluate-backbone", "cache"),
 )
 CACHE_COMMANDS = ("list", "info", "verify", "export", "prune", "merge")

@@ -43,7 +43,11 @@ def test_settings_do_not_change_the_defaults():
 
 @pytest.mark.parametrize(
     ("name", "key"),
-    [("caltech101", "test_fraction"), ("voc2007", "splits"), ("folder", "include_background")],
+    [
+        ("caltech101", "test_fraction"),
+        ("voc2007", "test_per_class"),
+        ("folder", "include_background"),
+    ],
 )
 def test_a_setting_of_another_protocol_is_unknown(name, key):
     with pytest.raises(ConfigError, match=f"unknown key 'protocol.{key}'; .*allowed: "):
@@ -61,7 +65,10 @@ def test_a_setting_of_another_protocol_is_unknown(name, key):
         ({"seed": -1}, "protocol.seed: .* greater than or equal to 0"),
         ({"splits": 0}, "protocol.splits: .* greater than or equal to 1"),
         ({"train_per_class": 0}, "protocol.train_per_class: .* greater than or equal to 1"),
-        ({"train_per_class": "30"}, "protocol.train_per_class: .* valid integer"),
+        (
+            {"train_per_class": "30"},
+            "protocol.train_per_class: must be a whole number .* or a list of rising ones",
+        ),
         ({"folds": 1}, r"protocol.folds: must be 0 \(no choice of C\) or at least 2, got 1"),
         ({"folds": -1}, "protocol.folds: .* greater than or equal to 0"),
         ({"test_fraction": 1}, "protocol.test_fraction: .* less than 1"),
