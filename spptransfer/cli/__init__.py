@@ -144,8 +144,9 @@ CACHE_COMMANDS: tuple[tuple[Any, ...], ...] = (
     ),
     (
         caches.export,
-        "Write features as .npz, .csv or .parquet.",
+        "Write features as .npz, .csv, .parquet or .tsv.",
         "cache export cache/mine.h5 features.npz --levels 6,1",
+        "cache export cache/mine.h5 projector/tensors.tsv --levels 1",
     ),
     (caches.prune, "Remove what no pipeline file needs.", "cache prune mine.yaml --delete"),
     (
