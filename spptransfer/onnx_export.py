@@ -33,7 +33,7 @@ from spptransfer.specify import find_backbone
 TOLERANCE = 1e-4
 # Height and width of the images on which both are compared.
 _SHAPES = ((240, 320), (330, 250), (256, 256), (150, 510), (97, 131))
-DECISION_VALUES = "decision_values"
+DECISION_VALUES, PROBABILITIES = "decision_values", "probabilities"
 _ERRORS_ONLY = 3
 
 
@@ -45,11 +45,12 @@ def export_onnx(
     weights_dir: Path | None = None,
     threads: int | None = None,
 ) -> float:
-    """Write a model as one ONNX file, from the pixels of a resized image to decision values.
+    """Write a model as one ONNX file, from the pixels of a resized image to probabilities.
 
     The file holds the network, the pyramid, the normalisation and the classifier. Its inputs are
-    N x H x W x 3 bytes, one for each scale; its metadata say how an image is resized, in words and
-    as a Python program. It is written if it gives what `TransferModel.score` gives for image files
+    N x H x W x 3 bytes, one for each scale, its outputs ``decision_values`` and, of a calibrated
+    model, ``probabilities``, N x classes. Its metadata say how an image is resized, in words and as
+    a Python program. It is written if it gives what `TransferModel.score` gives for image files
     of five shapes. It computes in float32, whatever the model was trained in.
 
     Parameters
@@ -68,7 +69,7 @@ def export_onnx(
     Returns
     -------
     float
-        Largest difference found between decision values, in units of the largest if above 1.
+        Largest difference between outputs, decision values in units of the largest if above 1.
 
     Raises
     ------
@@ -127,10 +128,16 @@ def _content(model: TransferModel, backbone: Backbone) -> bytes:
         inputs[name] = torch.from_numpy(drawn.integers(0, 256, (2, *size, 3), np.uint8))
         sides = {1: f"height{name[6:]}", 2: f"width{name[6:]}"} if full else {}
         free[name] = {0: "images"} | sides
-    free[DECISION_VALUES] = {0: "images"}
+    for name in _outputs(model):
+        free[name] = {0: "images"}
     return Graph(_Classifier(model, backbone), inputs, free).model(
         embedded=True, about=_about(model)
     )
+
+
+def _outputs(model: TransferModel) -> tuple[str, ...]:
+    calibrated = np.isfinite(np.asarray(model.sigmoids)).all()
+    return (DECISION_VALUES, PROBABILITIES) if calibrated else (DECISION_VALUES,)
 
 
 def _renderings(model: TransferModel) -> list[Rendering]:
@@ -153,10 +160,11 @@ def _about(model: TransferModel) -> dict[str, str]:
 
 
 class _Classifier(nn.Module):
-    """From the views of images at each scale, N x H x W x 3 bytes, to decision values."""
+    """From the views of images at each scale, N x H x W x 3 bytes, to all outputs."""
 
     coef: torch.Tensor
     intercept: torch.Tensor
+    sigmoids: torch.Tensor
     mean_: torch.Tensor
     scale_: torch.Tensor
 
@@ -166,14 +174,26 @@ class _Classifier(nn.Module):
         self.pyramid = (
             SpatialPyramidPooling(model.levels, model.spec.pooling) if model.levels else None
         )
-        for name in ("coef", "intercept"):
+        for name in ("coef", "intercept", "sigmoids"):
             self.register_buffer(name, torch.tensor(getattr(model, name), dtype=torch.float32))
         for name, values in model.normalizer.learnt().items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.float64))
         self.eval()
 
-    def forward(self, *views: torch.Tensor) -> torch.Tensor:
-        """Compute N x classes decision values."""
+    def forward(self, *views: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Compute decision values, and probabilities if the model is calibrated."""
+        values = nn.functional.linear(self._rows(views), self.coef, self.intercept)
+        if PROBABILITIES not in _outputs(self.model):
+            return (values,)
+        log_odds = values.double() * self.sigmoids[:, 0] + self.sigmoids[:, 1]
+        if self.model.multi_label:
+            return values, log_odds.sigmoid().float()
+        # As `spptransfer.calibration.probabilities` has it.
+        shared = 2 if len(self.model.classes) == 2 else 1
+        return values, (log_odds / shared).softmax(1).float()
+
+    def _rows(self, views: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Compute normalised features of all layers and scales."""
         of_scales, columns = [self._stored(view) for view in views], []
         for layer in self.model.layers:
             rows = [found[layer] for found in of_scales]
@@ -182,9 +202,7 @@ class _Classifier(nn.Module):
             elif self.model.combine == "max":
                 rows = [torch.stack(rows).amax(0)]
             columns += rows
-        return nn.functional.linear(
-            self._normalized(torch.cat(columns, 1)), self.coef, self.intercept
-        )
+        return self._normalized(torch.cat(columns, 1))
 
     def _stored(self, view: torch.Tensor) -> dict[str, torch.Tensor]:
         """Compute the features of a view as a cache has them, by layer."""
@@ -254,13 +272,15 @@ def _largest_difference(
         if values is None:
             raise _refusal(model, f"fails on an image of {height} x {width} pixels: {error}")
         with _refusing(model):
-            found = classify_onnx.classify(session, str(path))[DECISION_VALUES]
-        difference = float(np.abs(found - values).max() / max(1.0, np.abs(values).max()))
-        if not difference <= TOLERANCE:
-            raise _refusal(
-                model,
-                f"gives other decision values there for {height} x {width} pixels (they differ by "
-                f"{difference:.1g}; allowed {TOLERANCE:.0e})",
-            )
-        largest = max(largest, difference)
+            found = classify_onnx.classify(session, str(path))
+        known = {DECISION_VALUES: values, PROBABILITIES: model.probabilities(values[None])[0]}
+        for name, each in found.items():
+            difference = float(np.abs(each - known[name]).max() / max(1.0, np.abs(each).max()))
+            if not difference <= TOLERANCE:
+                raise _refusal(
+                    model,
+                    f"gives other {name.replace('_', ' ')} there for {height} x {width} pixels "
+                    f"(they differ by {difference:.1g}; allowed {TOLERANCE:.0e})",
+                )
+            largest = max(largest, difference)
     return largest

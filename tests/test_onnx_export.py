@@ -51,6 +51,8 @@ def drawn_model(
     scales=(64,),
     combine="concat",
     normalize=("l2",),
+    sigmoids=None,
+    multi_label=False,
     **spec,
 ) -> TransferModel:
     """A model with classifiers from a generator."""
@@ -74,7 +76,8 @@ def drawn_model(
         coef=draw.normal(size=(4, selection.width)).astype(np.float32),
         intercept=draw.normal(size=4).astype(np.float32),
         classes=("ant", "bee", "çat", "dog"),
-        multi_label=False,
+        multi_label=multi_label,
+        sigmoids=sigmoids,
         C=1.0,
         protocol="drawn",
         probe=probe(ref.load(wanted.layers), wanted.layers),
@@ -146,6 +149,17 @@ def test_the_file_alone_gives_what_the_model_gives_for_image_files(settings, pho
     assert largest < 1e-4
     assert np.abs(found - expected).max() < 1e-4 * max(1, np.abs(expected).max())
     assert expected.std(axis=0).min() > 1e-3
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_a_calibrated_model_gives_probabilities_too(multi_label, photos, tmp_path):
+    sigmoids = np.array([[2, 0.1], [1, -1], [3, 0], [1.5, 0.5]], np.float32)
+    model = drawn_model(sigmoids=sigmoids, multi_label=multi_label)
+    export_onnx(model, tmp_path / "model.onnx", threads=2)
+    found = scores_alone(tmp_path / "model.onnx", photos[:4])
+    expected = model.probabilities(expected_of(model, photos[:4]))
+    assert list(found) == ["decision_values", "probabilities"]
+    np.testing.assert_allclose(found["probabilities"], expected, atol=1e-4)
 
 
 @pytest.mark.slow

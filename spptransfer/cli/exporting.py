@@ -45,8 +45,8 @@ def export(
     )
     size = human_bytes(onnx.stat().st_size)
     output.say(
-        f"{short_path(onnx)} ({size}): {plural(len(loaded.classes), 'class', 'classes')}; decision "
-        f"values of images of 5 shapes are the model's within {difference:.1g}"
+        f"{short_path(onnx)} ({size}): {plural(len(loaded.classes), 'class', 'classes')}; outputs "
+        f"for images of 5 shapes are the model's within {difference:.1g}"
     )
     if loaded.spec.precision != "float32":
         output.say(f"  it computes in float32; the model was trained in {loaded.spec.precision}")

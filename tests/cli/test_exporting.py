@@ -12,7 +12,7 @@ def test_export_writes_the_latest_run_s_model_and_tells_how_near_it_is(cli, fini
     told = done.json
     assert (told["status"], told["file"]) == ("ok", str(file))
     assert told["largest_difference"] < 1e-4
-    assert "3 classes; decision values of images of 5 shapes are the model's within" in done.err
+    assert "3 classes; outputs for images of 5 shapes are the model's within" in done.err
     about = onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
     assert json.loads(about["classes"]) == ["bee", "cat", "dog"]
 
