@@ -50,8 +50,9 @@ def export_onnx(
     The file holds the network, the pyramid, the normalisation and the classifier. Its inputs are
     N x H x W x 3 bytes, one for each scale, its outputs ``decision_values`` and, of a calibrated
     model, ``probabilities``, N x classes. Its metadata say how an image is resized, in words and as
-    a Python program. It is written if it gives what `TransferModel.score` gives for image files
-    of five shapes. It computes in float32, whatever the model was trained in.
+    a Python program. It is written if it gives what `TransferModel.score` gives for image
+    files of five shapes. Both are computed in float32 for that, as the file always is, whatever
+    the model was trained in.
 
     Parameters
     ----------

@@ -49,7 +49,8 @@ def export(
         f"for images of 5 shapes are the model's within {difference:.1g}"
     )
     if loaded.spec.precision != "float32":
-        output.say(f"  it computes in float32; the model was trained in {loaded.spec.precision}")
+        precision = loaded.spec.precision
+        output.say(f"  compared in float32; `predict` computes this model in {precision}")
     return output.finish(
         model=str(model.resolve()), file=str(onnx.resolve()), largest_difference=difference
     )
