@@ -164,7 +164,7 @@ class TimmBackbone(nn.Module):
         if last.dim() == 3:  # tokens: those of the class and registers come before the patches
             rows = math.ceil(images.shape[2] / model.feature_info[-1]["reduction"])
             patches = last[:, getattr(model, "num_prefix_tokens", 0) :]
-            maps = patches.mT.unflatten(2, (rows, -1))
+            maps = patches.transpose(1, 2).unflatten(2, (rows, -1))
         elif getattr(model, "output_fmt", "NCHW") == "NHWC":
             maps = last.permute(0, 3, 1, 2)
         return maps

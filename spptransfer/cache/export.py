@@ -1,10 +1,11 @@
-"""Features for other programs: as .npz, CSV or Parquet."""
+"""Features for other programs: as .npz, CSV, Parquet, or for TensorBoard's projector."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import importlib.util
+import json
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,9 +16,11 @@ import numpy.typing as npt
 
 from spptransfer.cache.reading import Combine, FeatureCache, FeatureView, feature_names
 from spptransfer.errors import CacheError, ConfigError
-from spptransfer.files import atomic_write
+from spptransfer.files import atomic_write, write_text
 
-FORMATS = (".npz", ".csv", ".parquet")
+FORMATS = (".npz", ".csv", ".parquet", ".tsv")
+# What the projector looks for beside tensors, by names of its own.
+_METADATA, _CONFIG = "metadata.tsv", "projector_config.pbtxt"
 
 _ROWS = 256
 
@@ -35,9 +38,15 @@ def export(
     combine: Combine = "concat",
     layers: Sequence[str] | None = None,
 ) -> int:
-    """Write chosen features with ids and labels to a file of another kind."""
+    """Write chosen features with ids and labels to a file of another kind.
+
+    Beside a ``.tsv`` of features alone, for TensorBoard's projector, come ``metadata.tsv`` with ids
+    and labels, and ``projector_config.pbtxt``.
+    """
     if path.suffix not in FORMATS:
         raise ConfigError(f"export: '{path.name}' must end in one of {', '.join(FORMATS)}")
+    if path.name == _METADATA:
+        raise ConfigError(f"export: '{_METADATA}' holds ids and labels; name the file tensors.tsv")
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ConfigError("export to .parquet needs pyarrow: pip install pyarrow")
     chosen = cache.ids if ids is None else list(ids)
@@ -59,8 +68,10 @@ def export(
             elif labels is not None:
                 columns = zip(cache.classes, labels.T.tolist(), strict=True)
                 texts |= {f"label_{name}": column for name, column in columns}
-            write = _write_csv if path.suffix == ".csv" else _write_parquet
-            write(temporary, view, names, texts)
+            writers = {".csv": _write_csv, ".parquet": _write_parquet, ".tsv": _write_tensors}
+            writers[path.suffix](temporary, view, names, texts)
+            if path.suffix == ".tsv":
+                _describe_tensors(path, texts)
     return len(chosen)
 
 
@@ -111,6 +122,36 @@ def _write_parquet(path: Path, view: FeatureView, names: Sequence[str], texts: T
             if writer is None:
                 writer = stack.enter_context(parquet.ParquetWriter(path, block.schema))
             writer.write_table(block)
+
+
+def _write_tensors(path: Path, view: FeatureView, _: Sequence[str], __: Texts) -> None:
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        for _run, rows in _blocks(view):
+            file.writelines("\t".join(map(str, row)) + "\n" for row in rows)
+
+
+def _describe_tensors(tensors: Path, texts: Texts) -> None:
+    """Write what belongs to tensors in the projector; one column alone has no header there."""
+    lines = [list(texts)] if len(texts) > 1 else []
+    lines += map(list, zip(*texts.values(), strict=True))
+    metadata = ["\t".join(map(_on_one_line, line)) + "\n" for line in lines]
+    write_text(tensors.with_name(_METADATA), "".join(metadata))
+    fields = {"name": tensors.stem, "path": tensors.name}
+    config = [f"  tensor_{field}: {json.dumps(value)}\n" for field, value in fields.items()]
+    config.append(f'  metadata_path: "{_METADATA}"\n')
+    write_text(tensors.with_name(_CONFIG), "".join(["embeddings {\n", *config, "}\n"]))
+
+
+def _on_one_line(value: Any) -> str:
+    r"""Write what would end a cell or a line as escapes.
+
+    Examples
+    --------
+    >>> _on_one_line("a\tb"), _on_one_line(-1)
+    ('a\\tb', '-1')
+    """
+    escaped = str(value).translate({9: "\\t", 10: "\\n", 13: "\\r"})
+    return str(_in_utf8(escaped))
 
 
 def _in_utf8(value: Any) -> Any:

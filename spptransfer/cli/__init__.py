@@ -15,7 +15,15 @@ import typer
 from typer.core import TyperGroup
 
 from spptransfer._version import __version__
-from spptransfer.cli import caches, combining, detecting, pipelines, predicting, pretraining
+from spptransfer.cli import (
+    caches,
+    combining,
+    detecting,
+    exporting,
+    pipelines,
+    predicting,
+    pretraining,
+)
 from spptransfer.cli.options import DONE, INCOMPLETE, Output, add_command, logged, on_one_line
 from spptransfer.cli.process import checked_streams, terminable
 from spptransfer.errors import ConfigError, OutputError, SPPTransferError, suggestion
@@ -73,6 +81,11 @@ COMMANDS: tuple[tuple[Any, ...], ...] = (
         "predict runs path/to/new/images",
         "predict runs/mine-20261122-172418 a.jpg b.jpg --json",
         "predict runs photos --format csv --output scores.csv",
+    ),
+    (
+        exporting.export,
+        "Write a saved model as one ONNX file.",
+        "export runs --onnx classifier.onnx",
     ),
     (
         pipelines.report,
@@ -138,8 +151,9 @@ CACHE_COMMANDS: tuple[tuple[Any, ...], ...] = (
     ),
     (
         caches.export,
-        "Write features as .npz, .csv or .parquet.",
+        "Write features as .npz, .csv, .parquet or .tsv.",
         "cache export cache/mine.h5 features.npz --levels 6,1",
+        "cache export cache/mine.h5 projector/tensors.tsv --levels 1",
     ),
     (caches.prune, "Remove what no pipeline file needs.", "cache prune mine.yaml --delete"),
     (

@@ -160,7 +160,10 @@ def _tell_problems(problems: Sequence[Any], cache: Path, output: Output) -> None
 def export(
     cache: CacheFile,
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="What to write: .npz, .csv or .parquet.")
+        Path,
+        typer.Argument(
+            metavar="FILE", help="What to write: .npz, .csv, .parquet, or .tsv for TensorBoard."
+        ),
     ],
     output: Output,
     ids: Annotated[

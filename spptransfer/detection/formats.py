@@ -1,10 +1,11 @@
 """Detections as files that other programs read: the VOC devkit, COCO's code, labelling tools.
 
-Every function takes the ids of the images that were searched, at the positions that the
-detections give, and returns the files it wrote. An image's file lies below the output folder
-under the image's id, whose sub-folders are kept; what in an id would lead out of the folder
-(a root, a drive, ``..``) is left out. A name that cannot be written in a format is a
-`ConfigError`, told before anything is written; a file that cannot be written is a `CacheError`.
+And the scores that classifiers give images, for the devkit. Every function takes the ids of the
+images that were searched, at the positions that the detections (or the rows of the scores) give,
+and returns the files it wrote. An image's file lies below the output folder under the image's id,
+whose sub-folders are kept; what in an id would lead out of the folder (a root, a drive, ``..``) is
+left out. A name that cannot be written in a format is a `ConfigError`, told before anything is
+written; a file that cannot be written is a `CacheError`.
 """
 
 from __future__ import annotations
@@ -52,12 +53,7 @@ def write_voc_results(
     A line is ``image score xmin ymin xmax ymax``, in pixels from 1 to the image's sides; scores
     fall.
     """
-    for name in (*classes, split):
-        if re.search(r"[/\\]", name) or _RESERVED.search(name):
-            raise ConfigError(f"{name!r} cannot be part of the devkit's name of a file")
-    for id in ids:
-        if len(id.split()) != 1:
-            raise ConfigError(f"the devkit's lines cannot hold an id with a space: {id!r}")
+    _check_devkit_names(ids, classes, split)
     make_folder(folder)
     order = np.argsort(-detections.scores, kind="stable")
     written = []
@@ -71,6 +67,36 @@ def write_voc_results(
         written.append(folder / f"comp3_det_{split}_{name}.txt")
         write_text(written[-1], "".join(lines))
     return written
+
+
+def write_voc_scores(
+    folder: Path,
+    scores: npt.NDArray[np.floating],
+    ids: Sequence[str],
+    classes: Sequence[str],
+    split: str,
+) -> list[Path]:
+    """Write the devkit's results of classification, ``comp1_cls_<split>_<class>.txt`` for each.
+
+    A line is ``image score``; `scores` are n_images x n_classes.
+    """
+    _check_devkit_names(ids, classes, split)
+    make_folder(folder)
+    written = []
+    for name, column in zip(classes, scores.T.tolist(), strict=True):
+        lines = [f"{id} {score:.9g}\n" for id, score in zip(ids, column, strict=True)]
+        written.append(folder / f"comp1_cls_{split}_{name}.txt")
+        write_text(written[-1], "".join(lines))
+    return written
+
+
+def _check_devkit_names(ids: Sequence[str], classes: Sequence[str], split: str) -> None:
+    for name in (*classes, split):
+        if re.search(r"[/\\]", name) or _RESERVED.search(name):
+            raise ConfigError(f"{name!r} cannot be part of the devkit's name of a file")
+    for id in ids:
+        if len(id.split()) != 1:
+            raise ConfigError(f"the devkit's lines cannot hold an id with a space: {id!r}")
 
 
 def write_coco_results(

@@ -27,7 +27,8 @@ from spptransfer._version import __version__
 from spptransfer.cache import FeatureCache
 from spptransfer.calibration import CALIBRATION_ERROR, confidences, reliability
 from spptransfer.datasets import Dataset
-from spptransfer.errors import CacheError
+from spptransfer.detection.formats import write_voc_scores
+from spptransfer.errors import CacheError, ConfigError
 from spptransfer.experiment.preparation import Experiment, plain_name
 from spptransfer.extraction import Extraction
 from spptransfer.files import atomic_write, make_folder, os_errors_as_cache_error, write_text
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 FORMAT = "spptransfer-results"
 FORMAT_VERSION = 1
 RESULTS, MODEL, REPORT = "results.json", "model.safetensors", "report.html"
+# The protocols whose results the VOC devkit reads.
+DEVKIT = ("voc2007", "voc2007-vissl")
 _LIBRARIES = ("torch", "numpy", "scikit-learn", "h5py", "pillow")
 _SHOWN_PAIRS = 20
 
@@ -167,10 +170,20 @@ def write_run(folder: Path, facts: RunFacts, notes: Mapping[str, Any]) -> dict[s
         splits = [result.split for result in found]
         write_splits(folder / "splits.json", splits, description=described)
     write_predictions(folder / "predictions.npz", found)
+    if experiment.protocol.name in DEVKIT:
+        _write_for_devkit(folder / "devkit", experiment, found[0])
     results = {**describe_run(facts, trained, described), **notes}
     # The last of them: a folder that has it is a complete run.
     write_text(folder / RESULTS, json.dumps(results, indent=1))
     return results
+
+
+def _write_for_devkit(folder: Path, experiment: Experiment, result: SplitResult) -> None:
+    names = (result.split.test, experiment.counted.classes, experiment.settings["test"])
+    try:
+        write_voc_scores(folder, result.scores, *names)
+    except ConfigError as error:  # no reason to lose what was trained
+        logger.warning("no files for the devkit: %s", error)
 
 
 def _write_model(path: Path, experiment: Experiment, trained: SplitResult, described: str) -> None:

@@ -75,12 +75,14 @@ class SpatialPyramidPooling(nn.Module):
         """
         if maps.dim() != 4 or min(maps.shape[2:]) < 1:
             raise ValueError(f"maps must be N x C x H x W with H, W >= 1, got {tuple(maps.shape)}")
-        if maps.device.type == "cpu":  # where torch pools several times as fast from this order
+        exported = torch.onnx.is_in_onnx_export()
+        if maps.device.type == "cpu" and not exported:  # torch pools several times as fast so
             maps = maps.contiguous(memory_format=torch.channels_last)
         grids: dict[int, torch.Tensor] = {}
         for level in sorted(self.levels, reverse=True):
             finer = source_level(level, list(grids), self.pooling)
-            grids[level] = self._pool(maps if finer is None else grids[finer], level)
+            pool = self._pool_by_slices if exported else self._pool
+            grids[level] = pool(maps if finer is None else grids[finer], level)
         return torch.cat([grids[level].flatten(1) for level in self.levels], dim=1)
 
     def _pool(self, maps: torch.Tensor, level: int) -> torch.Tensor:
@@ -88,6 +90,18 @@ class SpatialPyramidPooling(nn.Module):
             return functional.adaptive_avg_pool2d(maps, level)
         # Torch cuts adaptive windows by the same floor/ceil rule.
         return functional.adaptive_max_pool2d(maps, level)
+
+    def _pool_by_slices(self, maps: torch.Tensor, level: int) -> torch.Tensor:
+        """Pool in operators that ONNX has for maps of any size, along one side, then the other."""
+        for axis in (2, 3):
+            side = maps.shape[axis]  # in an export no number, but what the map's will be
+            bins = []
+            for i in range(level):
+                start, stop = i * side // level, ((i + 1) * side + level - 1) // level
+                cells = maps[:, :, start:stop] if axis == 2 else maps[..., start:stop]
+                bins.append(cells.amax(axis) if self.pooling == "max" else cells.mean(axis))
+            maps = torch.stack(bins, axis)
+        return maps
 
     def extra_repr(self) -> str:
         """Show levels and pooling in the module's repr."""

@@ -1,7 +1,7 @@
-"""A backbone's trunk as an ONNX graph, which the runtimes besides torch compile.
+"""A network as an ONNX graph; a backbone's trunk as one that the runtimes besides torch compile.
 
-Torch's exporter follows the trunk on noise, in this process and without a file. What it wrote down
-is trusted where the runtime agrees with torch on images of two sizes.
+Torch's exporter follows the network on noise, in this process and without a file. What it wrote
+down of a trunk is trusted where the runtime agrees with torch on images of two sizes.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ _OPSET = 17
 PIXELS = "pixels"
 _exporting = threading.Lock()
 
+# Names of the axes that can be of any length, by input and output.
+FreeAxes = Mapping[str, Mapping[int, str]]
 # From N x H x W x 3 bytes to the outputs of a graph, in their order.
 Run = Callable[[npt.NDArray[np.uint8]], Sequence[npt.NDArray[np.float32]]]
 
@@ -64,7 +66,7 @@ class CompiledNetwork:
     ) -> None:
         self._runtime, self._backbone, self._precision = runtime, backbone, precision
         self._compile = compile
-        self._compiled: dict[tuple[str, ...], tuple[Graph, Run]] = {}
+        self._compiled: dict[tuple[str, ...], tuple[Mapping[str, str], Run]] = {}
         self._lock = threading.Lock()
         self._compiled_for(tuple(layers))
 
@@ -72,32 +74,33 @@ class CompiledNetwork:
         """Compute the maps that some layers are made of, in one pass."""
         return _run(*self._compiled_for(tuple(layers)), pixels)
 
-    def _compiled_for(self, layers: tuple[str, ...]) -> tuple[Graph, Run]:
+    def _compiled_for(self, layers: tuple[str, ...]) -> tuple[Mapping[str, str], Run]:
         with self._lock:
             if layers not in self._compiled:
                 self._compiled[layers] = self._checked(layers)
             return self._compiled[layers]
 
-    def _checked(self, layers: Sequence[str]) -> tuple[Graph, Run]:
+    def _checked(self, layers: Sequence[str]) -> tuple[Mapping[str, str], Run]:
         """Compile the graph of some layers, and compare it with torch on noisy images."""
         if not getattr(self._backbone, "is_convolutional", True):  # an export takes many seconds
             raise self._refusal(f"is for convolutions, and '{self._backbone.info.name}' attends")
         one, several = map(torch.from_numpy, self._probes())
-        trunk = _Trunk(self._backbone, layers)
+        trunk = Trunk(self._backbone, layers)
         names = self._outputs(trunk, one)
+        free = {PIXELS: {0: "images", 1: "height", 2: "width"}}
+        for output in names.values():
+            free[output] = {0: "images", 2: f"{output}_rows", 3: f"{output}_columns"}
         try:
-            graph = Graph(trunk, several, names)
-            run = self._compile(graph)
-            found = [(pixels, _run(graph, run, pixels)) for pixels in (one, several)]
+            run = self._compile(Graph(trunk, {PIXELS: several}, free))
+            found = [(pixels, _run(names, run, pixels)) for pixels in (one, several)]
         except MemoryError:
             raise
         except Exception as error:  # whatever users' classes, the exporter and runtimes raise
-            cause = error.__cause__ or error  # a module's own words, if it is one's that fails
-            why = (str(cause).strip() or type(cause).__name__).splitlines()[0][:200]
+            why = reason_of(error)
             raise self._refusal(f"cannot compute '{self._backbone.info.name}' ({why})") from error
         for pixels, maps in found:
             self._check(maps, pixels)
-        return graph, run
+        return names, run
 
     def _probes(self) -> list[npt.NDArray[np.uint8]]:
         """Draw noise of two sizes, neither of them a round number."""
@@ -109,7 +112,7 @@ class CompiledNetwork:
             for n, h, w in shapes
         ]
 
-    def _outputs(self, trunk: _Trunk, pixels: torch.Tensor) -> dict[str, str]:
+    def _outputs(self, trunk: Trunk, pixels: torch.Tensor) -> dict[str, str]:
         """Name what layers put out; refuse what depends on numbers, and those that may overflow."""
         watch, name = _Watch(), self._backbone.info.name
         with one_thread(), torch.no_grad(), watch:
@@ -144,15 +147,22 @@ class CompiledNetwork:
         return ConfigError(f"runtime '{self._runtime}' {why}; use runtime 'torch'")
 
 
-def _run(graph: Graph, run: Run, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+def reason_of(error: Exception) -> str:
+    """Say in one line what an exporter or a runtime has against a network."""
+    cause = error.__cause__ or error  # a module's own words, if it is one's that fails
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0][:200]
+
+
+def _run(names: Mapping[str, str], run: Run, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
     try:
         found = run(pixels.contiguous().numpy())
     except Exception as error:
         if any(words in str(error).lower() for words in _OUT_OF_MEMORY):
             raise MemoryError(str(error)) from error
         raise
-    values = dict(zip(graph.outputs, map(torch.from_numpy, found), strict=True))
-    return {layer: values[name] for layer, name in graph.layers.items()}
+    outputs = dict.fromkeys(names.values())
+    values = dict(zip(outputs, map(torch.from_numpy, found), strict=True))
+    return {layer: values[name] for layer, name in names.items()}
 
 
 def _distance(found: Mapping[str, torch.Tensor], exact: Mapping[str, torch.Tensor]) -> float:
@@ -187,7 +197,7 @@ class _Watch(TorchFunctionMode):
         return found
 
 
-class _Trunk(nn.Module):
+class Trunk(nn.Module):
     """From N x H x W x 3 bytes to some layers of a backbone."""
 
     shift: torch.Tensor
@@ -202,6 +212,7 @@ class _Trunk(nn.Module):
         self.eval()
 
     def maps(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Compute the maps that the layers are made of, by layer."""
         # Bytes are turned around, since there is less of them than of numbers.
         images = (pixels.permute(0, 3, 1, 2).float() - self.shift) / self.span
         return self.backbone.maps_of(images.contiguous(), self.layers)
@@ -212,26 +223,34 @@ class _Trunk(nn.Module):
 
 
 class Graph:
-    """A trunk in ONNX's operators, with its constants beside it."""
+    """A network in ONNX's operators, with its constants beside it.
 
-    def __init__(self, trunk: _Trunk, pixels: torch.Tensor, layers: Mapping[str, str]) -> None:
-        self.layers = layers
-        self.outputs = list(dict.fromkeys(layers.values()))
-        self._model = _exported(trunk, pixels, self.outputs)
-        graph, state = self._model.graph, trunk.state_dict()
+    The exporter follows it on `inputs`, by name. `free` has these and then the outputs, in order.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        inputs: Mapping[str, torch.Tensor],
+        free: FreeAxes,
+    ) -> None:
+        self.outputs = [name for name in free if name not in inputs]
+        self._model = _exported(network, inputs, free, self.outputs)
+        graph, state, given = self._model.graph, network.state_dict(), len(inputs)
         for node in graph.node:
             _round_down(node)
         # Not copied where it lies as it should: the same memory serves torch.
         self.constants: dict[str, npt.NDArray[Any]] = {
-            given.name: np.ascontiguousarray(state[given.name]).reshape(state[given.name].shape)
-            for given in graph.input[1:]
+            each.name: np.ascontiguousarray(state[each.name]).reshape(state[each.name].shape)
+            for each in graph.input[given:]
         }
-        del graph.input[1:]
+        del graph.input[given:]
 
-    def model(self, *, embedded: bool) -> bytes:
+    def model(self, *, embedded: bool, about: Mapping[str, str] | None = None) -> bytes:
         """Serialise the graph, its constants in it or to be handed over beside it."""
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
+        onnx.helper.set_model_props(model, dict(about or {}))
         for name, numbers in self.constants.items():
             kind = onnx.helper.np_dtype_to_tensor_dtype(numbers.dtype)
             tensor = model.graph.initializer.add(name=name, data_type=kind, dims=numbers.shape)
@@ -243,24 +262,28 @@ class Graph:
         return bytes(model.SerializeToString())
 
 
-def _exported(trunk: _Trunk, pixels: torch.Tensor, outputs: Sequence[str]) -> onnx.ModelProto:
-    """Have torch write down what a trunk does with images of any size, without its constants."""
+def _exported(
+    network: nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    free: FreeAxes,
+    outputs: Sequence[str],
+) -> onnx.ModelProto:
+    """Have torch write down what a network does with inputs of any size, without its constants."""
     cached = torch.is_autocast_cache_enabled()
     written: Any = io.BytesIO()  # which is not among the types that torch declares
-    free = {PIXELS: [0, 1, 2]} | {name: [0, 2, 3] for name in outputs}
     # The exporter's state is the process's, tracing itself is this thread's alone.
     with _exporting, warnings.catch_warnings(record=True), one_thread(), torch.no_grad():
         warnings.simplefilter("ignore")  # what they say of sizes is found out by comparison
         try:
             torch.onnx.export(
-                trunk,
-                (pixels,),
+                network,
+                tuple(inputs.values()),
                 written,
                 dynamo=False,
                 opset_version=_OPSET,
                 export_params=False,
                 do_constant_folding=False,  # would make new constants; runtimes do it themselves
-                input_names=[PIXELS],
+                input_names=list(inputs),
                 output_names=outputs,
                 dynamic_axes=free,
                 # What it has no operator for is left as it is: otherwise it prints the whole graph.

@@ -59,6 +59,30 @@ def test_parquet_holds_what_the_matrix_holds(cache, tmp_path):
     np.testing.assert_array_equal(stored, cache.matrix())
 
 
+def test_tensors_for_the_projector_come_with_metadata_and_its_configuration(cache, tmp_path):
+    assert export(cache, tmp_path / "tensors.tsv", levels=[1]) == 9
+    read = np.loadtxt(tmp_path / "tensors.tsv", dtype=np.float32, delimiter="\t")
+    np.testing.assert_array_equal(read, cache.matrix(levels=[1]))
+    header, *lines = (tmp_path / "metadata.tsv").read_text().splitlines()
+    assert header == "id\tlabel"
+    expected = zip(cache.ids, cache.labels().tolist(), strict=True)
+    assert [tuple(line.split("\t")) for line in lines] == list(expected)
+    config = (tmp_path / "projector_config.pbtxt").read_text()
+    assert 'tensor_path: "tensors.tsv"' in config
+    assert 'metadata_path: "metadata.tsv"' in config
+    assert len(list(tmp_path.iterdir())) == 4
+    with pytest.raises(ConfigError, match=r"name the file tensors\.tsv"):
+        export(cache, tmp_path / "metadata.tsv")
+
+
+def test_metadata_of_ids_alone_have_no_header_and_stay_on_one_line_each(tmp_path):
+    ids = ["a\tb.jpg", "two\nlines.jpg", "\udcff.jpg"]
+    make_cache(tmp_path / "a.h5", ids=ids, labels=None)
+    export(FeatureCache.open(tmp_path / "a.h5"), tmp_path / "tensors.tsv")
+    lines = (tmp_path / "metadata.tsv").read_text("utf-8").splitlines()
+    assert sorted(lines) == sorted(["a\\tb.jpg", "two\\nlines.jpg", "\\udcff.jpg"])
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".csv", ".parquet"])
 def test_ids_and_classes_of_any_kind_are_exported(tmp_path, suffix):
     if suffix == ".parquet":

@@ -20,6 +20,7 @@ from spptransfer.detection.formats import (
     write_coco_results,
     write_voc_annotations,
     write_voc_results,
+    write_voc_scores,
     write_yolo,
 )
 from spptransfer.errors import CacheError, ConfigError
@@ -66,6 +67,20 @@ def test_the_devkits_files_hold_pixels_from_one_on_by_falling_score(tmp_path):
 def test_a_class_that_was_never_found_has_an_empty_file(tmp_path):
     files = write_voc_results(tmp_path, Detections.empty(), IDS, CLASSES, "test")
     assert [file.read_text() for file in files] == ["", "", ""]
+
+
+def test_the_devkits_files_of_classification_hold_every_images_score(tmp_path):
+    scores = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
+    ids = ["000007", "000005", "x"]
+    written = write_voc_scores(tmp_path / "devkit", scores, ids, CLASSES, "test")
+    assert [path.name for path in written] == [f"comp1_cls_test_{name}.txt" for name in CLASSES]
+    for path, column in zip(written, scores.T, strict=True):
+        read = [line.split() for line in path.read_text().splitlines()]
+        assert [id for id, _ in read] == ids
+        np.testing.assert_array_equal(np.array([score for _, score in read], np.float32), column)
+    with pytest.raises(ConfigError, match="cannot hold an id with a space"):
+        write_voc_scores(tmp_path / "other", scores, ["a b", "c", "d"], CLASSES, "test")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("name", ["a/b", "..\\c", "d:e", "nul\0"])

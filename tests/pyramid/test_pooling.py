@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from spptransfer.errors import ConfigError
 from spptransfer.pyramid import SpatialPyramidPooling, derive_level, determining_levels
+from spptransfer.runtimes.graph import Graph
 
 
 def brute_force(maps, levels, reduce):
@@ -122,3 +125,16 @@ def test_repr_shows_the_pyramid():
 
 def test_the_layer_scripts_into_a_state_dict_without_parameters():
     assert SpatialPyramidPooling().state_dict() == {}
+
+
+@pytest.mark.parametrize("pooling", ["max", "mean"])
+def test_an_exported_pyramid_pools_maps_of_any_size(pooling):
+    layer = SpatialPyramidPooling([4, 6, 3, 1], pooling).eval()
+    free = {"maps": {0: "n", 2: "rows", 3: "columns"}, "vectors": {0: "n"}}
+    content = Graph(layer, {"maps": torch.zeros(2, 3, 9, 12)}, free).model(embedded=True)
+    session = onnxruntime.InferenceSession(content)
+    for n, height, width in itertools.product((1, 2), (1, 2, 5, 13, 36), (1, 4, 7, 24)):
+        maps = torch.randn(n, 3, height, width)
+        (found,) = session.run(None, {"maps": maps.numpy()})
+        tolerance = 0 if pooling == "max" else 1e-6  # a maximum is exact
+        np.testing.assert_allclose(found, layer(maps).numpy(), atol=tolerance, rtol=0)
