@@ -17,7 +17,7 @@ from scipy.special import expit
 from spptransfer.backbones import BackboneRef
 from spptransfer.backbones.probe import PROBE_NUMBERS, Probe
 from spptransfer.datasets.annotations import Objects
-from spptransfer.detection.boxes import Boxes, areas, suppress
+from spptransfer.detection.boxes import Boxes
 from spptransfer.detection.detections import Detections
 from spptransfer.detection.features import WindowFeatures
 from spptransfer.detection.fitting import (
@@ -28,9 +28,9 @@ from spptransfer.detection.fitting import (
 )
 from spptransfer.detection.objectness import Objectness
 from spptransfer.detection.proposer import Proposer
-from spptransfer.detection.regression import decode_boxes
+from spptransfer.detection.selection import select_detections
 from spptransfer.detection.settings import DetectionSection
-from spptransfer.detection.training import Plan, Trained, suppressed
+from spptransfer.detection.training import Plan, Trained
 from spptransfer.errors import ConfigError, ImageError, ModelError, SPPTransferError
 from spptransfer.extraction.maps import FeatureMaps, MapExtractor
 from spptransfer.extraction.reading import Source
@@ -184,7 +184,7 @@ class TransferDetector:
         return probability
 
     def detect_windows(self, maps: Sequence[FeatureMaps], boxes: Boxes) -> Detections:
-        """Score windows of an image, thin them out, and move them towards objects.
+        """Score windows of an image, move them towards objects, and select detections.
 
         Parameters
         ----------
@@ -198,29 +198,10 @@ class TransferDetector:
         Detections
             By falling score; `images` are 0.
         """
-        features = self.features
-        scores = features.score(maps, boxes, self.normalizer, self.coef, self.intercept)
-        kept = [suppressed(boxes, column, self.settings)[1] for column in scores.T]
-        places = [boxes[rows] for rows in kept]
-        values = [column[rows] for column, rows in zip(scores.T, kept, strict=True)]
-        if self.box_coef.size:
-            once, back = np.unique(np.concatenate(kept), return_inverse=True)
-            rows = self.normalizer.transform(features.compute(maps, boxes[once]))
-            # Of all classes in one product: to gather the rows of each costs more.
-            of_all = rows @ self.box_coef.reshape(-1, features.width).T
-            changes = of_all.reshape(len(rows), -1, 4) + self.box_intercept
-            height, width = maps[0].size
-            for label, mine in enumerate(np.split(back, np.cumsum(list(map(len, kept)))[:-1])):
-                moved = decode_boxes(places[label], changes[mine, label], (width, height))
-                stay = suppress(moved, values[label], self.settings.nms)
-                stay = stay[areas(moved[stay]) > 0]  # others left the image
-                places[label], values[label] = moved[stay], values[label][stay]
-        labels = np.repeat(np.arange(len(kept), dtype=np.int32), list(map(len, values)))
-        together = np.concatenate(values)
-        order = np.argsort(-together, kind="stable")
-        images = np.zeros(len(order), np.intp)
-        corners = np.concatenate(places)[order].astype(np.float64)
-        return Detections(images, corners, labels[order], together[order])
+        models = (self.coef, self.intercept), (self.box_coef, self.box_intercept)
+        scores, changes = self.features.score(maps, boxes, self.normalizer, *models)
+        size = (maps[0].size[1], maps[0].size[0])
+        return select_detections(boxes, scores, changes, size, self.settings)
 
     def detect(
         self,

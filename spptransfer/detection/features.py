@@ -14,6 +14,8 @@ from spptransfer.extraction.maps import FeatureMaps
 from spptransfer.normalization import PyramidNormalizer
 from spptransfer.pyramid import count_bins
 
+Linear = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+
 # The side of a window at which networks were trained, in pixels (He et al., section 4.1).
 TRAINED_SIDE = 224
 # Windows at a time where features are only looked at: of 16,000 numbers they are 128 MB.
@@ -90,21 +92,43 @@ class WindowFeatures:
         maps: Sequence[FeatureMaps],
         boxes: Boxes,
         normalizer: PyramidNormalizer,
-        coef: npt.NDArray[np.float32],
-        intercept: npt.NDArray[np.float32],
-    ) -> npt.NDArray[np.float32]:
-        """Return the decision values of many windows, n x n_models, in bounded memory."""
-        scores = np.empty((len(boxes), len(coef)), np.float32)
+        svms: Linear,
+        regression: Linear,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Compute decision values and box regression of many windows, in bounded memory.
+
+        Parameters
+        ----------
+        maps, boxes
+            As in `compute`.
+        normalizer : PyramidNormalizer
+            Fitted.
+        svms : (ndarray of shape (n_models, width), ndarray of shape (n_models,))
+            Weights and biases.
+        regression : (ndarray of shape (n_classes, 4, width), ndarray of shape (n_classes, 4))
+            Weights and biases; of no class where nothing is regressed.
+
+        Returns
+        -------
+        ndarray of float32, shape (n, n_models)
+            Decision values.
+        ndarray of float32, shape (n, n_classes, 4)
+            What `decode_boxes` takes.
+        """
+        coef = np.concatenate([svms[0], regression[0].reshape(-1, self.width)])
+        intercept = np.concatenate([svms[1], regression[1].ravel()])
+        values = np.empty((len(boxes), len(coef)), np.float32)
         for start in range(0, len(boxes), _CHUNK):
             part = slice(start, start + _CHUNK)
             rows = self.compute(maps, boxes[part])
             if tuple(normalizer.steps) == ("l2",):  # products are divided, not all numbers
                 lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
-                scores[part] = rows @ coef.T / np.maximum(lengths, np.finfo(np.float32).tiny)
+                values[part] = rows @ coef.T / np.maximum(lengths, np.finfo(np.float32).tiny)
             else:
-                scores[part] = normalizer.transform(rows) @ coef.T
-        scores += intercept
-        return scores
+                values[part] = normalizer.transform(rows) @ coef.T
+        values += intercept
+        scores, changes = np.split(values, [len(svms[0])], axis=1)
+        return scores, changes.reshape(len(boxes), len(regression[0]), 4)
 
 
 def enlarge(boxes: Boxes, factor: float, size: tuple[int, int]) -> Boxes:

@@ -64,7 +64,14 @@ class DetectionSection(Section):
         0.6, description="the least that a window which trains the regression overlaps its object"
     )
     regression_penalty: Positive = Field(2.0, description="penalty of the ridge regression")
-    nms: Share = Field(0.3, description="the most that detections of a class overlap")
+    vote_overlap: Share | None = Field(
+        0.5,
+        description="windows that overlap by at least so much vote for each other's score and "
+        "place; null: they do not, as in the paper",
+    )
+    nms: Share = Field(
+        0.2, description="the most that detections of a class overlap, before they are averaged"
+    )
     detections_per_class: PositiveInt = Field(
         50, description="the most detections of a class in an image"
     )

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from spptransfer.calibration import fit_sigmoid
 from spptransfer.datasets.annotations import Objects
-from spptransfer.detection.boxes import Boxes, suppress
+from spptransfer.detection.boxes import Boxes
 from spptransfer.detection.detections import Detections
 from spptransfer.detection.evaluation import (
     IGNORED,
@@ -26,10 +26,11 @@ from spptransfer.detection.evaluation import (
     DetectionEvaluation,
     evaluate_detections,
 )
-from spptransfer.detection.features import WindowFeatures
+from spptransfer.detection.features import Linear, WindowFeatures
 from spptransfer.detection.passes import Array, Arrays, Passes, join_arrays
 from spptransfer.detection.regression import encode_boxes, fit_regressors
 from spptransfer.detection.sampling import best_objects, thin_out, window_targets
+from spptransfer.detection.selection import select_detections
 from spptransfer.detection.settings import DetectionSection
 from spptransfer.errors import DatasetError, ImageError
 from spptransfer.extraction.maps import FeatureMaps, MapExtractor
@@ -148,7 +149,7 @@ class Trainer:
         for number in range(self.settings.mining_rounds):
             coef, intercept = self._fit(pool, self.plan.C[len(self.plan.C) // 2 :][:1])
             self._known = _by_image(pool, len(self.images))
-            self._model = coef[0], intercept[0]
+            self._model = (coef[0], intercept[0]), self._no_regression
             mined = self.passes.run(f"mine{number}", range(len(self.images)), self._mine)
             pool = self._merge(mined, pool)
         C, sigmoids, heldout = self._choose(pool)
@@ -204,6 +205,7 @@ class Trainer:
         changes = encode_boxes(boxes[near], objects.boxes[nearest])
         return found | {
             "regressed": self._features(maps, boxes[near]),
+            "near": np.full(len(near), position),
             "changes": changes.astype(np.float32),
             "labels": objects.labels[nearest],
         }
@@ -214,7 +216,7 @@ class Trainer:
             maps, boxes = self._maps_and_boxes(position)
         except ImageError:
             return {}
-        scores, targets = self._scores(maps, boxes), self._targets(boxes, position)
+        (scores, _), targets = self._scores(maps, boxes), self._targets(boxes, position)
         known = (boxes[:, None] == self._known[position][None]).all(axis=2).any(axis=1)
         ranked = []
         for label in range(self.plan.n_classes):
@@ -236,14 +238,10 @@ class Trainer:
         except ImageError:
             return {}
         boxes = self.propose(position, maps)  # none of them knows of an object
-        scores = self._scores(maps, boxes)
-        found = []
-        for column in range(scores.shape[1]):
-            ranked, rows = suppressed(boxes, scores[:, column], self.settings)
-            found.append((np.full(len(rows), column), ranked, scores[rows, column]))
-        columns, kept, values = map(np.concatenate, zip(*found, strict=True))
-        images = np.full(len(columns), position)
-        return {"columns": columns, "boxes": kept, "scores": values, "images": images}
+        scores, changes = self._scores(maps, boxes)
+        size = (maps[0].size[1], maps[0].size[0])
+        found = select_detections(boxes, scores, changes, size, self.settings)
+        return found._replace(images=found.images + position)._asdict()
 
     def _targets(self, boxes: Boxes, position: int) -> npt.NDArray[np.int8]:
         limits = self.settings.negative_overlap, self.settings.positive_overlap
@@ -269,7 +267,7 @@ class Trainer:
             "images": np.full(len(rows), position),
         }
 
-    def _scores(self, maps: Sequence[FeatureMaps], boxes: Boxes) -> npt.NDArray[np.float32]:
+    def _scores(self, maps: Sequence[FeatureMaps], boxes: Boxes) -> tuple[Array, Array]:
         return self.plan.features.score(maps, boxes, self.normalizer, *self._model)
 
     # ---- what is fitted ----
@@ -299,14 +297,20 @@ class Trainer:
         coefficients = [svm.coef_[:n_classes].astype(np.float32) for svm in found]
         return coefficients, [svm.intercept_[:n_classes].astype(np.float32) for svm in found]
 
-    def _fit_regression(self, pool: Arrays) -> tuple[Array, Array]:
-        """Fit the box regression of all classes, if it is asked for."""
+    @property
+    def _no_regression(self) -> Linear:
+        return np.zeros((0, 4, self.plan.features.width), np.float32), np.zeros((0, 4), np.float32)
+
+    def _fit_regression(self, pool: Arrays, kept: Array | None = None) -> Linear:
+        """Fit the box regression of all classes, if it is asked for, on all or some images."""
         if not self.settings.box_regression:
-            return np.zeros((0, 4, self.plan.features.width), np.float32), np.zeros((0, 4))
+            return self._no_regression
+        chosen = slice(None) if kept is None else np.isin(pool["near"], kept)
         with self.passes.timed("train"):
-            rows = self.normalizer.transform(pool["regressed"].astype(np.float32))
+            rows = self.normalizer.transform(pool["regressed"][chosen].astype(np.float32))
             penalty, n_classes = self.settings.regression_penalty, self.plan.n_classes
-            return fit_regressors(rows, pool["changes"], pool["labels"], n_classes, penalty)
+            known = pool["changes"][chosen], pool["labels"][chosen]
+            return fit_regressors(rows, *known, n_classes, penalty)
 
     def _choose(
         self, pool: Arrays
@@ -317,7 +321,8 @@ class Trainer:
             return self.plan.C[0], np.tile(np.array([1, 0], np.float32), (n_classes, 1)), []
         kept = np.setdiff1d(np.arange(len(self.images)), held)
         coefficients, intercepts = self._fit(pool, self.plan.C, kept)
-        self._model = np.concatenate(coefficients), np.concatenate(intercepts)
+        models = np.concatenate(coefficients), np.concatenate(intercepts)
+        self._model = models, self._fit_regression(pool, kept)
         found = join_arrays(list(self.passes.run("held-out", held.tolist(), self._detect)))
         if not found:
             first = self.failures.get(int(held[0]))
@@ -327,7 +332,7 @@ class Trainer:
         best: tuple[float, float, DetectionEvaluation] | None = None
         scores = []
         for index, C in enumerate(self.plan.C):
-            label = found["columns"] - index * n_classes
+            label = found["labels"] - index * n_classes
             mine = (label >= 0) & (label < n_classes)
             images = np.searchsorted(held, found["images"][mine])
             detections = Detections(
@@ -340,15 +345,6 @@ class Trainer:
                 best = value, C, evaluation
         assert best is not None
         return best[1], fit_sigmoids(best[2]), scores
-
-
-def suppressed(
-    boxes: Boxes, scores: npt.NDArray[np.floating], settings: DetectionSection
-) -> tuple[Boxes, npt.NDArray[np.intp]]:
-    """Return the windows of a class that stay of an image's, by falling score, and their rows."""
-    ranked = np.argsort(-scores, kind="stable")[:_RANKED]
-    kept = suppress(boxes[ranked], scores[ranked], settings.nms)[: settings.detections_per_class]
-    return boxes[ranked[kept]], ranked[kept]
 
 
 def _by_image(pool: Arrays, count: int) -> list[Boxes]:

@@ -164,7 +164,7 @@ def test_a_backbone_that_computes_something_else_now_is_refused(detector):
 
 def test_detections_of_a_class_overlap_at_most_by_the_limit(detector, scenes, opened):
     for nms in (0.1, 0.5):
-        for found in changed(detector, nms=nms).detect(scenes, opened):
+        for found in changed(detector, nms=nms, vote_overlap=None).detect(scenes, opened):
             boxes, labels = found.detections.boxes, found.detections.labels
             shared = overlaps(boxes, boxes)[labels[:, None] == labels]
             assert (shared[shared < 1] <= nms).all()
@@ -187,6 +187,7 @@ def test_detections_lie_in_their_image_and_have_an_extent(detector, scenes, open
 
 
 def test_without_regression_detections_are_windows_and_with_it_they_move(detector, scenes, opened):
+    detector = changed(detector, vote_overlap=None)
     (still,) = without_regression(detector).detect(scenes[:1], opened)
     windows = {tuple(box) for box in windows_in(detector, scenes[0])}
     assert {tuple(box) for box in still.detections.boxes} <= windows

@@ -89,12 +89,14 @@ def test_decision_values_are_those_of_normalised_features(steps, count):
     normalizer.fit(random.normal(size=(9, FEATURES.width)).astype(np.float32))
     coef, intercept = random.normal(size=(3, FEATURES.width)), random.normal(size=3)
     windows = some_windows(count, random)
-    found = FEATURES.score(
-        maps, windows, normalizer, coef.astype(np.float32), intercept.astype(np.float32)
-    )
+    moves, stays = random.normal(size=(3, 4, FEATURES.width)), random.normal(size=(3, 4))
+    models = [array.astype(np.float32) for array in (coef, intercept, moves, stays)]
+    found, changes = FEATURES.score(maps, windows, normalizer, models[:2], models[2:])
     rows = FEATURES.compute(maps, windows)
-    expected = (normalizer.transform(rows) if count else rows) @ coef.T + intercept
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    rows = normalizer.transform(rows) if count else rows
+    np.testing.assert_allclose(found, rows @ coef.T + intercept, atol=1e-4)
+    expected = np.einsum("nf,kcf->nkc", rows, moves) + stays
+    np.testing.assert_allclose(changes, expected, atol=1e-4)
 
 
 def test_a_window_without_any_feature_has_the_intercept_as_its_value():
@@ -102,7 +104,8 @@ def test_a_window_without_any_feature_has_the_intercept_as_its_value():
     features, window = WindowFeatures({"high": 3}, LEVELS), np.array([[0.0, 0, 9, 9]])
     normalizer = PyramidNormalizer().fit(np.ones((1, features.width), np.float32))
     coef, intercept = np.ones((2, features.width), np.float32), np.array([1, -1], np.float32)
-    values = features.score([dark], window, normalizer, coef, intercept)
+    nothing = np.empty((0, 4, features.width)), np.empty((0, 4))
+    values, _ = features.score([dark], window, normalizer, (coef, intercept), nothing)
     assert values.tolist() == [[1, -1]]
 
 
