@@ -210,18 +210,20 @@ def _train(
     folds: Sequence[Indices] | int,
     gram: npt.NDArray[np.floating] | None,
 ) -> Classifier:
-    """Train a classifier, then others without each fold, whose scores the sigmoids are fitted to.
+    """Train a classifier, and fit its sigmoids to scores of images that others did not train on.
 
-    They are the folds that C is chosen on, where they are the same for all classes.
+    They are left from the choice of C, where there was one.
     """
     classifier = fit_classifier(
         X, targets, n_classes=n_classes, training=training, folds=folds, gram=gram
     )
-    if len(targets) > 1:
+    held_out, classifier.held_out = classifier.held_out, None
+    if held_out is None and len(targets) > 1:
         apart = deal_folds(targets) if isinstance(folds, int) or not folds else folds
         held_out = out_of_fold(
             X, targets, apart, C=classifier.C, training=training, n_classes=n_classes, gram=gram
         )
+    if held_out is not None:
         classifier.sigmoids = fit_sigmoids(held_out, targets)
     return classifier
 

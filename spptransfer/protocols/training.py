@@ -83,6 +83,9 @@ class Classifier:
         ``C`` and its mean ``score``, empty where C was given.
     solver : dict
         ``relative_duality_gap`` and ``iterations`` where the solver knows them.
+    held_out : ndarray of float32, shape (n_rows, n_classes), or None
+        Decision values of the training rows by classifiers trained without them, where the choice
+        of C left some behind.
     sigmoids : ndarray of float32, shape (n_classes, 2)
         Slope and offset of each class's probability; NaN as long as they are not fitted.
     """
@@ -92,6 +95,7 @@ class Classifier:
     C: float | npt.NDArray[np.float64]
     validation: list[dict[str, float]] = field(default_factory=list)
     solver: dict[str, float] = field(default_factory=dict)
+    held_out: npt.NDArray[np.float32] | None = None
     sigmoids: npt.NDArray[np.float32] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -172,7 +176,11 @@ def fit_classifier(
     classifier = _classifier(
         model, n_classes, getattr(model, "C_", training.C[0]), training, scores
     )
-    return replace(classifier, solver={"relative_duality_gap": gap, "iterations": steps})
+    held_out = getattr(model, "held_out_decision_function_", None)
+    if held_out is not None and held_out.shape[1] < n_classes:  # two classes share one hyperplane
+        held_out = np.hstack([-held_out, held_out])
+    solver = {"relative_duality_gap": gap, "iterations": steps}
+    return replace(classifier, solver=solver, held_out=held_out)
 
 
 def _workers(training: Training) -> AbstractContextManager[None]:

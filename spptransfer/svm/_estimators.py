@@ -354,6 +354,9 @@ memory, device
         ``max_duality_gap`` over all problems at a C.
     coef_, intercept_, classes_, n_iter_, duality_gap_, objective_
         As in `LinearSVM`, of the problems on all rows (with ``refit``).
+    held_out_decision_function_ : ndarray of float32, shape (n_samples, n_problems)
+        Decision values at ``C_`` of each row by the models that were trained without it; NaN of
+        rows that no fold held out.
     n_splits_ : int
         Number of folds.
     n_passes_ : int
@@ -379,6 +382,7 @@ memory, device
     C_: float | Array
     best_score_: float
     cv_results_: dict[str, Any]
+    held_out_decision_function_: Array
     n_iter_: int
     n_passes_: int
     duality_gap_: Array
@@ -474,6 +478,8 @@ memory, device
             self.__dict__.pop(name, None)
         order = np.argsort(np.argsort(candidates, kind="stable"), kind="stable")
         best = order[self._choose(candidates, path, order)]
+        problems = np.arange(targets.signs.shape[1])
+        self.held_out_decision_function_ = path.held_out[best, :, problems].T
         if self.refit:
             points = self._keep_best(path, np.broadcast_to(best, targets.signs.shape[1]))
             self._set_weights(targets, *path.weights(points))

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, TypeAlias
 
 import joblib
@@ -218,6 +219,7 @@ class Path:
     objectives: Array
     n_iter: Array
     seconds: Array  # (n_Cs, 2): of fits and of scores
+    held_out: Array  # (n_Cs, n_rows, n_problems), decision values; NaN of rows never held out
     states: list[Array]
     offsets: list[Array]
     weights: Callable[[Iterate], tuple[Array, Array]]
@@ -246,9 +248,11 @@ def walk(
             values = solver.decision_values(solution.points) if scored else np.empty((0, 0))
             for first in range(0, len(costs) * count, count):
                 fold_scores = []
+                known = np.full((rows.shape[0], width), np.nan, np.float32)
                 for k, mask in enumerate(scored):
-                    at = first + k * width
-                    fold_scores.append(scorer(values[:, at : at + width], mask))
+                    of_fold = values[:, first + k * width :][:, :width]
+                    fold_scores.append(scorer(of_fold, mask))
+                    np.copyto(known, of_fold, casting="same_kind", where=mask > 0)
                 columns = np.arange(first, first + count)
                 points = solution.points.columns(columns)
                 last = slice(len(scored) * width, None)
@@ -259,18 +263,20 @@ def walk(
                         solution.objectives[columns],
                         solution.n_iter[columns],
                         np.array([fitted - began, time.perf_counter() - fitted]) / len(costs),
+                        known,
                         points.state[:, last].copy(),
                         points.offset[last].copy(),
                     )
                 )
             bar.update(len(costs))
-    scores, gaps, objectives, n_iter, seconds, states, offsets = zip(*found, strict=True)
+    scores, gaps, objectives, n_iter, seconds, held_out, states, offsets = zip(*found, strict=True)
     return Path(
         scores=np.array(scores),
         gaps=np.array(gaps),
         objectives=np.array(objectives),
         n_iter=np.array(n_iter),
         seconds=np.array(seconds),
+        held_out=np.array(held_out),
         states=list(states),
         offsets=list(offsets),
         weights=solver.weights,
@@ -304,7 +310,12 @@ def walk_apart(
         objectives=np.concatenate([part.objectives for part in parts], axis=1),
         n_iter=np.concatenate([part.n_iter for part in parts], axis=1),
         seconds=np.sum([part.seconds for part in parts], axis=0),
+        held_out=reduce(_known_of_either, [part.held_out for part in parts]),
     )
+
+
+def _known_of_either(first: Array, second: Array) -> Array:
+    return np.where(np.isnan(second), first, second)
 
 
 def _as_they_are(points: Iterate) -> tuple[Array, Array]:

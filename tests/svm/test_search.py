@@ -88,6 +88,23 @@ def test_indicator_matrices_are_scored_class_by_class_without_the_ignored():
                 assert search.cv_results_["score_per_class"][c, f, k] == pytest.approx(ap)
 
 
+@pytest.mark.parametrize("per_class", [False, True])
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_rows_keep_the_decision_values_of_the_models_trained_without_them(per_class, n_jobs):
+    X, Y = ternary()
+    folds = [np.arange(0, 80, 2), np.arange(1, 80, 2)]  # the last ten rows are in none
+    pairs = [(np.setdiff1d(np.arange(90), fold), fold) for fold in folds]
+    model = LinearSVMCV((0.01, 1.0), cv=pairs, per_class=per_class, n_jobs=n_jobs).fit(X, Y)
+    found = model.held_out_decision_function_
+    assert found.dtype == np.float32
+    assert np.isnan(found[80:]).all()
+    for train, fold in pairs:
+        for problem, C in enumerate(np.broadcast_to(model.C_, Y.shape[1])):
+            alone = LinearSVM(C, tol=1e-9).fit(X[train], Y[train])
+            expected = alone.decision_function(X[fold])[:, problem]
+            np.testing.assert_allclose(found[fold, problem], expected, atol=2e-3)
+
+
 def test_every_class_may_have_its_own_c():
     X, Y = ternary()
     search = LinearSVMCV(COSTS, per_class=True).fit(X, Y)
