@@ -28,19 +28,17 @@ from spptransfer.detection.evaluation import describe_evaluation, evaluate_detec
 from spptransfer.errors import ConfigError
 from spptransfer.experiment.preparation import Machine, prepare
 from spptransfer.experiment.results import (
-    FORMAT,
-    FORMAT_VERSION,
     RESULTS,
     RunResult,
-    count_rows,
     describe_calibration,
+    describe_execution,
     describe_metrics,
+    describe_rows,
     describe_split,
-    machine_facts,
+    headline_of,
     new_folder,
     plain,
     timed_name,
-    versions,
     write_predictions,
     write_report_of,
 )
@@ -343,29 +341,18 @@ def _describe(
     started: datetime,
 ) -> dict[str, Any]:
     """Return the contents of ``results.json``."""
-    first, finished = runs[0].folder.results, datetime.now(UTC)
-    failures: dict[str, Any] = {}
+    first, failures = runs[0].folder.results, dict[str, str]()
     for run in runs:
-        failures |= {row["id"]: row for row in run.folder.results["rows"].get("failures", ())}
-    counts = first["rows"]
-    total = counts.get("ok", 0) + counts.get("failed", 0)
+        failed = run.folder.results["rows"].get("failures", ())
+        failures |= {row["id"]: row["error"] for row in failed}
+    total = sum(first["rows"].get(kind, 0) for kind in ("ok", "failed"))
     metric = first["headline"]["metric"]
     results: dict[str, Any] = plain(
         {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "name": NAME,
-            "command": command,
-            "started": started.isoformat(timespec="seconds"),
-            "finished": finished.isoformat(timespec="seconds"),
-            "versions": versions(),
-            "machine": machine_facts(),
+            **describe_execution(NAME, command, started),
             "dataset": first["dataset"],
             "features": {},
-            "rows": {
-                **count_rows(total, len(failures), 0),
-                "failures": list(failures.values()),
-            },
+            "rows": describe_rows(total, failures),
             "protocol": {
                 **{key: first["protocol"].get(key) for key in ("name", "settings")},
                 "description": description,
@@ -373,12 +360,8 @@ def _describe(
                 "checksum": splits_checksum(runs[0].splits),
             },
             **said,
-            "headline": {
-                "metric": metric,
-                **{key: said["metrics"][metric][key] for key in ("value", "std")},
-            },
+            "headline": headline_of(metric, said["metrics"]),
             "combined": [_describe_run(run) for run in runs],
-            "timings": {"total": round((finished - started).total_seconds(), 3)},
         }
     )
     return results

@@ -45,21 +45,21 @@ from spptransfer.detection.training import Plan, Propose, Trained, Trainer
 from spptransfer.errors import ConfigError, ImageError
 from spptransfer.experiment.preparation import Experiment, steps
 from spptransfer.experiment.results import (
-    FORMAT,
-    FORMAT_VERSION,
     MODEL,
     RESULTS,
     RunResult,
-    count_rows,
-    machine_facts,
+    describe_dataset,
+    describe_execution,
+    describe_protocol,
+    describe_rows,
+    headline_of,
     plain,
     run_folder,
-    versions,
     write_report_of,
 )
 from spptransfer.extraction.maps import MapExtractor
 from spptransfer.files import write_text
-from spptransfer.protocols import Split, splits_checksum, write_splits
+from spptransfer.protocols import Split, write_splits
 from spptransfer.text import plural
 
 logger = logging.getLogger(__name__)
@@ -366,30 +366,13 @@ def _describe(
     started: datetime,
 ) -> dict[str, Any]:
     """Return the contents of ``results.json``."""
-    experiment, finished = work.experiment, datetime.now(UTC)
-    dataset, pipeline = experiment.dataset, experiment.pipeline
+    experiment, pipeline = work.experiment, work.experiment.pipeline
     headline = experiment.protocol.headline(multi_label=True)
-    value = said["metrics"][headline]["value"]
-    seconds = {**work.seconds, "total": (finished - started).total_seconds()}
     results: dict[str, Any] = plain(
         {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "name": experiment.name,
+            **describe_execution(experiment.name, command, started, work.seconds),
             "pipeline": pipeline.model_dump(mode="json", exclude={"grid"}),
-            "command": command,
-            "started": started.isoformat(timespec="seconds"),
-            "finished": finished.isoformat(timespec="seconds"),
-            "versions": versions(),
-            "machine": machine_facts(),
-            "dataset": {
-                "name": dataset.name,
-                "root": dataset.root.resolve(),
-                "path_template": dataset.path_template,
-                "images": len(dataset),
-                "classes": dataset.classes,
-                "multi_label": True,
-            },
+            "dataset": {**describe_dataset(experiment.dataset), "multi_label": True},
             "features": {
                 "spec": experiment.wanted.to_dict(),
                 "fingerprint": experiment.wanted.fingerprint,
@@ -399,21 +382,14 @@ def _describe(
                 "scales": pipeline.features.scales,
                 "dimension": work.plan.features.width,
             },
-            "rows": {
-                **count_rows(len(work.ids), len(failures), 0),
-                "failures": [{"id": id, "error": error} for id, error in failures.items()],
-            },
+            "rows": describe_rows(len(work.ids), failures),
             "classifier": pipeline.classifier.model_dump(mode="json"),
-            "protocol": {
-                "name": experiment.protocol.name,
-                "description": _description(experiment),
-                "headline": headline,
-                "settings": experiment.settings,
-                "checksum": splits_checksum([work.split]),
-            },
+            "protocol": describe_protocol(
+                experiment, headline, _description(experiment), [work.split]
+            ),
             "model": {**trained.counts, "images": len(work.split.train), "C": trained.C},
             **said,
-            "headline": {"metric": headline, "value": value, "std": None},
+            "headline": headline_of(headline, said["metrics"]),
             "splits": [
                 {
                     "name": work.split.name,
@@ -425,7 +401,6 @@ def _describe(
                     "metrics": {name: one["value"] for name, one in said["metrics"].items()},
                 }
             ],
-            "timings": {kind: round(spent, 3) for kind, spent in seconds.items()},
         }
     )
     return results

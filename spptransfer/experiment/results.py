@@ -32,7 +32,7 @@ from spptransfer.errors import CacheError, ConfigError
 from spptransfer.experiment.preparation import Experiment, plain_name
 from spptransfer.extraction import Extraction
 from spptransfer.files import atomic_write, make_folder, os_errors_as_cache_error, write_text
-from spptransfer.protocols import shared_content, splits_checksum, write_splits
+from spptransfer.protocols import Split, shared_content, splits_checksum, write_splits
 from spptransfer.protocols.splits import sizes_of
 from spptransfer.system import checkout, count_processors, processor_name
 from spptransfer.text import plural
@@ -223,60 +223,94 @@ def describe_run(facts: RunFacts, trained: SplitResult, described: str) -> dict[
     """Return the contents of ``results.json``: plain JSON values, metrics as fractions of 1."""
     experiment, extraction, evaluation = facts.experiment, facts.extraction, facts.evaluation
     dataset, pipeline = experiment.counted, experiment.pipeline
-    headline = experiment.protocol.headline(dataset.multi_label)
-    finished, digests = datetime.now(UTC), facts.cache.digests()
-    seconds = {**facts.seconds, "total": (finished - facts.started).total_seconds()}
+    headline, digests = experiment.protocol.headline(dataset.multi_label), facts.cache.digests()
     metrics = describe_metrics(evaluation, dataset.classes)
+    execution = describe_execution(experiment.name, facts.command, facts.started, facts.seconds)
+    computed = {"device": extraction.device, "runtime": extraction.computed_by or None}
+    splits = [result.split for result in evaluation.results]
+    shared = [pair for split in splits for pair in shared_content(split, digests)]
     results: dict[str, Any] = plain(
         {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "name": experiment.name,
+            **execution,
             "pipeline": pipeline.model_dump(mode="json", exclude={"grid"}),
-            "command": facts.command,
-            "started": facts.started.isoformat(timespec="seconds"),
-            "finished": finished.isoformat(timespec="seconds"),
-            "versions": versions(),
-            "machine": {
-                **machine_facts(),
-                "device": extraction.device,
-                "runtime": extraction.computed_by or None,
-            },
+            "machine": {**execution["machine"], **computed},
             "dataset": {
-                "name": dataset.name,
-                "root": dataset.root.resolve(),
-                "path_template": dataset.path_template,
-                "images": len(dataset),
-                "classes": dataset.classes,
-                "multi_label": dataset.multi_label,
+                **describe_dataset(dataset),
                 "same_image_in_two_classes": _pairs(_in_two_classes(dataset, digests)),
             },
             "features": _features(facts),
-            "rows": {
-                **count_rows(len(experiment.dataset), len(extraction.failures), extraction.reused),
-                "failures": [{"id": i, "error": e} for i, e in extraction.failures.items()],
-            },
+            "rows": describe_rows(
+                len(experiment.dataset), extraction.failures, reused=extraction.reused
+            ),
             "batches": {"all": extraction.batches, "full": extraction.full_batches},
             "classifier": pipeline.classifier.model_dump(mode="json"),
-            "protocol": _protocol(facts, headline, described, digests),
+            "protocol": {
+                **describe_protocol(experiment, headline, described, splits),
+                "same_image_in_train_and_test": _pairs(shared),
+            },
             "model": {
                 "trained_on": trained_on(trained),
                 "images": len(trained.split.train),
                 **_chosen(trained, dataset.classes),
             },
             "cautions": evaluation.cautions(headline, dataset.classes),
-            "headline": {
-                "metric": headline,
-                "value": metrics[headline]["value"],
-                "std": metrics[headline]["std"],
-            },
+            "headline": headline_of(headline, metrics),
             "metrics": metrics,
             "calibration": describe_calibration(evaluation),
             "splits": [describe_split(result, dataset.classes) for result in evaluation.results],
-            "timings": {kind: round(spent, 3) for kind, spent in seconds.items()},
         }
     )
     return results
+
+
+def describe_execution(
+    name: str, command: str, started: datetime, seconds: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Return what was run, when and on what."""
+    finished = datetime.now(UTC)
+    spent = {**(seconds or {}), "total": (finished - started).total_seconds()}
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "command": command,
+        "started": started.isoformat(timespec="seconds"),
+        "finished": finished.isoformat(timespec="seconds"),
+        "versions": versions(),
+        "machine": machine_facts(),
+        "timings": {kind: round(each, 3) for kind, each in spent.items()},
+    }
+
+
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """Return what a dataset is, and where its images lie."""
+    names = ("name", "path_template", "classes", "multi_label")
+    facts = {name: getattr(dataset, name) for name in names}
+    return {**facts, "root": dataset.root.resolve(), "images": len(dataset)}
+
+
+def describe_rows(total: int, failures: Mapping[str, str], *, reused: int = 0) -> dict[str, Any]:
+    """Return how many images there are by what became of them, and why some failed."""
+    said = [{"id": id, "error": error} for id, error in failures.items()]
+    return {**count_rows(total, len(failures), reused), "failures": said}
+
+
+def describe_protocol(
+    experiment: Experiment, headline: str, described: str, splits: Sequence[Split]
+) -> dict[str, Any]:
+    """Return how something was measured."""
+    return {
+        "name": experiment.protocol.name,
+        "description": described,
+        "headline": headline,
+        "settings": experiment.settings,
+        "checksum": splits_checksum(splits),
+    }
+
+
+def headline_of(metric: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the one number that stands for all."""
+    return {"metric": metric, **{key: metrics[metric].get(key) for key in ("value", "std")}}
 
 
 def describe_metrics(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
@@ -345,22 +379,6 @@ def _features(facts: RunFacts) -> dict[str, Any]:
         "dimension": columns[-1].stop,
         "blocks": [dataclasses.asdict(column) for column in columns],
         "cache": facts.cache.path.resolve(),
-    }
-
-
-def _protocol(
-    facts: RunFacts, headline: str, described: str, digests: Mapping[str, str]
-) -> dict[str, Any]:
-    experiment = facts.experiment
-    splits = [result.split for result in facts.evaluation.results]
-    shared = [pair for split in splits for pair in shared_content(split, digests)]
-    return {
-        "name": experiment.protocol.name,
-        "description": described,
-        "headline": headline,
-        "settings": experiment.settings,
-        "checksum": splits_checksum(splits),
-        "same_image_in_train_and_test": _pairs(shared),
     }
 
 
