@@ -251,7 +251,7 @@ def test_detections_are_joined_and_thinned_out_whatever_the_order_of_the_images(
     runs = (detector_run / "run", other)
     for nms in (None, 0.6):
         done = combined(tmp_path, *runs, nms=nms)
-        assert as_set(done.folder) == joined_slowly(runs, 0.3 if nms is None else nms)
+        assert as_set(done.folder) == joined_slowly(runs, 0.2 if nms is None else nms)
     assert (done.results["kind"], done.results["rows"]["ok"]) == ("detection", 19)
     assert "<html" in done.report.read_text("utf-8")
 
