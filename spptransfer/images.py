@@ -178,6 +178,11 @@ def decode(data: bytes, reduction: int = 1) -> Image.Image:
     return _decode(_open(data)[0], reduction)
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """Take an opened PIL image as an upright 8-bit RGB image, with the same rules as for files."""
+    return _decode(image, 1)
+
+
 def from_array(array: npt.ArrayLike) -> Image.Image:
     """Take an array as an image, with the same rules as for files."""
     samples = np.asarray(array)
@@ -398,8 +403,9 @@ def _check_samples(image: Image.Image) -> None:
         raise ImageError(f"{kind} samples have no defined white; convert to unsigned 8 or 16 bits")
     if bits > 8 and tags.get(_PLANES) == 2:
         raise ImageError(f"{bits}-bit samples in separate planes cannot be read; interleave them")
-    tile = image.tile[0][3] if isinstance(image, PngImagePlugin.PngImageFile) else None
-    if tile == "RGB;16B" and "transparency" in image.info:
+    # An image that the user has loaded has no tiles any more.
+    tiles = image.tile if isinstance(image, PngImagePlugin.PngImageFile) else []
+    if tiles and tiles[0][3] == "RGB;16B" and "transparency" in image.info:
         raise ImageError("a transparent colour of 16 bits cannot be read; use an alpha channel")
 
 
