@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import io
 import os
 import stat
@@ -31,6 +32,7 @@ from PIL import (  # importing a plugin registers its format
     PpmImagePlugin,  # noqa: F401
     TiffImagePlugin,
     WebPImagePlugin,  # noqa: F401
+    features,
 )
 
 from spptransfer.errors import ImageError
@@ -44,7 +46,17 @@ MAX_VIEW_PIXELS = 1 << 28
 _HEADER_BYTES = 1 << 14
 
 # Raster formats only: Pillow would hand EPS to an outside interpreter.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# Suffixes of files in these formats.
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif"}
+    | {".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+)
+_COMMON = len(FORMATS)
+if features.check("avif"):  # from Pillow 11.3 on, where it was built with it
+    FORMATS, SUFFIXES = (*FORMATS, "AVIF"), SUFFIXES | {".avif"}
+if importlib.util.find_spec("pillow_heif") is not None:  # the extra `heif`
+    FORMATS, SUFFIXES = (*FORMATS, "HEIF"), SUFFIXES | {".heic", ".heif"}
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Beginnings of PNG text chunks in which programs note an orientation.
@@ -315,7 +327,7 @@ def _open(data: bytes) -> tuple[Image.Image, tuple[int, int]]:
     if data.startswith(_PNG):
         data = _without_extras(data)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_formats(data))
     except Image.DecompressionBombError as error:
         raise ImageError(f"the image has more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:
@@ -327,6 +339,19 @@ def _open(data: bytes) -> tuple[Image.Image, tuple[int, int]]:
     tags = _tiff_tags(image)  # which size Pillow announces of a turned TIFF depends on its version
     width, height = tags.get(_WIDTH, image.width), tags.get(_HEIGHT, image.height)
     return image, (width, height) if _orientation(image) in _SWAPS_SIDES else (height, width)
+
+
+def _formats(data: bytes) -> tuple[str, ...]:
+    """Name the formats that a file may be in, with what reads them imported."""
+    if data[4:8] != b"ftyp":
+        return FORMATS[:_COMMON]
+    if "AVIF" in FORMATS:
+        from PIL import AvifImagePlugin  # noqa: F401
+    if "HEIF" in FORMATS and "HEIF" not in Image.OPEN:
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    return FORMATS[_COMMON:]
 
 
 def _without_extras(data: bytes) -> bytes:
@@ -351,7 +376,7 @@ def _without_extras(data: bytes) -> bytes:
 
 def _why_not(data: bytes) -> str:
     """Say what Pillow has against a file that cannot be opened."""
-    for name in FORMATS:
+    for name in _formats(data):
         opener, accepts = Image.OPEN[name]
         if accepts is None or not accepts(data[:16].ljust(16, b"\0")):
             continue
@@ -359,7 +384,10 @@ def _why_not(data: bytes) -> str:
             opener(io.BytesIO(data), "")
         except Exception as error:
             return f"cannot read the {name} file: {_one_line(error)}"
-    return f"no image of a known format ({', '.join(FORMATS)})"
+    hint = ""
+    if data[4:8] == b"ftyp" and "HEIF" not in FORMATS:
+        hint = "; photographs in HEIC need the extra heif: pip install 'spptransfer[heif]'"
+    return f"no image of a known format ({', '.join(FORMATS)}){hint}"
 
 
 def _tiff_tags(image: Image.Image) -> Mapping[int, Any]:
