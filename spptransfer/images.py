@@ -122,19 +122,43 @@ def description() -> dict[str, Any]:
     }
 
 
-def read_bytes(path: str | os.PathLike[str], most: int = -1) -> bytes:
+class FilePart(NamedTuple):
+    """Bytes within a file that are an image file themselves, as a member of a tar file is."""
+
+    file: Path
+    offset: int
+    size: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.file}/{self.name}"
+
+    def read(self, most: int) -> bytes:
+        """Read all, or so many bytes."""
+        with open(self.file, "rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size if most < 0 else min(most, self.size))
+
+
+# Where an image's file is.
+Place = Path | FilePart
+
+
+def read_bytes(path: str | os.PathLike[str] | FilePart, most: int = -1) -> bytes:
     """Read an image file, or `most` bytes of it, refusing what is irregular or beyond 512 MiB."""
-    path = Path(path)
+    part = path if isinstance(path, FilePart) else None
+    path = path.file if isinstance(path, FilePart) else Path(path)
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             kind = "a directory" if stat.S_ISDIR(status.st_mode) else "no regular file"
             raise ImageError(f"cannot read the image: it is {kind}")
-        if status.st_size > MAX_FILE_BYTES:
-            raise ImageError(
-                f"the file has {status.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read"
-            )
-        if most < 0:
+        size = status.st_size if part is None else part.size
+        if size > MAX_FILE_BYTES:
+            raise ImageError(f"the file has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
+        if part is not None:
+            data = part.read(most)
+        elif most < 0:
             data = path.read_bytes()
         else:
             with open(path, "rb") as file:
@@ -163,7 +187,9 @@ def upright_size(data: bytes) -> tuple[int, int]:
     return _open(data)[1]
 
 
-def sizes_of_file(path: str | os.PathLike[str]) -> tuple[tuple[int, int], tuple[int, int]]:
+def sizes_of_file(
+    path: str | os.PathLike[str] | FilePart,
+) -> tuple[tuple[int, int], tuple[int, int]]:
     """Read height and width of an image file, upright and as stored, from its header alone."""
     data = read_bytes(path, _HEADER_BYTES)
     if data.startswith(b"\xff\xd8"):  # only of a JPEG file all that counts comes first
