@@ -133,6 +133,10 @@ class FilePart(NamedTuple):
     def __str__(self) -> str:
         return f"{self.file}/{self.name}"
 
+    def absolute(self) -> Path:
+        """Return the absolute path of the file that holds it."""
+        return self.file.absolute()
+
     def read(self, most: int) -> bytes:
         """Read all, or so many bytes."""
         with open(self.file, "rb") as file:

@@ -9,8 +9,9 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +64,7 @@ class TarDataset(Dataset):
         """Do nothing: the shards were read a moment ago."""
 
 
-def read_tar(root: Path, label: str = "label") -> Dataset:
+def read_tar(root: Path, label: str | None = "label") -> Dataset:
     """Read tar shards: files of one key are one sample, an image and what is said of it.
 
     The key is a member's path up to the first dot of its name, and the image's id. The label
@@ -74,8 +75,9 @@ def read_tar(root: Path, label: str = "label") -> Dataset:
     ----------
     root : Path
         A tar file without compression, a folder of some, or a pattern with a range of numbers.
-    label : str, default="label"
-        Key of the label in ``KEY.json``; a list there is several labels.
+    label : str or None, default="label"
+        Key of the label in ``KEY.json``; a list there is several labels. With None no label is
+        read at all.
 
     Returns
     -------
@@ -99,7 +101,7 @@ def read_tar(root: Path, label: str = "label") -> Dataset:
         for sample in _samples(shard):
             if sample.image is None:
                 continue
-            found = sample.label(shard, label)
+            found = None if label is None else sample.label(shard, label)
             is_list |= isinstance(found, list)
             labels.append([found] if isinstance(found, str) else found)
             ids.append(sample.key)
@@ -111,7 +113,7 @@ def read_tar(root: Path, label: str = "label") -> Dataset:
     for id, times in Counter(ids).most_common(1):
         if times > 1:
             raise DatasetError(f"{root}: the key '{id}' has more than one sample")
-    classes, targets = _targets(root, ids, labels, label, several=is_list)
+    classes, targets = _targets(root, ids, labels, str(label), several=is_list)
     order = np.argsort(np.array(ids, dtype=object), kind="stable")
     kept = Ids([ids[i] for i in order])
     members = Members(
@@ -151,6 +153,20 @@ def find_shards(root: Path) -> list[Path]:
 def find_tar(place: Path) -> Path | None:
     """Return a place where there is a shard at all."""
     return place if any(path.is_file() for path in find_shards(place)) else None
+
+
+def place_in_tar(root: Path, id: str) -> FilePart | None:
+    """Find an image by its id, as a report does long after the dataset was read."""
+    try:
+        stamps = [shard.stat().st_mtime_ns for shard in find_shards(root)]
+        return cast(FilePart, _places(root, *stamps).path(id))
+    except (OSError, DatasetError):
+        return None
+
+
+@lru_cache(maxsize=1)
+def _places(root: Path, *_stamps: int) -> Dataset:
+    return read_tar(root, label=None)
 
 
 class _Sample:

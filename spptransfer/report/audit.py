@@ -8,8 +8,7 @@ from typing import Any
 
 from spptransfer._version import __version__
 from spptransfer.experiment.auditing import Audit
-from spptransfer.files import atomic_write, make_folder
-from spptransfer.report.template import fill, thumbnail
+from spptransfer.report.template import fill, thumbnail, write_page
 
 # So that the page stays below some megabytes.
 PAIRS_SHOWN = 40
@@ -35,10 +34,7 @@ def write_audit_page(found: Audit, name: str, command: str, path: Path) -> Path:
         ],
         contradicted=int((found.contradictions > 0).sum()),
     )
-    make_folder(path.parent)
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(page.encode("utf-8", errors="replace"))
-    return path
+    return write_page(page, path)
 
 
 def _pairs(found: Audit) -> Iterable[Any]:

@@ -88,7 +88,7 @@ def test_a_run_on_shards_is_a_run(shards, tmp_path):
     prepared = experiment(tmp_path, tmp_path, dataset={"name": "tar", "root": str(shards)})
     done = run(prepared, "a test")
     assert done.results["headline"]["value"] > 0.9
-    assert done.report.exists()
+    assert 'src="data:image/jpeg;base64,' in done.report.read_text(encoding="utf-8")
 
 
 def test_shards_written_anew_are_read_anew_only_where_images_changed(shards, tmp_path):
