@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 
@@ -20,6 +22,7 @@ from spptransfer.backbones.probe import probe
 from spptransfer.cache.reading import COMBINES, Selection, feature_names
 from spptransfer.errors import ConfigError, ImageError, one_of
 from spptransfer.runtimes import ComputeOptions, check_options
+from spptransfer.samples import is_tensor, to_samples
 from spptransfer.spec import check_layers
 from spptransfer.specify import feature_spec, levels_and_scales
 
@@ -249,13 +252,16 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
             self._extractor = Extractor([self.spec_], self._backbone, self._options)
         return self._extractor
 
-    def transform(self, X: Iterable[str | os.PathLike[str] | npt.NDArray[np.uint8]]) -> Any:
+    def transform(self, X: Iterable[Any]) -> Any:
         """Compute the features of images.
 
         Parameters
         ----------
-        X : iterable of path-like or ndarray of uint8
-            Files, or arrays of shape (H, W), (H, W, 3) or (H, W, 4).
+        X : iterable of path-like, PIL image, ndarray or torch.Tensor
+            Files; PIL images; or samples of shape (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4
+            channels, in uint8 or in floating point from 0 to 1. Features are those of the file
+            with such content, but for JPEG files of 6 times the scale and more, which are decoded
+            at a fraction of their size.
 
         Returns
         -------
@@ -264,9 +270,9 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
         Raises
         ------
         ImageError
-            If an image cannot be read; the message names it.
+            If an image cannot be read, or is none; the message names it and what is allowed.
         """
-        sources = as_sources(X)
+        sources = iter_sources(X)
         self._choose()
         found: list[npt.NDArray[np.float32]] = []
         with self._load() as extractor:
@@ -320,20 +326,29 @@ def _threads(n_jobs: Any) -> int | None:
 
 
 def as_sources(images: Any, name: str = "X") -> list[Source]:
-    """Return a list of images as paths and arrays, or say what it is instead."""
+    """Return a list of images as paths and samples, or say what it is instead."""
+    return list(iter_sources(images, name))
+
+
+def iter_sources(images: Any, name: str = "X") -> Iterator[Source]:
+    """Check that these are several images, and yield them one by one, as `as_sources` does."""
     if isinstance(images, (str, os.PathLike)):
         raise ImageError(f"{name} must be a list of images, as ['{images}']")
-    if isinstance(images, np.ndarray) and (images.ndim == 2 or images.shape[2:] in ((3,), (4,))):
-        shape = images.shape
+    if isinstance(images, Image.Image):
+        raise ImageError(f"{name} must be a list of images, as [image], not a single one")
+    shape = tuple(getattr(images, "shape", ()))
+    has_channels = len(shape) == 3 and not {shape[0], shape[2]}.isdisjoint((3, 4))
+    if (len(shape) == 2 or has_channels) and (isinstance(images, np.ndarray) or is_tensor(images)):
         raise ImageError(f"{name} must be a list of images, as [image], not one of shape {shape}")
     if not isinstance(images, Iterable):
         raise ImageError(f"{name} must be a list of images, not {type(images).__name__}")
-    return list(map(_as_source, images))
+    return map(_as_source, itertools.count(), images)
 
 
-def _as_source(image: Any) -> Source:
+def _as_source(number: int, image: Any) -> Source:
     if isinstance(image, (str, os.PathLike)):
         return Path(image)
-    if isinstance(image, np.ndarray):
-        return image
-    raise ImageError(f"an image must be a path or an array of uint8, not {type(image).__name__}")
+    try:
+        return to_samples(image)
+    except ImageError as error:
+        raise ImageError(f"image {number}: {error}") from error

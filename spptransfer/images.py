@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import io
 import os
 import stat
@@ -31,6 +32,7 @@ from PIL import (  # importing a plugin registers its format
     PpmImagePlugin,  # noqa: F401
     TiffImagePlugin,
     WebPImagePlugin,  # noqa: F401
+    features,
 )
 
 from spptransfer.errors import ImageError
@@ -44,7 +46,17 @@ MAX_VIEW_PIXELS = 1 << 28
 _HEADER_BYTES = 1 << 14
 
 # Raster formats only: Pillow would hand EPS to an outside interpreter.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# Suffixes of files in these formats.
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif"}
+    | {".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+)
+_COMMON = len(FORMATS)
+if features.check("avif"):  # from Pillow 11.3 on, where it was built with it
+    FORMATS, SUFFIXES = (*FORMATS, "AVIF"), SUFFIXES | {".avif"}
+if importlib.util.find_spec("pillow_heif") is not None:  # the extra `heif`
+    FORMATS, SUFFIXES = (*FORMATS, "HEIF"), SUFFIXES | {".heic", ".heif"}
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Beginnings of PNG text chunks in which programs note an orientation.
@@ -110,19 +122,47 @@ def description() -> dict[str, Any]:
     }
 
 
-def read_bytes(path: str | os.PathLike[str], most: int = -1) -> bytes:
+class FilePart(NamedTuple):
+    """Bytes within a file that are an image file themselves, as a member of a tar file is."""
+
+    file: Path
+    offset: int
+    size: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.file}/{self.name}"
+
+    def absolute(self) -> Path:
+        """Return the absolute path of the file that holds it."""
+        return self.file.absolute()
+
+    def read(self, most: int) -> bytes:
+        """Read all, or so many bytes."""
+        with open(self.file, "rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size if most < 0 else min(most, self.size))
+
+
+# Where an image's file is.
+Place = Path | FilePart
+
+
+def read_bytes(path: str | os.PathLike[str] | FilePart, most: int = -1) -> bytes:
     """Read an image file, or `most` bytes of it, refusing what is irregular or beyond 512 MiB."""
-    path = Path(path)
+    part = path if isinstance(path, FilePart) else None
+    path = path.file if isinstance(path, FilePart) else Path(path)
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             kind = "a directory" if stat.S_ISDIR(status.st_mode) else "no regular file"
             raise ImageError(f"cannot read the image: it is {kind}")
-        if status.st_size > MAX_FILE_BYTES:
-            raise ImageError(
-                f"the file has {status.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read"
-            )
-        if most < 0:
+        size = status.st_size if part is None else part.size
+        if size > MAX_FILE_BYTES:
+            raise ImageError(f"the file has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
+        if part is not None:
+            data = part.read(most)
+        elif most < 0:
             data = path.read_bytes()
         else:
             with open(path, "rb") as file:
@@ -151,7 +191,9 @@ def upright_size(data: bytes) -> tuple[int, int]:
     return _open(data)[1]
 
 
-def sizes_of_file(path: str | os.PathLike[str]) -> tuple[tuple[int, int], tuple[int, int]]:
+def sizes_of_file(
+    path: str | os.PathLike[str] | FilePart,
+) -> tuple[tuple[int, int], tuple[int, int]]:
     """Read height and width of an image file, upright and as stored, from its header alone."""
     data = read_bytes(path, _HEADER_BYTES)
     if data.startswith(b"\xff\xd8"):  # only of a JPEG file all that counts comes first
@@ -176,6 +218,11 @@ def decode(data: bytes, reduction: int = 1) -> Image.Image:
     'RGB'
     """
     return _decode(_open(data)[0], reduction)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Take an opened PIL image as an upright 8-bit RGB image, with the same rules as for files."""
+    return _decode(image, 1)
 
 
 def from_array(array: npt.ArrayLike) -> Image.Image:
@@ -310,7 +357,7 @@ def _open(data: bytes) -> tuple[Image.Image, tuple[int, int]]:
     if data.startswith(_PNG):
         data = _without_extras(data)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_formats(data))
     except Image.DecompressionBombError as error:
         raise ImageError(f"the image has more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:
@@ -322,6 +369,19 @@ def _open(data: bytes) -> tuple[Image.Image, tuple[int, int]]:
     tags = _tiff_tags(image)  # which size Pillow announces of a turned TIFF depends on its version
     width, height = tags.get(_WIDTH, image.width), tags.get(_HEIGHT, image.height)
     return image, (width, height) if _orientation(image) in _SWAPS_SIDES else (height, width)
+
+
+def _formats(data: bytes) -> tuple[str, ...]:
+    """Name the formats that a file may be in, with what reads them imported."""
+    if data[4:8] != b"ftyp":
+        return FORMATS[:_COMMON]
+    if "AVIF" in FORMATS:
+        from PIL import AvifImagePlugin  # noqa: F401
+    if "HEIF" in FORMATS and "HEIF" not in Image.OPEN:
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    return FORMATS[_COMMON:]
 
 
 def _without_extras(data: bytes) -> bytes:
@@ -346,7 +406,7 @@ def _without_extras(data: bytes) -> bytes:
 
 def _why_not(data: bytes) -> str:
     """Say what Pillow has against a file that cannot be opened."""
-    for name in FORMATS:
+    for name in _formats(data):
         opener, accepts = Image.OPEN[name]
         if accepts is None or not accepts(data[:16].ljust(16, b"\0")):
             continue
@@ -354,7 +414,10 @@ def _why_not(data: bytes) -> str:
             opener(io.BytesIO(data), "")
         except Exception as error:
             return f"cannot read the {name} file: {_one_line(error)}"
-    return f"no image of a known format ({', '.join(FORMATS)})"
+    hint = ""
+    if data[4:8] == b"ftyp" and "HEIF" not in FORMATS:
+        hint = "; photographs in HEIC need the extra heif: pip install 'spptransfer[heif]'"
+    return f"no image of a known format ({', '.join(FORMATS)}){hint}"
 
 
 def _tiff_tags(image: Image.Image) -> Mapping[int, Any]:
@@ -398,8 +461,9 @@ def _check_samples(image: Image.Image) -> None:
         raise ImageError(f"{kind} samples have no defined white; convert to unsigned 8 or 16 bits")
     if bits > 8 and tags.get(_PLANES) == 2:
         raise ImageError(f"{bits}-bit samples in separate planes cannot be read; interleave them")
-    tile = image.tile[0][3] if isinstance(image, PngImagePlugin.PngImageFile) else None
-    if tile == "RGB;16B" and "transparency" in image.info:
+    # An image that the user has loaded has no tiles any more.
+    tiles = image.tile if isinstance(image, PngImagePlugin.PngImageFile) else []
+    if tiles and tiles[0][3] == "RGB;16B" and "transparency" in image.info:
         raise ImageError("a transparent colour of 16 bits cannot be read; use an alpha channel")
 
 

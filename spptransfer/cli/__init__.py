@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from spptransfer._version import __version__
 from spptransfer.cli import (
+    auditing,
     caches,
     combining,
     detecting,
@@ -116,6 +117,12 @@ COMMANDS: tuple[tuple[Any, ...], ...] = (
         "Compare finished runs: what differs, and who gains what.",
         "compare runs/alexnet-20261122-172418 runs/vgg16-20261122-180211",
         "compare alexnet-20261122-172418 vgg16-20261122-180211 --format latex --html compared.html",
+    ),
+    (
+        auditing.audit,
+        "Find near-copies, doubtful labels and outliers.",
+        "audit your_images --set dataset.root=photos",
+        "audit mine.yaml --output checked",
     ),
     (
         caches.backbones,

@@ -18,16 +18,13 @@ from spptransfer.datasets.base import UNLABELLED, Dataset, class_name, number_la
 from spptransfer.errors import DatasetError
 from spptransfer.files import expand_path
 from spptransfer.ids import Ids
+from spptransfer.images import SUFFIXES
 from spptransfer.sections import PathText
 from spptransfer.text import counted, listed, plural
 
 logger = logging.getLogger(__name__)
 
-# Those of `spptransfer.images.FORMATS`.
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif"}
-    | {".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-)
+IMAGE_SUFFIXES = SUFFIXES
 
 # Notes, labels and what systems and programs leave beside images: nobody misses them.
 _COMPANION_SUFFIXES = frozenset(

@@ -15,6 +15,7 @@ from spptransfer.datasets.base import Dataset
 from spptransfer.datasets.coco import CocoOptions, read_coco
 from spptransfer.datasets.csv_file import CsvOptions, read_csv
 from spptransfer.datasets.folder import FolderOptions, find_caltech101, read_folder
+from spptransfer.datasets.tar import TarOptions, find_tar, read_tar
 from spptransfer.datasets.voc2007 import find_voc2007, read_voc2007
 from spptransfer.datasets.yolo import YoloOptions, read_yolo
 from spptransfer.errors import ConfigError, DatasetError, suggestion
@@ -152,7 +153,7 @@ def names() -> tuple[str, ...]:
     Examples
     --------
     >>> names()
-    ('caltech101', 'coco', 'csv', 'demo', 'folder', 'scenes', 'voc2007', 'yolo')
+    ('caltech101', 'coco', 'csv', 'demo', 'folder', 'scenes', 'tar', 'voc2007', 'yolo')
     """
     return tuple(_KINDS)
 
@@ -294,6 +295,13 @@ register(
     how="set dataset.root to a folder that holds one folder of images per class",
 )
 register("scenes", _read_scenes, find=Path, how="drawn on first use; nothing to download")
+register(
+    "tar",
+    read_tar,
+    find=find_tar,
+    options=TarOptions,
+    how="set dataset.root to tar shards of WebDataset's layout, as shards-{0000..0099}.tar",
+)
 register(
     "voc2007",
     read_voc2007,

@@ -38,7 +38,7 @@ from spptransfer.spec import check_layers
 from spptransfer.specify import feature_spec, levels_and_scales
 from spptransfer.text import plural
 
-Image = str | os.PathLike[str] | npt.NDArray[np.uint8]
+Image = Any  # a path, a PIL image, an array or a tensor
 _Labelled = Objects | tuple[Any, Any]
 
 
@@ -142,7 +142,7 @@ class SPPDetector(BaseEstimator):
 
         Parameters
         ----------
-        images : sequence of path-like or ndarray of uint8
+        images : sequence of path-like, PIL image, ndarray or torch.Tensor
             Files, or arrays of shape (H, W, 3).
         objects : sequence of (boxes, labels) or Objects
             Of each image: boxes of shape (n, 4), ``x0, y0, x1, y1`` in pixels of the upright
@@ -204,7 +204,7 @@ class SPPDetector(BaseEstimator):
 
         Parameters
         ----------
-        images : iterable of path-like or ndarray of uint8
+        images : iterable of path-like, PIL image, ndarray or torch.Tensor
             As in `fit`.
 
         Returns
@@ -242,7 +242,7 @@ class SPPDetector(BaseEstimator):
         ----------
         name : str
             Of the class.
-        images : sequence of path-like or ndarray of uint8
+        images : sequence of path-like, PIL image, ndarray or torch.Tensor
             Images that show it, and some that do not.
         boxes : sequence of array-like of shape (n, 4)
             Of each image the boxes of the new class; what they do not cover is not of the class.

@@ -14,11 +14,12 @@ import numpy.typing as npt
 
 from spptransfer import images
 from spptransfer.errors import ImageError
-from spptransfer.images import Rendering
+from spptransfer.images import FilePart, Place, Rendering
 from spptransfer.spec import FeatureSpec
 
-# An image is given as a file or as its samples.
+# An image is given as a file or as its samples; a dataset's may also be a part of a file.
 Source = Path | npt.NDArray[np.uint8]
+AnySource = Source | FilePart
 # A file of up to this many bytes is kept from the reading of its header until it is decoded.
 KEPT_BYTES = 1 << 18
 # Images that each process which reads has ready.
@@ -42,7 +43,7 @@ class Part(NamedTuple):
 
     positions: npt.NDArray[np.intp]
     ids: Sequence[str]
-    sources: Sequence[Source]
+    sources: Sequence[AnySource]
     lacking: tuple[Mask, ...]
 
 
@@ -81,13 +82,15 @@ def specs_with(rendering: Rendering, specs: Sequence[FeatureSpec]) -> list[int]:
     return [number for number, spec in enumerate(specs) if rendering in renderings_of([spec])]
 
 
-def stamp_of(path: Path) -> Stamp:
-    """Ask the file system for the stamp of a file."""
+def stamp_of(path: Place) -> Stamp:
+    """Ask the file system for the stamp of a file; of a part of one, with the part's size."""
+    if isinstance(path, FilePart):
+        return path.size, *stamp_of(path.file)[1:]
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def read_header(source: Source) -> ImageInfo:
+def read_header(source: AnySource) -> ImageInfo:
     """Read what an image's header says; a broken image is no exception but a result."""
     stamp, digest, data = (0, 0, 0), "", b""
     try:
@@ -118,7 +121,9 @@ def view_sizes(
         return str(error)
 
 
-def decode_views(source: Source, info: ImageInfo, renderings: Sequence[Rendering]) -> Views | str:
+def decode_views(
+    source: AnySource, info: ImageInfo, renderings: Sequence[Rendering]
+) -> Views | str:
     """Decode an image once and render its views, or say why there are none."""
     try:
         if isinstance(source, np.ndarray):
@@ -148,7 +153,7 @@ def read_in_processes(
 
     begun: deque[Part] = deque()
 
-    def sources() -> Iterator[Source]:
+    def sources() -> Iterator[AnySource]:
         for part in parts:
             begun.append(part)
             yield from part.sources
@@ -176,7 +181,7 @@ class _Images:
     def __init__(self, renderings: Sequence[Rendering]) -> None:
         self._renderings = renderings
 
-    def __getitem__(self, source: Source) -> tuple[ImageInfo, list[Any]]:
+    def __getitem__(self, source: AnySource) -> tuple[ImageInfo, list[Any]]:
         from torch import from_numpy
 
         info = read_header(source)

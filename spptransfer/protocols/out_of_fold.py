@@ -64,17 +64,15 @@ def out_of_fold(
     >>> values.argmax(axis=1)
     array([0, 1, 0, 1])
     """
-    from spptransfer.svm import LinearSVM, gram_matrix  # imports scikit-learn
+    from spptransfer.svm import LinearSVM  # imports scikit-learn
 
     if len(folds) < 2:
         raise ConfigError(f"{len(folds)} folds leave none to train on; at least 2 are needed")
     if targets.ndim == 2 and training.difficult == "negative":
         targets = np.where(targets > 0, targets, -1).astype(targets.dtype)
     wanted = np.broadcast_to(np.asarray(C, dtype=float), n_classes)
-    sizes = [len(targets) - len(fold) for fold in folds]
-    if gram is None and len(targets) <= X.shape[1]:
-        precision = cheapest_gram((len(targets), X.shape[1]), sizes, n_classes * len(folds))
-        gram = None if precision is None else np.asarray(gram_matrix(X[:], precision))
+    if gram is None:
+        gram = shared_gram(X, folds, n_classes)
     values = np.full((len(targets), n_classes), np.nan, np.float32)
     for fold in filter(len, folds):
         is_trained_on = np.ones(len(targets))
@@ -104,6 +102,25 @@ def deal_folds(targets: npt.NDArray[np.integer], count: int = 3) -> list[Indices
     if targets.ndim == 1:
         order = order[np.argsort(targets[order], kind="stable")]
     return [np.sort(order[start::count]) for start in range(min(count, len(order)))]
+
+
+def shared_gram(
+    X: npt.NDArray[np.floating] | RowSubset, folds: Sequence[Indices], n_problems: int
+) -> npt.NDArray[np.floating] | None:
+    """Return ``X @ X.T`` for the classifiers of all folds; None where it would not pay.
+
+    `n_problems` counts the classifiers of each fold.
+    """
+    n_rows, n_features = len(X), X.shape[1]
+    sizes = [n_rows - len(fold) for fold in folds]
+    if n_rows > n_features:
+        return None
+    precision = cheapest_gram((n_rows, n_features), sizes, n_problems * len(folds))
+    if precision is None:
+        return None
+    from spptransfer.svm import gram_matrix
+
+    return np.asarray(gram_matrix(np.asarray(X[:]), precision))
 
 
 def contradiction(values: Floats, targets: npt.NDArray[np.integer]) -> tuple[Floats, Indices]:

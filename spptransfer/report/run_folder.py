@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
+from spptransfer.datasets.tar import place_in_tar
 from spptransfer.detection.detections import load_detections
 from spptransfer.detection.evaluation import DetectionEvaluation, evaluate_detections
 from spptransfer.errors import ConfigError, DatasetError
+from spptransfer.images import Place
 from spptransfer.report.formatting import clean
 from spptransfer.text import listed
 
@@ -152,11 +154,13 @@ class RunFolder:
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise MissingPartError(f"model.safetensors cannot be read: {error}") from error
 
-    def image_path(self, image_id: str) -> Path | None:
+    def image_path(self, image_id: str) -> Place | None:
         """Say where an image should lie, whether or not a file is there; None without a root."""
         dataset = self.results["dataset"]
         if not dataset.get("root"):
             return None
+        if dataset["name"] == "tar":
+            return place_in_tar(Path(dataset["root"]), image_id)
         # Not str.format: an id or a template from a file may hold braces of its own.
         relative = str(dataset.get("path_template") or "{id}").replace("{id}", image_id)
         return Path(dataset["root"]) / relative

@@ -17,7 +17,7 @@ from PIL import Image
 
 from spptransfer.errors import ImageError
 from spptransfer.files import atomic_write, make_folder
-from spptransfer.images import decode, read_bytes, reduction_of, upright_size
+from spptransfer.images import Place, decode, read_bytes, reduction_of, upright_size
 from spptransfer.report import analysis, figures, formatting, grid, tables
 from spptransfer.text import plural
 
@@ -95,7 +95,7 @@ def _environment() -> Environment:
     return environment
 
 
-def thumbnail(path: Path, draw: Draw | None = None) -> str | None:
+def thumbnail(path: Place, draw: Draw | None = None) -> str | None:
     """Make a small upright JPEG of an image file, as the network saw it.
 
     Parameters

@@ -50,7 +50,7 @@ def test_an_unknown_backbone_gets_the_nearest_name(cli):
 def test_datasets_say_how_to_get_what_is_absent(cli, tmp_path):
     done = cli("datasets", "--data-root", tmp_path)
     assert done.status == 0
-    for name in ("caltech101", "voc2007", "folder", "csv", "demo", "coco", "yolo", "scenes"):
+    for name in ("caltech101", "voc2007", "folder", "csv", "demo", "coco", "yolo", "scenes", "tar"):
         assert f"\n{name} " in done.out
         assert f"\n  {name}: " in done.out
     listed = {entry["name"]: entry for entry in cli("datasets", "--json").json["datasets"]}

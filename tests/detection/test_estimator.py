@@ -132,8 +132,8 @@ def test_an_image_that_cannot_be_read_is_told_and_the_others_train(tmp_path, cap
     assert trained.score(*painted(3, seed=1)) > 0.8
     with pytest.raises(ImageError, match=r"^'.*a.png': cannot read the image: the file is empty$"):
         trained.predict([images[0], str(tmp_path / "a.png")])
-    with pytest.raises(ImageError, match=r"^image 1: an image array must be"):
-        trained.predict([images[0], np.zeros((4, 4, 7), np.uint8)])
+    with pytest.raises(ImageError, match=r"^image 1: an array of shape"):
+        trained.predict([images[0], np.zeros((5, 5, 7), np.uint8)])
 
 
 def test_windows_that_maps_propose_are_fitted_and_a_class_is_added_by_them():
