@@ -258,7 +258,8 @@ def test_detections_are_joined_and_thinned_out_whatever_the_order_of_the_images(
 
 def test_a_detector_combined_with_itself_in_other_units_is_that_detector(detector_run, tmp_path):
     other = other_run(detector_run, tmp_path / "other", size=8.0, shift=-3)
-    done = combined(tmp_path, detector_run / "run", other)
+    # Detections that are means of windows may overlap by more than at which windows are suppressed.
+    done = combined(tmp_path, detector_run / "run", other, nms=0.99)
     assert as_set(done.folder) == as_set(detector_run / "run")
     alone = json.loads((detector_run / "run" / "results.json").read_text("utf-8"))
     for name, metric in alone["metrics"].items():
