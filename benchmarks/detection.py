@@ -27,9 +27,10 @@ import torch
 from spptransfer import images
 from spptransfer.backbones import BackboneRef
 from spptransfer.backbones.dilation import dilate
-from spptransfer.detection.boxes import suppress
 from spptransfer.detection.features import WindowFeatures
 from spptransfer.detection.methods import open_proposer
+from spptransfer.detection.selection import select_detections
+from spptransfer.detection.settings import DetectionSection
 from spptransfer.extraction.maps import MapExtractor
 from spptransfer.images import Rendering
 from spptransfer.normalization import PyramidNormalizer
@@ -72,7 +73,8 @@ def detector(setting, photos, windows, folder, method) -> dict[str, float]:
     features = WindowFeatures(backbone.info.channels_of([layer]), LEVELS)
     draw = np.random.default_rng(0)
     coef = draw.standard_normal((CLASSES, features.width), np.float32)
-    normalizer, intercept = PyramidNormalizer(["l2"]).fit(coef), np.zeros(CLASSES, np.float32)
+    normalizer, svms = PyramidNormalizer(["l2"]).fit(coef), (coef, np.zeros(CLASSES, np.float32))
+    no_regression = coef[:0, None].repeat(4, axis=1), np.zeros((0, 4), np.float32)
     stages, proposer = Stages(), open_proposer(method)
     with MapExtractor(backbone, [layer], scales, options=ComputeOptions(threads=1)) as extractor:
         extractor.maps_of(photos[0])
@@ -84,11 +86,9 @@ def detector(setting, photos, windows, folder, method) -> dict[str, float]:
             with stages.time("read and maps"):
                 maps = extractor.maps_of(photo)
             with stages.time("pool and score"):
-                scores = features.score(maps, boxes, normalizer, coef, intercept)
-            with stages.time("suppress"):
-                for column in scores.T:
-                    best = np.argsort(-column)[:200]
-                    suppress(boxes[best], column[best])
+                found = features.score(maps, boxes, normalizer, svms, no_regression)
+            with stages.time("select"):
+                select_detections(boxes, *found, pixels.shape[1::-1], DetectionSection())
     return {name: seconds / len(photos) for name, seconds in stages.items()}
 
 
