@@ -16,6 +16,7 @@ from spptransfer.cli.options import (
     Output,
     Overrides,
     PipelineFile,
+    Weights,
     WeightsDir,
     choice,
     latest,
@@ -89,12 +90,7 @@ def detect(
     ],
     compute: Compute,
     output: Output,
-    weights: Annotated[
-        Path | None,
-        choice(
-            "Where the backbone's weights are now.", "where they were in training", metavar="FILE"
-        ),
-    ] = None,
+    weights: Weights = None,
     weights_dir: WeightsDir = None,
     confidence: Annotated[
         float, choice("The least confidence of a detection that is told.", min=0, max=1)

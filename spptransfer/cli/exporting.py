@@ -7,25 +7,23 @@ from typing import Annotated
 
 import typer
 
-from spptransfer.cli.options import Output, Threads, WeightsDir, choice, latest, short_path
+from spptransfer.cli.options import (
+    Model,
+    Output,
+    Threads,
+    Weights,
+    WeightsDir,
+    latest,
+    short_path,
+)
 from spptransfer.text import plural
 
 
 def export(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL", help="A model file, the folder of a run, or of runs for the latest."
-        ),
-    ],
+    model: Model,
     onnx: Annotated[Path, typer.Option(metavar="FILE", help="The ONNX file to write.")],
     output: Output,
-    weights: Annotated[
-        Path | None,
-        choice(
-            "Where the backbone's weights are now.", "where they were in training", metavar="FILE"
-        ),
-    ] = None,
+    weights: Weights = None,
     weights_dir: WeightsDir = None,
     threads: Threads = None,
 ) -> int:

@@ -90,6 +90,16 @@ RunsDir = Annotated[Path, choice("Folder in which runs land.")]
 WeightsDir = Annotated[
     Path | None, choice("Folder of official weights.", "the user's cache folder")
 ]
+Model = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL", help="A model file, the folder of a run, or of runs for the latest."
+    ),
+]
+Weights = Annotated[
+    Path | None,
+    choice("Where the backbone's weights are now.", "where they were in training", metavar="FILE"),
+]
 Device = Annotated[str, choice("auto, cpu, cuda, cuda:N or mps.")]
 Threads = Annotated[int | None, choice("Threads of the network.", "one per processor", min=1)]
 

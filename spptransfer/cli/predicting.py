@@ -17,7 +17,9 @@ import typer
 
 from spptransfer.cli.options import (
     Compute,
+    Model,
     Output,
+    Weights,
     WeightsDir,
     choice,
     latest,
@@ -42,24 +44,14 @@ _TEXTS = ("path", "label", "predicted", "error")
 
 
 def predict(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL", help="A model file, the folder of a run, or of runs for the latest."
-        ),
-    ],
+    model: Model,
     paths: Annotated[
         list[Path],
         typer.Argument(metavar="PATH", help="Images, and folders that are searched for some."),
     ],
     compute: Compute,
     words: Output,
-    weights: Annotated[
-        Path | None,
-        choice(
-            "Where the backbone's weights are now.", "where they were in training", metavar="FILE"
-        ),
-    ] = None,
+    weights: Weights = None,
     weights_dir: WeightsDir = None,
     top: Annotated[int, choice("Classes shown per image.", min=1)] = 3,
     format: Annotated[Format | None, choice("Write a table of all numbers.", "none")] = None,
