@@ -39,6 +39,7 @@ from spptransfer.extraction import (
 )
 from spptransfer.files import make_folder
 from spptransfer.protocols import Split, all_images, check_splits
+from spptransfer.protocols.splits import sizes_of
 from spptransfer.protocols.training import Training, check_training
 from spptransfer.runtimes import FEW_IMAGES
 from spptransfer.scheduler import check_scheduler
@@ -291,14 +292,17 @@ def finish_run(
     known, dataset = set(cache.ids), experiment.counted
     labelled = dataset.subset(i for i, id in enumerate(dataset.ids) if id in known)
     begin = time.perf_counter()
+    splits = splits_with_features(experiment, extraction, cache)
+    of_largest = len(splits) // max(1, len(sizes_of(experiment.settings)))
     evaluation = evaluate(
         lambda ids: read_features(cache, ids, **selection),
         experiment.counted,
-        splits_with_features(experiment, extraction, cache),
+        splits,
         training=check(experiment),
         normalize=experiment.pipeline.classifier.normalize or (),
         block_sizes=[column.stop - column.start for column in cache.columns(**selection)],
         for_use=all_images(labelled, experiment.settings),
+        uncalibrated=len(splits) - of_largest,
         progress=experiment.machine.progress,
     )
     seconds = {"load": loading, **extraction.seconds, "train": time.perf_counter() - begin}

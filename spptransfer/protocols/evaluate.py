@@ -129,6 +129,7 @@ def evaluate(
     normalize: Sequence[str] = ("l2",),
     block_sizes: Sequence[int] | None = None,
     for_use: Split | None = None,
+    uncalibrated: int = 0,
     progress: bool = False,
 ) -> Evaluation:
     """Train on the training part of every split and measure on its test part.
@@ -149,6 +150,8 @@ def evaluate(
         Widths of the pyramid's blocks.
     for_use : Split, optional
         What to train a model for use on (`all_images`), after the splits.
+    uncalibrated : int, default=0
+        Of so many splits, the first, nobody asks for probabilities.
     progress : bool, default=False
         Show a bar over the splits.
 
@@ -173,7 +176,8 @@ def evaluate(
     evaluation = Evaluation()
     largest_negative = 0 if training.difficult == "negative" else -1
     training = replace(training, difficult="ignore")  # what is none is -1 in the targets below
-    for split in tqdm(everything, unit="split", disable=not progress or len(everything) == 1):
+    silent = not progress or len(everything) == 1
+    for number, split in enumerate(tqdm(everything, unit="split", disable=silent)):
         train, test = rows(split.train), rows(split.test)
         X_train, X_test = X[train[: None if gram is None else 1]], X[test]
         normalizer = PyramidNormalizer(normalize, block_sizes=block_sizes).fit(X_train)
@@ -188,6 +192,7 @@ def evaluate(
             folds=split.class_folds
             or [np.flatnonzero(np.isin(train, rows(f))) for f in split.folds],
             gram=None if gram is None else gram.of(train),
+            calibrated=number >= uncalibrated,
         )
         targets, scores = dataset.targets_of(split.test), classifier.decision_function(X_test)
         found = probabilities(scores, classifier.sigmoids, multi_label=dataset.multi_label)
@@ -209,6 +214,7 @@ def _train(
     training: Training,
     folds: Sequence[Indices] | int,
     gram: npt.NDArray[np.floating] | None,
+    calibrated: bool,
 ) -> Classifier:
     """Train a classifier, and fit its sigmoids to scores of images that others did not train on.
 
@@ -218,6 +224,8 @@ def _train(
         X, targets, n_classes=n_classes, training=training, folds=folds, gram=gram
     )
     held_out, classifier.held_out = classifier.held_out, None
+    if not calibrated:
+        return classifier
     if held_out is None and len(targets) > 1:
         apart = deal_folds(targets) if isinstance(folds, int) or not folds else folds
         held_out = out_of_fold(
