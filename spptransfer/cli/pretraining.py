@@ -32,7 +32,7 @@ from spptransfer.text import plural
 
 if TYPE_CHECKING:
     from spptransfer.pretraining.evaluation import Classifier, Evaluation, SchemeErrors
-    from spptransfer.pretraining.evaluation_data import LabelledFiles
+    from spptransfer.pretraining.source import LabelledFiles
     from spptransfer.pretraining.views import Scheme
 
 _VIEWS = "center_crop,full,10-crops,10-maps"
@@ -51,7 +51,7 @@ def pretrain(
     device: Device = "auto",
     threads: Threads = None,
     jobs: Annotated[
-        int | None, choice("Threads that prepare images.", "as many as are worth it", min=1)
+        int | None, choice("Processes that prepare images, 0 for none.", "one per processor", min=0)
     ] = None,
     overrides: TrainingOverrides = None,
 ) -> int:
@@ -63,12 +63,12 @@ def pretrain(
     if pipeline is None:
         return list_shipped("pretrain", output)
     from spptransfer.pretraining.config import read_pipeline
-    from spptransfer.pretraining.distributed import team_of_environment
-    from spptransfer.pretraining.machine import Machine
+    from spptransfer.pretraining.distributed import rank
+    from spptransfer.pretraining.run import Machine
     from spptransfer.pretraining.run import pretrain as run
 
-    leads = team_of_environment().leads
-    if not leads:
+    is_first = rank() == 0
+    if not is_first:
         output = Output(quiet=True)
     settings = read_pipeline(pipeline, overrides or ())
     machine = Machine(
@@ -81,7 +81,7 @@ def pretrain(
         progress=_training_bar(output.quiet),
         tell=output.say,
     )
-    with stopping_training(machine.stop), contextlib.nullcontext() if leads else _silent():
+    with stopping_training(machine.stop), contextlib.nullcontext() if is_first else _silent():
         outcome = run(settings, machine)
     if not outcome.finished:
         raise KeyboardInterrupt
@@ -171,7 +171,7 @@ def evaluate_backbone(
 
     from spptransfer.backbones import BackboneRef
     from spptransfer.pretraining.evaluation import evaluate, load_classifier
-    from spptransfer.pretraining.evaluation_data import LabelledFiles
+    from spptransfer.pretraining.source import LabelledFiles
 
     pyramid = numbers("levels", levels, "6,3,2,1")
     networks = [

@@ -92,9 +92,8 @@ class TrainingSection(Section):
     label_smoothing: Share = 0.0
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto takes bfloat16 where a step is faster with it"
+        "auto", description="auto takes bfloat16 where the device multiplies such numbers"
     )
-    compile: bool = Field(False, description="let torch.compile fuse the network")
     checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
     weights: Literal["float32", "float16"] = Field("float32", description="type of saved numbers")
 

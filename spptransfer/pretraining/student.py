@@ -11,8 +11,8 @@ from torch.nn import functional
 from spptransfer import backbones
 from spptransfer.backbones.networks import Network
 from spptransfer.backbones.registry import describe
-from spptransfer.pretraining.batches import IGNORED
 from spptransfer.pretraining.config import DistillSection, NetworkSection
+from spptransfer.pretraining.data import IGNORED
 from spptransfer.pyramid import SpatialPyramidPooling
 
 

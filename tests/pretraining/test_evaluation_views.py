@@ -19,8 +19,8 @@ from spptransfer.pretraining.evaluation import (
     make_scheme,
     rank_of_truth,
 )
-from spptransfer.pretraining.evaluation_data import LabelledFiles
 from spptransfer.pretraining.evaluation_views import render_scales
+from spptransfer.pretraining.source import LabelledFiles
 from spptransfer.pyramid import bin_bounds
 
 # Views: the slow and obvious way -----------------------------------------------------------
