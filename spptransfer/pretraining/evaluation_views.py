@@ -85,19 +85,9 @@ class ViewAverager:
         self._pool, self._score = head.to(self.runtime.device, self._dtype)
 
     def probabilities(self, views: Sequence[Pixels], scheme: Scheme) -> npt.NDArray[np.float32]:
-        """Classify a batch of images.
+        """Average the softmax of the class scores over the views: float32 (N, n_classes).
 
-        Parameters
-        ----------
-        views : sequence of ndarray of uint8, each of shape (N, H, W, 3)
-            The images at every scale of the scheme, in its order; see `render_scales`.
-        scheme : Scheme
-            What to average over.
-
-        Returns
-        -------
-        ndarray of float32, shape (N, n_classes)
-            Means over the views of the softmax of the class scores.
+        `views` are the images of a batch at every scale of the scheme; see `render_scales`.
         """
         rows, weights = [], []
         with self.runtime.session():
@@ -114,7 +104,7 @@ class ViewAverager:
     def _rows(
         self, pixels: torch.Tensor, at: ScaleViews, scheme: Scheme
     ) -> Iterator[tuple[torch.Tensor, int]]:
-        """What the fully connected layers get of each different view, and its multiplicity."""
+        """Yield the pyramid's row of each different view, and how often it occurs."""
         size, (height, width) = scheme.size, pixels.shape[1:3]
         for flipped in (False, True) if at.flip else (False,):
             seen = pixels.flip(2) if flipped else pixels
@@ -152,19 +142,7 @@ class ViewAverager:
 
 
 def check_scheme(scheme: Scheme, classifier: Classifier) -> None:
-    """Refuse windows or images that the network's map has no cell for.
-
-    Raises
-    ------
-    ConfigError
-        If the smallest side of a view is below the network's smallest.
-
-    Examples
-    --------
-    >>> from spptransfer.pretraining.evaluation_network import load_classifier
-    >>> from spptransfer.pretraining.views import make_scheme
-    >>> check_scheme(make_scheme("10-maps", size=64), load_classifier("spp-mini", "embedded"))
-    """
+    """Refuse windows or images that the network's map has no cell for, by a `ConfigError`."""
     least = classifier.info.min_side
     whole = [at.scale for at in scheme.scales if at.places == "full"]
     windows = [scheme.size] if len(whole) < len(scheme.scales) else []
@@ -176,12 +154,9 @@ def check_scheme(scheme: Scheme, classifier: Classifier) -> None:
 
 
 def view_sizes(height: int, width: int, scheme: Scheme) -> tuple[tuple[int, int], ...]:
-    """Height and width of an image at every scale of a scheme.
+    """Return height and width of an image at every scale of a scheme.
 
-    Raises
-    ------
-    ImageError
-        If the image is so elongated that a view would have more than `MAX_PIXELS`.
+    An `ImageError` if it is so elongated that a view would have more than `MAX_PIXELS`.
 
     Examples
     --------
@@ -200,19 +175,9 @@ def view_sizes(height: int, width: int, scheme: Scheme) -> tuple[tuple[int, int]
 
 
 def render_scales(originals: Sequence[Pixels], scheme: Scheme) -> list[Pixels]:
-    """Resize images to every scale of a scheme.
+    """Resize images, whose views have one size at every scale, to every scale of a scheme.
 
-    Parameters
-    ----------
-    originals : sequence of ndarray of uint8, each of shape (H, W, 3)
-        RGB images whose views have one size at every scale; see `view_sizes`.
-    scheme : Scheme
-        Whose scales.
-
-    Returns
-    -------
-    list of ndarray of uint8, each of shape (N, height, width, 3)
-        One per scale.
+    Returns one array of uint8 (N, height, width, 3) per scale.
 
     Examples
     --------
