@@ -13,7 +13,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from spptransfer import __version__
-from spptransfer.backbones.registry import describe
+from spptransfer.backbones import describe
 from spptransfer.pretraining.config import PretrainingPipeline
 from spptransfer.text import plural
 
@@ -23,21 +23,10 @@ _LIBRARIES = ("torch", "numpy", "pillow")
 def describe_training(
     pipeline: PretrainingPipeline, data: Mapping[str, Any], classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Describe what is known of a training before its first step.
+    """Describe what is known of a training before its first step, without this machine's folders.
 
-    Parameters
-    ----------
-    pipeline : PretrainingPipeline
-        All settings.
-    data : mapping
-        ``name`` of the folder or ZIP file, ``sha256``, ``images``, ``validation_images``.
-    classes : sequence of str
-        In the order of the network's scores.
-
-    Returns
-    -------
-    dict
-        Numbers, strings, lists and dicts; no folder of this machine.
+    `data` holds ``name`` of the folder or ZIP file, ``sha256``, ``images`` and
+    ``validation_images``; the classes are in the order of the network's scores.
     """
     settings = pipeline.model_dump(mode="json")
     settings["dataset"]["root"] = data["name"]
@@ -62,15 +51,7 @@ def describe_training(
 def describe_epochs(
     about: Mapping[str, Any], history: Sequence[Mapping[str, float]]
 ) -> dict[str, Any]:
-    """Add what some epochs have brought to the description of a training.
-
-    Parameters
-    ----------
-    about : mapping
-        What `describe_training` returns.
-    history : sequence of mapping
-        Lines of ``metrics.jsonl``, not empty.
-    """
+    """Add what some epochs, lines of ``metrics.jsonl``, have brought to `describe_training`'s."""
     last, pipeline = history[-1], about["pipeline"]
     dataset, images = pipeline["dataset"], pipeline["images"]
     where = f"`{dataset['val']}`"

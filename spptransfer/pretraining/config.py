@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from spptransfer.backbones import describe
 from spptransfer.backbones.catalogue import PAPER
-from spptransfer.backbones.registry import describe
 from spptransfer.config import PositiveFloat
 from spptransfer.errors import ConfigError, suggestion
 from spptransfer.sections import PathText, PositiveInt, Section, check, read_mapping
@@ -167,23 +167,10 @@ class PretrainingPipeline(Section):
 def read_pipeline(
     path: str | os.PathLike[str], overrides: Sequence[str] = ()
 ) -> PretrainingPipeline:
-    """Read and check a pre-training pipeline file.
+    """Read and check a pre-training pipeline file, a YAML mapping.
 
-    Parameters
-    ----------
-    path : path-like
-        A YAML file.
-    overrides : sequence of str
-        ``section.key=value``, each replacing one value; values are YAML too.
-
-    Returns
-    -------
-    PretrainingPipeline
-
-    Raises
-    ------
-    ConfigError
-        If the file cannot be read, is no YAML mapping, or has an unknown key or a wrong value.
+    Each of the overrides, ``section.key=value``, replaces one value; values are YAML too. What
+    is wrong is a `ConfigError`.
     """
     return parse_pipeline(read_mapping(path, PretrainingPipeline, overrides))
 

@@ -32,17 +32,7 @@ Item = dict[str, Any]
 
 
 class TrainingImages(Dataset[Item]):
-    """Augmented images; an index is an epoch and a position.
-
-    Parameters
-    ----------
-    files : LabelledFiles
-        The images.
-    section : ImagesSection
-        How they are cropped, flipped and coloured.
-    seed : int
-        Seed of the run.
-    """
+    """Augmented images; an index is an epoch and a position."""
 
     def __init__(self, files: LabelledFiles, section: ImagesSection, seed: int) -> None:
         self._files, self._section, self._seed = files, section, seed
@@ -119,9 +109,7 @@ class Steps(Sampler[list[tuple[int, int]]]):
 
 def make_loader(dataset: Dataset[Any], jobs: int, **options: Any) -> DataLoader[Any]:
     """Load items by some processes, or by this one if there are to be none."""
-    if jobs:
-        options |= {"worker_init_fn": _leave_signals, "persistent_workers": True}
-    return DataLoader(dataset, num_workers=jobs, **options)
+    return DataLoader(dataset, num_workers=jobs, worker_init_fn=_leave_signals, **options)
 
 
 def _leave_signals(worker: int) -> None:
@@ -176,24 +164,8 @@ def principal_colours(files: LabelledFiles, scale: int) -> npt.NDArray[np.float6
     """Compute the principal axes of the colours, one per row, as long as their deviation.
 
     A random multiple of each, added to a whole image, is the colour jitter of Krizhevsky et al.
-    (NeurIPS 2012, section 4.1).
-
-    Parameters
-    ----------
-    files : LabelledFiles
-        Images; at most 500 of them, evenly spread, are looked at.
-    scale : int
-        Their smaller side in pixels.
-
-    Returns
-    -------
-    ndarray of shape (3, 3)
-        In units of 1/255.
-
-    Raises
-    ------
-    DatasetError
-        If not one of them can be decoded.
+    (NeurIPS 2012, section 4.1). At most 500 images, evenly spread, are looked at; a
+    `DatasetError` if not one of them can be decoded. Units are those of bytes.
     """
     colours, reason = [], ""
     for position in np.linspace(0, len(files) - 1, min(_SAMPLED, len(files))).astype(int):

@@ -119,7 +119,7 @@ class SchemeErrors:
 class Evaluation:
     """Errors under every scheme, and the images that could not be evaluated.
 
-    Parameters
+    Attributes
     ----------
     errors : tuple of SchemeErrors
         In the order of the schemes asked for.

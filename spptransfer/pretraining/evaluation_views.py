@@ -33,24 +33,8 @@ MAX_PIXELS = 1 << 24
 class ViewAverager:
     """Average a network's class probabilities over views of images.
 
-    Parameters
-    ----------
-    classifier : Classifier
-        The network.
-    precision : {"float32", "bfloat16"}
-        Arithmetic of the network; probabilities are averaged in float32.
-    options : ComputeOptions, optional
-        Device and runtime of the maps; pooling and fully connected layers are torch's.
-
-    Attributes
-    ----------
-    runtime : Runtime
-        Who computes the maps; to be entered first where threads share a GPU.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such device or runtime, or the runtime cannot compute the maps.
+    Maps are computed by a runtime in some precision, float32 or bfloat16; pooling and fully
+    connected layers are torch's, and probabilities are averaged in float32.
 
     Notes
     -----

@@ -112,17 +112,6 @@ def pretrain(pipeline: PretrainingPipeline, machine: Machine) -> Outcome:
     Started by torch's launcher, the processes train one network together: each takes its share
     of every batch, and the first one writes.
 
-    Parameters
-    ----------
-    pipeline : PretrainingPipeline
-        What is trained, on what and how.
-    machine : Machine
-        Where.
-
-    Returns
-    -------
-    Outcome
-
     Raises
     ------
     ConfigError
@@ -194,7 +183,17 @@ class _Run:
             processors = count_processors() // local_world_size()
             jobs = processors if processors > 1 else 0
         teacher = self._teacher(train, sha256, device, jobs)
-        self._trainer = self._make_trainer(train, val, teacher, device, jobs, state)
+        precision: str = pipeline.training.precision
+        if precision == "auto":  # chosen once: another machine goes on in the same arithmetic
+            chosen = "bfloat16" if has_bfloat16(device) else "float32"
+            precision = chosen if state is None else state["precision"]
+        student: Any = build_student(
+            pipeline.network, len(train.classes), pipeline.distill, pipeline.training.seed
+        )
+        student = student.to(device, memory_format=torch.channels_last)
+        self._trainer = Trainer(pipeline, student, train, val, teacher, precision, jobs)
+        if state is not None:
+            self._trainer.restore(state)
         network = self._trainer.student.network
         data = {
             "name": source.root.resolve().name,
@@ -227,7 +226,8 @@ class _Run:
                 "folder with --out, or remove this one"
             )
         done = -1.0 if state is None else state["epoch"] + state["step"] / 2**32
-        if all_sums([done]) != [world_size() * done]:
+        mean = all_sums([done])[0] / world_size()
+        if any(all_sums([done != mean])):  # so that all processes end
             raise ConfigError(f"'{folder}' must be one folder that all processes share")
         return state
 
@@ -251,30 +251,6 @@ class _Run:
             return prepare_teacher(
                 section, loaded, train, sha256, self._folder, device, jobs, progress
             )
-
-    def _make_trainer(
-        self,
-        train: LabelledFiles,
-        val: LabelledFiles,
-        teacher: Teacher | None,
-        device: torch.device,
-        jobs: int,
-        state: dict[str, Any] | None,
-    ) -> Trainer:
-        """Build a trainer and bring it to where the last run stood."""
-        pipeline = self._pipeline
-        precision: str = pipeline.training.precision
-        if precision == "auto":  # chosen once: another machine goes on in the same arithmetic
-            chosen = "bfloat16" if has_bfloat16(device) else "float32"
-            precision = chosen if state is None else state["precision"]
-        student: Any = build_student(
-            pipeline.network, len(train.classes), pipeline.distill, pipeline.training.seed
-        )
-        student = student.to(device, memory_format=torch.channels_last)
-        trainer = Trainer(pipeline, student, train, val, teacher, precision, jobs)
-        if state is not None:
-            trainer.restore(state)
-        return trainer
 
     def train(self) -> None:
         """Train to the end, or until told to stop."""

@@ -14,20 +14,8 @@ _LEAST_GAIN = 1e-4
 def rate(section: TrainingSection, done: float, step: float, errors: Iterable[float]) -> float:
     """Compute the learning rate of a step.
 
-    Parameters
-    ----------
-    section : TrainingSection
-        The rate to start from and how it falls.
-    done : float
-        Epochs done before the step.
-    step : float
-        What the step is of an epoch.
-    errors : iterable of float
-        Validation error after each epoch, a share of the images.
-
-    Returns
-    -------
-    float
+    `done` is how many epochs are done before it, `step` what it is of one, `errors` the share of
+    the validation images that was wrong after each epoch.
 
     Examples
     --------

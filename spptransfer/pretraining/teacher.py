@@ -81,35 +81,10 @@ def prepare_teacher(
     jobs: int = 0,
     progress: Progress = lambda items, total, label: items,
 ) -> Teacher:
-    """Compute the features of all images, or find them.
+    """Compute the features of all training images, or find them; several processes share the work.
 
-    Parameters
-    ----------
-    section : DistillSection
-        Which features.
-    backbone : Backbone
-        The teacher, loaded for its layer.
-    files : LabelledFiles
-        The training images; several processes share the work.
-    data_sha256 : str
-        Identity of the images.
-    folder : Path
-        Of the run; the features lie in a folder of it that is named after all they depend on.
-    device : torch.device
-        Where the teacher computes.
-    jobs : int
-        Processes that decode.
-    progress : callable
-        Wraps an iterable, given its length and a label.
-
-    Returns
-    -------
-    Teacher
-
-    Raises
-    ------
-    CacheError
-        If the features cannot be written.
+    They lie in a folder of the run's that is named after all they depend on. `backbone` is loaded
+    for the section's layer, `data_sha256` identifies the images, and `jobs` processes decode.
     """
     precision = "bfloat16" if has_bfloat16(device) else "float32"
     settings = section.model_dump(include={"layer", "scale", "levels", "pooling", "mirror"})

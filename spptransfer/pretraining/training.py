@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Subset
 
-from spptransfer.backbones.registry import describe
+from spptransfer.backbones import describe
 from spptransfer.errors import ConfigError, ModelError
 from spptransfer.pretraining.config import PretrainingPipeline
 from spptransfer.pretraining.data import (
@@ -57,20 +57,8 @@ class Position:
 class Trainer:
     """A network in training.
 
-    Parameters
-    ----------
-    pipeline : PretrainingPipeline
-        How it is trained.
-    student : Student
-        The network, on its device.
-    train, validation : LabelledFiles
-        What it learns from, and what it is measured on after every epoch.
-    teacher : Teacher or None
-        Whose features it learns to predict.
-    precision : {"float32", "bfloat16"}
-        Arithmetic of the network.
-    jobs : int
-        Processes that prepare images; with 0, this one does.
+    It is made of the network on its device, of what that learns from and what it is measured on,
+    of a teacher if there is one, and of how many processes prepare images (0: this one does).
     """
 
     def __init__(
@@ -105,7 +93,9 @@ class Trainer:
         self._steps = Steps(len(train), self._batch, section.seed, rank(), processes)
         loading: dict[str, Any] = {"jobs": jobs, "pin_memory": self.device.type == "cuda"}
         images = TrainingImages(train, pipeline.images, section.seed)
-        self._training = make_loader(images, batch_sampler=self._steps, **loading)
+        self._training = make_loader(
+            images, batch_sampler=self._steps, persistent_workers=jobs > 0, **loading
+        )
         share = Subset(
             ValidationImages(validation, pipeline.images),
             range(rank(), len(validation), processes),

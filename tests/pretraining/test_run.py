@@ -91,7 +91,7 @@ def test_the_folder_says_what_was_made_and_how_well(whole, photos):
     card = (whole / "model-card.md").read_text()
     assert about["data"]["sha256"] in card
     assert str(photos.parent) not in card + json.dumps(about)
-    assert (whole / "curves.svg").read_text().count("<circle") == 2 * 4
+    assert (whole / "curves.svg").read_text().count("<circle") == 2 * 5
     modes = {path.stat().st_mode for path in whole.iterdir() if path.is_file()}
     assert len(modes) == 1  # whoever may read one file may read them all
 
