@@ -141,8 +141,8 @@ def _memory_for(what: str, advice: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if "DataLoader worker" in str(error):
-            reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0].rstrip(". ")
+        if reason.startswith("DataLoader worker (pid"):  # killed, as for want of shared memory
             raise ModelError(f"{reason}; --jobs 0 prepares the images without workers") from error
         if not is_out_of_memory(error):
             raise

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 from small_projects import draw_folder
 
-from spptransfer import backbones
+from spptransfer import backbones, images
 from spptransfer.backbones.loading import random_network
 from spptransfer.errors import CacheError, ConfigError, ModelError, WeightsError
 from spptransfer.files import exclusive_lock
@@ -311,6 +312,20 @@ def test_memory_is_asked_of_the_setting_that_took_it(photos, tmp_path, monkeypat
     monkeypatch.setattr(culprit, _no_memory)
     with pytest.raises(ModelError, match=f"not enough memory for {told}"):
         run(photos, tmp_path, distill=DISTILL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers begin with a new Python")
+def test_a_process_that_prepares_images_and_is_killed_is_one_line(photos, tmp_path, monkeypatch):
+    training = os.getpid()
+
+    def killed(data, renderings):
+        if os.getpid() != training:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return images.views(data, renderings)
+
+    monkeypatch.setattr("spptransfer.pretraining.source.views", killed)
+    with pytest.raises(ModelError, match=r"^DataLoader worker \(pid.*; --jobs 0 prepares the"):
+        pretrain(parse_pipeline(values(photos)), Machine(tmp_path, device="cpu", jobs=1))
 
 
 def test_weights_may_be_saved_in_half_precision(photos, tmp_path):
