@@ -19,9 +19,12 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 from spptransfer.errors import DatasetError, ImageError
 from spptransfer.pretraining.config import ImagesSection
 from spptransfer.pretraining.source import Image, LabelledFiles
+from spptransfer.pretraining.views import window_corners
 
 # A label that no loss counts; images whose files are damaged carry it.
 IGNORED = -100
+# Streams of random numbers of a seed.
+CROPS, SIZES, DROPOUT = 1, 2, 3
 
 _ASPECTS = (3 / 4, 4 / 3)
 _SAMPLED = 500
@@ -43,7 +46,7 @@ class TrainingImages(Dataset[Item]):
 
     def __getitem__(self, index: tuple[int, int]) -> Item:
         epoch, position = index
-        generator = np.random.default_rng([self._seed, epoch, position])
+        generator = np.random.default_rng([self._seed, CROPS, epoch, position])
         place, normal = generator.random(4), generator.standard_normal(3)
         item = _load(self._files, position, self._section)
         if not item["error"]:
@@ -65,7 +68,10 @@ class ValidationImages(Dataset[Item]):
     def __getitem__(self, position: int) -> Item:
         item = _load(self._files, position, self._section)
         if not item["error"]:
-            item["image"] = crop_at(item["image"], self._section.size, 0.5, 0.5).copy()
+            height, width, _ = item["image"].shape
+            size = self._section.size
+            ((top, left),) = window_corners(height, width, size, "center")
+            item["image"] = item["image"][top : top + size, left : left + size]
         return item
 
 
@@ -123,25 +129,11 @@ def crop(image: Image, section: ImagesSection, place: npt.NDArray[np.float64]) -
     size = section.size
     if section.crops == "resized":
         return resized_crop(image, size, section.area, place)
+    height, width = image.shape[:2]
+    top, left = int(place[0] * (height - size + 1)), int(place[1] * (width - size + 1))
     if section.crops == "corners":
-        top, left = ((0.5, 0.5), (0, 0), (0, 1), (1, 0), (1, 1))[int(5 * place[0])]
-        return crop_at(image, size, top, left)
-    height, width = image.shape[0] - size + 1, image.shape[1] - size + 1
-    i, j = int(place[0] * height), int(place[1] * width)
-    return image[i : i + size, j : j + size]
-
-
-def crop_at(image: Image, size: int, top: float, left: float) -> Image:
-    """Crop a square; 0 and 1 are the image's edges, 0.5 the middle.
-
-    Examples
-    --------
-    >>> image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    >>> crop_at(image, 1, 1, 0)
-    array([[[6, 7, 8]]], dtype=uint8)
-    """
-    i, j = int((image.shape[0] - size) * top), int((image.shape[1] - size) * left)
-    return image[i : i + size, j : j + size]
+        top, left = window_corners(height, width, size, "corners")[int(5 * place[0])]
+    return image[top : top + size, left : left + size]
 
 
 def resized_crop(image: Image, size: int, area: float, place: npt.NDArray[np.float64]) -> Image:
@@ -199,7 +191,7 @@ def side_of_epoch(section: ImagesSection, seed: int, epoch: int, epochs: int) ->
     if section.sizes == "multi":
         return section.size if (epochs - epoch) % 2 else section.small
     if section.sizes == "random":
-        generator = np.random.default_rng([seed, epoch])
+        generator = np.random.default_rng([seed, SIZES, epoch])
         return int(generator.integers(section.small, section.size + 1))
     return section.size
 

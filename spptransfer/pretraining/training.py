@@ -20,6 +20,7 @@ from spptransfer.backbones import describe
 from spptransfer.errors import ConfigError, ModelError
 from spptransfer.pretraining.config import PretrainingPipeline
 from spptransfer.pretraining.data import (
+    DROPOUT,
     IGNORED,
     Item,
     Steps,
@@ -40,7 +41,6 @@ logger = logging.getLogger(__name__)
 Metrics = dict[str, float]
 _VALIDATION_BATCH = 256
 _LOSSES = ("loss", "cross_entropy", "distillation")
-_DROPOUT = 1  # beside the numbers from which `data` draws
 
 
 @dataclass
@@ -84,8 +84,8 @@ class Trainer:
             nesterov=section.nesterov,
             weight_decay=section.weight_decay,
         )
-        self._batch = min(section.batch, len(train))
-        if self._batch % processes:
+        self._batch = min(section.batch, len(train) // processes * processes)
+        if not self._batch or self._batch % processes:
             raise ConfigError(
                 f"training.batch: {processes} processes cannot share {self._batch} images equally"
             )
@@ -232,7 +232,7 @@ class Trainer:
             targets = self._teacher.targets(batch["position"], batch["flipped"]).to(self.device)
         labels = batch["label"].to(self.device, non_blocking=True)
         # Dropout is drawn anew in every step and process.
-        drawn = [section.seed, position.epoch, position.step, rank(), _DROPOUT]
+        drawn = [section.seed, DROPOUT, position.epoch, position.step, rank()]
         torch.manual_seed(int(np.random.SeedSequence(drawn).generate_state(1)[0]))
         with self._autocast():
             outputs = self._forward(self._inputs(batch, self.side))
