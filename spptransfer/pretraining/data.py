@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from spptransfer.errors import DatasetError, ImageError
 from spptransfer.pretraining.config import ImagesSection
-from spptransfer.pretraining.source import Image, LabelledFiles
+from spptransfer.pretraining.source import LabelledFiles, RGBImage
 from spptransfer.pretraining.views import window_corners
 
 # A label that no loss counts; images whose files are damaged carry it.
@@ -31,10 +31,10 @@ _SAMPLED = 500
 _SAMPLED_PIXELS = 20_000  # of an image
 
 # By name: image (uint8, H x W x 3), label, position, flipped, shift (float32, 3), error (str).
-Item = dict[str, Any]
+ImageItem = dict[str, Any]
 
 
-class TrainingImages(Dataset[Item]):
+class TrainingImages(Dataset[ImageItem]):
     """Augmented images; an index is an epoch and a position."""
 
     def __init__(self, files: LabelledFiles, section: ImagesSection, seed: int) -> None:
@@ -44,7 +44,7 @@ class TrainingImages(Dataset[Item]):
     def __len__(self) -> int:
         return len(self._files)
 
-    def __getitem__(self, index: tuple[int, int]) -> Item:
+    def __getitem__(self, index: tuple[int, int]) -> ImageItem:
         epoch, position = index
         generator = np.random.default_rng([self._seed, CROPS, epoch, position])
         place, normal = generator.random(4), generator.standard_normal(3)
@@ -56,7 +56,7 @@ class TrainingImages(Dataset[Item]):
         return item | {"shift": (normal @ self._colours).astype(np.float32)}
 
 
-class ValidationImages(Dataset[Item]):
+class ValidationImages(Dataset[ImageItem]):
     """Central crops."""
 
     def __init__(self, files: LabelledFiles, section: ImagesSection) -> None:
@@ -65,7 +65,7 @@ class ValidationImages(Dataset[Item]):
     def __len__(self) -> int:
         return len(self._files)
 
-    def __getitem__(self, position: int) -> Item:
+    def __getitem__(self, position: int) -> ImageItem:
         item = _load(self._files, position, self._section)
         if not item["error"]:
             height, width, _ = item["image"].shape
@@ -75,7 +75,7 @@ class ValidationImages(Dataset[Item]):
         return item
 
 
-def _load(files: LabelledFiles, position: int, section: ImagesSection) -> Item:
+def _load(files: LabelledFiles, position: int, section: ImagesSection) -> ImageItem:
     """Load a whole image; one that cannot be decoded is a black crop that does not count."""
     item = {"position": position, "flipped": False, "shift": np.zeros(3, np.float32), "error": ""}
     try:
@@ -124,7 +124,7 @@ def _leave_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def crop(image: Image, section: ImagesSection, place: npt.NDArray[np.float64]) -> Image:
+def crop(image: RGBImage, section: ImagesSection, place: npt.NDArray[np.float64]) -> RGBImage:
     """Crop a square by four numbers from [0, 1)."""
     size = section.size
     if section.crops == "resized":
@@ -136,7 +136,9 @@ def crop(image: Image, section: ImagesSection, place: npt.NDArray[np.float64]) -
     return image[top : top + size, left : left + size]
 
 
-def resized_crop(image: Image, size: int, area: float, place: npt.NDArray[np.float64]) -> Image:
+def resized_crop(
+    image: RGBImage, size: int, area: float, place: npt.NDArray[np.float64]
+) -> RGBImage:
     """Resize a rectangle to a square; its area is a share of the image from `area` on.
 
     The four numbers from [0, 1) are for the area, the aspect, top and left.
@@ -196,7 +198,7 @@ def side_of_epoch(section: ImagesSection, seed: int, epoch: int, epochs: int) ->
     return section.size
 
 
-def as_input(batch: Item, device: torch.device) -> torch.Tensor:
+def as_input(batch: ImageItem, device: torch.device) -> torch.Tensor:
     """Copy a batch's images to the device, N x 3 x H x W in units of bytes, coloured."""
     # The bytes lie channel by channel within a pixel: this is the channels-last format.
     images = batch["image"].to(device, non_blocking=True).permute(0, 3, 1, 2).float()

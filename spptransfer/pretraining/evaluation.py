@@ -15,33 +15,33 @@ import numpy.typing as npt
 
 from spptransfer.errors import ConfigError, DatasetError, ImageError, one_of
 from spptransfer.extraction.extractor import group
-from spptransfer.pretraining.evaluation_network import Classifier, load_classifier
+from spptransfer.extraction.reading import OUT_OF_MEMORY
+from spptransfer.pretraining.evaluation_network import NetworkClassifier, load_classifier
 from spptransfer.pretraining.evaluation_views import (
-    Pixels,
     ViewAverager,
     check_scheme,
     render_scales,
-    view_sizes,
+    scheme_sizes,
 )
+from spptransfer.pretraining.source import RGBImage
 from spptransfer.pretraining.views import Scheme, make_scheme
 from spptransfer.runtimes import ComputeOptions
 from spptransfer.runtimes.devices import is_out_of_memory, limit_threads, may_be_unsupported
 
 __all__ = [
-    "Classifier",
-    "Evaluation",
     "LabelledImages",
+    "MeasuredErrors",
+    "NetworkClassifier",
     "SchemeErrors",
     "ViewAverager",
-    "evaluate",
     "load_classifier",
     "make_scheme",
+    "measure_errors",
     "rank_of_truth",
 ]
 
 PRECISIONS = ("float32", "bfloat16")
-OUT_OF_MEMORY = "out of memory: the image does not fit even on its own"
-NOT_FINITE = "the class scores are not finite"
+_NOT_FINITE = "the class scores are not finite"
 
 # Decoded images held in memory at a time, and how many are read before that is looked at.
 _CHUNK_BYTES = 1 << 28
@@ -58,7 +58,7 @@ class LabelledImages(Protocol):
     def __len__(self) -> int:
         """Number of images."""
 
-    def __getitem__(self, position: int) -> tuple[Pixels, int]:
+    def __getitem__(self, position: int) -> tuple[RGBImage, int]:
         """Upright RGB image, uint8 of shape (H, W, 3), and index of its class.
 
         May raise `ImageError`.
@@ -116,7 +116,7 @@ class SchemeErrors:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class MeasuredErrors:
     """Errors under every scheme, and the images that could not be evaluated.
 
     Attributes
@@ -134,20 +134,20 @@ class Evaluation:
     computed_by: tuple[str, ...] = ()
 
 
-def evaluate(
-    classifiers: Sequence[Classifier],
+def measure_errors(
+    classifiers: Sequence[NetworkClassifier],
     images: LabelledImages,
     schemes: Sequence[Scheme],
     *,
     options: ComputeOptions = ComputeOptions(),
     precision: str = "float32",
     note: Callable[[int], Any] = lambda images: None,
-) -> Evaluation:
+) -> MeasuredErrors:
     """Measure top-1 and top-5 errors under every scheme.
 
     Parameters
     ----------
-    classifiers : sequence of Classifier
+    classifiers : sequence of NetworkClassifier
         The network; of several, the class probabilities are averaged.
     images : LabelledImages
         What to classify. Its classes are matched by name with those that the weights know; where
@@ -164,7 +164,7 @@ def evaluate(
 
     Returns
     -------
-    Evaluation
+    MeasuredErrors
 
     Raises
     ------
@@ -182,7 +182,7 @@ def evaluate(
     ...     classes = mini.about.classes
     >>> rng = np.random.default_rng(0)
     >>> noise = Noise((rng.integers(0, 256, (80, 96, 3), np.uint8), 5) for _ in range(4))
-    >>> evaluate([mini], noise, [make_scheme("full", size=64)]).errors[0].images
+    >>> measure_errors([mini], noise, [make_scheme("full", size=64)]).errors[0].images
     4
     """
     score_of = _scores_of_classes(classifiers, images)
@@ -204,11 +204,11 @@ def evaluate(
     failures = dict(sorted(evaluator.failures.items()))
     if not all(errors.images for errors in totals):
         raise DatasetError(f"not one image could be evaluated: {next(iter(failures.values()))}")
-    return Evaluation(tuple(totals), failures, (runtime.description,))
+    return MeasuredErrors(tuple(totals), failures, (runtime.description,))
 
 
 def _scores_of_classes(
-    classifiers: Sequence[Classifier], images: LabelledImages
+    classifiers: Sequence[NetworkClassifier], images: LabelledImages
 ) -> npt.NDArray[np.int64]:
     """Which score belongs to each class of the images: by name where the weights know names."""
     if not len(images):
@@ -233,7 +233,7 @@ def _scores_of_classes(
 
 class _Image(NamedTuple):
     position: int
-    pixels: Pixels
+    pixels: RGBImage
     label: int
 
 
@@ -305,7 +305,7 @@ class _Evaluator:
         for image in chunk:
             try:
                 height, width, _ = image.pixels.shape
-                sizes.append(view_sizes(height, width, scheme))
+                sizes.append(scheme_sizes(height, width, scheme))
             except ImageError as error:
                 self.failures[image.position] = str(error)
                 sizes.append(None)
@@ -343,7 +343,7 @@ class _Evaluator:
         ranks = rank_of_truth(mean, self._score_of[[image.label for image in batch]])
         known = np.isfinite(mean).all(axis=1)
         positions = np.array([image.position for image in batch])
-        self.failures |= dict.fromkeys(positions[~known].tolist(), NOT_FINITE)
+        self.failures |= dict.fromkeys(positions[~known].tolist(), _NOT_FINITE)
         return dict(zip(positions[known].tolist(), ranks[known].tolist(), strict=True))
 
 

@@ -80,7 +80,7 @@ def _parse_about(values: dict[str, Any]) -> About:
     )
 
 
-class Classifier(nn.Module):
+class NetworkClassifier(nn.Module):
     """A frozen network that classifies regions of feature maps as it classifies images.
 
     Parameters
@@ -107,7 +107,7 @@ class Classifier(nn.Module):
     >>> import torch
     >>> from spptransfer import backbones
     >>> info = backbones.describe("spp-mini")
-    >>> classifier = Classifier(backbones.network("spp-mini", num_classes=5), info)
+    >>> classifier = NetworkClassifier(backbones.network("spp-mini", num_classes=5), info)
     >>> maps = classifier.trunk(torch.zeros(1, 3, 96, 128))
     >>> maps.shape
     torch.Size([1, 192, 12, 16])
@@ -158,7 +158,7 @@ def load_classifier(
     *,
     levels: tuple[int, ...] | None = None,
     weights_dir: Path | None = None,
-) -> Classifier:
+) -> NetworkClassifier:
     """Load a network with all its layers, for as many classes as its weights score.
 
     Parameters
@@ -174,7 +174,7 @@ def load_classifier(
 
     Returns
     -------
-    Classifier
+    NetworkClassifier
         On the CPU, in float32.
 
     Raises
@@ -211,4 +211,4 @@ def load_classifier(
     load_into(network, tensors, info, None, origin=str(path))
     if about.classes is not None and len(about.classes) != len(tensors[last]):
         raise WeightsError(f"weights '{path}' name {len(about.classes):,} classes, not all")
-    return Classifier(network, info, about)
+    return NetworkClassifier(network, info, about)

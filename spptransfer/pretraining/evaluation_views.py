@@ -13,7 +13,8 @@ from torch import nn
 
 from spptransfer import images
 from spptransfer.errors import ConfigError, ImageError
-from spptransfer.pretraining.evaluation_network import Classifier
+from spptransfer.pretraining.evaluation_network import NetworkClassifier
+from spptransfer.pretraining.source import RGBImage
 from spptransfer.pretraining.views import (
     ScaleViews,
     Scheme,
@@ -24,10 +25,8 @@ from spptransfer.pretraining.views import (
 from spptransfer.runtimes import ComputeOptions
 from spptransfer.runtimes.runtime import open_runtime
 
-Pixels = npt.NDArray[np.uint8]
-
 # A longer view would need gigabytes for its first maps.
-MAX_PIXELS = 1 << 24
+MOST_VIEW_PIXELS = 1 << 24
 
 
 class ViewAverager:
@@ -55,7 +54,7 @@ class ViewAverager:
 
     def __init__(
         self,
-        classifier: Classifier,
+        classifier: NetworkClassifier,
         *,
         precision: str = "float32",
         options: ComputeOptions = ComputeOptions(),
@@ -68,7 +67,7 @@ class ViewAverager:
         head = copy.deepcopy(nn.ModuleList([classifier.pool, classifier.score]))
         self._pool, self._score = head.to(self.runtime.device, self._dtype)
 
-    def probabilities(self, views: Sequence[Pixels], scheme: Scheme) -> npt.NDArray[np.float32]:
+    def probabilities(self, views: Sequence[RGBImage], scheme: Scheme) -> npt.NDArray[np.float32]:
         """Average the softmax of the class scores over the views: float32 (N, n_classes).
 
         `views` are the images of a batch at every scale of the scheme; see `render_scales`.
@@ -125,7 +124,7 @@ class ViewAverager:
         return self.runtime.maps(pixels.contiguous(), ["spp"])["spp"].to(self._dtype)
 
 
-def check_scheme(scheme: Scheme, classifier: Classifier) -> None:
+def check_scheme(scheme: Scheme, classifier: NetworkClassifier) -> None:
     """Refuse windows or images that the network's map has no cell for, by a `ConfigError`."""
     least = classifier.info.min_side
     whole = [at.scale for at in scheme.scales if at.places == "full"]
@@ -137,28 +136,28 @@ def check_scheme(scheme: Scheme, classifier: Classifier) -> None:
             )
 
 
-def view_sizes(height: int, width: int, scheme: Scheme) -> tuple[tuple[int, int], ...]:
+def scheme_sizes(height: int, width: int, scheme: Scheme) -> tuple[tuple[int, int], ...]:
     """Return height and width of an image at every scale of a scheme.
 
-    An `ImageError` if it is so elongated that a view would have more than `MAX_PIXELS`.
+    An `ImageError` if it is so elongated that a view would have more than `MOST_VIEW_PIXELS`.
 
     Examples
     --------
     >>> from spptransfer.pretraining.views import make_scheme
-    >>> view_sizes(375, 500, make_scheme("10-maps"))
+    >>> scheme_sizes(375, 500, make_scheme("10-maps"))
     ((256, 341),)
     """
     sizes = tuple(images.view_size(height, width, at.scale) for at in scheme.scales)
     for tall, wide in sizes:
-        if tall * wide > MAX_PIXELS:
+        if tall * wide > MOST_VIEW_PIXELS:
             raise ImageError(
                 f"{height} x {width} pixels become {tall} x {wide}; "
-                f"at most {MAX_PIXELS:,} pixels are evaluated"
+                f"at most {MOST_VIEW_PIXELS:,} pixels are evaluated"
             )
     return sizes
 
 
-def render_scales(originals: Sequence[Pixels], scheme: Scheme) -> list[Pixels]:
+def render_scales(originals: Sequence[RGBImage], scheme: Scheme) -> list[RGBImage]:
     """Resize images, whose views have one size at every scale, to every scale of a scheme.
 
     Returns one array of uint8 (N, height, width, 3) per scale.

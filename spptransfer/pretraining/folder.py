@@ -19,7 +19,7 @@ from spptransfer.files import atomic_write
 from spptransfer.pretraining.card import model_card
 from spptransfer.pretraining.curves import training_curves
 
-FORMAT = 1
+_FORMAT = 1
 CHECKPOINT, WEIGHTS = "checkpoint.pt", "weights.safetensors"
 CARD, METRICS, CURVES = "model-card.md", "metrics.jsonl", "curves.svg"
 
@@ -30,7 +30,7 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     The file is complete and on the disk before it takes its name.
     """
     with atomic_write(folder / CHECKPOINT) as temporary, open(temporary, "wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
+        torch.save({"format": _FORMAT, **state}, file)
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
@@ -56,8 +56,8 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     except Exception as error:  # The parser of damaged bytes raises whatever it stumbles upon.
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(f"the checkpoint '{path}' cannot be read: {reason}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise WeightsError(f"'{path}' is no checkpoint of format {FORMAT}")
+    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+        raise WeightsError(f"'{path}' is no checkpoint of format {_FORMAT}")
     return state
 
 

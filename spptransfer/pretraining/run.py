@@ -28,10 +28,10 @@ from spptransfer.pretraining.distributed import (
     training_device,
     world_size,
 )
-from spptransfer.pretraining.source import LabelledFiles, open_source, read_splits
+from spptransfer.pretraining.source import LabelledFiles, open_source, open_splits
 from spptransfer.pretraining.student import build_student
 from spptransfer.pretraining.teacher import Teacher, prepare_teacher
-from spptransfer.pretraining.training import Metrics, Trainer
+from spptransfer.pretraining.training import Metrics, NetworkTrainer
 from spptransfer.runtimes.devices import has_bfloat16, is_out_of_memory
 from spptransfer.system import count_processors
 from spptransfer.text import plural
@@ -47,7 +47,7 @@ def _passed_through(items: Iterable[Any], total: int, label: str) -> Iterable[An
 
 
 @dataclass
-class Machine:
+class TrainingMachine:
     """Where and with what a pre-training runs.
 
     Parameters
@@ -106,7 +106,7 @@ class Outcome:
     finished: bool
 
 
-def pretrain(pipeline: PretrainingPipeline, machine: Machine) -> Outcome:
+def pretrain(pipeline: PretrainingPipeline, machine: TrainingMachine) -> Outcome:
     """Train a network, or go on where the folder's checkpoint stands.
 
     Started by torch's launcher, the processes train one network together: each takes its share
@@ -166,11 +166,11 @@ class _Run:
     """A training in its folder: what is read first, and what is written when."""
 
     def __init__(
-        self, pipeline: PretrainingPipeline, machine: Machine, device: torch.device
+        self, pipeline: PretrainingPipeline, machine: TrainingMachine, device: torch.device
     ) -> None:
         self._pipeline, self._machine, self._folder = pipeline, machine, machine.folder
         source = open_source(pipeline.dataset.root, machine.data_root)
-        train, val = read_splits(source, pipeline.dataset)
+        train, val = open_splits(source, pipeline.dataset)
         sha256 = hashlib.sha256(f"{train.digest()} {val.digest()}".encode()).hexdigest()
         self._identity = _identity(pipeline, machine, sha256)
         state = self._known_state()
@@ -191,7 +191,7 @@ class _Run:
             pipeline.network, len(train.classes), pipeline.distill, pipeline.training.seed
         )
         student = student.to(device, memory_format=torch.channels_last)
-        self._trainer = Trainer(pipeline, student, train, val, teacher, precision, jobs)
+        self._trainer = NetworkTrainer(pipeline, student, train, val, teacher, precision, jobs)
         if state is not None:
             self._trainer.restore(state)
         network = self._trainer.student.network
@@ -319,7 +319,7 @@ class _Run:
                 files.write_weights(self._folder, trainer.student.network, about)
 
 
-def _identity(pipeline: PretrainingPipeline, machine: Machine, data_sha256: str) -> str:
+def _identity(pipeline: PretrainingPipeline, machine: TrainingMachine, data_sha256: str) -> str:
     """Hash all that the loss curve depends on."""
     values = pipeline.model_dump(mode="json", exclude=_FREE)
     distill = pipeline.distill

@@ -17,9 +17,9 @@ from spptransfer.datasets.folder import IMAGE_SUFFIXES, SYSTEM_FOLDER, LeftOut, 
 from spptransfer.errors import DatasetError, ImageError
 from spptransfer.files import expand_path
 from spptransfer.images import MAX_FILE_BYTES, Rendering, decode, read_bytes, views
-from spptransfer.pretraining.config import DatasetSection
+from spptransfer.pretraining.config import ImageFilesSection
 
-Image = npt.NDArray[np.uint8]
+RGBImage = npt.NDArray[np.uint8]
 
 
 class FolderSource:
@@ -113,10 +113,10 @@ class _ReopenedFile:
             self._file.close()
 
 
-Source = FolderSource | ZipSource
+ImageSource = FolderSource | ZipSource
 
 
-def open_source(root: str, data_root: Path | None = None) -> Source:
+def open_source(root: str, data_root: Path | None = None) -> ImageSource:
     """Open a folder or a ZIP file, a relative one in `data_root` (``data``) or else here.
 
     A `DatasetError` if there is none, or the file is no ZIP file.
@@ -159,7 +159,7 @@ class LabelledFiles:
     (('ant', 'bee'), (6, 8, 3), 1)
     """
 
-    source: Source
+    source: ImageSource
     names: tuple[str, ...]
     labels: npt.NDArray[np.int64]
     classes: tuple[str, ...]
@@ -176,7 +176,7 @@ class LabelledFiles:
         return cls.within(open_source(root, data_root), split)
 
     @classmethod
-    def within(cls, source: Source, folder: str) -> LabelledFiles:
+    def within(cls, source: ImageSource, folder: str) -> LabelledFiles:
         """List the images in class folders, and warn of what is left out as a dataset does."""
         steps = PurePosixPath(folder.strip("/")).parts
         left_out = LeftOut()
@@ -195,7 +195,7 @@ class LabelledFiles:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, position: int) -> tuple[Image, int]:
+    def __getitem__(self, position: int) -> tuple[RGBImage, int]:
         """Return the upright RGB image, uint8 of shape (H, W, 3), and the number of its class.
 
         Raises
@@ -206,7 +206,7 @@ class LabelledFiles:
         image = decode(self.source.read(self.names[position]))
         return np.asarray(image), int(self.labels[position])
 
-    def view(self, position: int, *rendering: Any) -> Image:
+    def view(self, position: int, *rendering: Any) -> RGBImage:
         """Return an image as a feature's view shows it; see `spptransfer.images.Rendering`."""
         return views(self.source.read(self.names[position]), [Rendering(*rendering)])[0]
 
@@ -224,7 +224,9 @@ class LabelledFiles:
         return sha256.hexdigest()
 
 
-def read_splits(source: Source, section: DatasetSection) -> tuple[LabelledFiles, LabelledFiles]:
+def open_splits(
+    source: ImageSource, section: ImageFilesSection
+) -> tuple[LabelledFiles, LabelledFiles]:
     """List the training and the validation images.
 
     Raises

@@ -67,7 +67,7 @@ def build_student(
     return Student(network, regression)
 
 
-class Losses(NamedTuple):
+class StepLosses(NamedTuple):
     """A step's losses, each the mean over the images that count; `total` is what is minimised."""
 
     total: torch.Tensor
@@ -81,7 +81,7 @@ def losses(
     targets: torch.Tensor | None,
     distill: DistillSection | None,
     label_smoothing: float,
-) -> Losses:
+) -> StepLosses:
     """Compute the cross entropy, and the distance of the predicted features from the teacher's.
 
     Parameters
@@ -109,10 +109,10 @@ def losses(
     )
     entropy = summed / count
     if predicted is None or targets is None or distill is None:
-        return Losses(entropy, entropy.detach(), torch.zeros_like(entropy))
+        return StepLosses(entropy, entropy.detach(), torch.zeros_like(entropy))
     distances = _distances(predicted.float(), targets, distill.loss)
     distance = (distances * counted).sum() / count
-    return Losses(entropy + distill.weight * distance, entropy.detach(), distance.detach())
+    return StepLosses(entropy + distill.weight * distance, entropy.detach(), distance.detach())
 
 
 def _distances(predicted: torch.Tensor, targets: torch.Tensor, loss: str) -> torch.Tensor:

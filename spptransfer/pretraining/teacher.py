@@ -36,7 +36,7 @@ PART = 512
 _LEAST_DEVIATION = 1e-4
 
 Features = npt.NDArray[np.float16]
-Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+_Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
 class Teacher:
@@ -79,7 +79,7 @@ def prepare_teacher(
     folder: Path,
     device: torch.device,
     jobs: int = 0,
-    progress: Progress = lambda items, total, label: items,
+    progress: _Progress = lambda items, total, label: items,
 ) -> Teacher:
     """Compute the features of all training images, or find them; several processes share the work.
 

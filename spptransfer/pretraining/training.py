@@ -22,7 +22,7 @@ from spptransfer.pretraining.config import PretrainingPipeline
 from spptransfer.pretraining.data import (
     DROPOUT,
     IGNORED,
-    Item,
+    ImageItem,
     Steps,
     TrainingImages,
     ValidationImages,
@@ -54,7 +54,7 @@ class Position:
     )
 
 
-class Trainer:
+class NetworkTrainer:
     """A network in training.
 
     It is made of the network on its device, of what that learns from and what it is measured on,
@@ -222,7 +222,7 @@ class Trainer:
         part = 1 / self.steps
         return rate(self.pipeline.training, self.position.epoch + step * part, part, errors)
 
-    def _step(self, batch: Item) -> None:
+    def _step(self, batch: ImageItem) -> None:
         position, section = self.position, self.pipeline.training
         self._tell_damaged(batch, self._names[0])
         for group in self.optimizer.param_groups:
@@ -248,7 +248,7 @@ class Trainer:
         if not math.isfinite(position.sums["loss"]):
             raise self._diverged(f"the loss is {means[0] / world_size()}")
 
-    def _tell_damaged(self, batch: Item, names: tuple[str, ...]) -> None:
+    def _tell_damaged(self, batch: ImageItem, names: tuple[str, ...]) -> None:
         for position, error in zip(batch["position"].tolist(), batch["error"], strict=True):
             if error and names[position] not in self._told:  # it is met again in every epoch
                 self._told.add(names[position])
@@ -261,7 +261,7 @@ class Trainer:
             f"training.learning_rate, {self.pipeline.training.learning_rate}"
         )
 
-    def _inputs(self, batch: Item, side: int) -> torch.Tensor:
+    def _inputs(self, batch: ImageItem, side: int) -> torch.Tensor:
         """Normalise images on the device and resize them to squares of a side."""
         images = (as_input(batch, self.device) - self._mean) / self._std
         if side != images.shape[-1]:

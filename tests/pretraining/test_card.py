@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from spptransfer.pretraining.card import describe_epochs, describe_training, model_card
-from spptransfer.pretraining.config import parse_pipeline
+from spptransfer.pretraining.config import parse_pretraining
 
 DISTILL = {"backbone": "alexnet", "weights": "/home/me/secret/alexnet.pth"}
 DATA = {"name": "photos.zip", "sha256": "0123abcd", "images": 4000, "validation_images": 1000}
@@ -14,7 +14,7 @@ LINE = {"epoch": 1, "val_top1": 0.25, "val_top5": 0.5, "seconds": 90.0, "damaged
 
 
 def about(**sections):
-    pipeline = parse_pipeline({"dataset": {"root": "/home/me/secret/photos.zip"}, **sections})
+    pipeline = parse_pretraining({"dataset": {"root": "/home/me/secret/photos.zip"}, **sections})
     measured = {
         "parameters": 1234567,
         "machine": {"device": "cpu", "processes": 2, "precision": "bfloat16"},
@@ -55,7 +55,7 @@ def test_the_recipe_in_the_card_is_a_pipeline_that_trains_the_same():
     found = about(distill=DISTILL, training={"epochs": 9}, network={"levels": [4, 3, 2, 1]})
     text = model_card(found)
     (recipe,) = [part for part in text.split("```") if part.startswith("yaml")]
-    again = parse_pipeline(yaml.safe_load(recipe.removeprefix("yaml")))
+    again = parse_pretraining(yaml.safe_load(recipe.removeprefix("yaml")))
     assert again.model_dump(mode="json") == found["pipeline"]
     assert "`alexnet` at layer\n`spp` (weights with the SHA-256 `4567ef`)" in text
     assert "The teacher's weights have terms of their own." in text

@@ -17,7 +17,7 @@ from pretraining_cases import curve, pipeline, run_command, same_tensors, values
 from spptransfer.errors import ConfigError
 from spptransfer.pretraining.distributed import all_sums, process_group, rank, world_size
 from spptransfer.pretraining.folder import CHECKPOINT, load_checkpoint
-from spptransfer.pretraining.run import Machine, pretrain
+from spptransfer.pretraining.run import TrainingMachine, pretrain
 
 # Processes are forked from one that has imported torch.
 FORKED = multiprocessing.get_context("forkserver")
@@ -87,7 +87,7 @@ def test_two_processes_learn_what_one_learns(photos, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     line = [sys.executable, *LAUNCHER, "-m", "spptransfer", *command(photos, two, **SHRUNK)]
     with subprocess.Popen(line, env={**os.environ, "OMP_NUM_THREADS": "1"}) as launched:
-        pretrain(pipeline(photos, **SHRUNK), Machine(one, device="cpu", threads=1, jobs=0))
+        pretrain(pipeline(photos, **SHRUNK), TrainingMachine(one, device="cpu", threads=1, jobs=0))
     assert launched.returncode == 0
     lines = zip(curve(one), curve(two), strict=True)
     for alone, together in lines:

@@ -13,7 +13,7 @@ from torch import nn
 from spptransfer import backbones
 from spptransfer.errors import ConfigError, WeightsError
 from spptransfer.pretraining.evaluation import (
-    Classifier,
+    NetworkClassifier,
     load_classifier,
 )
 from spptransfer.pretraining.evaluation_network import read_about
@@ -32,7 +32,7 @@ def test_the_parts_compute_what_the_network_computes(name):
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 2)
-    classifier = Classifier(network, backbones.describe(name))
+    classifier = NetworkClassifier(network, backbones.describe(name))
     batch = torch.randn(2, 3, 70, 83)
     with torch.inference_mode():
         expected, found = network(batch), classifier(batch)
@@ -43,7 +43,7 @@ def test_the_parts_compute_what_the_network_computes(name):
 def test_taking_a_network_apart_leaves_it_whole():
     network = backbones.network("spp-mini", num_classes=4)
     before = list(network.state_dict())
-    Classifier(network, INFO)
+    NetworkClassifier(network, INFO)
     assert list(network.state_dict()) == before
     assert network.training
 

@@ -25,9 +25,9 @@ from spptransfer.backbones.loading import random_network
 from spptransfer.errors import CacheError, ConfigError, ModelError, WeightsError
 from spptransfer.files import exclusive_lock
 from spptransfer.pretraining import folder as run_folder
-from spptransfer.pretraining.config import NetworkSection, parse_pipeline
+from spptransfer.pretraining.config import NetworkSection, parse_pretraining
 from spptransfer.pretraining.folder import CHECKPOINT, load_checkpoint, save_checkpoint
-from spptransfer.pretraining.run import Machine, pretrain
+from spptransfer.pretraining.run import TrainingMachine, pretrain
 from spptransfer.pretraining.student import build_student
 
 DISTILL = {"backbone": "squeezenet1_1", "weights": "random:1", "scale": 33, "levels": [2, 1]}
@@ -35,10 +35,10 @@ DISTILL = {"backbone": "squeezenet1_1", "weights": "random:1", "scale": 33, "lev
 
 def run(root, folder, *, steps=None, **sections):
     """A run; with `steps`, one that is stopped after so many."""
-    machine = Machine(folder, device="cpu", jobs=0, threads=1)
+    machine = TrainingMachine(folder, device="cpu", jobs=0, threads=1)
     if steps is not None:
         machine.progress = stopping(machine.stop, steps)
-    return pretrain(parse_pipeline(values(root, **sections)), machine)
+    return pretrain(parse_pretraining(values(root, **sections)), machine)
 
 
 def stopping(stop, steps):
@@ -191,8 +191,8 @@ def test_a_killed_run_continues_to_the_same_curve(photos, tmp_path, whole):
 
 
 def test_the_number_of_processes_that_prepare_images_changes_nothing(photos, tmp_path, whole):
-    machine = Machine(tmp_path / "run", device="cpu", jobs=2, threads=1)
-    pretrain(parse_pipeline(values(photos, distill=DISTILL)), machine)
+    machine = TrainingMachine(tmp_path / "run", device="cpu", jobs=2, threads=1)
+    pretrain(parse_pretraining(values(photos, distill=DISTILL)), machine)
     assert curve(tmp_path / "run") == curve(whole)
 
 
@@ -325,7 +325,7 @@ def test_a_process_that_prepares_images_and_is_killed_is_one_line(photos, tmp_pa
 
     monkeypatch.setattr("spptransfer.pretraining.source.views", killed)
     with pytest.raises(ModelError, match=r"^DataLoader worker \(pid.*; --jobs 0 prepares the"):
-        pretrain(parse_pipeline(values(photos)), Machine(tmp_path, device="cpu", jobs=1))
+        pretrain(parse_pretraining(values(photos)), TrainingMachine(tmp_path, device="cpu", jobs=1))
 
 
 def test_weights_may_be_saved_in_half_precision(photos, tmp_path):

@@ -12,13 +12,13 @@ import pytest
 from small_projects import draw_folder, draw_image
 
 from spptransfer.errors import DatasetError, ImageError
-from spptransfer.pretraining.config import DatasetSection
-from spptransfer.pretraining.source import LabelledFiles, open_source, read_splits
+from spptransfer.pretraining.config import ImageFilesSection
+from spptransfer.pretraining.source import LabelledFiles, open_source, open_splits
 
 
 def splits(root, **section):
     source = open_source(str(root))
-    return source, *read_splits(source, DatasetSection(root=str(root), **section))
+    return source, *open_splits(source, ImageFilesSection(root=str(root), **section))
 
 
 def test_a_zip_file_is_the_folder_it_was_made_of(photos, zipped):

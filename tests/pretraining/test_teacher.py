@@ -8,8 +8,8 @@ from small_projects import draw_folder
 from spptransfer import backbones
 from spptransfer.images import decode, render
 from spptransfer.pretraining import teacher
-from spptransfer.pretraining.config import DatasetSection, DistillSection
-from spptransfer.pretraining.source import open_source, read_splits
+from spptransfer.pretraining.config import DistillSection, ImageFilesSection
+from spptransfer.pretraining.source import open_source, open_splits
 from spptransfer.pretraining.teacher import Teacher, prepare_teacher
 
 SECTION = DistillSection(backbone="squeezenet1_1", weights="random:1", scale=33, levels=(2, 1))
@@ -25,7 +25,7 @@ def _small_parts(monkeypatch):
 
 def opened(root):
     source = open_source(str(root))
-    return read_splits(source, DatasetSection(root=str(root), train="", val=None))[0]
+    return open_splits(source, ImageFilesSection(root=str(root), train="", val=None))[0]
 
 
 def prepare(images, folder, section=SECTION, data="0"):
