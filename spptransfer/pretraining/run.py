@@ -112,6 +112,17 @@ def pretrain(pipeline: PretrainingPipeline, machine: TrainingMachine) -> Outcome
     Started by torch's launcher, the processes train one network together: each takes its share
     of every batch, and the first one writes.
 
+    Parameters
+    ----------
+    pipeline : PretrainingPipeline
+        What is trained, on what and how.
+    machine : TrainingMachine
+        Where.
+
+    Returns
+    -------
+    Outcome
+
     Raises
     ------
     ConfigError
