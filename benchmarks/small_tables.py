@@ -77,6 +77,7 @@ def train(run: Run, options: argparse.Namespace) -> None:
         "training.epochs": options.epochs,
     }
     command = [sys.executable, "-m", "spptransfer", "pretrain", str(PIPELINE), "--threads", "1"]
+    command += ["--jobs", "0"]  # one processor for each run
     command += ["--data-root", str(options.data_root), "--out", str(folder), "--quiet"]
     for key, value in settings.items():
         command += ["--set", f"{key}={value}"]

@@ -12,8 +12,8 @@ import torch
 
 from spptransfer import backbones
 from spptransfer.pretraining.evaluation import ViewAverager, load_classifier, make_scheme
-from spptransfer.pretraining.evaluation_data import LabelledFiles
 from spptransfer.pretraining.evaluation_views import render_scales
+from spptransfer.pretraining.source import LabelledFiles
 from spptransfer.pretraining.views import first_cell
 
 

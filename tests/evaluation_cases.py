@@ -11,7 +11,7 @@ from image_files import picture
 from safetensors.torch import save_file
 
 from spptransfer import backbones
-from spptransfer.pretraining.evaluation import Classifier, ViewAverager
+from spptransfer.pretraining.evaluation import NetworkClassifier, ViewAverager
 from spptransfer.pretraining.evaluation_views import render_scales
 from spptransfer.runtimes import ComputeOptions
 
@@ -38,7 +38,7 @@ def computing(runtime: str = "torch", threads: int = 2) -> ComputeOptions:
 
 
 def averaged(
-    classifier: Classifier, originals, scheme, runtime="torch", precision="float32"
+    classifier: NetworkClassifier, originals, scheme, runtime="torch", precision="float32"
 ) -> np.ndarray:
     averager = ViewAverager(classifier, precision=precision, options=computing(runtime, 1))
     return averager.probabilities(render_scales(originals, scheme), scheme)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from spptransfer.cli import main
-from spptransfer.pretraining.config import PretrainingPipeline, parse_pipeline
+from spptransfer.pretraining.config import PretrainingPipeline, parse_pretraining
 
 TIMES = ("seconds", "images_per_second")
 SECTIONS = {
@@ -34,7 +34,7 @@ def values(root: Path, **sections):
 
 
 def pipeline(root: Path, **sections) -> PretrainingPipeline:
-    return parse_pipeline(values(root, **sections))
+    return parse_pretraining(values(root, **sections))
 
 
 def run_command(said: dict[str, str], arguments: list[str]) -> None:

@@ -183,32 +183,34 @@ def load_into(
     network: Network,
     tensors: Mapping[str, torch.Tensor],
     info: BackboneInfo,
-    layer: LayerInfo,
+    layer: LayerInfo | None,
     origin: str,
 ) -> None:
-    """Give a network, on any device, the tensors that a layer needs, in float32."""
+    """Give a network the tensors that a layer needs, or with None all of them, in float32."""
     problems = _problems(network, tensors, layer)
     if problems:
         enough = [other.name for other in info.layers if not _problems(network, tensors, other)]
+        up_to = f" up to layer '{layer.name}'" if layer else ""
         raise WeightsError(
-            f"weights '{origin}' do not fit '{info.name}' up to layer '{layer.name}': "
+            f"weights '{origin}' do not fit '{info.name}'{up_to}: "
             f"{'; '.join(problems)}; they suffice for {', '.join(enough) or 'no layer of it'}"
         )
     needed = {key: tensors[key].float() for key in _shapes(network, layer)}
     network.load_state_dict(needed, strict=False, assign=True)
 
 
-def _shapes(network: Network, layer: LayerInfo) -> dict[str, torch.Size]:
-    """Shapes of the tensors that a layer is computed with."""
-    shapes = {}
-    for step in network.steps(layer.name):
-        for key, tensor in network.get_submodule(step).state_dict(prefix=f"{step}.").items():
-            if not key.endswith("num_batches_tracked"):  # old files lack it, only training uses it
-                shapes[key] = tensor.shape
-    return shapes
+def _shapes(network: Network, layer: LayerInfo | None) -> dict[str, torch.Size]:
+    """Shapes of the tensors that a layer, or the whole network, is computed with."""
+    tensors = {} if layer else network.state_dict()
+    for step in network.steps(layer.name) if layer else ():
+        tensors |= network.get_submodule(step).state_dict(prefix=f"{step}.")
+    # Old files lack the counter, which only training uses.
+    return {k: t.shape for k, t in tensors.items() if not k.endswith("num_batches_tracked")}
 
 
-def _problems(network: Network, tensors: Mapping[str, torch.Tensor], layer: LayerInfo) -> list[str]:
+def _problems(
+    network: Network, tensors: Mapping[str, torch.Tensor], layer: LayerInfo | None
+) -> list[str]:
     """Say what keeps the tensors from fitting a layer, as phrases of a message."""
     needed, known = _shapes(network, layer), network.state_dict()
     # Names beyond the network betray a bigger relative whose first blocks would seem to fit.

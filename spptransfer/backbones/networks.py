@@ -44,6 +44,10 @@ class Network(nn.Module):
         steps = map(self.get_submodule, self.steps(layer)[len(self.steps("spp")) :])
         return nn.Sequential(*(step for step in steps if not isinstance(step, nn.Dropout)))
 
+    def classifier_modules(self) -> nn.Sequential:
+        """Modules from the last map to the class scores."""
+        return nn.Sequential(*map(self.get_submodule, self._names[len(self.steps("spp")) :]))
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Class scores of N x 3 x H x W images."""
         for module in self.children():

@@ -31,8 +31,8 @@ from spptransfer.cli.process import interruptible, stopping_training
 from spptransfer.text import plural
 
 if TYPE_CHECKING:
-    from spptransfer.pretraining.evaluation import Classifier, Evaluation, SchemeErrors
-    from spptransfer.pretraining.evaluation_data import LabelledFiles
+    from spptransfer.pretraining.evaluation import MeasuredErrors, NetworkClassifier, SchemeErrors
+    from spptransfer.pretraining.source import LabelledFiles
     from spptransfer.pretraining.views import Scheme
 
 _VIEWS = "center_crop,full,10-crops,10-maps"
@@ -51,7 +51,7 @@ def pretrain(
     device: Device = "auto",
     threads: Threads = None,
     jobs: Annotated[
-        int | None, choice("Threads that prepare images.", "as many as are worth it", min=1)
+        int | None, choice("Processes that prepare images, 0 for none.", "one per processor", min=0)
     ] = None,
     overrides: TrainingOverrides = None,
 ) -> int:
@@ -62,16 +62,16 @@ def pretrain(
     """
     if pipeline is None:
         return list_shipped("pretrain", output)
-    from spptransfer.pretraining.config import read_pipeline
-    from spptransfer.pretraining.distributed import team_of_environment
-    from spptransfer.pretraining.machine import Machine
+    from spptransfer.pretraining.config import read_pretraining
+    from spptransfer.pretraining.distributed import rank
+    from spptransfer.pretraining.run import TrainingMachine
     from spptransfer.pretraining.run import pretrain as run
 
-    leads = team_of_environment().leads
-    if not leads:
+    is_first = rank() == 0
+    if not is_first:
         output = Output(quiet=True)
-    settings = read_pipeline(pipeline, overrides or ())
-    machine = Machine(
+    settings = read_pretraining(pipeline, overrides or ())
+    machine = TrainingMachine(
         folder=out or RUNS_DIR / pipeline.stem,
         data_root=data_root,
         weights_dir=weights_dir,
@@ -81,7 +81,7 @@ def pretrain(
         progress=_training_bar(output.quiet),
         tell=output.say,
     )
-    with stopping_training(machine.stop), contextlib.nullcontext() if leads else _silent():
+    with stopping_training(machine.stop), contextlib.nullcontext() if is_first else _silent():
         outcome = run(settings, machine)
     if not outcome.finished:
         raise KeyboardInterrupt
@@ -170,8 +170,8 @@ def evaluate_backbone(
     from tqdm import tqdm
 
     from spptransfer.backbones import BackboneRef
-    from spptransfer.pretraining.evaluation import evaluate, load_classifier
-    from spptransfer.pretraining.evaluation_data import LabelledFiles
+    from spptransfer.pretraining.evaluation import load_classifier, measure_errors
+    from spptransfer.pretraining.source import LabelledFiles
 
     pyramid = numbers("levels", levels, "6,3,2,1")
     networks = [
@@ -192,7 +192,7 @@ def evaluate_backbone(
         tqdm(total=total, unit="image", disable=hidden, leave=False) as bar,
     ):
         asked: dict[str, Any] = {"options": compute.options(), "precision": precision}
-        found = evaluate(networks, files, schemes, **asked, note=bar.update)
+        found = measure_errors(networks, files, schemes, **asked, note=bar.update)
     rows = [
         [
             errors.scheme.name,
@@ -214,7 +214,7 @@ def evaluate_backbone(
 
 def _schemes(
     views: str,
-    network: Classifier,
+    network: NetworkClassifier,
     size: int | None,
     resize: int | None,
     scales: tuple[int, ...] | None,
@@ -231,7 +231,7 @@ def _schemes(
 
 
 def _tell_errors(
-    found: Evaluation, files: LabelledFiles, weights: list[str], output: Output
+    found: MeasuredErrors, files: LabelledFiles, weights: list[str], output: Output
 ) -> int:
     failures = {files.names[position]: reason for position, reason in found.failures.items()}
     output.tell_failures(failures, shown=20, hint="")

@@ -8,24 +8,26 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from spptransfer.backbones import describe
 from spptransfer.backbones.catalogue import PAPER
-from spptransfer.backbones.registry import describe
 from spptransfer.config import PositiveFloat
 from spptransfer.errors import ConfigError, suggestion
 from spptransfer.sections import PathText, PositiveInt, Section, check, read_mapping
 
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, lt=1)]
+_Share = Annotated[float, Field(ge=0, lt=1)]
 Levels = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
 
-class DatasetSection(Section):
+class ImageFilesSection(Section):
     """Which images: a folder of class folders or a ZIP of one, which is never unpacked."""
 
     root: PathText = Field(description="folder or .zip file")
     train: str = Field("train", description="folder of class folders inside it; '' is the root")
     val: str | None = Field("val", description="likewise; null holds images of train out")
-    holdout: Share = Field(0.1, gt=0, description="share of every class held out where val is null")
+    holdout: _Share = Field(
+        0.1, gt=0, description="share of every class held out where val is null"
+    )
     licence: str | None = Field(None, description="the images' terms, for the model card")
 
 
@@ -34,7 +36,7 @@ class NetworkSection(Section):
 
     name: str = Field("zf5", description="zf5, convnet-star-5, overfeat-5, ..., or -no-spp")
     levels: Levels | None = Field(None, description="pyramid; null is the catalogue's")
-    dropout: Share = Field(0.5, description="after both fully connected layers")
+    dropout: _Share = Field(0.5, description="after both fully connected layers")
 
     @model_validator(mode="after")
     def _known(self) -> NetworkSection:
@@ -86,15 +88,14 @@ class TrainingSection(Section):
         2, description="how often the rate is divided"
     )
     warmup: NotNegative = Field(0.0, description="epochs over which the rate rises from 0")
-    momentum: Share = 0.9
+    momentum: _Share = 0.9
     nesterov: bool = False
     weight_decay: NotNegative = 5e-4
-    label_smoothing: Share = 0.0
+    label_smoothing: _Share = 0.0
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto takes bfloat16 where a step is faster with it"
+        "auto", description="auto takes bfloat16 where the device multiplies such numbers"
     )
-    compile: bool = Field(False, description="let torch.compile fuse the network")
     checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
     weights: Literal["float32", "float16"] = Field("float32", description="type of saved numbers")
 
@@ -140,12 +141,12 @@ class PretrainingPipeline(Section):
 
     Examples
     --------
-    >>> pipeline = parse_pipeline({"dataset": {"root": "photos"}})
+    >>> pipeline = parse_pretraining({"dataset": {"root": "photos"}})
     >>> pipeline.training.schedule, pipeline.images.size
     ('plateau', 224)
     """
 
-    dataset: DatasetSection
+    dataset: ImageFilesSection
     network: NetworkSection = NetworkSection()
     images: ImagesSection = ImagesSection()
     training: TrainingSection = TrainingSection()
@@ -165,41 +166,28 @@ class PretrainingPipeline(Section):
         return self
 
 
-def read_pipeline(
+def read_pretraining(
     path: str | os.PathLike[str], overrides: Sequence[str] = ()
 ) -> PretrainingPipeline:
-    """Read and check a pre-training pipeline file.
+    """Read and check a pre-training pipeline file, a YAML mapping.
 
-    Parameters
-    ----------
-    path : path-like
-        A YAML file.
-    overrides : sequence of str
-        ``section.key=value``, each replacing one value; values are YAML too.
-
-    Returns
-    -------
-    PretrainingPipeline
-
-    Raises
-    ------
-    ConfigError
-        If the file cannot be read, is no YAML mapping, or has an unknown key or a wrong value.
+    Each of the overrides, ``section.key=value``, replaces one value; values are YAML too. What
+    is wrong is a `ConfigError`.
     """
-    return parse_pipeline(read_mapping(path, PretrainingPipeline, overrides))
+    return parse_pretraining(read_mapping(path, PretrainingPipeline, overrides))
 
 
-def parse_pipeline(values: Mapping[str, Any]) -> PretrainingPipeline:
+def parse_pretraining(values: Mapping[str, Any]) -> PretrainingPipeline:
     """Check a pre-training pipeline given as a mapping.
 
     Raises
     ------
     ConfigError
-        As `read_pipeline`.
+        As `read_pretraining`.
 
     Examples
     --------
-    >>> parse_pipeline({"dataset": {"root": "photos"}, "training": {"epoch": 3}})
+    >>> parse_pretraining({"dataset": {"root": "photos"}, "training": {"epoch": 3}})
     Traceback (most recent call last):
         ...
     spptransfer.errors.ConfigError: unknown key 'training.epoch'; did you mean 'epochs'? ...

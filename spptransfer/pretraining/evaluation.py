@@ -8,39 +8,40 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from spptransfer.errors import ConfigError, DatasetError, ImageError, one_of
-from spptransfer.pretraining.evaluation_network import Classifier, load_classifier
+from spptransfer.extraction.extractor import group
+from spptransfer.extraction.reading import OUT_OF_MEMORY
+from spptransfer.pretraining.evaluation_network import NetworkClassifier, load_classifier
 from spptransfer.pretraining.evaluation_views import (
-    Pixels,
     ViewAverager,
     check_scheme,
     render_scales,
-    view_sizes,
+    scheme_sizes,
 )
+from spptransfer.pretraining.source import RGBImage
 from spptransfer.pretraining.views import Scheme, make_scheme
 from spptransfer.runtimes import ComputeOptions
 from spptransfer.runtimes.devices import is_out_of_memory, limit_threads, may_be_unsupported
 
 __all__ = [
-    "Classifier",
-    "Evaluation",
     "LabelledImages",
+    "MeasuredErrors",
+    "NetworkClassifier",
     "SchemeErrors",
     "ViewAverager",
-    "evaluate",
     "load_classifier",
     "make_scheme",
+    "measure_errors",
     "rank_of_truth",
 ]
 
 PRECISIONS = ("float32", "bfloat16")
-OUT_OF_MEMORY = "out of memory: the image does not fit even on its own"
-NOT_FINITE = "the class scores are not finite"
+_NOT_FINITE = "the class scores are not finite"
 
 # Decoded images held in memory at a time, and how many are read before that is looked at.
 _CHUNK_BYTES = 1 << 28
@@ -57,7 +58,7 @@ class LabelledImages(Protocol):
     def __len__(self) -> int:
         """Number of images."""
 
-    def __getitem__(self, position: int) -> tuple[Pixels, int]:
+    def __getitem__(self, position: int) -> tuple[RGBImage, int]:
         """Upright RGB image, uint8 of shape (H, W, 3), and index of its class.
 
         May raise `ImageError`.
@@ -79,6 +80,11 @@ class SchemeErrors:
     seconds : float
         Wall-clock time of resizing and classifying, without reading and decoding.
 
+    Attributes
+    ----------
+    top1_error, top5_error, top1_accuracy, top5_accuracy : float
+        Shares of the images; NaN without images.
+
     Examples
     --------
     >>> errors = SchemeErrors(make_scheme("full"), images=200, top1_wrong=70, top5_wrong=30)
@@ -93,31 +99,27 @@ class SchemeErrors:
     seconds: float = 0.0
 
     @property
-    def top1_error(self) -> float:
-        """Share of images whose class was not the best; NaN without images."""
+    def top1_error(self) -> float:  # noqa: D102
         return self.top1_wrong / self.images if self.images else float("nan")
 
     @property
-    def top5_error(self) -> float:
-        """Share of images whose class was not among the best five; NaN without images."""
+    def top5_error(self) -> float:  # noqa: D102
         return self.top5_wrong / self.images if self.images else float("nan")
 
     @property
-    def top1_accuracy(self) -> float:
-        """What the top-1 error leaves."""
+    def top1_accuracy(self) -> float:  # noqa: D102
         return 1.0 - self.top1_error
 
     @property
-    def top5_accuracy(self) -> float:
-        """What the top-5 error leaves."""
+    def top5_accuracy(self) -> float:  # noqa: D102
         return 1.0 - self.top5_error
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class MeasuredErrors:
     """Errors under every scheme, and the images that could not be evaluated.
 
-    Parameters
+    Attributes
     ----------
     errors : tuple of SchemeErrors
         In the order of the schemes asked for.
@@ -132,20 +134,20 @@ class Evaluation:
     computed_by: tuple[str, ...] = ()
 
 
-def evaluate(
-    classifiers: Sequence[Classifier],
+def measure_errors(
+    classifiers: Sequence[NetworkClassifier],
     images: LabelledImages,
     schemes: Sequence[Scheme],
     *,
     options: ComputeOptions = ComputeOptions(),
     precision: str = "float32",
     note: Callable[[int], Any] = lambda images: None,
-) -> Evaluation:
+) -> MeasuredErrors:
     """Measure top-1 and top-5 errors under every scheme.
 
     Parameters
     ----------
-    classifiers : sequence of Classifier
+    classifiers : sequence of NetworkClassifier
         The network; of several, the class probabilities are averaged.
     images : LabelledImages
         What to classify. Its classes are matched by name with those that the weights know; where
@@ -162,7 +164,7 @@ def evaluate(
 
     Returns
     -------
-    Evaluation
+    MeasuredErrors
 
     Raises
     ------
@@ -180,26 +182,33 @@ def evaluate(
     ...     classes = mini.about.classes
     >>> rng = np.random.default_rng(0)
     >>> noise = Noise((rng.integers(0, 256, (80, 96, 3), np.uint8), 5) for _ in range(4))
-    >>> evaluate([mini], noise, [make_scheme("full", size=64)]).errors[0].images
+    >>> measure_errors([mini], noise, [make_scheme("full", size=64)]).errors[0].images
     4
     """
     score_of = _scores_of_classes(classifiers, images)
-    _check(classifiers, schemes, precision)
-    asked: dict[str, Any] = {"precision": precision, "options": options}
-    averagers = [ViewAverager(classifier, **asked) for classifier in classifiers]
+    one_of("precision", precision, PRECISIONS)
+    for classifier in classifiers:
+        for scheme in schemes:
+            check_scheme(scheme, classifier)
+    averagers = [ViewAverager(each, precision=precision, options=options) for each in classifiers]
+    runtime = averagers[0].runtime
     totals = [SchemeErrors(scheme) for scheme in schemes]
-    failures: dict[int, str] = {}
-    with _Pool(averagers, score_of, failures, note) as pool:
-        for chunk in pool.chunks(images):
-            totals = [_added(errors, pool, chunk) for errors in totals]
+    with contextlib.ExitStack() as stack:
+        for averager in averagers:
+            stack.enter_context(averager.runtime)
+        threads = ThreadPoolExecutor(runtime.workers, "evaluate", limit_threads)
+        stack.callback(threads.shutdown, cancel_futures=True)
+        evaluator = _Evaluator(averagers, score_of, threads, note)
+        for chunk in evaluator.chunks(images):
+            totals = [evaluator.add(errors, chunk) for errors in totals]
+    failures = dict(sorted(evaluator.failures.items()))
     if not all(errors.images for errors in totals):
         raise DatasetError(f"not one image could be evaluated: {next(iter(failures.values()))}")
-    computed_by = (averagers[0].runtime.description,)
-    return Evaluation(tuple(totals), dict(sorted(failures.items())), computed_by)
+    return MeasuredErrors(tuple(totals), failures, (runtime.description,))
 
 
 def _scores_of_classes(
-    classifiers: Sequence[Classifier], images: LabelledImages
+    classifiers: Sequence[NetworkClassifier], images: LabelledImages
 ) -> npt.NDArray[np.int64]:
     """Which score belongs to each class of the images: by name where the weights know names."""
     if not len(images):
@@ -222,145 +231,119 @@ def _scores_of_classes(
     return np.array([known.index(name) for name in images.classes])
 
 
-def _check(classifiers: Sequence[Classifier], schemes: Sequence[Scheme], precision: str) -> None:
-    one_of("precision", precision, PRECISIONS)
-    for classifier in classifiers:
-        for scheme in schemes:
-            check_scheme(scheme, classifier)
-
-
-@dataclass(frozen=True)
-class _Image:
+class _Image(NamedTuple):
     position: int
-    pixels: Pixels
+    pixels: RGBImage
     label: int
 
 
-def _added(errors: SchemeErrors, pool: _Pool, chunk: Sequence[_Image]) -> SchemeErrors:
-    """Add the errors among some more images."""
-    start = time.perf_counter()
-    ranks = pool.ranks(chunk, errors.scheme)
-    return SchemeErrors(
-        errors.scheme,
-        errors.images + len(ranks),
-        errors.top1_wrong + int((ranks >= 1).sum()),
-        errors.top5_wrong + int((ranks >= 5).sum()),
-        errors.seconds + time.perf_counter() - start,
-    )
-
-
-class _Pool:
-    """Threads that read images and classify batches of them; failures are noted by position."""
+class _Evaluator:
+    """Read images and rank their classes, batch by batch, in threads; note failures."""
 
     def __init__(
         self,
         averagers: Sequence[ViewAverager],
         score_of: npt.NDArray[np.int64],
-        failures: dict[int, str],
+        threads: ThreadPoolExecutor,
         note: Callable[[int], Any],
     ) -> None:
-        self._averagers = averagers
-        self._score_of = score_of
-        self._failures = failures
-        self._note = note
-        runtime = averagers[0].runtime
+        self.failures: dict[int, str] = {}
+        self._averagers, self._score_of = averagers, score_of
+        self._threads, self._note = threads, note
         self._batch_pixels = min(averager.runtime.batch_pixels for averager in averagers)
-        self._computing = threading.BoundedSemaphore(runtime.computers)
-        self._threads = ThreadPoolExecutor(runtime.workers, "evaluate", limit_threads)
-        self._open = contextlib.ExitStack()
-
-    def __enter__(self) -> _Pool:
-        for averager in self._averagers:
-            self._open.enter_context(averager.runtime)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._threads.shutdown(wait=True, cancel_futures=True)
-        self._open.close()
+        self._computing = threading.BoundedSemaphore(averagers[0].runtime.computers)
 
     def chunks(self, images: LabelledImages) -> Iterator[list[_Image]]:
         """Read images in their order, as many at a time as may be held."""
+
+        def read(position: int) -> _Image | None:
+            try:
+                return _Image(position, *images[position])
+            except ImageError as error:
+                self.failures[position] = str(error)
+                return None
+
         chunk: list[_Image] = []
         for start in range(0, len(images), _READ_AT_ONCE):
-            chunk += self._read(images, range(start, min(start + _READ_AT_ONCE, len(images))))
+            positions = range(start, min(start + _READ_AT_ONCE, len(images)))
+            chunk += [image for image in self._threads.map(read, positions) if image]
             if sum(image.pixels.nbytes for image in chunk) >= _CHUNK_BYTES:
                 yield chunk
                 chunk = []
         yield chunk
 
-    def _read(self, images: LabelledImages, positions: range) -> Iterator[_Image]:
-        def read(position: int) -> _Image | ImageError:
-            try:
-                return _Image(position, *images[position])
-            except ImageError as error:
-                return error
+    def add(self, errors: SchemeErrors, chunk: Sequence[_Image]) -> SchemeErrors:
+        """Add the errors among some more images."""
+        start = time.perf_counter()
+        ranks = np.array(list(self._ranks(chunk, errors.scheme).values()), np.int64)
+        return SchemeErrors(
+            errors.scheme,
+            errors.images + len(ranks),
+            errors.top1_wrong + int((ranks >= 1).sum()),
+            errors.top5_wrong + int((ranks >= 5).sum()),
+            errors.seconds + time.perf_counter() - start,
+        )
 
-        for position, found in zip(positions, self._threads.map(read, positions), strict=True):
-            if isinstance(found, _Image):
-                yield found
-            else:
-                self._failures[position] = str(found)
-
-    def ranks(self, chunk: Sequence[_Image], scheme: Scheme) -> npt.NDArray[np.int64]:
-        """Rank the classes of images; those that cannot be classified are left out."""
+    def _ranks(self, chunk: Sequence[_Image], scheme: Scheme) -> dict[int, int]:
+        """Rank the classes of images by position; those that cannot be classified are left out."""
         ranks: dict[int, int] = {}
-        large: list[_Image] = []
         batches = list(self._batches(chunk, scheme))
-        classified = self._threads.map(lambda batch: self._classify(batch, scheme, ranks), batches)
-        for batch, too_large in zip(batches, classified, strict=True):
-            large += too_large
+        found = self._threads.map(lambda batch: self._rank_if_it_fits(batch, scheme), batches)
+        too_large = []
+        for batch, of_batch in zip(batches, found, strict=True):
+            if of_batch is None:
+                too_large.append(batch)
+            ranks |= of_batch or {}
             self._note(len(batch))
-        for image in large:  # once more, now that nothing else is computed
-            self._classify_alone(image, scheme, ranks)
-        return np.array(list(ranks.values()), np.int64)
+        for batch in too_large:  # once more, now that nothing else is computed
+            ranks |= self._rank_in_halves(batch, scheme)
+        return ranks
 
     def _batches(self, chunk: Sequence[_Image], scheme: Scheme) -> Iterator[list[_Image]]:
         """Gather images whose views have one size at every scale, within a number of pixels."""
-        alike: dict[tuple[tuple[int, int], ...], list[_Image]] = {}
+        sizes: list[tuple[tuple[int, int], ...] | None] = []
         for image in chunk:
-            height, width = image.pixels.shape[:2]
             try:
-                sizes = view_sizes(height, width, scheme)
-                alike.setdefault(sizes, []).append(image)
+                height, width, _ = image.pixels.shape
+                sizes.append(scheme_sizes(height, width, scheme))
             except ImageError as error:
-                self._failures[image.position] = str(error)
-        for sizes, members in alike.items():
-            count = max(1, self._batch_pixels // max(tall * wide for tall, wide in sizes))
-            for start in range(0, len(members), count):
-                yield members[start : start + count]
+                self.failures[image.position] = str(error)
+                sizes.append(None)
+        costs = [max(tall * wide for tall, wide in size) if size else 0 for size in sizes]
+        for members in group(sizes, costs, self._batch_pixels):
+            yield [chunk[i] for i in members]
 
-    def _classify(self, batch: list[_Image], scheme: Scheme, ranks: dict[int, int]) -> list[_Image]:
-        """Rank a batch, in halves where memory does not suffice; return what is too large still."""
+    def _rank_if_it_fits(self, batch: Sequence[_Image], scheme: Scheme) -> dict[int, int] | None:
         try:
             with self._computing:
-                ranks |= self._rank(batch, scheme)
-            return []
+                return self._rank(batch, scheme)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        if len(batch) == 1:
-            return batch
-        middle = len(batch) // 2
-        halves = (batch[:middle], batch[middle:])
-        return [image for half in halves for image in self._classify(half, scheme, ranks)]
+            return None
 
-    def _classify_alone(self, image: _Image, scheme: Scheme, ranks: dict[int, int]) -> None:
+    def _rank_in_halves(self, batch: Sequence[_Image], scheme: Scheme) -> dict[int, int]:
+        """Rank a batch that does not fit in memory, in halves down to single images."""
         try:
-            ranks |= self._rank([image], scheme)
+            return self._rank(batch, scheme)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or may_be_unsupported(error):
+            alone = len(batch) == 1
+            if not is_out_of_memory(error) or (alone and may_be_unsupported(error)):
                 raise
-            self._failures[image.position] = OUT_OF_MEMORY
+        if alone:
+            self.failures[batch[0].position] = OUT_OF_MEMORY
+            return {}
+        middle = len(batch) // 2
+        first, second = batch[:middle], batch[middle:]
+        return self._rank_in_halves(first, scheme) | self._rank_in_halves(second, scheme)
 
     def _rank(self, batch: Sequence[_Image], scheme: Scheme) -> dict[int, int]:
-        """Rank of each image's class, by position."""
         views = render_scales([image.pixels for image in batch], scheme)
-        each = [averager.probabilities(views, scheme) for averager in self._averagers]
-        mean = np.mean(each, axis=0)
+        mean = np.mean([each.probabilities(views, scheme) for each in self._averagers], axis=0)
         ranks = rank_of_truth(mean, self._score_of[[image.label for image in batch]])
         known = np.isfinite(mean).all(axis=1)
         positions = np.array([image.position for image in batch])
-        self._failures |= dict.fromkeys(positions[~known].tolist(), NOT_FINITE)
+        self.failures |= dict.fromkeys(positions[~known].tolist(), _NOT_FINITE)
         return dict(zip(positions[known].tolist(), ranks[known].tolist(), strict=True))
 
 

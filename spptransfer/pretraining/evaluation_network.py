@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,10 @@ from torch import nn
 
 from spptransfer import backbones
 from spptransfer.backbones import Backbone, BackboneInfo, BackboneRef, ConvBackbone
-from spptransfer.backbones.loading import fold_batch_norms, read_tensors
+from spptransfer.backbones.loading import fold_batch_norms, load_into, read_tensors
 from spptransfer.backbones.networks import Network
 from spptransfer.errors import ConfigError, WeightsError
-from spptransfer.pyramid import check_levels
-
-_COUNTER = "num_batches_tracked"  # in old files absent, and only used in training
+from spptransfer.pyramid import SpatialPyramidPooling, check_levels
 
 
 @dataclass(frozen=True)
@@ -48,21 +45,9 @@ class About:
 
 
 def read_about(path: Path) -> About:
-    """Read what a weights file says of its training.
+    """Read what a weights file says of its training; only ``.safetensors`` files can say anything.
 
-    Parameters
-    ----------
-    path : Path
-        A weights file; only ``.safetensors`` files can say anything.
-
-    Returns
-    -------
-    About
-
-    Raises
-    ------
-    WeightsError
-        If the file cannot be read, or its description is damaged.
+    A `WeightsError` if the file cannot be read, or its description is damaged.
 
     Examples
     --------
@@ -95,7 +80,7 @@ def _parse_about(values: dict[str, Any]) -> About:
     )
 
 
-class Classifier(nn.Module):
+class NetworkClassifier(nn.Module):
     """A frozen network that classifies regions of feature maps as it classifies images.
 
     Parameters
@@ -122,7 +107,7 @@ class Classifier(nn.Module):
     >>> import torch
     >>> from spptransfer import backbones
     >>> info = backbones.describe("spp-mini")
-    >>> classifier = Classifier(backbones.network("spp-mini", num_classes=5), info)
+    >>> classifier = NetworkClassifier(backbones.network("spp-mini", num_classes=5), info)
     >>> maps = classifier.trunk(torch.zeros(1, 3, 96, 128))
     >>> maps.shape
     torch.Size([1, 192, 12, 16])
@@ -133,16 +118,13 @@ class Classifier(nn.Module):
 
     def __init__(self, network: Network, info: BackboneInfo, about: About | None = None) -> None:
         super().__init__()
-        network = copy.deepcopy(network).eval()
-        self.info = info
-        self.about = about or About()
-        self.trunk = network.trunk("spp")
-        _pass_through(network, self.trunk.children())
-        pyramid = getattr(network, "pyramid", None)
-        if pyramid is not None:
-            _pass_through(network, [pyramid])
-        self.pool: nn.Module = network if pyramid is None else pyramid
-        self.score: nn.Module = nn.Identity() if pyramid is None else network
+        network = copy.deepcopy(network)
+        self.info, self.about = info, about or About()
+        self.trunk, rest = network.trunk("spp"), network.classifier_modules()
+        self.pool: nn.Module = rest
+        self.score: nn.Module = nn.Identity()
+        if isinstance(rest[0], SpatialPyramidPooling):
+            self.pool, self.score = rest[0], rest[1:]
         fold_batch_norms(self.trunk)
         self.eval().requires_grad_(False)
 
@@ -170,25 +152,13 @@ class Classifier(nn.Module):
         return backbones.map_side(BackboneRef(self.info.name, "random"), "spp", side)
 
 
-def _pass_through(network: nn.Module, modules: Iterable[nn.Module]) -> None:
-    """Replace modules inside a network by ones that hand on what they get.
-
-    What is left of the network's own `forward` then begins behind them, whatever it looks like.
-    """
-    replaced = {id(module) for module in modules}
-    for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if id(child) in replaced:
-                setattr(parent, name, nn.Identity())
-
-
 def load_classifier(
     name: str,
     weights: str | os.PathLike[str],
     *,
     levels: tuple[int, ...] | None = None,
     weights_dir: Path | None = None,
-) -> Classifier:
+) -> NetworkClassifier:
     """Load a network with all its layers, for as many classes as its weights score.
 
     Parameters
@@ -204,7 +174,7 @@ def load_classifier(
 
     Returns
     -------
-    Classifier
+    NetworkClassifier
         On the CPU, in float32.
 
     Raises
@@ -234,43 +204,11 @@ def load_classifier(
         raise ConfigError(f"levels: weights '{path}' were trained with {list(trained)}")
     levels = levels or about.levels
     with torch.device("meta"):
-        last = list(_shapes(backbones.network(name, levels=levels)))[-1]
+        last = list(backbones.network(name, levels=levels).state_dict())[-1]
         if last not in tensors or tensors[last].dim() != 1:
             raise WeightsError(f"weights '{path}' do not hold the classes of '{name}': no {last}")
         network = backbones.network(name, num_classes=len(tensors[last]), levels=levels)
-    _check(_shapes(network), tensors, name, path)
-    floats = {key: value.float() for key, value in tensors.items() if not key.endswith(_COUNTER)}
-    network.load_state_dict(floats, strict=False, assign=True)
+    load_into(network, tensors, info, None, origin=str(path))
     if about.classes is not None and len(about.classes) != len(tensors[last]):
         raise WeightsError(f"weights '{path}' name {len(about.classes):,} classes, not all")
-    return Classifier(network, info, about)
-
-
-def _shapes(network: Network) -> dict[str, torch.Size]:
-    """Shapes of all tensors that evaluating a network needs."""
-    state = network.state_dict()
-    return {key: value.shape for key, value in state.items() if not key.endswith(_COUNTER)}
-
-
-def _check(
-    wanted: dict[str, torch.Size], tensors: dict[str, torch.Tensor], name: str, path: Path
-) -> None:
-    """Refuse a file that is not exactly this network, for the first thing that is wrong."""
-    for key, shape in wanted.items():
-        if key not in tensors:
-            raise WeightsError(f"weights '{path}' do not hold all of '{name}': no {key}")
-        found = tensors[key].shape
-        if found != shape:
-            # Other columns alone: the same layer behind another number of bins.
-            hint = "; say which levels" if len(shape) == 2 and found[:1] == shape[:1] else ""
-            raise WeightsError(
-                f"weights '{path}' do not fit '{name}': {key} is {_text(found)}, "
-                f"not {_text(shape)}{hint}"
-            )
-    for key in tensors:
-        if key not in wanted and not key.endswith(_COUNTER):
-            raise WeightsError(f"weights '{path}' are not those of '{name}': it has no {key}")
-
-
-def _text(shape: torch.Size) -> str:
-    return "x".join(map(str, shape)) or "a scalar"
+    return NetworkClassifier(network, info, about)

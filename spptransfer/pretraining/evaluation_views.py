@@ -13,7 +13,8 @@ from torch import nn
 
 from spptransfer import images
 from spptransfer.errors import ConfigError, ImageError
-from spptransfer.pretraining.evaluation_network import Classifier
+from spptransfer.pretraining.evaluation_network import NetworkClassifier
+from spptransfer.pretraining.source import RGBImage
 from spptransfer.pretraining.views import (
     ScaleViews,
     Scheme,
@@ -24,33 +25,15 @@ from spptransfer.pretraining.views import (
 from spptransfer.runtimes import ComputeOptions
 from spptransfer.runtimes.runtime import open_runtime
 
-Pixels = npt.NDArray[np.uint8]
-
 # A longer view would need gigabytes for its first maps.
-MAX_PIXELS = 1 << 24
+MOST_VIEW_PIXELS = 1 << 24
 
 
 class ViewAverager:
     """Average a network's class probabilities over views of images.
 
-    Parameters
-    ----------
-    classifier : Classifier
-        The network.
-    precision : {"float32", "bfloat16"}
-        Arithmetic of the network; probabilities are averaged in float32.
-    options : ComputeOptions, optional
-        Device and runtime of the maps; pooling and fully connected layers are torch's.
-
-    Attributes
-    ----------
-    runtime : Runtime
-        Who computes the maps; to be entered first where threads share a GPU.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such device or runtime, or the runtime cannot compute the maps.
+    Maps are computed by a runtime in some precision, float32 or bfloat16; pooling and fully
+    connected layers are torch's, and probabilities are averaged in float32.
 
     Notes
     -----
@@ -71,7 +54,7 @@ class ViewAverager:
 
     def __init__(
         self,
-        classifier: Classifier,
+        classifier: NetworkClassifier,
         *,
         precision: str = "float32",
         options: ComputeOptions = ComputeOptions(),
@@ -84,20 +67,10 @@ class ViewAverager:
         head = copy.deepcopy(nn.ModuleList([classifier.pool, classifier.score]))
         self._pool, self._score = head.to(self.runtime.device, self._dtype)
 
-    def probabilities(self, views: Sequence[Pixels], scheme: Scheme) -> npt.NDArray[np.float32]:
-        """Classify a batch of images.
+    def probabilities(self, views: Sequence[RGBImage], scheme: Scheme) -> npt.NDArray[np.float32]:
+        """Average the softmax of the class scores over the views: float32 (N, n_classes).
 
-        Parameters
-        ----------
-        views : sequence of ndarray of uint8, each of shape (N, H, W, 3)
-            The images at every scale of the scheme, in its order; see `render_scales`.
-        scheme : Scheme
-            What to average over.
-
-        Returns
-        -------
-        ndarray of float32, shape (N, n_classes)
-            Means over the views of the softmax of the class scores.
+        `views` are the images of a batch at every scale of the scheme; see `render_scales`.
         """
         rows, weights = [], []
         with self.runtime.session():
@@ -114,7 +87,7 @@ class ViewAverager:
     def _rows(
         self, pixels: torch.Tensor, at: ScaleViews, scheme: Scheme
     ) -> Iterator[tuple[torch.Tensor, int]]:
-        """What the fully connected layers get of each different view, and its multiplicity."""
+        """Yield the pyramid's row of each different view, and how often it occurs."""
         size, (height, width) = scheme.size, pixels.shape[1:3]
         for flipped in (False, True) if at.flip else (False,):
             seen = pixels.flip(2) if flipped else pixels
@@ -151,20 +124,8 @@ class ViewAverager:
         return self.runtime.maps(pixels.contiguous(), ["spp"])["spp"].to(self._dtype)
 
 
-def check_scheme(scheme: Scheme, classifier: Classifier) -> None:
-    """Refuse windows or images that the network's map has no cell for.
-
-    Raises
-    ------
-    ConfigError
-        If the smallest side of a view is below the network's smallest.
-
-    Examples
-    --------
-    >>> from spptransfer.pretraining.evaluation_network import load_classifier
-    >>> from spptransfer.pretraining.views import make_scheme
-    >>> check_scheme(make_scheme("10-maps", size=64), load_classifier("spp-mini", "embedded"))
-    """
+def check_scheme(scheme: Scheme, classifier: NetworkClassifier) -> None:
+    """Refuse windows or images that the network's map has no cell for, by a `ConfigError`."""
     least = classifier.info.min_side
     whole = [at.scale for at in scheme.scales if at.places == "full"]
     windows = [scheme.size] if len(whole) < len(scheme.scales) else []
@@ -175,44 +136,31 @@ def check_scheme(scheme: Scheme, classifier: Classifier) -> None:
             )
 
 
-def view_sizes(height: int, width: int, scheme: Scheme) -> tuple[tuple[int, int], ...]:
-    """Height and width of an image at every scale of a scheme.
+def scheme_sizes(height: int, width: int, scheme: Scheme) -> tuple[tuple[int, int], ...]:
+    """Return height and width of an image at every scale of a scheme.
 
-    Raises
-    ------
-    ImageError
-        If the image is so elongated that a view would have more than `MAX_PIXELS`.
+    An `ImageError` if it is so elongated that a view would have more than `MOST_VIEW_PIXELS`.
 
     Examples
     --------
     >>> from spptransfer.pretraining.views import make_scheme
-    >>> view_sizes(375, 500, make_scheme("10-maps"))
+    >>> scheme_sizes(375, 500, make_scheme("10-maps"))
     ((256, 341),)
     """
     sizes = tuple(images.view_size(height, width, at.scale) for at in scheme.scales)
     for tall, wide in sizes:
-        if tall * wide > MAX_PIXELS:
+        if tall * wide > MOST_VIEW_PIXELS:
             raise ImageError(
                 f"{height} x {width} pixels become {tall} x {wide}; "
-                f"at most {MAX_PIXELS:,} pixels are evaluated"
+                f"at most {MOST_VIEW_PIXELS:,} pixels are evaluated"
             )
     return sizes
 
 
-def render_scales(originals: Sequence[Pixels], scheme: Scheme) -> list[Pixels]:
-    """Resize images to every scale of a scheme.
+def render_scales(originals: Sequence[RGBImage], scheme: Scheme) -> list[RGBImage]:
+    """Resize images, whose views have one size at every scale, to every scale of a scheme.
 
-    Parameters
-    ----------
-    originals : sequence of ndarray of uint8, each of shape (H, W, 3)
-        RGB images whose views have one size at every scale; see `view_sizes`.
-    scheme : Scheme
-        Whose scales.
-
-    Returns
-    -------
-    list of ndarray of uint8, each of shape (N, height, width, 3)
-        One per scale.
+    Returns one array of uint8 (N, height, width, 3) per scale.
 
     Examples
     --------

@@ -1,12 +1,14 @@
-"""One pre-training on this machine: from a pipeline and a folder to weights that load."""
+"""One pre-training on this machine: from a pipeline and images to weights that load."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +17,71 @@ import torch
 from spptransfer.backbones import BackboneRef
 from spptransfer.errors import ConfigError, ModelError
 from spptransfer.files import exclusive_lock, make_folder, remove_leftovers
-from spptransfer.pretraining import checkpoint
-from spptransfer.pretraining.batches import TrainingBatches, ValidationBatches
-from spptransfer.pretraining.card import Facts
+from spptransfer.pretraining import folder as files
+from spptransfer.pretraining.card import describe_epochs, describe_training
 from spptransfer.pretraining.config import PretrainingPipeline
-from spptransfer.pretraining.distributed import Team, joined, prepared, team_of_environment
-from spptransfer.pretraining.machine import Machine
-from spptransfer.pretraining.outputs import WEIGHTS, RunFolder
-from spptransfer.pretraining.pixels import MEMORY_LIMIT, Pixels
-from spptransfer.pretraining.precision import choose_precision
-from spptransfer.pretraining.source import Source, Split, digest, open_source, read_splits
-from spptransfer.pretraining.student import Student, build_student
+from spptransfer.pretraining.distributed import (
+    all_sums,
+    local_world_size,
+    process_group,
+    rank,
+    training_device,
+    world_size,
+)
+from spptransfer.pretraining.source import LabelledFiles, open_source, open_splits
+from spptransfer.pretraining.student import build_student
 from spptransfer.pretraining.teacher import Teacher, prepare_teacher
-from spptransfer.pretraining.training import Metrics, Trainer, parameters_of
-from spptransfer.runtimes.devices import is_out_of_memory
+from spptransfer.pretraining.training import Metrics, NetworkTrainer
+from spptransfer.runtimes.devices import has_bfloat16, is_out_of_memory
+from spptransfer.system import count_processors
 from spptransfer.text import plural
 
-_VALIDATION_BATCH = 256
+logger = logging.getLogger(__name__)
+
 # What may change between two runs of one training: it changes no number.
 _FREE = {"dataset": {"root", "licence"}, "training": {"checkpoint_every", "weights"}}
+
+
+def _passed_through(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
+    return items
+
+
+@dataclass
+class TrainingMachine:
+    """Where and with what a pre-training runs.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the run: checkpoint, metrics, weights, the teacher's features.
+    data_root : Path or None
+        Folder in which the images are looked for.
+    weights_dir : Path or None
+        Folder of official weights, for a teacher.
+    device : str
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
+    jobs : int or None
+        Processes that prepare images, 0 for none; by default one per processor.
+    threads : int or None
+        Threads of the network itself, on a CPU; by default one per processor. On a machine that
+        others use too, fewer may be faster.
+    progress : callable
+        Wraps an iterable, given its length and a label.
+    tell : callable
+        Told one line for people, now and then.
+    stop : Event
+        Once set, the step in work is finished, the state saved, and the run ends.
+    """
+
+    folder: Path
+    data_root: Path | None = None
+    weights_dir: Path | None = None
+    device: str = "auto"
+    jobs: int | None = None
+    threads: int | None = None
+    progress: Callable[[Iterable[Any], int, str], Iterable[Any]] = _passed_through
+    tell: Callable[[str], None] = logger.info
+    stop: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True)
@@ -58,17 +106,7 @@ class Outcome:
     finished: bool
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Settings, machine, processes and device of this process."""
-
-    pipeline: PretrainingPipeline
-    machine: Machine
-    team: Team
-    device: torch.device
-
-
-def pretrain(pipeline: PretrainingPipeline, machine: Machine) -> Outcome:
+def pretrain(pipeline: PretrainingPipeline, machine: TrainingMachine) -> Outcome:
     """Train a network, or go on where the folder's checkpoint stands.
 
     Started by torch's launcher, the processes train one network together: each takes its share
@@ -78,7 +116,7 @@ def pretrain(pipeline: PretrainingPipeline, machine: Machine) -> Outcome:
     ----------
     pipeline : PretrainingPipeline
         What is trained, on what and how.
-    machine : Machine
+    machine : TrainingMachine
         Where.
 
     Returns
@@ -92,20 +130,20 @@ def pretrain(pipeline: PretrainingPipeline, machine: Machine) -> Outcome:
     DatasetError, WeightsError, CacheError, ModelError
         As their names say; the message names the file.
     """
-    team = team_of_environment()
-    machine = machine if team.leads else machine.silent()
-    device = machine.torch_device(team)
+    device = training_device(machine.device)
+    advice = f"lower training.batch, {pipeline.training.batch}, or take a smaller network or size"
     make_folder(machine.folder)
-    with (
-        _locked(machine.folder, team),
-        _torch_settings(machine.threads),
-        joined(team, device),
-        _memory_for(
-            "this network and its batches",
-            f"lower training.batch, {pipeline.training.batch}, or take a smaller network or size",
-        ),
-    ):
-        return _pretrain(_Place(pipeline, machine, team, device))
+    with contextlib.ExitStack() as stack:
+        if rank() == 0:
+            what = f"the run '{machine.folder}'"
+            stack.enter_context(exclusive_lock(machine.folder / "lock", what))
+            remove_leftovers(machine.folder)
+        stack.enter_context(_torch_settings(machine.threads))
+        stack.enter_context(process_group(device))
+        stack.enter_context(_memory_for("this network and its batches", advice))
+        run = _Run(pipeline, machine, device)
+        run.train()
+        return run.outcome()
 
 
 @contextlib.contextmanager
@@ -114,188 +152,137 @@ def _memory_for(what: str, advice: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
+        reason = str(error).partition("\n")[0].rstrip(". ")
+        if reason.startswith("DataLoader worker (pid"):  # killed, as for want of shared memory
+            raise ModelError(f"{reason}; --jobs 0 prepares the images without workers") from error
         if not is_out_of_memory(error):
             raise
         raise ModelError(f"there is not enough memory for {what}; {advice}") from error
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, team: Team) -> Iterator[None]:
-    """Keep other runs out of a folder; the first process stands for all."""
-    if not team.leads:
-        yield
-        return
-    with exclusive_lock(folder / "lock", f"the run '{folder}'"):
-        remove_leftovers(folder)
-        yield
-
-
-@contextlib.contextmanager
 def _torch_settings(threads: int | None) -> Iterator[None]:
     """Leave torch's global generators and number of threads as they were."""
-    generator_state, before = torch.get_rng_state(), torch.get_num_threads()
-    # Every step seeds those of the GPUs too.
-    of_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(generator_state)
-        if of_gpus:
-            torch.cuda.set_rng_state_all(of_gpus)
-        torch.set_num_threads(before)
-
-
-def _pretrain(place: _Place) -> Outcome:
-    pipeline, machine = place.pipeline, place.machine
-    source = open_source(pipeline.dataset.root, machine.data_root)
-    classes, train, val = read_splits(source, pipeline.dataset)
-    data_sha256 = digest(source, (train, val))
-    identity = _identity(place, data_sha256)
-    state = _known_state(place, identity)
-    machine.tell(
-        f"{len(train):,} training and {len(val):,} validation images, "
-        f"{plural(len(classes), 'class', 'classes')}"
-    )
-    pixels, val_pixels = _load_images(place, source, train, val)
-    teacher = _teacher(place, pixels, data_sha256)
-    trainer = _trainer(place, pixels, val_pixels, len(classes), teacher, state)
-    facts = Facts(
-        pipeline=pipeline,
-        data_name=source.root.resolve().name,
-        data_sha256=data_sha256,
-        classes=classes,
-        images=len(train),
-        validation_images=len(val),
-        damaged=pixels.damaged + val_pixels.damaged,
-        parameters=parameters_of(trainer.student.network),
-        precision=trainer.precision,
-        processes=place.team.count,
-        device=place.device.type,
-        teacher_sha256=teacher.weights_sha256 if teacher is not None else None,
-    )
-    saved = {"identity": identity, "precision": trainer.precision}
-    return _Run(place, trainer, RunFolder(machine.folder, facts, saved)).run()
-
-
-def _identity(place: _Place, data_sha256: str) -> str:
-    """Hash of all that the loss curve depends on."""
-    values = place.pipeline.model_dump(mode="json", exclude=_FREE)
-    distill = place.pipeline.distill
-    if distill is not None:
-        # A file may have got other weights since, or another place.
-        teacher = BackboneRef(distill.backbone, distill.weights, place.machine.weights_dir)
-        values["distill"]["weights"] = teacher.weights_sha256()
-    text = json.dumps([values, data_sha256], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _known_state(place: _Place, identity: str) -> dict[str, Any] | None:
-    """The folder's checkpoint, if it is this training's."""
-    folder = place.machine.folder
-    state = checkpoint.load(folder)
-    if state is None and (folder / WEIGHTS).exists():
-        raise ConfigError(
-            f"'{folder}' holds weights but no checkpoint to go on from, and training anew would "
-            "write over them; name another folder with --out, or remove this one"
-        )
-    if state is not None and state.get("identity") != identity:
-        raise ConfigError(
-            f"'{folder}' holds a training with other settings, images or teacher; name another "
-            "folder with --out, or remove this one"
-        )
-    done = -1.0 if state is None else state["epoch"] + state["step"] / 2**32
-    if not place.team.agrees(done):
-        raise ConfigError(f"'{folder}' must be one folder that all processes share")
-    return state
-
-
-def _load_images(place: _Place, source: Source, train: Split, val: Split) -> tuple[Pixels, Pixels]:
-    limit, scale = MEMORY_LIMIT // place.team.local_count, place.pipeline.images.resize
-    pixels, val_pixels = (Pixels(source, split, scale, limit) for split in (train, val))
-    with _memory_for("the decoded images", f"lower images.resize, {scale}"):
-        for split in (pixels, val_pixels):
-            split.load(place.machine.decoders(place.team), place.machine.preparing)
-    return pixels, val_pixels
-
-
-def _teacher(place: _Place, pixels: Pixels, data_sha256: str) -> Teacher | None:
-    section = place.pipeline.distill
-    if section is None:
-        return None
-    advice = f"lower distill.scale, {section.scale}, or take a smaller distill.backbone"
-    with _memory_for("the teacher", advice):
-        return prepare_teacher(
-            section, pixels, data_sha256, place.machine, place.team, place.device
-        )
-
-
-def _trainer(
-    place: _Place,
-    pixels: Pixels,
-    val_pixels: Pixels,
-    num_classes: int,
-    teacher: Teacher | None,
-    state: dict[str, Any] | None,
-) -> Trainer:
-    """Build a trainer and bring it to where the last run stood."""
-    pipeline, team, device = place.pipeline, place.team, place.device
-    section, images = pipeline.training, pipeline.images
-    shares = {"rank": team.rank, "processes": team.count}
-    batches = TrainingBatches(pixels, images, section.batch, section.seed, **shares)
-    if batches.batch < team.count:
-        raise ConfigError(f"{team.count} processes cannot share batches of {batches.batch} images")
-    student: Student = build_student(pipeline.network, num_classes, pipeline.distill, section.seed)
-    student = student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if state is None:
-        precision = choose_precision(section.precision, student, images.size, device, team)
-    else:
-        # Timed anew, a run might go on in another arithmetic than it began with.
-        precision = state["precision"]
-    trainer = Trainer(
-        pipeline,
-        prepared(student, team, device),
-        batches,
-        ValidationBatches(val_pixels, images.size, _VALIDATION_BATCH, **shares),
-        teacher,
-        precision,
-        # From memory one thread keeps up with the network.
-        place.machine.jobs or (1 if pixels.fits else place.machine.decoders(team)),
-        team,
-    )
-    if state is not None:
-        trainer.restore(state)
-    return trainer
+    before = torch.get_num_threads()
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(gpus):
+        torch.set_num_threads(threads or before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 class _Run:
-    """A trainer at work in a folder: what is written when."""
+    """A training in its folder: what is read first, and what is written when."""
 
-    def __init__(self, place: _Place, trainer: Trainer, folder: RunFolder) -> None:
-        self._place = place
-        self._trainer = trainer
-        self._folder = folder
+    def __init__(
+        self, pipeline: PretrainingPipeline, machine: TrainingMachine, device: torch.device
+    ) -> None:
+        self._pipeline, self._machine, self._folder = pipeline, machine, machine.folder
+        source = open_source(pipeline.dataset.root, machine.data_root)
+        train, val = open_splits(source, pipeline.dataset)
+        sha256 = hashlib.sha256(f"{train.digest()} {val.digest()}".encode()).hexdigest()
+        self._identity = _identity(pipeline, machine, sha256)
+        state = self._known_state()
+        machine.tell(
+            f"{len(train):,} training and {len(val):,} validation images, "
+            f"{plural(len(train.classes), 'class', 'classes')}"
+        )
+        jobs = machine.jobs
+        if jobs is None:
+            processors = count_processors() // local_world_size()
+            jobs = processors if processors > 1 else 0
+        teacher = self._teacher(train, sha256, device, jobs)
+        precision: str = pipeline.training.precision
+        if precision == "auto":  # chosen once: another machine goes on in the same arithmetic
+            chosen = "bfloat16" if has_bfloat16(device) else "float32"
+            precision = chosen if state is None else state["precision"]
+        student: Any = build_student(
+            pipeline.network, len(train.classes), pipeline.distill, pipeline.training.seed
+        )
+        student = student.to(device, memory_format=torch.channels_last)
+        self._trainer = NetworkTrainer(pipeline, student, train, val, teacher, precision, jobs)
+        if state is not None:
+            self._trainer.restore(state)
+        network = self._trainer.student.network
+        data = {
+            "name": source.root.resolve().name,
+            "sha256": sha256,
+            "images": len(train),
+            "validation_images": len(val),
+        }
+        self._about = describe_training(pipeline, data, train.classes) | {
+            "parameters": sum(each.numel() for each in network.parameters()),
+            "teacher_sha256": None if teacher is None else teacher.weights_sha256,
+            "machine": {
+                "device": device.type,
+                "processes": world_size(),
+                "precision": self._trainer.precision,
+            },
+        }
 
-    def run(self) -> Outcome:
+    def _known_state(self) -> dict[str, Any] | None:
+        """Read the folder's checkpoint, if it is this training's."""
+        folder = self._folder
+        state = files.load_checkpoint(folder)
+        if state is None and (folder / files.WEIGHTS).exists():
+            raise ConfigError(
+                f"'{folder}' holds weights but no checkpoint to go on from, and training anew "
+                "would write over them; name another folder with --out, or remove this one"
+            )
+        if state is not None and state.get("identity") != self._identity:
+            raise ConfigError(
+                f"'{folder}' holds a training with other settings, images or teacher; name another "
+                "folder with --out, or remove this one"
+            )
+        done = -1.0 if state is None else state["epoch"] + state["step"] / 2**32
+        mean = all_sums([done])[0] / world_size()
+        if any(all_sums([done != mean])):  # so that all processes end
+            raise ConfigError(f"'{folder}' must be one folder that all processes share")
+        return state
+
+    def _teacher(
+        self, train: LabelledFiles, sha256: str, device: torch.device, jobs: int
+    ) -> Teacher | None:
+        section, machine = self._pipeline.distill, self._machine
+        if section is None:
+            return None
+
+        def progress(items: Iterable[Any], total: int, label: str) -> Iterator[Any]:
+            for item in machine.progress(items, total, label):
+                if machine.stop.is_set():
+                    raise KeyboardInterrupt
+                yield item
+
+        advice = f"lower distill.scale, {section.scale}, or take a smaller distill.backbone"
+        with _memory_for("the teacher", advice):
+            backbone = BackboneRef(section.backbone, section.weights, machine.weights_dir)
+            loaded = backbone.load([section.layer])
+            return prepare_teacher(
+                section, loaded, train, sha256, self._folder, device, jobs, progress
+            )
+
+    def train(self) -> None:
         """Train to the end, or until told to stop."""
-        trainer, machine = self._trainer, self._place.machine
+        trainer = self._trainer
         self._tell_what_is_left()
-        self._catch_up()
+        if rank() == 0:  # what a run that was killed after its checkpoint had not written
+            self._write_outputs()
         while not trainer.finished and not self._stopping():
             if not self._epoch():
                 break
-        weights = machine.folder / WEIGHTS
-        return Outcome(
-            machine.folder,
-            weights if weights.exists() else None,
-            trainer.history,
-            trainer.finished,
-        )
+
+    def outcome(self) -> Outcome:
+        """Return what there is now."""
+        weights = self._folder / files.WEIGHTS
+        found = weights if weights.exists() else None
+        return Outcome(self._folder, found, self._trainer.history, self._trainer.finished)
 
     def _tell_what_is_left(self) -> None:
-        trainer, machine = self._trainer, self._place.machine
+        trainer, machine = self._trainer, self._machine
         epoch, step = trainer.position.epoch, trainer.position.step
-        epochs = plural(self._place.pipeline.training.epochs, "epoch")
+        epochs = plural(self._pipeline.training.epochs, "epoch")
         steps = plural(trainer.steps, "step")
         if trainer.finished:
             machine.tell(f"finished before: {epochs} of {steps}; run: {machine.folder}")
@@ -306,47 +293,57 @@ class _Run:
 
     def _epoch(self) -> bool:
         """Run the rest of an epoch; False if it was stopped before its end."""
-        trainer, machine = self._trainer, self._place.machine
-        every = self._place.pipeline.training.checkpoint_every
+        trainer, machine, section = self._trainer, self._machine, self._pipeline.training
         label = f"epoch {trainer.position.epoch + 1} at {trainer.side} pixels"
         left = trainer.steps - trainer.position.step
         for step in machine.progress(trainer.train_epoch(), left, label):
             if step == trainer.steps:
                 break
             stopping = self._stopping()
-            if stopping or step % every == 0:
+            if stopping or step % section.checkpoint_every == 0:
                 self._write_checkpoint()
             if stopping:
                 return False
         line = trainer.finish_epoch()
         self._write_checkpoint()
-        if self._place.team.leads:
-            self._folder.write_history(trainer.history)
-            self._folder.write_weights(trainer.student.network, trainer.history)
-        machine.tell(describe_epoch(line, self._place.pipeline.training.epochs))
+        if rank() == 0:
+            self._write_outputs()
+        machine.tell(describe_epoch(line, section.epochs))
         return True
 
     def _stopping(self) -> bool:
-        """Whether one of the processes was asked to stop: then all do, after the same step."""
-        return self._place.team.any(self._place.machine.stop.is_set())
+        """Tell whether a process was asked to stop: then all do, after the same step."""
+        return all_sums([self._machine.stop.is_set()]) != [0]
 
     def _write_checkpoint(self) -> None:
-        if self._place.team.leads:
-            self._folder.write_checkpoint(self._trainer.state())
+        if rank() == 0:
+            known = {"identity": self._identity, "precision": self._trainer.precision}
+            files.save_checkpoint(self._folder, {**known, **self._trainer.state()})
 
-    def _catch_up(self) -> None:
-        """Write what a run that was killed between checkpoint and weights had not written."""
+    def _write_outputs(self) -> None:
+        """Write the history, and the weights if they are not those of its last epoch."""
         trainer = self._trainer
-        if not self._place.team.leads:
-            return
-        self._folder.write_history(trainer.history)
-        at_an_end = bool(trainer.history) and trainer.position.step == 0
-        if at_an_end and not self._folder.has_weights(len(trainer.history)):
-            self._folder.write_weights(trainer.student.network, trainer.history)
+        files.write_history(self._folder, trainer.history, self._pipeline.training.epochs)
+        if trainer.history and trainer.position.step == 0:
+            about = describe_epochs(self._about, trainer.history)
+            if not files.has_weights(self._folder, about):
+                files.write_weights(self._folder, trainer.student.network, about)
+
+
+def _identity(pipeline: PretrainingPipeline, machine: TrainingMachine, data_sha256: str) -> str:
+    """Hash all that the loss curve depends on."""
+    values = pipeline.model_dump(mode="json", exclude=_FREE)
+    distill = pipeline.distill
+    if distill is not None:
+        # A file may have got other weights since, or another place.
+        teacher = BackboneRef(distill.backbone, distill.weights, machine.weights_dir)
+        values["distill"]["weights"] = teacher.weights_sha256()
+    text = json.dumps([values, data_sha256], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def describe_epoch(line: Metrics, epochs: int) -> str:
-    """One line for people about a line of the metrics.
+    """Describe a line of the metrics for people.
 
     Examples
     --------

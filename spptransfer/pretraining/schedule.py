@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterable
 
 from spptransfer.pretraining.config import TrainingSection
 
@@ -11,62 +11,35 @@ from spptransfer.pretraining.config import TrainingSection
 _LEAST_GAIN = 1e-4
 
 
-class Schedule:
-    """Learning rate of every step.
+def rate(section: TrainingSection, done: float, step: float, errors: Iterable[float]) -> float:
+    """Compute the learning rate of a step.
 
-    Parameters
-    ----------
-    section : TrainingSection
-        The rate to start from and how it falls.
-    steps : int
-        Steps in an epoch.
+    `done` is how many epochs are done before it, `step` what it is of one, `errors` the share of
+    the validation images that was wrong after each epoch.
 
     Examples
     --------
     >>> section = TrainingSection(epochs=2, schedule="cosine", learning_rate=1.0)
-    >>> schedule = Schedule(section, steps=2)
-    >>> [round(schedule.rate(epoch, step), 2) for epoch in range(2) for step in range(2)]
+    >>> [round(rate(section, done, 0.5, []), 2) for done in (0, 0.5, 1, 1.5)]
     [1.0, 0.85, 0.5, 0.15]
     """
+    if done < section.warmup:
+        # The first step learns a little: a rate of 0 would waste it.
+        return section.learning_rate * (done + step) / (section.warmup + step)
+    if section.schedule == "plateau":
+        return section.learning_rate / float(10 ** divisions(section, errors))
+    progress = (done - section.warmup) / (section.epochs - section.warmup)
+    return section.learning_rate * (1 + math.cos(math.pi * progress)) / 2
 
-    def __init__(self, section: TrainingSection, steps: int) -> None:
-        self._section = section
-        self._steps = steps
-        self._best = math.inf
-        self._waited = 0
-        self._divided = 0
 
-    def rate(self, epoch: int, step: int) -> float:
-        """Learning rate of a step, both counted from 0."""
-        section = self._section
-        done = epoch + step / self._steps
-        if done < section.warmup:
-            # The first step learns a little: a rate of 0 would waste it.
-            return (
-                section.learning_rate
-                * (done + 1 / self._steps)
-                / (section.warmup + 1 / self._steps)
-            )
-        if section.schedule == "plateau":
-            return float(section.learning_rate / 10**self._divided)
-        progress = (done - section.warmup) / (section.epochs - section.warmup)
-        return section.learning_rate * (1 + math.cos(math.pi * progress)) / 2
-
-    def observe(self, error: float) -> None:
-        """Take note of an epoch's validation error, a share of the images."""
-        if error < self._best - _LEAST_GAIN:
-            self._best, self._waited = error, 0
-            return
-        self._waited += 1
-        if self._waited >= self._section.patience and self._divided < self._section.divisions:
-            self._divided += 1
-            self._waited = 0
-
-    def state(self) -> dict[str, Any]:
-        """What a continued run has to know."""
-        return {"best": self._best, "waited": self._waited, "divided": self._divided}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from another schedule's state."""
-        self._best, self._waited = float(state["best"]), int(state["waited"])
-        self._divided = int(state["divided"])
+def divisions(section: TrainingSection, errors: Iterable[float]) -> int:
+    """Count how often the rate has been divided after epochs with some errors."""
+    best, waited, divided = math.inf, 0, 0
+    for error in errors:
+        if error < best - _LEAST_GAIN:
+            best, waited = error, 0
+            continue
+        waited += 1
+        if waited >= section.patience and divided < section.divisions:
+            divided, waited = divided + 1, 0
+    return divided

@@ -9,36 +9,15 @@ from torch import nn
 from torch.nn import functional
 
 from spptransfer import backbones
+from spptransfer.backbones import describe
 from spptransfer.backbones.networks import Network
-from spptransfer.backbones.registry import describe
-from spptransfer.pretraining.batches import IGNORED
 from spptransfer.pretraining.config import DistillSection, NetworkSection
+from spptransfer.pretraining.data import IGNORED
 from spptransfer.pyramid import SpatialPyramidPooling
 
 
-def build_network(section: NetworkSection, num_classes: int) -> Network:
-    """Build the network to train, with random weights from torch's generator."""
-    network = backbones.network(section.name, num_classes=num_classes, levels=section.levels)
-    for module in network.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = section.dropout
-    return network
-
-
 class PooledRegression(nn.Module):
-    """One linear map from the pooled features of a bin to the teacher's of the same bin.
-
-    Parameters
-    ----------
-    channels : int
-        Channels of the network's last map.
-    length : int
-        Length of the teacher's features of a bin.
-    levels : tuple of int
-        Grids whose bins are pooled.
-    pooling : str
-        ``"mean"`` or ``"max"``.
-    """
+    """One linear map from the pooled features of a bin to the teacher's of the same bin."""
 
     def __init__(self, channels: int, length: int, levels: tuple[int, ...], pooling: str) -> None:
         super().__init__()
@@ -55,31 +34,18 @@ class Student(nn.Module):
     """A network and, with a teacher, the linear map to the teacher's features.
 
     One module computes everything that the loss needs, which is what data parallelism wants.
-
-    Parameters
-    ----------
-    network : Network
-        A network whose children run one after the other, as the paper's do.
-    regression : PooledRegression or None
-        None without a teacher.
     """
 
     def __init__(self, network: Network, regression: PooledRegression | None) -> None:
         super().__init__()
         self.network = network
         self.regression = regression
-        self._trunk_length = len(network.trunk("spp"))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Class scores, and the predicted features of the teacher."""
-        modules = list(self.network.children())
-        for module in modules[: self._trunk_length]:
-            images = module(images)
-        maps = images
-        for module in modules[self._trunk_length :]:
-            images = module(images)
+        """Compute class scores, and what is predicted of the teacher's features."""
+        maps = self.network.trunk("spp")(images)
         predicted = self.regression(maps) if self.regression is not None else None
-        return images, predicted
+        return self.network.classifier_modules()(maps), predicted
 
 
 def build_student(
@@ -88,7 +54,10 @@ def build_student(
     """Build network and regression from a seed, leaving torch's global generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        network = build_network(section, num_classes)
+        network = backbones.network(section.name, num_classes=num_classes, levels=section.levels)
+        for module in network.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = section.dropout
         regression = None
         if distill is not None:
             channels = describe(section.name).layer("spp").channels
@@ -98,7 +67,7 @@ def build_student(
     return Student(network, regression)
 
 
-class Losses(NamedTuple):
+class StepLosses(NamedTuple):
     """A step's losses, each the mean over the images that count; `total` is what is minimised."""
 
     total: torch.Tensor
@@ -112,8 +81,8 @@ def losses(
     targets: torch.Tensor | None,
     distill: DistillSection | None,
     label_smoothing: float,
-) -> Losses:
-    """Cross entropy, and the distance of the predicted features from the teacher's.
+) -> StepLosses:
+    """Compute the cross entropy, and the distance of the predicted features from the teacher's.
 
     Parameters
     ----------
@@ -127,10 +96,6 @@ def losses(
         Which distance and how much of it.
     label_smoothing : float
         Share of the target given to all classes alike.
-
-    Returns
-    -------
-    Losses
     """
     scores, predicted = outputs
     counted = labels != IGNORED
@@ -144,10 +109,10 @@ def losses(
     )
     entropy = summed / count
     if predicted is None or targets is None or distill is None:
-        return Losses(entropy, entropy.detach(), torch.zeros_like(entropy))
+        return StepLosses(entropy, entropy.detach(), torch.zeros_like(entropy))
     distances = _distances(predicted.float(), targets, distill.loss)
     distance = (distances * counted).sum() / count
-    return Losses(entropy + distill.weight * distance, entropy.detach(), distance.detach())
+    return StepLosses(entropy + distill.weight * distance, entropy.detach(), distance.detach())
 
 
 def _distances(predicted: torch.Tensor, targets: torch.Tensor, loss: str) -> torch.Tensor:

@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Subset
 
-from spptransfer.backbones.registry import describe
+from spptransfer.backbones import describe
 from spptransfer.errors import ConfigError, ModelError
-from spptransfer.pretraining.batches import (
+from spptransfer.pretraining.config import PretrainingPipeline
+from spptransfer.pretraining.data import (
+    DROPOUT,
     IGNORED,
-    Batch,
-    TrainingBatches,
-    ValidationBatches,
-    prefetched,
+    ImageItem,
+    Steps,
+    TrainingImages,
+    ValidationImages,
+    as_input,
+    make_loader,
     side_of_epoch,
 )
-from spptransfer.pretraining.config import PretrainingPipeline
-from spptransfer.pretraining.distributed import Team, in_parallel
-from spptransfer.pretraining.schedule import Schedule
-from spptransfer.pretraining.student import Losses, Student, losses
+from spptransfer.pretraining.distributed import all_sums, rank, world_size
+from spptransfer.pretraining.schedule import rate
+from spptransfer.pretraining.source import LabelledFiles
+from spptransfer.pretraining.student import Student, losses
 from spptransfer.pretraining.teacher import Teacher
 
+logger = logging.getLogger(__name__)
+
 Metrics = dict[str, float]
-_DROPOUT = 4  # beside the numbers from which `batches` draws
-_SUMS = ("loss", "cross_entropy", "distillation", "seconds")
+_VALIDATION_BATCH = 256
+_LOSSES = ("loss", "cross_entropy", "distillation")
 
 
 @dataclass
@@ -40,50 +49,34 @@ class Position:
 
     epoch: int = 0
     step: int = 0
-    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_SUMS, 0.0))
+    sums: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys((*_LOSSES, "damaged", "seconds"), 0.0)
+    )
 
 
-class Trainer:
+class NetworkTrainer:
     """A network in training.
 
-    Parameters
-    ----------
-    pipeline : PretrainingPipeline
-        How it is trained.
-    student : Student
-        The network, on its device.
-    batches : TrainingBatches
-        What it learns from.
-    validation : ValidationBatches
-        What it is measured on after every epoch.
-    teacher : Teacher or None
-        Whose features it learns to predict.
-    precision : {"float32", "bfloat16"}
-        Arithmetic of the network.
-    workers : int
-        Background threads that prepare batches.
-    team : Team
-        Processes that train together.
+    It is made of the network on its device, of what that learns from and what it is measured on,
+    of a teacher if there is one, and of how many processes prepare images (0: this one does).
     """
 
     def __init__(
         self,
         pipeline: PretrainingPipeline,
         student: Student,
-        batches: TrainingBatches,
-        validation: ValidationBatches,
+        train: LabelledFiles,
+        validation: LabelledFiles,
         teacher: Teacher | None,
         precision: str,
-        workers: int,
-        team: Team,
+        jobs: int,
     ) -> None:
-        section = pipeline.training
-        self.pipeline = pipeline
-        self.student = student
-        self.precision = precision
-        self.position = Position()
-        self.history: list[Metrics] = []
-        self.schedule = Schedule(section, batches.steps)
+        section, processes = pipeline.training, world_size()
+        self.device = next(student.parameters()).device
+        if processes > 1 and self.device.type == "cuda":
+            student = cast(Student, nn.SyncBatchNorm.convert_sync_batchnorm(student))
+        self.pipeline, self.student, self.precision = pipeline, student, precision
+        self.position, self.history = Position(), list[Metrics]()
         self.optimizer = torch.optim.SGD(
             student.parameters(),
             lr=section.learning_rate,
@@ -91,20 +84,32 @@ class Trainer:
             nesterov=section.nesterov,
             weight_decay=section.weight_decay,
         )
-        self._batches = batches
-        self._validation = validation
+        self._batch = min(section.batch, len(train) // processes * processes)
+        if not self._batch or self._batch % processes:
+            raise ConfigError(
+                f"training.batch: {processes} processes cannot share {self._batch} images equally"
+            )
+        self._names, self._told = (train.names, validation.names), set[str]()
+        self._steps = Steps(len(train), self._batch, section.seed, rank(), processes)
+        loading: dict[str, Any] = {"jobs": jobs, "pin_memory": self.device.type == "cuda"}
+        images = TrainingImages(train, pipeline.images, section.seed)
+        self._training = make_loader(
+            images, batch_sampler=self._steps, persistent_workers=jobs > 0, **loading
+        )
+        share = Subset(
+            ValidationImages(validation, pipeline.images),
+            range(rank(), len(validation), processes),
+        )
+        self._validation = make_loader(share, batch_size=_VALIDATION_BATCH, **loading)
         self._teacher = teacher
-        self._workers = workers
-        self._team = team
-        self._device = next(student.parameters()).device
         info = describe(pipeline.network.name)
-        # In units of bytes, as the images are.
         self._mean, self._std = (
-            torch.tensor(values, device=self._device)[:, None, None] * 255
+            255 * torch.tensor(values, device=self.device)[:, None, None]
             for values in (info.mean, info.std)
         )
-        forward: Any = torch.compile(student, dynamic=False) if section.compile else student
-        self._forward = in_parallel(forward, team, self._device)
+        self._forward: nn.Module = student
+        if processes > 1:
+            self._forward = DistributedDataParallel(student)
 
     def train_epoch(self) -> Iterator[int]:
         """Run what is left of the current epoch, pausing after every step.
@@ -114,41 +119,35 @@ class Trainer:
         int
             Steps done in this epoch; the trainer's state may be saved at that moment.
         """
-        position, epoch = self.position, self.position.epoch
-        side = self.side
+        position = self.position
+        self._steps.epoch, self._steps.first = position.epoch, position.step
         self.student.train()
-        steps = prefetched(
-            lambda step: self._with_targets(self._batches.make(epoch, step)),
-            position.step,
-            self._batches.steps,
-            self._workers,
-        )
         start = time.perf_counter()
-        for batch, targets in steps:
-            self._step(batch, targets, side)
+        for batch in self._training:
+            self._step(batch)
             position.step += 1
-            now = time.perf_counter()
-            position.sums["seconds"] += now - start
+            position.sums["seconds"] += time.perf_counter() - start
             yield position.step
             start = time.perf_counter()
 
     def finish_epoch(self) -> Metrics:
         """Measure the network, add a line to the history, and go to the next epoch."""
-        position = self.position
-        steps, seconds = self._batches.steps, position.sums["seconds"]
-        rate, side = self.schedule.rate(position.epoch, steps - 1), self.side
-        self._team.share_buffers(self.student)
-        top1, top5 = self.validate()
-        self.schedule.observe(1 - top1)
+        position, steps = self.position, self.steps
+        sums, last_rate = position.sums, self._rate(steps - 1)
+        if world_size() > 1:  # on CPUs each process has batch statistics of its own
+            for buffer in self.student.buffers():
+                distributed.broadcast(buffer, src=0)
+        top1, top5, damaged = self.validate()
         line = {
             "epoch": position.epoch + 1,
-            **{name: position.sums[name] / steps for name in _SUMS[:3]},
+            **{name: sums[name] / steps for name in _LOSSES},
             "val_top1": top1,
             "val_top5": top5,
-            "lr": rate,
-            "size": side,
-            "seconds": round(seconds, 2),
-            "images_per_second": round(steps * self._batches.batch / max(seconds, 1e-9), 1),
+            "damaged": round(sums["damaged"] + damaged),
+            "lr": last_rate,
+            "size": self.side,
+            "seconds": round(sums["seconds"], 2),
+            "images_per_second": round(steps * self._batch / max(sums["seconds"], 1e-9), 1),
         }
         self.history.append(line)
         self.position = Position(epoch=position.epoch + 1)
@@ -165,7 +164,7 @@ class Trainer:
     @property
     def steps(self) -> int:
         """Steps in an epoch."""
-        return self._batches.steps
+        return len(self._steps)
 
     @property
     def finished(self) -> bool:
@@ -173,8 +172,8 @@ class Trainer:
         return self.position.epoch >= self.pipeline.training.epochs
 
     @torch.no_grad()
-    def validate(self) -> tuple[float, float]:
-        """Shares of the validation images whose class is the first, and among the first five.
+    def validate(self) -> tuple[float, float, int]:
+        """Measure top-1 and top-5 accuracy, as shares, and count the damaged images.
 
         Raises
         ------
@@ -182,33 +181,29 @@ class Trainer:
             If scores are not finite: the epoch's last step, whose own loss was, has diverged.
         """
         self.student.eval()
-        right = np.zeros(2)
-        count = lost = 0
-        steps = prefetched(self._validation.make, 0, self._validation.steps, self._workers)
-        for batch in steps:
-            if not len(batch.labels):
-                continue  # a short last batch has no share for every process
+        counts = np.zeros(4)
+        for batch in self._validation:
+            self._tell_damaged(batch, self._names[1])
             with self._autocast():
                 scores, _ = self.student(self._inputs(batch, self.pipeline.images.size))
-            labels = torch.from_numpy(batch.labels).to(self._device)
-            best = scores.float().topk(min(5, scores.shape[1])).indices
-            hits = best == labels[:, None]
-            right += [int(hits[:, 0].sum()), int(hits.sum())]
-            count += int((labels != IGNORED).sum())
-            lost += int((~scores.isfinite()).sum())
-        top1, top5, counted, lost_by_all = self._team.sums([*right, count, lost])
+            labels = batch["label"].to(self.device)
+            hits = scores.float().topk(min(5, scores.shape[1])).indices == labels[:, None]
+            lost = (~scores.isfinite()).sum()
+            found = (hits[:, 0].sum(), hits.sum(), (labels == IGNORED).sum(), lost)
+            counts += [int(number) for number in found]
+        shown = len(cast(Any, self._validation.dataset))
+        top1, top5, damaged, lost_by_all, images = all_sums([*counts, shown])
         if lost_by_all:
             raise self._diverged("the class scores are not finite")
-        return top1 / max(counted, 1), top5 / max(counted, 1)
+        counted = max(images - damaged, 1)
+        return top1 / counted, top5 / counted, int(damaged)
 
     def state(self) -> dict[str, Any]:
-        """Everything that a continued run needs."""
+        """Return everything that a continued run needs: no random generator has a state."""
         position = self.position
-        # Everything random is drawn from the seed and the position: no generator has a state.
         return {
             "student": self.student.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state(),
             "epoch": position.epoch,
             "step": position.step,
             "sums": dict(position.sums),
@@ -219,43 +214,45 @@ class Trainer:
         """Go on from a saved state."""
         self.student.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.restore(state["schedule"])
         self.position = Position(state["epoch"], state["step"], dict(state["sums"]))
         self.history = list(state["history"])
 
-    def _with_targets(self, batch: Batch) -> tuple[Batch, torch.Tensor | None]:
-        if self._teacher is None:
-            return batch, None
-        return batch, torch.from_numpy(self._teacher.targets(batch.positions, batch.flipped))
+    def _rate(self, step: int) -> float:
+        errors = [1 - line["val_top1"] for line in self.history]
+        part = 1 / self.steps
+        return rate(self.pipeline.training, self.position.epoch + step * part, part, errors)
 
-    def _step(self, batch: Batch, targets: torch.Tensor | None, side: int) -> None:
+    def _step(self, batch: ImageItem) -> None:
         position, section = self.position, self.pipeline.training
+        self._tell_damaged(batch, self._names[0])
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.rate(position.epoch, position.step)
-        labels = torch.from_numpy(batch.labels).to(self._device)
-        targets = targets.to(self._device) if targets is not None else None
-        torch.manual_seed(self._dropout_seed())
+            group["lr"] = self._rate(position.step)
+        targets = None
+        if self._teacher is not None:
+            targets = self._teacher.targets(batch["position"], batch["flipped"]).to(self.device)
+        labels = batch["label"].to(self.device, non_blocking=True)
+        # Dropout is drawn anew in every step and process.
+        drawn = [section.seed, DROPOUT, position.epoch, position.step, rank()]
+        torch.manual_seed(int(np.random.SeedSequence(drawn).generate_state(1)[0]))
         with self._autocast():
-            outputs = self._outputs(self._inputs(batch, side))
+            outputs = self._forward(self._inputs(batch, self.side))
         found = losses(outputs, labels, targets, self.pipeline.distill, section.label_smoothing)
-        weight, means = self._over_all(found, int((batch.labels != IGNORED).sum()))
         self.optimizer.zero_grad(set_to_none=True)
-        (weight * found.total).backward()
+        found.total.backward()  # of several processes the gradients' mean
         self.optimizer.step()
-        for name, value in zip(_SUMS[:3], means, strict=True):
-            position.sums[name] += value
+        values = torch.stack([*found, (labels == IGNORED).sum()]).detach().tolist()
+        *means, damaged = all_sums(values)
+        for name, value in zip(_LOSSES, means, strict=True):
+            position.sums[name] += value / world_size()
+        position.sums["damaged"] += damaged
         if not math.isfinite(position.sums["loss"]):
-            raise self._diverged(f"the loss is {means[0]}")
+            raise self._diverged(f"the loss is {means[0] / world_size()}")
 
-    def _outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        try:
-            outputs: tuple[torch.Tensor, torch.Tensor | None] = self._forward(images)
-            return outputs
-        except RuntimeError as error:  # a compiler is looked for when it is first needed
-            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                raise
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"training.compile: torch cannot do so here: {reason}") from error
+    def _tell_damaged(self, batch: ImageItem, names: tuple[str, ...]) -> None:
+        for position, error in zip(batch["position"].tolist(), batch["error"], strict=True):
+            if error and names[position] not in self._told:  # it is met again in every epoch
+                self._told.add(names[position])
+                logger.warning("'%s' is left out: %s", names[position], error)
 
     def _diverged(self, why: str) -> ModelError:
         epoch, step = self.position.epoch + 1, min(self.position.step + 1, self.steps)
@@ -264,30 +261,9 @@ class Trainer:
             f"training.learning_rate, {self.pipeline.training.learning_rate}"
         )
 
-    def _over_all(self, found: Losses, count: int) -> tuple[float, list[float]]:
-        """Factor of this process's loss, and the means of the losses over the whole batch.
-
-        Shares may hold unlike numbers of images that count; with the factor the mean of all
-        processes' gradients is the gradient of the mean over all images.
-        """
-        values = torch.stack(list(found)).detach().tolist()
-        total, *sums = self._team.sums([count, *(count * value for value in values)])
-        total = max(total, 1.0)
-        return count * self._team.count / total, [value / total for value in sums]
-
-    def _dropout_seed(self) -> int:
-        """Seed of the step's dropout, another one in every process."""
-        position, seed = self.position, self.pipeline.training.seed
-        drawn = [seed, _DROPOUT, position.epoch, position.step, self._team.rank]
-        return int(np.random.SeedSequence(drawn).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-    def _inputs(self, batch: Batch, side: int) -> torch.Tensor:
-        """Normalised images on the device, resized to squares of a side."""
-        # The bytes lie channel by channel within a pixel: this is the channels-last format.
-        images = torch.from_numpy(batch.images).to(self._device).permute(0, 3, 1, 2).float()
-        if batch.colours.any():
-            images += torch.from_numpy(batch.colours).to(self._device)[:, :, None, None]
-        images = (images - self._mean) / self._std
+    def _inputs(self, batch: ImageItem, side: int) -> torch.Tensor:
+        """Normalise images on the device and resize them to squares of a side."""
+        images = (as_input(batch, self.device) - self._mean) / self._std
         if side != images.shape[-1]:
             images = functional.interpolate(
                 images, (side, side), mode="bilinear", antialias=True, align_corners=False
@@ -296,9 +272,4 @@ class Trainer:
 
     def _autocast(self) -> torch.autocast:
         enabled = self.precision == "bfloat16"
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=enabled)
-
-
-def parameters_of(module: nn.Module) -> int:
-    """Number of trainable numbers."""
-    return sum(parameter.numel() for parameter in module.parameters())
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)

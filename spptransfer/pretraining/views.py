@@ -40,7 +40,14 @@ PAPER_SCALES = (224, 256, 300, 360, 448, 560)
 
 SCHEMES = ("center_crop", "full", "10-crops", "10-maps", "96-maps", "98-maps")
 
-_WINDOWS: dict[Places, int] = {"full": 1, "center": 1, "corners": 5, "sides": 9, "line": 3}
+_CORNERS = ((0.5, 0.5), (0, 0), (0, 1), (1, 0), (1, 1))
+# Where windows lie from top to bottom and from left to right, from 0 to 1.
+_PLACES: dict[Places, tuple[tuple[float, float], ...]] = {
+    "center": _CORNERS[:1],
+    "corners": _CORNERS,
+    "sides": (*_CORNERS, (0, 0.5), (0.5, 0), (0.5, 1), (1, 0.5)),
+    "line": (_CORNERS[0], (0, 0), (1, 1)),
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class ScaleViews:
     @property
     def count(self) -> int:
         """Number of views, those that coincide counted as often as they occur."""
-        return _WINDOWS[self.places] * (2 if self.flip else 1)
+        return (1 if self.places == "full" else len(_PLACES[self.places])) * (1 + self.flip)
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ class Scheme:
 
 
 def proportional(scale: int, size: int) -> int:
-    """Scale that is to windows of `size` pixels what `scale` is to the paper's of 224 pixels.
+    """Return what a scale of the paper's 224-pixel windows becomes for others.
 
     Examples
     --------
@@ -115,7 +122,7 @@ def make_scheme(
     resize: int | None = None,
     scales: Iterable[int] | None = None,
 ) -> Scheme:
-    """Lay out the views of a scheme.
+    """Lay out the views of a scheme (section 3.1.5 of the paper).
 
     Parameters
     ----------
@@ -133,19 +140,10 @@ def make_scheme(
         `size`. At a scale equal to `size` only windows along the longer side differ, so three
         take the place of nine.
 
-    Returns
-    -------
-    Scheme
-
     Raises
     ------
     ConfigError
         If there is no such scheme, or a scale does not hold a window.
-
-    References
-    ----------
-    He et al., "Spatial Pyramid Pooling in Deep Convolutional Networks for Visual
-    Recognition", TPAMI 2015, section 3.1.5.
 
     Examples
     --------
@@ -185,22 +183,9 @@ def _views_of(
 
 
 def window_corners(height: int, width: int, size: int, places: Places) -> list[Corner]:
-    """Top left corners of the windows of an image.
+    """List the top left pixels of the windows of an image, the central one first.
 
-    Parameters
-    ----------
-    height, width : int
-        Size of the resized image in pixels, both at least `size`.
-    size : int
-        Side of a window in pixels.
-    places : {"center", "corners", "sides", "line"}
-        See `ScaleViews`.
-
-    Returns
-    -------
-    list of (int, int)
-        Top and left pixel of every window, the central one first. Windows that coincide are
-        listed as often as they occur.
+    Windows that coincide are listed as often as they occur. For `places` see `ScaleViews`.
 
     Examples
     --------
@@ -209,20 +194,13 @@ def window_corners(height: int, width: int, size: int, places: Places) -> list[C
     >>> window_corners(224, 320, 224, "line")
     [(0, 48), (0, 0), (0, 96)]
     """
-    bottom, right = height - size, width - size
-    middle, centre = bottom // 2, right // 2
-    found = [(middle, centre)]
-    if places == "line":
-        return [*found, (0, 0), (bottom, right)]
-    if places in ("corners", "sides"):
-        found += [(0, 0), (0, right), (bottom, 0), (bottom, right)]
-    if places == "sides":
-        found += [(0, centre), (middle, 0), (middle, right), (bottom, centre)]
-    return found
+    return [
+        (int((height - size) * top), int((width - size) * left)) for top, left in _PLACES[places]
+    ]
 
 
 def mirrored(corners: Sequence[Corner], width: int, size: int) -> list[Corner]:
-    """Where the same windows lie in the mirrored image.
+    """Find the same windows in the mirrored image.
 
     Examples
     --------
@@ -233,24 +211,11 @@ def mirrored(corners: Sequence[Corner], width: int, size: int) -> list[Corner]:
 
 
 def first_cell(pixel: int, stride: int, window_cells: int, map_cells: int) -> int:
-    """First cell of a window on the map of the whole image, along one side.
+    """Find the first cell of a window on the map of the whole image, along one side.
 
-    Parameters
-    ----------
-    pixel : int
-        First pixel of the window.
-    stride : int
-        Pixels of the image between neighbouring cells.
-    window_cells : int
-        Cells that the network makes of the window's pixels alone.
-    map_cells : int
-        Cells of the whole map, at least `window_cells`.
-
-    Returns
-    -------
-    int
-        The window covers this cell and the next ``window_cells - 1``: those whose receptive
-        fields lie nearest to those of a crop's cells (see the module's head).
+    The window, whose pixels alone would make `window_cells`, covers this cell and the next ones:
+    those whose receptive fields lie nearest to those of a crop's cells (see the module's head).
+    `pixel` is the window's first one, `stride` the pixels between neighbouring cells.
 
     Examples
     --------

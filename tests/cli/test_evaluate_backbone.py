@@ -114,7 +114,7 @@ def test_another_runtime_finds_the_same_errors_and_is_on_the_record(evaluated, r
         (["--size", "64", "--resize", "60"], "resize: 60 is smaller than the windows of 64"),
         (["--size", "64", "--views", "96-maps", "--scales", "60"], "scales: 60 is smaller"),
         (["--size", "64", "--scales", "a,b"], "--scales: 'a,b' must be numbers"),
-        (["--levels", "3,2"], "fc6.weight is 128x9600, not 128x2496"),
+        (["--levels", "3,2"], "fc6.weight is 128x9600 instead of 128x2496"),
         (["--precision", "int8"], "precision: 'int8' is unknown; allowed: float32, bfloat16"),
     ],
 )

@@ -14,7 +14,7 @@ from small_projects import draw_folder
 from torch import nn
 
 from spptransfer import backbones
-from spptransfer.pretraining.evaluation import Classifier, load_classifier
+from spptransfer.pretraining.evaluation import NetworkClassifier, load_classifier
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -50,7 +50,7 @@ def weights(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def mini(weights) -> Classifier:
+def mini(weights) -> NetworkClassifier:
     return load_classifier("spp-mini", weights)
 
 

@@ -7,14 +7,14 @@ import pytest
 from releases import needs
 
 from spptransfer.errors import ConfigError
-from spptransfer.pretraining.config import PretrainingPipeline, parse_pipeline, read_pipeline
+from spptransfer.pretraining.config import PretrainingPipeline, parse_pretraining, read_pretraining
 
 PIPELINES = Path(__file__).parent.parent.parent / "pipelines"
 ROOT = {"dataset": {"root": "photos"}}
 
 
 def test_the_papers_recipe_is_the_default():
-    pipeline = parse_pipeline(ROOT)
+    pipeline = parse_pretraining(ROOT)
     images, training = pipeline.images, pipeline.training
     assert (images.resize, images.size, images.small, images.crops) == (256, 224, 180, "corners")
     assert (training.learning_rate, training.momentum, training.weight_decay) == (0.01, 0.9, 5e-4)
@@ -51,19 +51,19 @@ def test_the_papers_recipe_is_the_default():
 )
 def test_a_mistake_is_one_line_that_names_the_key_and_what_is_allowed(values, message):
     with pytest.raises(ConfigError, match=message) as error:
-        parse_pipeline({**ROOT, **values})
+        parse_pretraining({**ROOT, **values})
     assert "\n" not in str(error.value)
 
 
 def test_a_root_is_needed():
     with pytest.raises(ConfigError, match=r"'dataset\.root' is missing"):
-        parse_pipeline({"dataset": {}})
+        parse_pretraining({"dataset": {}})
 
 
 def test_overrides_replace_single_values(tmp_path):
     path = tmp_path / "small.yaml"
     path.write_text("dataset: {root: photos}\ntraining: {epochs: 3, batch: 4}\n")
-    pipeline = read_pipeline(path, ["training.epochs=9", "network.levels=[4, 3, 2, 1]"])
+    pipeline = read_pretraining(path, ["training.epochs=9", "network.levels=[4, 3, 2, 1]"])
     assert (pipeline.training.epochs, pipeline.training.batch) == (9, 4)
     assert pipeline.network.levels == (4, 3, 2, 1)
 
@@ -73,17 +73,17 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
     path = tmp_path / "small.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"small\.yaml"):
-        read_pipeline(path)
+        read_pretraining(path)
 
 
 @pytest.mark.parametrize("path", sorted(PIPELINES.glob("pretrain-*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_pipeline_file_is_valid(path):
-    assert read_pipeline(path).dataset.licence
+    assert read_pretraining(path).dataset.licence
 
 
 def test_the_shipped_zf5_has_the_papers_recipe_for_several_sizes():
-    shipped = read_pipeline(PIPELINES / "pretrain-zf5.yaml")
-    default = parse_pipeline({"dataset": {"root": "imagenet"}})
+    shipped = read_pretraining(PIPELINES / "pretrain-zf5.yaml")
+    default = parse_pretraining({"dataset": {"root": "imagenet"}})
     assert shipped.images == default.images.model_copy(update={"sizes": "multi"})
     assert shipped.training == default.training
     assert shipped.network.levels == (6, 3, 2, 1)
@@ -99,4 +99,4 @@ def test_a_file_without_keys_is_told_which_it_needs(tmp_path):
     (tmp_path / "empty.yaml").write_text("")
     told = "must hold the key dataset, and may hold network, images, training, distill"
     with pytest.raises(ConfigError, match=told):
-        read_pipeline(tmp_path / "empty.yaml")
+        read_pretraining(tmp_path / "empty.yaml")

@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spptransfer.pretraining.curves import rate_marks, training_curves
+from spptransfer.pretraining.curves import training_curves
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -45,9 +44,9 @@ def drawn(history, epochs=10):
 def test_any_metrics_are_a_picture_with_every_point_inside(history):
     picture = drawn(history)
     width, height = float(picture.get("width")), float(picture.get("height"))
-    panels = 3 if any(line["distillation"] for line in history) else 2
+    plots = 5 if any(line["distillation"] for line in history) else 4
     circles = picture.findall(f"{SVG}circle")
-    assert len(circles) == len(history) * (panels + 1)
+    assert len(circles) == len(history) * plots
     assert all(0 <= float(c.get("cx")) <= width for c in circles)
     assert all(0 <= float(c.get("cy")) <= height for c in circles)
 
@@ -66,14 +65,4 @@ def test_a_teacher_has_a_curve_of_its_own():
 
 def test_points_tell_their_numbers():
     (title, *_) = [c.find(f"{SVG}title").text for c in drawn([line(3)]).findall(f"{SVG}circle")]
-    assert title == "epoch 3 at 64 pixels, lr 0.01: 2.0000"
-
-
-def test_divisions_of_the_rate_are_marked_where_they_first_show():
-    rates = [1e-2, 1e-2 / 10, 1e-2 / 10, 1e-2 / 100]
-    marks = rate_marks([line(i + 1, lr=rate) for i, rate in enumerate(rates)])
-    assert marks == [(2, pytest.approx(1e-3)), (4, pytest.approx(1e-4))]
-
-
-def test_a_warm_up_is_no_division():
-    assert rate_marks([line(i + 1, lr=rate) for i, rate in enumerate([0.001, 0.05, 0.04])]) == []
+    assert title == "epoch 3 at 64 pixels: 2"

@@ -15,26 +15,19 @@ import yaml
 from pretraining_cases import curve, pipeline, run_command, same_tensors, values
 
 from spptransfer.errors import ConfigError
-from spptransfer.pretraining import checkpoint
-from spptransfer.pretraining.distributed import (
-    Team,
-    in_parallel,
-    joined,
-    prepared,
-    team_of_environment,
-)
-from spptransfer.pretraining.machine import Machine
-from spptransfer.pretraining.run import pretrain
+from spptransfer.pretraining.distributed import all_sums, process_group, rank, world_size
+from spptransfer.pretraining.folder import CHECKPOINT, load_checkpoint
+from spptransfer.pretraining.run import TrainingMachine, pretrain
 
 # Processes are forked from one that has imported torch.
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["torch.distributed", "spptransfer.pretraining.run"])
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-# 7 images for two processes: their shares differ. Dropout is drawn by each process for itself.
+# Dropout is drawn by each process for itself.
 SHRUNK = {
     "network": {"name": "zf5", "levels": [1], "dropout": 0.0},
     "images": {"resize": 36, "size": 35, "small": 31},
-    "training": {"batch": 7, "learning_rate": 1e-3, "checkpoint_every": 100, "epochs": 1},
+    "training": {"batch": 6, "learning_rate": 1e-3, "checkpoint_every": 100, "epochs": 1},
 }
 
 
@@ -42,7 +35,7 @@ def command(root, folder, **sections):
     path = folder.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(values(root, **sections)))
     arguments = ["pretrain", str(path), "--out", str(folder), "--device", "cpu"]
-    return [*arguments, "--threads", "1", "--quiet"]
+    return [*arguments, "--threads", "1", "--jobs", "0", "--quiet"]
 
 
 def start_two(root, folder, **sections):
@@ -52,8 +45,8 @@ def start_two(root, folder, **sections):
         port = free.getsockname()[1]
     said = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     line, processes = command(root, folder, **sections), []
-    for rank in ("0", "1"):
-        told = {**said, "RANK": rank, "LOCAL_RANK": rank}
+    for number in ("0", "1"):
+        told = {**said, "RANK": number, "LOCAL_RANK": number}
         processes.append(FORKED.Process(target=run_command, args=(told, line)))
         processes[-1].start()
     return processes
@@ -65,57 +58,28 @@ def ends(processes):
     return [process.exitcode for process in processes]
 
 
-def test_without_a_launcher_there_is_one_process_which_leads():
-    team = team_of_environment({})
-    assert (team.rank, team.count, team.leads) == (0, 1, True)
-    assert team.sums([1, 2.5]) == [1.0, 2.5]
-    assert team.told(3) == 3
-    assert team.agrees(4)
-    assert team.any(True)
-    assert not team.any(False)
+def test_without_a_launcher_there_is_one_process():
+    assert (rank(), world_size(), all_sums([1, 2.5])) == (0, 1, [1.0, 2.5])
 
 
-def test_the_launcher_says_who_is_who():
-    said = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
-    assert team_of_environment(said) == Team(5, 8, 1, 4)
-    assert not team_of_environment(said).leads
+def test_a_launcher_that_tells_no_number_is_told(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "a")
+    with pytest.raises(ConfigError, match="WORLD_SIZE must be a number"):
+        world_size()
 
 
 @pytest.mark.parametrize(
-    "said", [{"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "a", "WORLD_SIZE": "2"}]
+    "said",
+    [{}, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "none"}],
 )
-def test_a_launcher_that_contradicts_itself_is_told(said):
-    with pytest.raises(ConfigError, match="RANK"):
-        team_of_environment(said)
-
-
-@pytest.mark.parametrize("said", [{}, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "none"}])
 def test_a_launcher_that_does_not_say_where_to_meet_is_told(monkeypatch, said):
     for key in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(key, raising=False)
     for key, value in {"RANK": "0", "WORLD_SIZE": "2", **said}.items():
         monkeypatch.setenv(key, value)
-    with (
-        pytest.raises(
-            ConfigError, match="cannot connect 2 processes at MASTER_ADDR and MASTER_PORT"
-        ),
-        joined(team_of_environment(), torch.device("cpu")),
-    ):
+    message = "cannot connect 2 processes at MASTER_ADDR and MASTER_PORT"
+    with pytest.raises(ConfigError, match=message), process_group(torch.device("cpu")):
         pass
-
-
-def test_one_process_trains_the_network_as_it_is():
-    network, cpu = torch.nn.Linear(2, 2), torch.device("cpu")
-    assert in_parallel(network, Team(), cpu) is network
-    assert prepared(network, Team(), cpu) is network
-
-
-def test_processes_share_the_processors_of_their_machine(tmp_path):
-    processors = os.cpu_count() or 1
-    machine = Machine(tmp_path)
-    assert machine.decoders(Team()) == processors
-    assert machine.decoders(Team(1, 64, 1, 64)) == max(1, processors // 64)
-    assert Machine(tmp_path, jobs=3).decoders(Team(1, 64, 1, 64)) == 3
 
 
 @pytest.mark.slow
@@ -123,12 +87,12 @@ def test_two_processes_learn_what_one_learns(photos, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     line = [sys.executable, *LAUNCHER, "-m", "spptransfer", *command(photos, two, **SHRUNK)]
     with subprocess.Popen(line, env={**os.environ, "OMP_NUM_THREADS": "1"}) as launched:
-        pretrain(pipeline(photos, **SHRUNK), Machine(one, device="cpu", threads=1))
+        pretrain(pipeline(photos, **SHRUNK), TrainingMachine(one, device="cpu", threads=1, jobs=0))
     assert launched.returncode == 0
     lines = zip(curve(one), curve(two), strict=True)
     for alone, together in lines:
         assert together == pytest.approx(alone, rel=1e-4)
-    states = [checkpoint.load(folder)["student"] for folder in (one, two)]
+    states = [load_checkpoint(folder)["student"] for folder in (one, two)]
     for key, value in states[0].items():
         assert torch.allclose(value, states[1][key], rtol=1e-3, atol=1e-5), key
 
@@ -139,7 +103,7 @@ def test_processes_that_are_told_to_end_do_so_together_and_go_on_together(photos
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     training = {"epochs": 3}
     processes = start_two(photos, stopped, training=training)
-    while processes[0].is_alive() and not (stopped / checkpoint.NAME).exists():
+    while processes[0].is_alive() and not (stopped / CHECKPOINT).exists():
         time.sleep(0.01)
     processes[1].terminate()  # one of them: all are to end after the same step
     assert ends(processes)[1] != 0
@@ -147,11 +111,11 @@ def test_processes_that_are_told_to_end_do_so_together_and_go_on_together(photos
     assert ends(start_two(photos, stopped, training=training)) == [0, 0]
     assert ends(start_two(photos, whole, training=training)) == [0, 0]
     assert curve(stopped) == curve(whole)
-    states = [checkpoint.load(folder)["student"] for folder in (stopped, whole)]
+    states = [load_checkpoint(folder)["student"] for folder in (stopped, whole)]
     assert same_tensors(*states)
 
 
 @pytest.mark.slow
-def test_more_processes_than_images_in_a_batch_are_refused(photos, tmp_path):
-    assert 0 not in ends(start_two(photos, tmp_path / "run", training={"batch": 1}))
+def test_a_batch_that_processes_cannot_share_equally_is_refused(photos, tmp_path):
+    assert 0 not in ends(start_two(photos, tmp_path / "run", training={"batch": 5}))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

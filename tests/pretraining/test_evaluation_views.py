@@ -12,15 +12,15 @@ from runtime_cases import PACKAGES, need
 from spptransfer import backbones, images
 from spptransfer.errors import ConfigError
 from spptransfer.pretraining.evaluation import (
-    Classifier,
+    NetworkClassifier,
     ViewAverager,
-    evaluate,
     load_classifier,
     make_scheme,
+    measure_errors,
     rank_of_truth,
 )
-from spptransfer.pretraining.evaluation_data import LabelledFiles
 from spptransfer.pretraining.evaluation_views import render_scales
+from spptransfer.pretraining.source import LabelledFiles
 from spptransfer.pyramid import bin_bounds
 
 # Views: the slow and obvious way -----------------------------------------------------------
@@ -161,7 +161,7 @@ def test_the_embedded_network_knows_photographs_on_maps_as_on_crops():
     few = Labelled(every[number] for number in range(0, len(every), 16))
     few.classes = every.classes
     schemes = [make_scheme(name, size=64, resize=72) for name in ("10-crops", "10-maps")]
-    crops, maps = evaluate([load_classifier("spp-mini", "embedded")], few, schemes).errors
+    crops, maps = measure_errors([load_classifier("spp-mini", "embedded")], few, schemes).errors
     assert max(crops.top1_error, maps.top1_error) < 0.75  # chance: 0.995
     assert max(crops.top5_error, maps.top5_error) < 0.5
     assert abs(crops.top1_error - maps.top1_error) < 0.06
@@ -239,7 +239,7 @@ def test_another_runtime_knows_networks_whose_map_is_averaged(runtime):
     need(runtime)
     torch.manual_seed(0)
     info = backbones.describe("resnet18")
-    network = Classifier(backbones.network("resnet18", num_classes=5), info)
+    network = NetworkClassifier(backbones.network("resnet18", num_classes=5), info)
     scheme, pixels = make_scheme("10-maps", size=64), [wave(90, 120)]
     found = averaged(network, pixels, scheme, runtime=runtime)
     np.testing.assert_allclose(found, averaged(network, pixels, scheme), atol=1e-5)
@@ -257,9 +257,9 @@ def test_a_runtimes_bfloat16_is_close_to_float32_and_its_own(weights):
 
 
 def test_windows_too_small_for_the_network_are_refused():
-    network = Classifier(backbones.network("squeezenet1_1", num_classes=len(CLASSES)),
+    network = NetworkClassifier(backbones.network("squeezenet1_1", num_classes=len(CLASSES)),
                          backbones.describe("squeezenet1_1"))  # fmt: skip
     for name, key in (("full", "resize"), ("10-maps", "size")):
         scheme = make_scheme(name, size=12, resize=14)
         with pytest.raises(ConfigError, match=f"{key}: 1. pixels are too few for squeezenet1_1"):
-            evaluate([network], drawn(1), [scheme])
+            measure_errors([network], drawn(1), [scheme])

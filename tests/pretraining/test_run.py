@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -16,17 +17,17 @@ import torch
 import yaml
 from pretraining_cases import curve, same_tensors, values
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
+from small_projects import draw_folder
 
-from spptransfer import backbones
+from spptransfer import backbones, images
 from spptransfer.backbones.loading import random_network
 from spptransfer.errors import CacheError, ConfigError, ModelError, WeightsError
 from spptransfer.files import exclusive_lock
-from spptransfer.pretraining import checkpoint
-from spptransfer.pretraining.config import NetworkSection, parse_pipeline
-from spptransfer.pretraining.machine import Machine
-from spptransfer.pretraining.outputs import RunFolder
-from spptransfer.pretraining.run import pretrain
+from spptransfer.pretraining import folder as run_folder
+from spptransfer.pretraining.config import NetworkSection, parse_pretraining
+from spptransfer.pretraining.folder import CHECKPOINT, load_checkpoint, save_checkpoint
+from spptransfer.pretraining.run import TrainingMachine, pretrain
 from spptransfer.pretraining.student import build_student
 
 DISTILL = {"backbone": "squeezenet1_1", "weights": "random:1", "scale": 33, "levels": [2, 1]}
@@ -34,10 +35,10 @@ DISTILL = {"backbone": "squeezenet1_1", "weights": "random:1", "scale": 33, "lev
 
 def run(root, folder, *, steps=None, **sections):
     """A run; with `steps`, one that is stopped after so many."""
-    machine = Machine(folder, device="cpu", jobs=2, threads=1)
+    machine = TrainingMachine(folder, device="cpu", jobs=0, threads=1)
     if steps is not None:
         machine.progress = stopping(machine.stop, steps)
-    return pretrain(parse_pipeline(values(root, **sections)), machine)
+    return pretrain(parse_pretraining(values(root, **sections)), machine)
 
 
 def stopping(stop, steps):
@@ -91,7 +92,7 @@ def test_the_folder_says_what_was_made_and_how_well(whole, photos):
     card = (whole / "model-card.md").read_text()
     assert about["data"]["sha256"] in card
     assert str(photos.parent) not in card + json.dumps(about)
-    assert (whole / "curves.svg").read_text().count("<circle") == 2 * 4
+    assert (whole / "curves.svg").read_text().count("<circle") == 2 * 5
     modes = {path.stat().st_mode for path in whole.iterdir() if path.is_file()}
     assert len(modes) == 1  # whoever may read one file may read them all
 
@@ -112,19 +113,16 @@ def test_what_a_kill_after_the_last_checkpoint_left_unwritten_is_written(
 def test_after_a_kill_between_card_and_weights_both_are_of_the_last_epoch(
     photos, tmp_path, monkeypatch
 ):
-    write, written = RunFolder._write, []
-
-    def dying(folder, name, data):
-        write(folder, name, data)
-        written.append(name)
-        if len(written) == 8:
+    def dying(tensors, metadata):
+        if json.loads(metadata["spptransfer"])["epochs"] == 2:
             raise KeyboardInterrupt
+        return save(tensors, metadata)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "_write", dying)
+        patch.setattr(run_folder, "save", dying)
         with pytest.raises(KeyboardInterrupt):
             run(photos, tmp_path)
-    assert written[5:7] == ["metrics.jsonl", "curves.svg"]  # of the second epoch
+    assert "after 2 epochs" in (tmp_path / "model-card.md").read_text()
     run(photos, tmp_path)
     with safe_open(tmp_path / "weights.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["spptransfer"])["epochs"] == 2
@@ -171,7 +169,7 @@ def test_a_stopped_run_continues_to_the_same_curve_and_weights(photos, tmp_path,
     assert not stopped.finished
     assert run(photos, tmp_path / "run", distill=DISTILL).finished
     assert curve(tmp_path / "run") == curve(whole)
-    one, other = checkpoint.load(tmp_path / "run"), checkpoint.load(whole)
+    one, other = load_checkpoint(tmp_path / "run"), load_checkpoint(whole)
     assert same_tensors(one["student"], other["student"])
 
 
@@ -183,7 +181,7 @@ def test_a_killed_run_continues_to_the_same_curve(photos, tmp_path, whole):
     command = [sys.executable, "-m", "spptransfer", "pretrain", str(path), "--out", str(folder)]
     command += ["--threads", "1", "--jobs", "2", "--device", "cpu", "--quiet"]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    while process.poll() is None and not (folder / checkpoint.NAME).exists():
+    while process.poll() is None and not (folder / CHECKPOINT).exists():
         time.sleep(0.001)
     process.kill()
     assert process.wait() != 0
@@ -192,16 +190,16 @@ def test_a_killed_run_continues_to_the_same_curve(photos, tmp_path, whole):
     assert curve(folder) == curve(whole)
 
 
-def test_the_number_of_threads_that_prepare_images_changes_nothing(photos, tmp_path, whole):
-    machine = Machine(tmp_path / "run", device="cpu", jobs=1, threads=1)
-    pretrain(parse_pipeline(values(photos, distill=DISTILL)), machine)
+def test_the_number_of_processes_that_prepare_images_changes_nothing(photos, tmp_path, whole):
+    machine = TrainingMachine(tmp_path / "run", device="cpu", jobs=2, threads=1)
+    pretrain(parse_pretraining(values(photos, distill=DISTILL)), machine)
     assert curve(tmp_path / "run") == curve(whole)
 
 
 def test_a_finished_run_is_not_run_again(photos, whole):
-    before = (whole / checkpoint.NAME).stat().st_mtime_ns
+    before = (whole / CHECKPOINT).stat().st_mtime_ns
     assert run(photos, whole, distill=DISTILL).finished
-    assert (whole / checkpoint.NAME).stat().st_mtime_ns == before
+    assert (whole / CHECKPOINT).stat().st_mtime_ns == before
 
 
 def test_another_pipeline_is_not_mixed_into_a_run(photos, whole):
@@ -213,7 +211,7 @@ def test_another_pipeline_is_not_mixed_into_a_run(photos, whole):
 
 def test_weights_whose_checkpoint_was_deleted_are_not_written_over(photos, tmp_path, whole):
     shutil.copytree(whole, tmp_path / "run")
-    (tmp_path / "run" / checkpoint.NAME).unlink()
+    (tmp_path / "run" / CHECKPOINT).unlink()
     with pytest.raises(ConfigError, match="holds weights but no checkpoint to go on from"):
         run(photos, tmp_path / "run", distill=DISTILL)
     assert curve(tmp_path / "run") == curve(whole)
@@ -244,27 +242,27 @@ def _without_its_tensors(whole):
     "damage", [lambda whole: b"nothing", lambda whole: whole[:-99], _without_its_tensors]
 )
 def test_a_damaged_checkpoint_is_named(photos, tmp_path, whole, damage):
-    content = (whole / checkpoint.NAME).read_bytes()
-    (tmp_path / checkpoint.NAME).write_bytes(damage(content))
+    content = (whole / CHECKPOINT).read_bytes()
+    (tmp_path / CHECKPOINT).write_bytes(damage(content))
     with pytest.raises(WeightsError, match=r"the checkpoint '.*' cannot be read"):
         run(photos, tmp_path)
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_checkpoint_that_is_a_bare_pickle_is_refused_without_advice_to_run_it(photos, tmp_path):
-    (tmp_path / checkpoint.NAME).write_bytes(pickle.dumps({"format": 1}))
+    (tmp_path / CHECKPOINT).write_bytes(pickle.dumps({"format": 1}))
     with pytest.raises(WeightsError, match="damaged, or more than a run's state"):
         run(photos, tmp_path)
 
 
 def test_a_checkpoint_that_names_no_training_is_another_training(photos, tmp_path):
-    torch.save({"format": 1}, tmp_path / checkpoint.NAME)
+    torch.save({"format": 1}, tmp_path / CHECKPOINT)
     with pytest.raises(ConfigError, match="holds a training with other settings"):
         run(photos, tmp_path)
 
 
 def test_a_checkpoint_that_carries_code_is_refused(photos, tmp_path):
-    torch.save({"format": 1, "run": threading.Event}, tmp_path / checkpoint.NAME)
+    torch.save({"format": 1, "run": threading.Event}, tmp_path / CHECKPOINT)
     with pytest.raises(WeightsError, match="cannot be read"):
         run(photos, tmp_path)
 
@@ -302,10 +300,13 @@ def _no_memory(*arguments):
 @pytest.mark.parametrize(
     ("culprit", "told"),
     [
-        ("spptransfer.pretraining.pixels.render", r"the decoded images; lower images\.resize, 36"),
-        ("spptransfer.pretraining.teacher._features", r"the teacher; lower distill\.scale, 33, or"),
+        ("spptransfer.pretraining.source.views", r"the teacher; lower distill\.scale, 33, or"),
+        (
+            "spptransfer.pretraining.training.losses",
+            r"this network .* lower training\.batch, 8, or",
+        ),
     ],
-    ids=["images", "teacher"],
+    ids=["teacher", "network"],
 )
 def test_memory_is_asked_of_the_setting_that_took_it(photos, tmp_path, monkeypatch, culprit, told):
     monkeypatch.setattr(culprit, _no_memory)
@@ -313,21 +314,24 @@ def test_memory_is_asked_of_the_setting_that_took_it(photos, tmp_path, monkeypat
         run(photos, tmp_path, distill=DISTILL)
 
 
-def test_where_torch_cannot_compile_that_is_one_line(photos, tmp_path, monkeypatch):
-    def fail(images):
-        from torch._inductor.exc import InvalidCxxCompiler
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers begin with a new Python")
+def test_a_process_that_prepares_images_and_is_killed_is_one_line(photos, tmp_path, monkeypatch):
+    training = os.getpid()
 
-        raise InvalidCxxCompiler
+    def killed(data, renderings):
+        if os.getpid() != training:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return images.views(data, renderings)
 
-    monkeypatch.setattr(torch, "compile", lambda student, dynamic: fail)
-    with pytest.raises(ConfigError, match=r"training\.compile: .* No working C\+\+ compiler"):
-        run(photos, tmp_path, training={"compile": True})
+    monkeypatch.setattr("spptransfer.pretraining.source.views", killed)
+    with pytest.raises(ModelError, match=r"^DataLoader worker \(pid.*; --jobs 0 prepares the"):
+        pretrain(parse_pretraining(values(photos)), TrainingMachine(tmp_path, device="cpu", jobs=1))
 
 
 def test_weights_may_be_saved_in_half_precision(photos, tmp_path):
     outcome = run(photos, tmp_path / "run", training={"weights": "float16", "epochs": 1})
     single = backbones.load("zf5-64", outcome.weights)
-    trained = checkpoint.load(tmp_path / "run")["student"]
+    trained = load_checkpoint(tmp_path / "run")["student"]
     assert outcome.weights.stat().st_size < 2.1 * sum(value.numel() for value in trained.values())
     assert single.trunk[0].weight.dtype == torch.float32
 
@@ -335,9 +339,9 @@ def test_weights_may_be_saved_in_half_precision(photos, tmp_path):
 def test_numbers_too_large_for_half_precision_are_told_and_may_be_saved_in_single(photos, tmp_path):
     half, single = ({"weights": kind, "epochs": 2} for kind in ("float16", "float32"))
     run(photos, tmp_path, steps=1, training=half)
-    state = checkpoint.load(tmp_path)
+    state = load_checkpoint(tmp_path)
     state["student"]["network.bn1.running_var"] += 1e6
-    checkpoint.save(tmp_path, state)
+    save_checkpoint(tmp_path, state)
     with pytest.raises(ModelError, match=r"bn1\.running_var holds numbers beyond float16"):
         run(photos, tmp_path, training=half)
     assert not (tmp_path / "weights.safetensors").exists()
@@ -345,20 +349,22 @@ def test_numbers_too_large_for_half_precision_are_told_and_may_be_saved_in_singl
     assert load_file(outcome.weights)["bn1.running_var"].min() > 65504
 
 
+def test_a_damaged_image_is_named_once_and_counted(tmp_path, caplog):
+    root = draw_folder(tmp_path / "photos", per_class=10)
+    for name in ("000", "001", "002"):
+        (root / "bee" / f"{name}.png").write_bytes(b"nothing")
+    history = run(root, tmp_path / "run", training={"batch": 7}).history
+    assert [line["damaged"] for line in history] == [3, 3]
+    told = [message for message in caplog.messages if "is left out: no image of" in message]
+    assert len(told) == 3
+    assert "of these 3 damaged ones" in (tmp_path / "run" / "model-card.md").read_text()
+
+
 def test_torchs_generator_and_threads_are_left_as_they_were(photos, tmp_path):
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     run(photos, tmp_path / "run", training={"epochs": 1})
     assert torch.get_rng_state().equal(state)
     assert torch.get_num_threads() == threads
-
-
-def test_generators_of_gpus_that_are_in_use_are_left_as_they_were(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: ["first's", "second's"])
-    restored = []
-    monkeypatch.setattr(torch.cuda, "set_rng_state_all", restored.append)
-    run(photos, tmp_path / "run", steps=1)
-    assert restored == [["first's", "second's"]]
 
 
 def test_a_network_learns_what_it_is_shown(photos, tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import shutil
 import sys
 import zipfile
@@ -11,20 +12,20 @@ import pytest
 from small_projects import draw_folder, draw_image
 
 from spptransfer.errors import DatasetError, ImageError
-from spptransfer.pretraining.config import DatasetSection
-from spptransfer.pretraining.source import digest, open_source, read_splits
+from spptransfer.pretraining.config import ImageFilesSection
+from spptransfer.pretraining.source import LabelledFiles, open_source, open_splits
 
 
 def splits(root, **section):
     source = open_source(str(root))
-    return source, *read_splits(source, DatasetSection(root=str(root), **section))
+    return source, *open_splits(source, ImageFilesSection(root=str(root), **section))
 
 
 def test_a_zip_file_is_the_folder_it_was_made_of(photos, zipped):
     held = {"train": "", "val": None}
-    folder, classes, train, val = splits(photos, **held)
-    archive, zip_classes, zip_train, zip_val = splits(zipped, **held | {"train": "photos"})
-    assert classes == zip_classes == ("bee", "cat", "dog")
+    folder, train, val = splits(photos, **held)
+    archive, zip_train, zip_val = splits(zipped, **held | {"train": "photos"})
+    assert train.classes == zip_train.classes == zip_val.classes == ("bee", "cat", "dog")
     assert [f"photos/{name}" for name in train.names] == list(zip_train.names)
     assert val.labels.tolist() == zip_val.labels.tolist()
     for name in train.names:
@@ -33,7 +34,7 @@ def test_a_zip_file_is_the_folder_it_was_made_of(photos, zipped):
 
 
 def test_what_is_held_out_is_a_share_of_every_class_and_not_trained_on(photos):
-    _, _, train, val = splits(photos, train="", val=None, holdout=0.2)
+    _, train, val = splits(photos, train="", val=None, holdout=0.2)
     assert np.bincount(val.labels).tolist() == [2, 2, 2]
     assert not set(train.names) & set(val.names)
     assert len(train) + len(val) == 30
@@ -44,25 +45,25 @@ def test_a_class_of_one_image_is_trained_on_and_where_all_are_none_can_be_held_o
     with pytest.raises(DatasetError, match=r"dataset\.val: no class has two images"):
         splits(root, train="", val=None)
     draw_image(root / "bee" / "001.png", 0, 1)
-    _, classes, train, val = splits(root, train="", val=None)
+    _, train, val = splits(root, train="", val=None)
     assert sorted(train.labels.tolist()) == [0, 1, 2]
-    assert [classes[label] for label in val.labels] == ["bee"]
+    assert [val.classes[label] for label in val.labels] == ["bee"]
 
 
 def test_two_folders_may_be_training_and_validation(tmp_path):
     draw_folder(tmp_path / "train")
     draw_image(tmp_path / "val" / "dog" / "1.png", 2, 99)
-    _, classes, train, val = splits(tmp_path)
+    _, train, val = splits(tmp_path)
     assert (len(train), len(val)) == (18, 1)
-    assert classes[val.labels[0]] == "dog"
+    assert val.classes[val.labels[0]] == "dog"
 
 
 @pytest.mark.parametrize(
     "spelled", ["photos", "/photos", "./photos/", "photos//.", "photos/../photos"]
 )
 def test_a_folder_may_be_spelled_in_any_way(photos, spelled):
-    _, classes, train, _ = splits(photos.parent, train=spelled, val=None)
-    assert classes == ("bee", "cat", "dog")
+    _, train, _ = splits(photos.parent, train=spelled, val=None)
+    assert train.classes == ("bee", "cat", "dog")
     assert len(train) == 27
 
 
@@ -75,7 +76,7 @@ def test_the_root_may_be_spelled_in_any_way(photos, tmp_path, spelled, kind):
         with zipfile.ZipFile(root, "w") as archive:
             for file in photos.rglob("*.png"):
                 archive.write(file, file.relative_to(photos).as_posix())
-    assert splits(root, train=spelled, val=None)[1] == ("bee", "cat", "dog")
+    assert splits(root, train=spelled, val=None)[1].classes == ("bee", "cat", "dog")
 
 
 def test_a_class_that_cannot_be_learnt_is_refused(tmp_path):
@@ -109,10 +110,10 @@ def test_a_tilde_is_the_home_folder(photos, monkeypatch):
 
 
 def test_the_digest_tells_other_images_and_other_classes(photos):
-    source, _, train, val = splits(photos, train="", val=None)
-    known = digest(source, (train, val))
-    assert digest(source, (train, val)) == known
-    assert digest(source, (val, train)) != known
+    _, train, val = splits(photos, train="", val=None)
+    others = LabelledFiles(train.source, train.names, train.labels[::-1], train.classes)
+    assert splits(photos, train="", val=None)[1].digest() == train.digest()
+    assert len({train.digest(), val.digest(), others.digest()}) == 3
 
 
 def test_damaged_data_in_a_zip_file_are_one_image_that_cannot_be_read(photos, tmp_path):
@@ -143,22 +144,22 @@ def test_a_damaged_directory_of_a_zip_file_is_one_line(zipped, tmp_path, offset,
 def test_a_link_that_leads_nowhere_is_one_image_that_cannot_be_read(tmp_path):
     root = draw_folder(tmp_path / "photos")
     (root / "bee" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    source, _, train, val = splits(root, train="", val=None)
-    assert "bee/gone.png" in train.names + val.names
-    assert len(digest(source, (train, val))) == 64
+    source, *both = splits(root, train="", val=None)
+    assert "bee/gone.png" in both[0].names + both[1].names
+    assert all(len(files.digest()) == 64 for files in both)
     with pytest.raises(ImageError, match="No such file"):
         source.read("bee/gone.png")
 
 
 def test_a_disk_that_fails_for_a_moment_does_not_make_other_images_of_them(photos, monkeypatch):
-    source, _, train, val = splits(photos, train="", val=None)
+    _, train, _ = splits(photos, train="", val=None)
 
     def fail(path):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(Path, "stat", fail)
     with pytest.raises(DatasetError, match=r"cannot read '.*\.png': Input/output error"):
-        digest(source, (train, val))
+        train.digest()
 
 
 @pytest.mark.parametrize("kind", ["folder", "ZIP"])
@@ -196,6 +197,36 @@ def test_where_there_are_no_images_the_suffixes_that_are_there_are_told(tmp_path
 def test_a_name_that_is_not_utf8_is_one_like_others(tmp_path):
     root = draw_folder(tmp_path, classes=("bee", "d\udce9g"))
     (root / "bee" / "000.png").rename(root / "bee" / "\udcff.png")
-    source, classes, train, val = splits(root, train="", val=None)
-    assert classes == ("bee", "d\udce9g")
-    assert len(digest(source, (train, val))) == 64
+    _, train, val = splits(root, train="", val=None)
+    assert train.classes == val.classes == ("bee", "d\udce9g")
+    assert len(train.digest()) == 64
+
+
+def test_labelled_files_are_the_same_from_a_folder_and_a_zip(tmp_path):
+    folder = tmp_path / "data"
+    for number, name in enumerate(("bee/2.png", "ant/deep/1.png", "bee/1.png", "stray.png")):
+        (folder / "val" / name).parent.mkdir(parents=True, exist_ok=True)
+        draw_image(folder / "val" / name, 0, number)
+    shutil.make_archive(str(folder), "zip", folder)
+    unpacked, zipped = (LabelledFiles.open(str(root), "val") for root in (folder, f"{folder}.zip"))
+    expected = ("val/ant/deep/1.png", "val/bee/1.png", "val/bee/2.png")
+    assert unpacked.names == zipped.names == expected
+    for position, label in enumerate((0, 1, 1)):
+        assert unpacked[position][1] == zipped[position][1] == label
+        assert np.array_equal(unpacked[position][0], zipped[position][0])
+    with pytest.raises(DatasetError, match="no images in class folders of 'test'"):
+        LabelledFiles.open(str(folder), "test")
+    (folder / "val/bee/2.png").write_bytes(b"")
+    with pytest.raises(ImageError):
+        unpacked[2]
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_processes_read_one_zip_file_at_once(zipped, start):
+    if start not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"this system has no {start}")
+    files = LabelledFiles.open(str(zipped), "photos")
+    expected = [files.source.read(name) for name in files.names]
+    with multiprocessing.get_context(start).Pool(2) as pool:
+        found = pool.map(files.source.read, files.names * 3, chunksize=1)
+    assert found == expected * 3

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from spptransfer import backbones
-from spptransfer.pretraining.batches import IGNORED
 from spptransfer.pretraining.config import DistillSection, NetworkSection
+from spptransfer.pretraining.data import IGNORED
 from spptransfer.pretraining.student import PooledRegression, Student, build_student, losses
 
 SMALL = NetworkSection(name="zf5-64", levels=(2, 1), dropout=0.25)
