@@ -72,7 +72,7 @@ def _measure(backbone: Backbone, layers: tuple[str, ...]) -> dict[str, Centres |
         onwards = _reached(backbone, left, width, before=False)
         # The first column reaches half a field, and the fields looked at must lie within.
         reached = {layer: up_to(layer, 0) for layer in left}
-        narrow = [layer for layer in left if 2 * reached[layer].sum() + 4 < len(reached[layer])]
+        narrow = [layer for layer in left if 2 * reached[layer].sum() + 6 < len(reached[layer])]
         for layer in narrow:
             stride = backbone.info.layer(layer).stride or 1
             found[layer] = _centres(layer, stride, width // 2, up_to, onwards, odd)
@@ -85,7 +85,7 @@ def _measure(backbone: Backbone, layers: tuple[str, ...]) -> dict[str, Centres |
 def _centres(
     layer: str, stride: int, middle: int, up_to: _Reached, onwards: _Reached, odd: _Reached
 ) -> Centres | None:
-    """Find where fields in the middle begin and end."""
+    """Find where fields in the middle begin and end, and how far the next is."""
 
     def last(column: int, reached: _Reached = up_to) -> int:
         return int(reached(layer, column).nonzero()[0].max(initial=-1))
@@ -93,13 +93,17 @@ def _centres(
     def first(column: int) -> int:
         return int(onwards(layer, column).nonzero()[0].min(initial=1 << 30))
 
-    columns = range(middle, middle + stride + 1)
-    to, back = last(columns[-1]), first(middle)
-    is_whole = last(middle) == to - 1 and first(columns[-1]) == back + 1
-    if not is_whole or back < 1 or to >= len(up_to(layer, middle)) - 1:
+    # The layer's stride is known by how many cells there are, which only nearly tells some.
+    columns = range(middle, middle + 3 * stride + 1)
+    to, back = last(middle) + 1, first(middle)
+    if back < 1 or last(columns[-1]) <= to or to >= len(up_to(layer, middle)) - 2:
         return None
-    begin = columns[bisect.bisect_left(columns, to, key=last)]
+    begin, after = (columns[bisect.bisect_left(columns, to + k, key=last)] for k in (0, 1))
     end = columns[bisect.bisect_right(columns, back, key=first) - 1]
+    stride = after - begin
+    is_whole = (last(begin), last(after)) == (to, to + 1)
+    if not is_whole or (first(end + 1), first(end + stride)) != (back + 1, back + 1):
+        return None
     # With padding that depends on the size, an input that is wider by a little differs.
     if (last(begin - 1, odd), last(begin, odd)) != (to - 1, to):
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import pad
@@ -48,6 +48,7 @@ LAYERS = st.tuples(
 
 @settings(deadline=None, max_examples=40)
 @given(layers=st.lists(LAYERS, min_size=1, max_size=4), ceil=st.booleans())
+@example(layers=[("convolution", 3, 3, 0, False)] * 3, ceil=False)  # a stride of 27
 def test_a_network_of_the_users(layers, ceil):
     modules, stride, offset = [], 1, 0.5
     for kind, kernel, step, padding, active in layers:
