@@ -1,0 +1,53 @@
+"""How `make docs` builds the site: Sphinx with MyST's Markdown and numpydoc's docstrings."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import generated
+
+from spptransfer import __version__
+
+project = "spptransfer"
+version = release = __version__
+copyright = "the authors of spptransfer; BSD 3-Clause"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc"]
+myst_heading_anchors = 3
+autodoc_typehints = "none"  # numpydoc's Parameters say them
+templates_path = ["_templates"]
+numpydoc_show_class_members = False
+
+html_theme = "pydata_sphinx_theme"
+html_title = "spptransfer"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_sourcelink = False
+html_theme_options = {
+    "navbar_align": "left",
+    "show_prev_next": True,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+}
+
+
+def fill_in(app: object, page: str, source: list[str]) -> None:
+    """Put what is generated in the places of its comments."""
+    for name, write in generated.PARTS.items():
+        comment = f"<!-- generated: {name} -->"
+        if comment in source[0]:
+            source[0] = source[0].replace(comment, write())
+
+
+def leave_out(app: object, kind: str, name: str, *rest: object) -> bool | None:
+    """Leave out the methods that scikit-learn makes for its metadata routing."""
+    return True if name.startswith("set_") and name.endswith("_request") else None
+
+
+def setup(app: object) -> None:
+    """Connect with Sphinx."""
+    app.connect("autodoc-skip-member", leave_out)
+    app.connect("source-read", fill_in)
