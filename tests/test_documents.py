@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
@@ -47,3 +48,9 @@ def test_the_pages_of_commands_hold_every_command(generated):
     for _, short_help, *examples in (*COMMANDS, *CACHE_COMMANDS):
         assert short_help
         assert all(f"spptransfer {example}" in text for example in examples)
+
+
+def test_the_pages_have_at_most_twelve_thousand_words_outside_code_blocks():
+    pages = [page.read_text(encoding="utf-8") for page in DOCS.glob("*.md")]
+    prose = [re.sub(r"^ *```.*?^ *```$", "", page, flags=re.M | re.S) for page in pages]
+    assert sum(len(re.findall(r"\S*\w\S*", page)) for page in prose) <= 12_000

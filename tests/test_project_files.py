@@ -45,7 +45,9 @@ def test_the_oldest_allowed_releases_are_those_that_make_oldest_installs():
 
 def test_every_relative_link_in_the_documentation_leads_somewhere():
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        text = page.read_text(encoding="utf-8")
+        targets = re.findall(r"\]\(([^)#]+)[)#]", text) + re.findall(r'src="([^"]+)"', text)
+        for target in targets:
             if not target.startswith(("http://", "https://")):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
