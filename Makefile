@@ -64,7 +64,7 @@ oldest:
 	.venv-oldest/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow"
 
 clean:
-	rm -rf $(VENV) .venv-oldest docs/_api .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .venv-oldest docs/_api docs/_notebooks .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 
 schema: $(VENV)/.demo-installed
 	$(RUN) -c "import json; from spptransfer.config import Pipeline; \

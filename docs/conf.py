@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,11 +12,19 @@ import generated
 
 from spptransfer import __version__
 
+# Sphinx reads what lies in its folder.
+HERE = Path(__file__).parent
+(HERE / "_notebooks").mkdir(exist_ok=True)
+for notebook in (HERE.parent / "notebooks").glob("*.ipynb"):
+    shutil.copyfile(notebook, HERE / "_notebooks" / notebook.name)
+
 project = "spptransfer"
 version = release = __version__
 copyright = "the authors of spptransfer; BSD 3-Clause"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc"]
 myst_heading_anchors = 3
+nb_execution_mode = "off"  # committed with their outputs; the tests execute them
+nb_merge_streams = True
 autodoc_typehints = "none"  # numpydoc's Parameters say them
 templates_path = ["_templates"]
 numpydoc_show_class_members = False
@@ -35,7 +44,8 @@ html_theme_options = {
 
 
 def fill_in(app: object, page: str, source: list[str]) -> None:
-    """Put what is generated in the places of its comments."""
+    """Put what is generated in the places of its comments, and copies in those of notebooks."""
+    source[0] = source[0].replace("](../notebooks/", "](_notebooks/")
     for name, write in generated.PARTS.items():
         comment = f"<!-- generated: {name} -->"
         if comment in source[0]:

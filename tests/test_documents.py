@@ -12,7 +12,7 @@ import pytest
 from conftest import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
-NEEDED = ("sphinx", "numpydoc", "myst_parser", "pydata_sphinx_theme")
+NEEDED = ("sphinx", "numpydoc", "myst_nb", "pydata_sphinx_theme")
 
 
 @pytest.fixture(scope="module")
