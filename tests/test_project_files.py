@@ -23,7 +23,8 @@ def tracked() -> list[Path]:
 
 def test_every_direct_dependency_is_pinned():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["test"], *extras["docs"]]
     names = {re.split(r"[\[<>=! ]", line)[0].lower().replace("_", "-") for line in wanted}
     pins = (ROOT / "constraints.txt").read_text().lower().replace("_", "-").splitlines()
     assert names <= {line.split("==")[0] for line in pins}
