@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet
 CONSTRAINTS := $(VENV)/constraints.txt
 
-.PHONY: demo test fast-test lint oldest schema clean
+.PHONY: demo test fast-test lint docs oldest schema clean
 
 demo: $(VENV)/.demo-installed
 	@echo "== run the demo: generated images -> features -> linear SVMs -> report"
@@ -25,6 +25,10 @@ lint: $(VENV)/.test-installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	for system in linux darwin win32; do $(RUN) -m mypy --platform $$system || exit 1; done
+
+docs: $(VENV)/.docs-installed
+	@echo "== documents as a site, in build/html; a warning is an error"
+	$(RUN) -m sphinx -q -W --keep-going docs build/html
 
 $(VENV)/bin/python:
 	@echo "== make an environment in $(VENV)"
@@ -46,6 +50,11 @@ $(VENV)/.test-installed: pyproject.toml $(CONSTRAINTS)
 	$(PIP) install --constraint $(CONSTRAINTS) --editable ".[test]"
 	@touch $@ $(VENV)/.demo-installed
 
+$(VENV)/.docs-installed: pyproject.toml $(CONSTRAINTS)
+	@echo "== install the package and what its documents need"
+	$(PIP) install --constraint $(CONSTRAINTS) --editable ".[docs]"
+	@touch $@ $(VENV)/.demo-installed
+
 # The oldest releases that pyproject.toml allows, in an environment of their own.
 oldest:
 	@echo "== tests with the oldest releases allowed, in .venv-oldest"
@@ -55,7 +64,7 @@ oldest:
 	.venv-oldest/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow"
 
 clean:
-	rm -rf $(VENV) .venv-oldest .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .venv-oldest docs/_api docs/_notebooks .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 
 schema: $(VENV)/.demo-installed
 	$(RUN) -c "import json; from spptransfer.config import Pipeline; \

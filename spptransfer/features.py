@@ -265,7 +265,7 @@ class SPPFeatures(TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        ndarray of float32, shape (n_images, n_features_out_)
+        ndarray of float32, shape (n_images, ``n_features_out_``)
 
         Raises
         ------

@@ -304,8 +304,3 @@ def test_other_weights_than_those_of_training_are_refused(tmp_path):
     with pytest.raises(ModelError, match="are not those that the model was trained with"):
         export_onnx(drawn_model(), tmp_path / "model.onnx", weights="random:3")
     assert not list(tmp_path.iterdir())
-
-
-def test_the_documents_show_the_resize_as_it_is():
-    page = Path(__file__).parent.parent / "docs" / "your-own-images.md"
-    assert inspect.getsource(classify_onnx.resize) in page.read_text("utf-8")

@@ -23,7 +23,8 @@ def tracked() -> list[Path]:
 
 def test_every_direct_dependency_is_pinned():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["test"], *extras["docs"]]
     names = {re.split(r"[\[<>=! ]", line)[0].lower().replace("_", "-") for line in wanted}
     pins = (ROOT / "constraints.txt").read_text().lower().replace("_", "-").splitlines()
     assert names <= {line.split("==")[0] for line in pins}
@@ -44,8 +45,10 @@ def test_the_oldest_allowed_releases_are_those_that_make_oldest_installs():
 
 
 def test_every_relative_link_in_the_documentation_leads_somewhere():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        targets = re.findall(r"\]\(([^)#]+)[)#]", text) + re.findall(r'src="([^"]+)"', text)
+        for target in targets:
             if not target.startswith(("http://", "https://")):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 

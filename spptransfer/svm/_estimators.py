@@ -199,7 +199,7 @@ class LinearSVM(LinearClassifier):
         How often the rows were read in training.
     n_features_in_ : int
         Number of features.
-    feature_names_in_ : ndarray, shape (n_features_in_,)
+    feature_names_in_ : ndarray, shape (n_features,)
         Names of the features, where X had them.
 
     See Also
