@@ -44,7 +44,7 @@ class SelectiveSearch(_OpenCVMethod):
     k : int, default=150
         Segments at the start: the smaller, the more. Two segmentations are grouped, by `k` and by
         twice that. The released SPP-net's 50 gives about twice as many windows and a higher
-        recall, but no higher average precision (docs/detection.md).
+        recall.
     max_windows : int, default=2000
         At most so many, those of the largest regions preferred, by chance with a fixed seed.
 
