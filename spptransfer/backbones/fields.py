@@ -70,16 +70,22 @@ def _measure(backbone: Backbone, layers: tuple[str, ...]) -> dict[str, Centres |
         width -= width % unit
         up_to, odd = (_reached(backbone, left, each, before=True) for each in (width, width + unit))
         onwards = _reached(backbone, left, width, before=False)
-        # The first column reaches half a field, and the fields looked at must lie within.
-        reached = {layer: up_to(layer, 0) for layer in left}
-        narrow = [layer for layer in left if 2 * reached[layer].sum() + 6 < len(reached[layer])]
+        strides = {layer: backbone.info.layer(layer).stride or 1 for layer in left}
+        narrow = [layer for layer in left if _has_room(layer, strides[layer], width // 2, up_to)]
         for layer in narrow:
-            stride = backbone.info.layer(layer).stride or 1
-            found[layer] = _centres(layer, stride, width // 2, up_to, onwards, odd)
+            found[layer] = _centres(layer, strides[layer], width // 2, up_to, onwards, odd)
         left = tuple(layer for layer in left if layer not in narrow)
         if not left:
             break
     return found
+
+
+def _has_room(layer: str, stride: int, middle: int, up_to: _Reached) -> bool:
+    """Tell whether fields in the middle lie within: the first column reaches half of one."""
+    half = up_to(layer, 0)
+    if 2 * half.sum() + 6 >= len(half):
+        return False
+    return not up_to(layer, middle + 3 * stride)[-1]
 
 
 def _centres(

@@ -53,8 +53,8 @@ def select_detections(
 
     References
     ----------
-    Boxes are averaged as by Gidaris and Komodakis, ICCV 2015; what the sum of scores is worth is
-    in docs/detection.md.
+    Boxes are averaged as by Gidaris and Komodakis, *Object detection via a multi-region and
+    semantic segmentation-aware CNN model*, ICCV 2015.
 
     Examples
     --------

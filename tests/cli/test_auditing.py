@@ -61,7 +61,10 @@ def test_an_image_without_features_makes_the_audit_incomplete(cli, project):
 
 def test_what_cannot_be_audited_is_one_line(cli, project):
     assert "make it with `spptransfer extract`" in cli("audit", "small.yaml").complaint
-    assert "a detector keeps no features" in cli("audit", "detect_demo").complaint
+    assert (
+        "a detector keeps no features"
+        in cli("audit", "detect_demo", "--data-root", project).complaint
+    )
     table = grid_values(Path("photos"), ROWS, COLUMNS)
     (project / "table.yaml").write_text(yaml.safe_dump(table))
     assert "'table' has a grid; give" in cli("audit", "table.yaml").complaint

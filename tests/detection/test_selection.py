@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from spptransfer.detection.boxes import overlaps, suppress
+from spptransfer.detection.boxes import areas, overlaps, suppress
 from spptransfer.detection.regression import decode_boxes
 from spptransfer.detection.selection import select_detections
 from spptransfer.detection.settings import DetectionSection
@@ -21,7 +21,8 @@ def drawn(seed: int, count: int, n_models: int = 2):
     return boxes, scores, random.normal(0, 0.2, (count, n_models, 4)).astype(np.float32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@example(99999, 54, 0.3)
 @given(st.integers(0, 10**6), st.integers(0, 60), st.sampled_from([0.3, 0.5, 1.0]))
 def test_votes_are_those_of_a_loop_over_all_windows(seed, count, least):
     boxes, scores, changes = drawn(seed, count)
@@ -31,6 +32,7 @@ def test_votes_are_those_of_a_loop_over_all_windows(seed, count, least):
     for label in range(2):
         moved = decode_boxes(boxes, changes[:, label], SIZE)
         order = np.argsort(-scores[:, label], kind="stable")
+        order = order[areas(moved)[order] > 0]  # others left the image
         moved, values = moved[order], scores[order, label].astype(float)
         sums, means = [], []
         for box in moved:
