@@ -152,7 +152,7 @@ def _judge_labels(
     from spptransfer.protocols.out_of_fold import (
         contradiction,
         deal_folds,
-        out_of_fold,
+        held_out_values,
         shared_gram,
     )
     from spptransfer.protocols.training import fit_classifier
@@ -162,17 +162,15 @@ def _judge_labels(
     n_classes = len(dataset.classes)
     given: dict[str, Any] = {"training": training, "n_classes": n_classes}
     given["gram"] = shared_gram(X, folds, n_classes * len(training.C))
-    C: Any = training.C[0]
-    if len(training.C) > 1:
-        steps.info("choosing C among %s", ", ".join(map("{:g}".format, training.C)))
-        C = fit_classifier(X, targets, folds=folds, **given).C
     steps.info("judging labels by classifiers of %d folds", len(folds))
-    margins, others = contradiction(out_of_fold(X, targets, folds, C=C, **given), targets)
+    classifier = fit_classifier(X, targets, folds=folds, **given)
+    values = held_out_values(classifier, X, targets, folds, **given)
+    margins, others = contradiction(values, targets)
     # Where a class has a single image, nothing is learned of it without that image.
     single = (targets == 1) if dataset.multi_label else targets[:, None] == np.arange(n_classes)
     alone = single & (single.sum(axis=0) == 1)
     margins[alone.any(axis=1)] = -np.inf
-    return C, margins, others
+    return classifier.C, margins, others
 
 
 # ---- files ----

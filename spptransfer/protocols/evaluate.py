@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from spptransfer import metrics
 from spptransfer.calibration import fit_sigmoids, probabilities
 from spptransfer.datasets import Dataset
-from spptransfer.protocols.out_of_fold import deal_folds, out_of_fold
+from spptransfer.protocols.out_of_fold import deal_folds, held_out_values
 from spptransfer.protocols.splits import Split
 from spptransfer.protocols.training import (
     Classifier,
@@ -216,23 +216,15 @@ def _train(
     gram: npt.NDArray[np.floating] | None,
     calibrated: bool,
 ) -> Classifier:
-    """Train a classifier, and fit its sigmoids to scores of images that others did not train on.
-
-    They are left from the choice of C, where there was one.
-    """
-    classifier = fit_classifier(
-        X, targets, n_classes=n_classes, training=training, folds=folds, gram=gram
-    )
-    held_out, classifier.held_out = classifier.held_out, None
-    if not calibrated:
-        return classifier
-    if held_out is None and len(targets) > 1:
+    """Train a classifier, and fit its sigmoids to scores of images that others did not train on."""
+    given: dict[str, Any] = {"n_classes": n_classes, "training": training, "gram": gram}
+    classifier = fit_classifier(X, targets, folds=folds, **given)
+    if calibrated and len(targets) > 1:
         apart = deal_folds(targets) if isinstance(folds, int) or not folds else folds
-        held_out = out_of_fold(
-            X, targets, apart, C=classifier.C, training=training, n_classes=n_classes, gram=gram
+        classifier.sigmoids = fit_sigmoids(
+            held_out_values(classifier, X, targets, apart, **given), targets
         )
-    if held_out is not None:
-        classifier.sigmoids = fit_sigmoids(held_out, targets)
+    classifier.held_out = None
     return classifier
 
 

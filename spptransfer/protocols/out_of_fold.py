@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from spptransfer.errors import ConfigError
-from spptransfer.protocols.training import Indices, Training, cheapest_gram
+from spptransfer.protocols.training import Classifier, Indices, Training, cheapest_gram
 
 if TYPE_CHECKING:
     from spptransfer.svm import RowSubset
@@ -87,6 +87,19 @@ def out_of_fold(
             kept = wanted[model.classes_] == value
             values[np.ix_(fold, model.classes_[kept])] = found[:, kept]
     return values
+
+
+def held_out_values(
+    classifier: Classifier,
+    X: npt.NDArray[np.floating] | RowSubset,
+    targets: npt.NDArray[np.integer],
+    folds: Sequence[Indices],
+    **given: Any,
+) -> Floats:
+    """Return what the choice of a classifier's C left behind, or else `out_of_fold` at its C."""
+    if classifier.held_out is not None:
+        return classifier.held_out
+    return out_of_fold(X, targets, folds, C=classifier.C, **given)
 
 
 def deal_folds(targets: npt.NDArray[np.integer], count: int = 3) -> list[Indices]:
